@@ -1,0 +1,286 @@
+#!/usr/bin/env python3
+"""Pretrain the embedded backbone: a small BART, by BART's text infilling, on free English text.
+
+    python scripts/pretrain_backbone.py --text DIR --work DIR --minutes 80
+    python scripts/pretrain_backbone.py --text DIR --work DIR --export tss/assets/backbone
+
+DIR of --text holds *.txt or *.txt.xz, one passage per line. The run checkpoints into --work and goes on from there when it
+is started again; the learning rate follows the share of --minutes that is spent, so a busy machine still ends with a
+decayed learning rate. --export writes float16 weights, tokenizer and configuration as a Hugging Face model folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
+
+VOCABULARY = 8000
+BOS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 4
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+HELD_OUT_TOKENS = 200_000
+
+
+# ---- text to tokens ------------------------------------------------------------------------------------------------
+
+
+def passages(folder: Path) -> Iterator[str]:
+    files = sorted(p for p in folder.iterdir() if p.name.endswith((".txt", ".txt.xz")))
+    if not files:
+        raise SystemExit(f"no *.txt or *.txt.xz in {folder}")
+    for path in files:
+        opener = lzma.open if path.suffix == ".xz" else open
+        with opener(path, "rt", encoding="utf-8") as lines:
+            yield from (line.strip() for line in lines if line.strip())
+
+
+def train_tokenizer(folder: Path) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    # Every third passage is plenty for 8,000 merges and keeps memory small.
+    sample = (text for i, text in enumerate(passages(folder)) if i % 3 == 0)
+    tokenizer.train_from_iterator(sample, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", BOS), ("</s>", EOS)]
+    )
+    return tokenizer
+
+
+def encode_corpus(tokenizer: Tokenizer, folder: Path) -> np.ndarray:
+    """All passages as one uint16 stream, each ended by </s>, passages shuffled once with a fixed seed."""
+    texts = list(passages(folder))
+    np.random.default_rng(0).shuffle(texts)  # type: ignore[arg-type]
+    parts = []
+    for start in range(0, len(texts), 20_000):
+        for encoding in tokenizer.encode_batch(texts[start : start + 20_000], add_special_tokens=False):
+            parts.append(np.array([*encoding.ids, EOS], dtype=np.uint16))
+    return np.concatenate(parts)
+
+
+def prepare(text: Path, work: Path) -> tuple[PreTrainedTokenizerFast, np.ndarray]:
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "tokens.npy").exists():
+        tokenizer = train_tokenizer(text)
+        tokenizer.save(str(work / "tokenizer.json"))
+        np.save(work / "tokens.partial.npy", encode_corpus(tokenizer, text))
+        os.replace(work / "tokens.partial.npy", work / "tokens.npy")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_file=str(work / "tokenizer.json"),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        cls_token="<s>",
+        sep_token="</s>",
+        model_max_length=512,
+    )
+    return fast, np.load(work / "tokens.npy", mmap_mode="r")
+
+
+# ---- the denoising objective ---------------------------------------------------------------------------------------
+
+
+def infill(
+    tokens: np.ndarray, rng: np.random.Generator, ratio: float = 0.3, mean_span: float = 3.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """BART's text infilling: spans of Poisson(3) tokens, each replaced by one <mask>; a span of 0 inserts one.
+
+    Returns the noised tokens and a bool array over the original ones: True where the token was removed.
+    """
+    budget = round(len(tokens) * ratio)
+    pieces: list[np.ndarray] = []
+    spans = []
+    while budget > 0:
+        span = min(int(rng.poisson(mean_span)), budget)
+        spans.append(span)
+        budget -= max(span, 1)
+    starts = np.sort(rng.choice(len(tokens), size=len(spans), replace=False))
+    position = 0
+    mask = np.array([MASK], dtype=tokens.dtype)
+    removed = np.zeros(len(tokens), dtype=bool)
+    for start, span in zip(starts, rng.permutation(spans), strict=True):
+        if start < position:  # overlaps the span before it
+            continue
+        pieces += [tokens[position:start], mask]
+        position = start + int(span)
+        removed[start:position] = True
+    return np.concatenate([*pieces, tokens[position:]]), removed
+
+
+def make_batch(
+    stream: np.ndarray, rng: np.random.Generator, rows: int, length: int, copied_share: float = 0.25
+) -> dict[str, torch.Tensor]:
+    """One batch. Labels are kept where the token was removed, and on `copied_share` of the tokens that were not:
+
+    the vocabulary product and its softmax are a third of a step on a CPU, and copied tokens teach least.
+    """
+    starts = rng.integers(0, len(stream) - length, size=rows)
+    source = torch.full((rows, length), PAD)
+    target = torch.full((rows, length), PAD)
+    keep = torch.ones((rows, length), dtype=torch.bool)
+    for row, start in enumerate(starts):
+        chunk = np.asarray(stream[start : start + length - 2]).astype(np.int64)
+        noised, removed = infill(chunk, rng)
+        noised = noised[: length - 2]
+        source[row, : len(noised) + 2] = torch.from_numpy(np.concatenate([[BOS], noised, [EOS]]))
+        target[row] = torch.from_numpy(np.concatenate([[BOS], chunk, [EOS]]))
+        keep[row, 1:-1] = torch.from_numpy(removed | (rng.random(len(chunk)) < copied_share))
+    decoder_input = target.roll(1, dims=1)
+    decoder_input[:, 0] = EOS
+    return {
+        "input_ids": source,
+        "attention_mask": (source != PAD).long(),
+        "decoder_input_ids": decoder_input,
+        "labels": target,
+        "keep": keep,
+    }
+
+
+def denoising_loss(model: BartForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean cross-entropy in nats over the kept target positions; the vocabulary product runs on those alone."""
+    keep, labels = batch.pop("keep"), batch.pop("labels")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model.model(**batch).last_hidden_state[keep]
+        logits = model.lm_head(hidden)
+    return torch.nn.functional.cross_entropy(logits.float(), labels[keep])
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def new_model() -> BartForConditionalGeneration:
+    torch.manual_seed(2021)
+    config = BartConfig(
+        vocab_size=VOCABULARY,
+        d_model=256,
+        encoder_layers=3,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=1024,
+        decoder_ffn_dim=1024,
+        max_position_embeddings=512,
+        dropout=0.0,  # far from one epoch over the text: nothing to overfit, and a frozen backbone wants none
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        bos_token_id=BOS,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        decoder_start_token_id=EOS,
+        forced_eos_token_id=EOS,
+    )
+    return BartForConditionalGeneration(config)
+
+
+def learning_rate(share: float, step: int, peak: float) -> float:
+    """Warm-up over 200 steps, then linear to zero with the share of the time budget."""
+    return peak * min(1.0, (step + 1) / 200) * max(0.0, 1.0 - share)
+
+
+@torch.no_grad()
+def held_out_loss(model: BartForConditionalGeneration, stream: np.ndarray) -> float:
+    """Reconstruction loss in nats per token on text that is never trained on, with fixed noise."""
+    model.eval()
+    rng = np.random.default_rng(1)
+    losses = []
+    for _ in range(8):
+        losses.append(float(denoising_loss(model, make_batch(stream, rng, 16, 128, copied_share=1.0))))
+    model.train()
+    return sum(losses) / len(losses)
+
+
+def save_checkpoint(work: Path, state: dict) -> None:
+    torch.save(state, work / "checkpoint.partial")
+    os.replace(work / "checkpoint.partial", work / "checkpoint.pt")
+
+
+def train(model: BartForConditionalGeneration, stream: np.ndarray, work: Path, minutes: float, peak: float) -> None:
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=peak, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, fused=True
+    )
+    step, spent, tokens_seen = 0, 0.0, 0
+    if (work / "checkpoint.pt").exists():
+        state = torch.load(work / "checkpoint.pt", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, spent, tokens_seen = state["step"], state["spent"], state["tokens"]
+    training, held_out = stream[:-HELD_OUT_TOKENS], stream[-HELD_OUT_TOKENS:]
+    model.train()
+    while spent < minutes * 60:
+        began = time.perf_counter()
+        rng = np.random.default_rng([2021, step])
+        # One step in eight is long, so that all 512 positions are trained.
+        rows, length = (8, 512) if step % 8 == 7 else (32, 128)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(spent / (minutes * 60), step, peak)
+        loss = denoising_loss(model, make_batch(training, rng, rows, length))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not math.isfinite(float(norm)):
+            raise SystemExit(f"gradient norm {float(norm)} at step {step}: lower --peak-lr")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step, tokens_seen = step + 1, tokens_seen + rows * length
+        spent += time.perf_counter() - began
+        if step % 100 == 0 or spent >= minutes * 60:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            save_checkpoint(work, {**state, "step": step, "spent": spent, "tokens": tokens_seen})
+            record = {
+                "step": step,
+                "minutes": round(spent / 60, 1),
+                "tokens": tokens_seen,
+                "loss": round(float(loss.detach()), 3),
+            }
+            if step % 500 == 0 or spent >= minutes * 60:
+                record["held_out"] = round(held_out_loss(model, held_out), 4)
+            print(json.dumps(record), flush=True)
+            with open(work / "log.jsonl", "a") as log:
+                log.write(json.dumps(record) + "\n")
+
+
+def export(model: BartForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, work: Path, folder: Path) -> None:
+    state = torch.load(work / "checkpoint.pt", weights_only=True)
+    model.load_state_dict(state["model"])
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    log = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+    (folder / "pretraining.json").write_text(json.dumps(log[-1], indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=80.0)
+    parser.add_argument("--peak-lr", type=float, default=1.5e-3)
+    parser.add_argument("--export", type=Path)
+    arguments = parser.parse_args()
+    tokenizer, stream = prepare(arguments.text, arguments.work)
+    model = new_model()
+    if arguments.export:
+        export(model, tokenizer, arguments.work, arguments.export)
+    else:
+        print(f"{model.num_parameters():,} parameters, {len(stream):,} tokens of text", flush=True)
+        train(model, stream, arguments.work, arguments.minutes, arguments.peak_lr)
+
+
+if __name__ == "__main__":
+    main()
