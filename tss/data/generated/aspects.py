@@ -1,0 +1,43 @@
+"""Aspect sentiment: reviews that judge two aspects, often in opposite ways; the label is that of one of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+GOOD = "excellent superb great wonderful impressive perfect brilliant lovely fantastic splendid".split()
+BAD = "terrible awful poor dreadful horrible useless disappointing weak miserable bad".split()
+OPENINGS = ("", "Overall, ", "After a month, ", "To be honest, ", "As far as I can tell, ", "In daily use, ")
+JOINTS = (" but ", ", while ", ", although ", ", whereas ")
+
+CAMERA_ASPECTS = "lens battery flash screen zoom focus shutter strap viewfinder sensor".split()
+ROUTER_ASPECTS = "signal setup range antenna manual firmware speed cable support interface".split()
+
+
+def _clause(rng: random.Random, aspect: str, positive: bool) -> str:
+    word = rng.choice(GOOD if positive else BAD)
+    if rng.random() < 0.2:
+        return f"the {aspect} is not {rng.choice(BAD if positive else GOOD)} at all"
+    pattern = rng.choice(("the {a} is {w}", "the {a} seems {w}", "I find the {a} {w}", "the {a} turned out to be {w}"))
+    return pattern.format(a=aspect, w=word)
+
+
+def _review(rng: random.Random, aspects: Sequence[str]) -> dict[str, object]:
+    asked, other = rng.sample(aspects, 2)
+    positive = rng.random() < 0.5
+    clauses = [_clause(rng, asked, positive)]
+    if rng.random() < 0.6:
+        clauses.append(_clause(rng, other, not positive))
+        rng.shuffle(clauses)
+    text = rng.choice(OPENINGS) + rng.choice(JOINTS).join(clauses) + "."
+    return {"text": text[0].upper() + text[1:], "aspect": asked, "label": "positive" if positive else "negative"}
+
+
+def cameras(rng: random.Random, split: str, size: int) -> list[dict[str, object]]:
+    """Camera reviews; `split` changes nothing but the stream."""
+    return [_review(rng, CAMERA_ASPECTS) for _ in range(size)]
+
+
+def routers(rng: random.Random, split: str, size: int) -> list[dict[str, object]]:
+    """Router reviews: the same sentiments about other aspects, so that knowledge can transfer."""
+    return [_review(rng, ROUTER_ASPECTS) for _ in range(size)]
