@@ -26,7 +26,10 @@ $(STAMP): pyproject.toml setup.py
 	touch $(STAMP)
 
 demo: setup
-	$(BIN)/tss demo --out runs/demo
+	rm -rf runs/demo
+	$(BIN)/tss run demo --method tss --out runs/demo/tss
+	$(BIN)/tss run demo --method ncl --out runs/demo/ncl
+	$(BIN)/tss report runs/demo/tss runs/demo/ncl --out runs/demo
 
 test: setup
 	$(BIN)/python -m pytest tests
