@@ -1,0 +1,89 @@
+"""The hooks that tell one way of continual learning from another; the loop calls them and knows no method by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from tss.adapters.config import TssOptions
+
+if TYPE_CHECKING:
+    import torch
+
+    from tss.adapters import TssHandle
+    from tss.tasks.base import TaskKind
+
+Batch = dict[str, "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """For methods that have nothing to choose."""
+
+
+class LearningRates(Protocol):
+    """What `make_optimizer` reads of a task's training settings."""
+
+    @property
+    def score_lr(self) -> float: ...
+    @property
+    def adapter_lr(self) -> float: ...
+    @property
+    def head_lr(self) -> float: ...
+    @property
+    def beta1(self) -> float: ...
+    @property
+    def beta2(self) -> float: ...
+    @property
+    def eps(self) -> float: ...
+
+
+class Method(ABC):
+    """One way to learn a sequence of tasks on adapters.
+
+    A method lives as long as a run. Per task the runner calls `begin_task`, `make_optimizer`, then for every batch
+    `penalty`, and at the end `end_task`; `state` is saved between tasks and given back by `load_state` on resume.
+    """
+
+    name: ClassVar[str]
+    options_type: ClassVar[type] = NoOptions
+    """Frozen dataclass of the method's options; the configuration checks `method_options` against it."""
+    gated: ClassVar[bool]
+    """True: adapters with frozen weights and trained gates; False: plain trained adapters of the same shapes."""
+    never_forgets: ClassVar[bool]
+    """True: the runner verifies after every task that no sealed task changed, and stops the run if one did."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    def layer_options(self) -> TssOptions:
+        """How `tss.attach` sets up the gated layers."""
+        return TssOptions()
+
+    def begin_task(self, handle: TssHandle, name: str, kind: TaskKind) -> None:
+        """Make the task known and its parameters trainable."""
+        handle.add_task(name, kind)
+        handle.train_task(name)
+
+    @abstractmethod
+    def make_optimizer(self, handle: TssHandle, rates: LearningRates) -> torch.optim.Optimizer:
+        """A fresh optimizer over the trainable parameters; the groups' `lr` are the peaks of the schedule."""
+
+    def penalty(self, handle: TssHandle, batch: Batch) -> torch.Tensor | None:
+        """A scalar added to the loss of a batch, or None."""
+        return None
+
+    @abstractmethod
+    def end_task(self, handle: TssHandle, name: str, batches: Iterable[Batch]) -> None:
+        """Seal the task, its best state restored; `batches` is one pass over its training data."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What the method itself keeps between tasks, besides the handle's shared state."""
+        return {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Take back what `state` gave."""
+        if state:
+            raise ValueError(f"method {self.name} keeps no state of its own, got {sorted(state)}")

@@ -1,0 +1,34 @@
+"""TSS: popup scores choose a sub-network of frozen random adapters, softly masked by past tasks' importance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from tss.adapters.config import TssOptions
+from tss.methods.base import Batch, LearningRates, Method
+
+if TYPE_CHECKING:
+    import torch
+
+    from tss.adapters import TssHandle
+
+
+class Tss(Method):
+    """Ke et al., Findings of EMNLP 2023 (arXiv 2310.09436); `TssOptions` holds its choices."""
+
+    name = "tss"
+    options_type = TssOptions
+    gated = True
+    never_forgets = True
+
+    def layer_options(self) -> TssOptions:
+        return self.options
+
+    def make_optimizer(self, handle: TssHandle, rates: LearningRates) -> torch.optim.Optimizer:
+        return handle.optimizer(
+            score_lr=rates.score_lr, head_lr=rates.head_lr, betas=(rates.beta1, rates.beta2), eps=rates.eps
+        )
+
+    def end_task(self, handle: TssHandle, name: str, batches: Iterable[Batch]) -> None:
+        handle.seal_task(batches, name=name)

@@ -1,0 +1,209 @@
+"""What a run is told: one validated configuration, and the settings that one task gets out of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, create_model, model_validator
+
+from tss.adapters.config import AdapterConfig
+from tss.errors import ConfigError
+from tss.methods import METHODS
+from tss.run.config_errors import explain
+from tss.run.config_files import apply_overrides, merge, read_source
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Training(_Section):
+    """How each task is learned; `families` and `overrides` change any of these for a family or a task."""
+
+    epochs: PositiveInt = 10
+    batch_size: PositiveInt = 32
+    eval_batch_size: PositiveInt = 32
+    source_length: int = Field(128, ge=8)
+    target_length: int = Field(128, ge=8)
+    score_lr: float = Field(5e-4, gt=0)
+    """Learning rate of the scores (gated adapters)."""
+    adapter_lr: float = Field(1e-3, gt=0)
+    """Learning rate of plain adapters' weights (methods without gates)."""
+    head_lr: float = Field(2.75e-3, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    eps: float = Field(1e-6, gt=0)
+    warmup_ratio: float = Field(0.5, ge=0, le=1)
+    patience: PositiveInt | None = None
+    """Epochs without a strictly better validation value before a task stops early; None: never."""
+    grad_accumulation: PositiveInt = 1
+    """Batches per optimizer step."""
+    metric: str | None = None
+    """Main metric of the task's kind; None: the kind's default."""
+    features: str | None = None
+    """Hidden states that the head reads; None: the kind's default."""
+    validate_by: Literal["auto", "metric", "loss"] = "auto"
+    """What chooses the best epoch; auto: the main metric, and the loss for generation (decoding is slow)."""
+
+
+class Generation(_Section):
+    """Decoding of generation tasks; None keeps the task kind's default."""
+
+    num_beams: PositiveInt | None = None
+    min_new_tokens: int | None = Field(None, ge=0)
+    max_new_tokens: PositiveInt | None = None
+    no_repeat_ngram_size: int | None = Field(None, ge=0)
+
+
+class Limits(_Section):
+    """At most so many examples of a split; None: all."""
+
+    train: PositiveInt | None = None
+    validation: PositiveInt | None = None
+    test: PositiveInt | None = None
+
+
+class TaskSettings(Training):
+    """Everything that one task is trained and evaluated with."""
+
+    generation: Generation = Generation()
+    limits: Limits = Limits()
+
+
+class RunConfig(_Section):
+    """A whole run. Unknown keys are errors. `resolved()` gives plain values that load back to an equal one."""
+
+    method: str = "tss"
+    method_options: dict[str, Any] = {}
+    """Options of the method; for tss the fields of `TssOptions`."""
+    backbone: str = "embedded"
+    """"embedded", "bart-large", "bart-large-random", a model folder, or a hub name."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; None: the backbone's own."""
+    adapters: AdapterConfig = AdapterConfig()
+    data: str = "generated"
+    """A data folder, "generated", or "hub:NAME"."""
+    fields: dict[str, str] | None = None
+    """Field map of hub data: field of the task kind -> column."""
+    tasks: list[str] = []
+    """The sequence; empty: every task of the data, in the order that the data lists them."""
+    shuffle: bool = False
+    """Shuffle the sequence, seeded by `seed`."""
+    training: Training = Training()
+    generation: Generation = Generation()
+    limits: Limits = Limits()
+    families: dict[str, dict[str, Any]] = {}
+    """Family -> keys of `training`, `generation` and `limits` that differ there."""
+    overrides: dict[str, dict[str, Any]] = {}
+    """Task -> keys that differ there; they win over its family's."""
+    seed: int = Field(2021, ge=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+    checkpoint_steps: PositiveInt = 200
+    """Optimizer steps between two saved states inside a task."""
+    probe_size: PositiveInt = 8
+    """Test inputs per task whose logits are compared bit for bit after every later task."""
+    zero_shot: bool = False
+    """Evaluate tasks that are not learned yet too: costs time, gives fwt."""
+    log_seconds: float = Field(1.0, ge=0)
+    """At least this long between two `step` events; 0: every step."""
+    label: str = ""
+    """Free text for reports."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_method(cls, data: Any) -> Any:
+        """Fill in and check what depends on the method: its options, and whether adapters are gated."""
+        if not isinstance(data, Mapping):
+            return data
+        name, seed = data.get("method", "tss"), data.get("seed", 2021)
+        if name not in METHODS:
+            raise ConfigError(f"method: no method {name!r}; there are: {', '.join(METHODS)}")
+        options = _method_options(METHODS[name].options_type, data.get("method_options") or {})
+        adapters = data.get("adapters") or {}
+        if isinstance(adapters, Mapping):
+            gated = METHODS[name].gated
+            if adapters.get("gated", gated) != gated:
+                raise ConfigError(f"adapters.gated: method {name} needs {gated}, got {not gated}; leave the key out")
+            adapters = {"seed": seed, **adapters, "gated": gated}
+        return {**data, "method_options": options, "adapters": adapters}
+
+    @model_validator(mode="after")
+    def _task_settings(self) -> RunConfig:
+        """Check every family and task override on top of what it changes."""
+        for section in ("families", "overrides"):
+            for name, changes in getattr(self, section).items():
+                try:
+                    TaskSettings.model_validate(merge(_base_settings(self), changes))
+                except ValidationError as error:
+                    raise ConfigError("\n".join(explain(error, TaskSettings, (section, name)))) from error
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain values (for YAML or JSON) that load back to an equal configuration."""
+        values = self.model_dump(mode="json")
+        del values["adapters"]["gated"]  # follows from the method
+        return values
+
+
+def _method_options(options_type: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    model = create_model(
+        "MethodOptions", __config__=ConfigDict(extra="forbid"), method_options=(options_type, options_type())
+    )
+    try:
+        checked = model.model_validate({"method_options": values})
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error, model))) from error
+    return dataclasses.asdict(checked.method_options)  # type: ignore[attr-defined]
+
+
+def _base_settings(config: RunConfig) -> dict[str, Any]:
+    return {
+        **config.training.model_dump(),
+        "generation": config.generation.model_dump(),
+        "limits": config.limits.model_dump(),
+    }
+
+
+def settings_for(config: RunConfig, task: str) -> TaskSettings:
+    """The settings of one task: `training`, then its family's changes, then its own.
+
+    Args:
+        config: the run.
+        task: its name, "family/task".
+    """
+    family = task.split("/", 1)[0]
+    settings = merge(_base_settings(config), config.families.get(family, {}))
+    return TaskSettings.model_validate(merge(settings, config.overrides.get(task, {})))
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any] | None = None, overrides: list[str] | None = None, variant: str | None = None
+) -> RunConfig:
+    """The configuration of a preset or a YAML file, changed by `a.b=value` overrides (values are YAML).
+
+    Args:
+        source: name of a preset, path of a YAML file, a mapping of plain values, or None for the defaults.
+        overrides: for example `["training.epochs=3", "families.sum.batch_size=4", "tasks=[asc/cameras]"]`.
+        variant: variant of the preset, for example "quick" or "paper".
+
+    Raises:
+        ConfigError: with one line for each problem; an unknown key names the nearest known one.
+    """
+    values, origin = read_source(source, variant)
+    values = apply_overrides(values, overrides or [])
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{origin}: {line}" for line in explain(error, RunConfig))) from error
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{origin}: {line}" for line in str(error).splitlines())) from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML text; `load_config` of it gives an equal configuration."""
+    return yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True, width=100)
