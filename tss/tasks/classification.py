@@ -1,0 +1,124 @@
+"""Classification: one label for a text, or for an aspect of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from tss.metrics import classification as metrics
+from tss.tasks import base
+from tss.tasks.heads import Head, architecture, features, pool
+
+# features -> (stack, pooling); "auto" depends on the architecture
+PLANS = {
+    "encoder_mean": ("encoder", "mean"),
+    "encoder_first": ("encoder", "first"),
+    "decoder_last": ("decoder", "last"),
+}
+AUTO = {"encoder-decoder": "decoder_last", "decoder": "decoder_last", "encoder": "encoder_first"}
+
+
+@dataclass(frozen=True)
+class Classification(base.TaskKind):
+    """Examples {"text", "label"} with an optional "aspect"; an aspect comes first, as a segment of its own.
+
+    Args:
+        labels: all class names, in the order of the logits.
+        metric: the main metric, "macro_f1" or "accuracy".
+        features: what the head reads. "auto": the decoder's last real token (encoder-decoder and decoder-only models)
+            or the first token (encoders). Or "encoder_mean", "encoder_first", "decoder_last".
+    """
+
+    kind: ClassVar[str] = "classification"
+    labels: tuple[str, ...] = ()
+    metric: str = "macro_f1"
+    features: str = "auto"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", base.check_labels("Classification", self.labels))
+        base.check_choice("Classification", "metric", self.metric, metrics.METRICS)
+        base.check_choice("Classification", "features", self.features, ("auto", *PLANS))
+
+    @property
+    def main_metric(self) -> str:
+        """The `metric` setting."""
+        return self.metric
+
+    def encode_all(
+        self, examples: Sequence[base.Example], tokenizer: Any, *, source_length: int, target_length: int
+    ) -> list[base.Encoded]:
+        """input_ids of the text, or of the pair (aspect, text); labels is a list of one class index."""
+        rows: list[base.Encoded] = [{}] * len(examples)
+        for with_aspect in (False, True):
+            chosen = [i for i, example in enumerate(examples) if (example.get("aspect") is not None) == with_aspect]
+            if not chosen:
+                continue
+            texts = [examples[i]["text"] for i in chosen]
+            segments = ([examples[i]["aspect"].strip() for i in chosen], texts) if with_aspect else (texts,)
+            encoding = tokenizer(*segments, truncation=True, max_length=source_length)
+            for i, row in zip(chosen, base.model_inputs(encoding), strict=True):
+                rows[i] = row
+        index = {label: i for i, label in enumerate(self.labels)}
+        for row, example in zip(rows, examples, strict=True):
+            if "label" in example:
+                if example["label"] not in index:
+                    raise ValueError(f"label {example['label']!r} is not one of {', '.join(self.labels)}")
+                row["labels"] = [index[example["label"]]]
+        return rows
+
+    def collate(self, encoded: Sequence[base.Encoded], *, pad_id: int) -> base.Batch:
+        """input_ids and attention_mask (B, L), labels (B,)."""
+        batch = base.pad_inputs(encoded, pad_id)
+        if base.all_labelled(encoded):
+            batch["labels"] = torch.tensor([row["labels"][0] for row in encoded], dtype=torch.long)
+        return batch
+
+    def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> nn.Module:
+        """A `Head` with one output per label."""
+        return Head(hidden_size, len(self.labels), dropout, generator)
+
+    def compute(
+        self,
+        model: nn.Module,
+        head: nn.Module | None,
+        inputs: Mapping[str, torch.Tensor],
+        labels: torch.Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """logits (B, classes) of the pooled features, and the mean cross-entropy."""
+        if head is None:
+            raise ValueError("a classification task cannot be computed without its head")
+        plan = AUTO[architecture(model)] if self.features == "auto" else self.features
+        stack, how = PLANS[plan]
+        logits = head(pool(*features(model, inputs, stack), how))
+        loss = None if labels is None else base.mean_loss(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def predict(
+        self,
+        model: nn.Module,
+        batch: base.Batch,
+        tokenizer: Any,
+        *,
+        examples: Sequence[base.Example] | None = None,
+    ) -> list[str]:
+        """The label with the largest logit, for each row."""
+        logits = model(**base.without_labels(batch)).logits
+        return [self.labels[i] for i in logits.argmax(-1).tolist()]
+
+    def references(self, examples: Sequence[base.Example]) -> list[str]:
+        """The labels."""
+        return [example["label"] for example in examples]
+
+    def score(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        """{"macro_f1", "accuracy"}, 0 to 100."""
+        return metrics.score(predictions, references)
+
+    def signature(self) -> str:
+        """scikit-learn's version and averaging."""
+        return metrics.signature()
