@@ -1,0 +1,92 @@
+"""Tasks from the Hugging Face `datasets` library: by hub name, or a local folder that the library understands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tss.data.jsonl import Row
+from tss.data.schema import FIELDS
+from tss.errors import DataError
+
+PREFIX = "hub:"
+# The splits as datasets name them; the first that exists is taken.
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
+
+
+def read_dataset(source: str, fields: Mapping[str, str] | None = None) -> dict[str, tuple[str, list[Row]]]:
+    """Each split's name for messages and its rows, numbered from 1.
+
+    Args:
+        source: "hub:NAME" or "hub:NAME:CONFIG"; NAME is a name on the hub, a folder of JSON, CSV or Parquet files, or a
+            folder made by `save_to_disk`.
+        fields: from this project's field names to the dataset's, for example {"text": "content", "label": "topic"};
+            fields that are not named keep their names.
+
+    Raises:
+        DataError: the dataset cannot be had (the message says why), has no train or test split, or lacks a field.
+    """
+    known = {name for needed, optional in FIELDS.values() for name in (*needed, *optional)}
+    if unknown := sorted(set(fields or {}) - known):
+        raise DataError(f"unknown field {unknown[0]!r} in the field map; there are: {', '.join(sorted(known))}", source)
+    splits = _load(source)
+    result: dict[str, tuple[str, list[Row]]] = {}
+    for split, names in SPLIT_NAMES.items():
+        name = next((name for name in names if name in splits), None)
+        if name is not None:
+            result[split] = (f"{source}[{name}]", _rows(splits[name], fields or {}, f"{source}[{name}]"))
+        elif split != "validation":
+            raise DataError(f"no {split} split; found: {', '.join(splits)}", source)
+    return result
+
+
+def _load(source: str) -> Any:
+    import datasets  # heavy, and needed by nobody who reads JSONL
+
+    name, _, config = source.removeprefix(PREFIX).partition(":")
+    try:
+        if (Path(name) / "dataset_dict.json").is_file():
+            return datasets.load_from_disk(name)
+        return datasets.load_dataset(name, config or None)
+    except Exception as error:  # the library raises dozens of kinds: no network, no such name, bad file, bad config
+        reason = str(error).strip().splitlines()
+        raise DataError(
+            f"the dataset cannot be loaded ({type(error).__name__}: {reason[0] if reason else 'no reason given'}); "
+            "expected a name on the Hugging Face hub that is cached or can be downloaded (HF_HUB_OFFLINE unset), "
+            "or a local folder",
+            source,
+        ) from error
+
+
+def _rows(split: Any, fields: Mapping[str, str], where: str) -> list[Row]:
+    """Examples with this project's field names; class numbers become class names."""
+    for ours, theirs in fields.items():
+        if theirs not in split.column_names:
+            raise DataError(f'no column {theirs!r} for "{ours}"; there are: {", ".join(split.column_names)}', where)
+    taken = set(fields.values())
+    columns = {**{name: name for name in split.column_names if name not in taken}, **fields}
+    names = {ours: _class_names(split.features[theirs]) for ours, theirs in columns.items()}
+    rows: list[Row] = []
+    for number, row in enumerate(split, start=1):
+        try:
+            rows.append((number, {ours: _named(row[theirs], names[ours]) for ours, theirs in columns.items()}))
+        except IndexError as error:
+            raise DataError(f"{error}; is this split unlabelled?", where, number) from None
+    return rows
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """Class names of a ClassLabel, or of a list of them; None for any other column."""
+    feature = getattr(feature, "feature", feature)
+    return getattr(feature, "names", None)
+
+
+def _named(value: Any, names: list[str] | None) -> Any:
+    if names is None:
+        return value
+    if isinstance(value, list):
+        return [_named(item, names) for item in value]
+    if not 0 <= value < len(names):
+        raise IndexError(f"class number {value} is none of the {len(names)} classes")
+    return names[value]

@@ -1,0 +1,69 @@
+"""Folders of JSONL files: `<family>/<task>/{train,validation,test}.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tss.errors import DataError
+
+SPLITS = ("train", "validation", "test")
+
+Row = tuple[int, object]  # line number counted from 1, and what stands there
+
+
+def list_folder(root: Path | str) -> list[str]:
+    """Names "family/task" of all task folders (those with a train.jsonl), sorted.
+
+    Raises:
+        DataError: `root` is no folder.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise DataError("no such data folder; expected <family>/<task>/{train,validation,test}.jsonl in it", folder)
+    return sorted(file.parent.relative_to(folder).as_posix() for file in folder.glob("*/*/train.jsonl"))
+
+
+def read_task(root: Path | str, name: str) -> dict[str, tuple[Path, list[Row]]]:
+    """Each split's file and its lines; a missing validation file has no entry.
+
+    Raises:
+        DataError: the folder, the task, train.jsonl or test.jsonl is missing, or a line is not JSON.
+    """
+    available = list_folder(root)
+    folder = Path(root) / name
+    if name not in available:
+        known = ", ".join(available) or "no task at all"
+        if folder.is_dir() and name.count("/") == 1:
+            raise DataError("expected train.jsonl in this folder, found none", folder)
+        raise DataError(f"no task {name!r} here; there are: {known}", root)
+    if not (folder / "test.jsonl").is_file():
+        raise DataError("expected test.jsonl in this folder, found none", folder)
+    files = {split: folder / f"{split}.jsonl" for split in SPLITS}
+    return {split: (path, list(read_lines(path))) for split, path in files.items() if path.is_file()}
+
+
+def read_lines(path: Path | str) -> Iterator[Row]:
+    """The lines of a JSONL file, parsed.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not UTF-8, blank, or not JSON.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", path) from error
+    if not data.strip():
+        raise DataError("the file is empty: expected one JSON object per line", path)
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    for number, line in enumerate(lines[:-1] if lines[-1] == b"" else lines, start=1):
+        if not line.strip():
+            raise DataError("blank line: expected a JSON object", path, number)
+        try:
+            yield number, json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"not UTF-8 at byte {error.start} of the line", path, number) from error
+        except json.JSONDecodeError as error:
+            where = f"{error.msg} at character {error.colno}"
+            raise DataError(f"not JSON ({where}); expected one JSON object per line", path, number) from error

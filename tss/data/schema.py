@@ -1,0 +1,133 @@
+"""The fields of each kind of task, and what a single example must look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Example = dict[str, Any]
+
+# kind -> (fields that an example must have, fields that it may have)
+FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "classification": (("text", "label"), ("aspect",)),
+    "extraction": (("tokens", "ner_tags"), ()),
+    "generation": (("source", "target"), ("context",)),
+}
+
+
+class Malformed(ValueError):
+    """What is wrong with one example; whoever knows the file and line adds them."""
+
+
+def forms() -> str:
+    """The three forms of an example, for messages."""
+    return " or ".join(
+        f"{kind} {{{', '.join(f'{chr(34)}{name}{chr(34)}' for name in needed)}}}"
+        for kind, (needed, _) in FIELDS.items()
+    )
+
+
+def infer_kind(example: object) -> str:
+    """The kind whose required fields an example has.
+
+    Raises:
+        Malformed: no kind fits, or more than one.
+    """
+    if not isinstance(example, Mapping):
+        raise Malformed(f"expected a JSON object with the fields of a task, found {describe(example)}")
+    fitting = [kind for kind, (needed, _) in FIELDS.items() if all(name in example for name in needed)]
+    if len(fitting) != 1:
+        found = ", ".join(map(str, example)) or "none"
+        problem = f"fit {' and '.join(fitting)} at once" if fitting else "fit no kind of task"
+        raise Malformed(f"the fields ({found}) {problem}; expected {forms()}")
+    return fitting[0]
+
+
+def check_example(example: object, kind: str) -> Example:
+    """The example reduced to the fields of its kind.
+
+    Raises:
+        Malformed: not an object, a field missing, of another kind, of a wrong type, or empty; tags that are no BIO
+            sequence or not one per word.
+    """
+    if not isinstance(example, Mapping):
+        raise Malformed(f"expected a JSON object with the fields of {kind}, found {describe(example)}")
+    needed, optional = FIELDS[kind]
+    if missing := [name for name in needed if name not in example]:
+        raise Malformed(
+            f'field "{missing[0]}" is missing: {kind} needs {", ".join(needed)}; found {", ".join(example)}'
+        )
+    foreign = {name for other, (names, _) in FIELDS.items() if other != kind for name in names} - {*needed, *optional}
+    if mixed := sorted(foreign & set(example)):
+        raise Malformed(f'field "{mixed[0]}" belongs to another kind: the task is {kind} by its first training line')
+    kept = {name: example[name] for name in (*needed, *optional) if example.get(name) is not None or name in needed}
+    CHECKS[kind](kept)
+    return kept
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written as UTF-8; JSON escapes can name halves of surrogate pairs, tokenizers fail on them."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def describe(value: object) -> str:
+    """A value and its type, short enough for a message."""
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def _check_text(example: Example, name: str, *, may_be_empty: bool = False) -> None:
+    value = example[name]
+    if not isinstance(value, str):
+        raise Malformed(f'field "{name}" must be a string, found {describe(value)}')
+    if not is_text(value):
+        raise Malformed(f'field "{name}" holds half of a surrogate pair, which is no character: {describe(value)}')
+    if not may_be_empty and not value.strip():
+        raise Malformed(f'field "{name}" is empty: it must hold at least one character that is not blank')
+
+
+def _check_classification(example: Example) -> None:
+    for name in example:
+        _check_text(example, name)
+
+
+def _check_generation(example: Example) -> None:
+    for name in example:
+        _check_text(example, name, may_be_empty=name == "context")
+
+
+def _check_extraction(example: Example) -> None:
+    for name in ("tokens", "ner_tags"):
+        if not isinstance(example[name], list):
+            raise Malformed(f'field "{name}" must be a list of strings, found {describe(example[name])}')
+        for i, item in enumerate(example[name]):
+            if not isinstance(item, str) or not item.strip() or not is_text(item):
+                raise Malformed(f'field "{name}": item {i} must be a string that is not blank, found {describe(item)}')
+    words, tags = example["tokens"], example["ner_tags"]
+    if not words:
+        raise Malformed('field "tokens" is empty: a sentence has at least one word')
+    if len(words) != len(tags):
+        raise Malformed(f"{len(words)} tokens but {len(tags)} ner_tags: expected one tag per token")
+    check_bio(tags)
+
+
+def check_bio(tags: list[str]) -> None:
+    """Raise Malformed unless tags are O, B-TYPE or I-TYPE, and every I-TYPE continues a B-TYPE or I-TYPE."""
+    before = "O"
+    for i, tag in enumerate(tags):
+        if tag != "O" and not (tag[:2] in ("B-", "I-") and len(tag) > 2):
+            raise Malformed(f"ner_tags: item {i} is {tag!r}, expected O, B-TYPE or I-TYPE")
+        if tag.startswith("I-") and before[2:] != tag[2:]:
+            raise Malformed(f"ner_tags: item {i} is {tag!r} after {before!r}; an entity begins with B-{tag[2:]}")
+        before = tag
+
+
+CHECKS: dict[str, Callable[[Example], None]] = {
+    "classification": _check_classification,
+    "extraction": _check_extraction,
+    "generation": _check_generation,
+}

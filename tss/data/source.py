@@ -1,0 +1,185 @@
+"""From the name of a task to its checked examples, its kind, and a digest of what was read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tss.data import generated
+from tss.data.hub import PREFIX, read_dataset
+from tss.data.jsonl import SPLITS, Row, list_folder, read_task
+from tss.data.sampling import hold_out, subsample
+from tss.data.schema import Example, Malformed, check_example, infer_kind
+from tss.errors import DataError
+from tss.tasks import TaskKind, kind_from_dict
+
+GENERATED = "generated"
+# Replies are compared by BLEU as a rule, other generated text by ROUGE-1; a configuration can choose otherwise.
+MAIN_METRICS = {"drg": "bleu"}
+
+Checked = list[tuple[int, Example]]  # line number, example
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task ready to be learned.
+
+    Attributes:
+        name: "family/task".
+        family: the part of the name before the slash.
+        kind: inferred from the fields, with labels from all splits.
+        train, validation, test: checked examples with the fields of their kind only.
+        digest: sha256 over the examples of all three splits, in order.
+    """
+
+    name: str
+    family: str
+    kind: TaskKind
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    digest: str
+
+
+def list_tasks(root: Path | str) -> list[str]:
+    """Names "family/task" of the tasks in a folder, or of the generated tasks for "generated".
+
+    Raises:
+        DataError: no such folder, or a "hub:" source, which holds one task under whatever name it is given.
+    """
+    if str(root).startswith(PREFIX):
+        raise DataError("a hub dataset is one task and has no list; name the task yourself as family/task", root)
+    return list(generated.MAKERS) if str(root) == GENERATED else list_folder(root)
+
+
+def load_task(
+    root: Path | str,
+    name: str,
+    *,
+    seed: int = 2021,
+    limits: Mapping[str, int | None] | None = None,
+    fields: Mapping[str, str] | None = None,
+) -> TaskData:
+    """Read and check a task; every line is checked before anything is returned.
+
+    Args:
+        root: a folder of JSONL tasks, "generated", or "hub:NAME[:CONFIG]".
+        name: "family/task"; for a hub dataset any such name, which then is the task's.
+        seed: of the validation split where there is none, of the subsamples, and of generated tasks. Each task draws
+            from its own stream.
+        limits: the most examples to keep of each split, for example {"train": 500}; classes stay balanced where the
+            data allows. None or a missing split keeps all.
+        fields: for hub datasets, from this project's field names to the dataset's.
+
+    Raises:
+        DataError: what is wrong, with file and line, and what was expected.
+        ValueError: a limit for an unknown split, below 1, or a field map without a hub dataset.
+    """
+    _check_limits(limits or {})
+    family, slash, short = name.partition("/")
+    if not (family and slash and short) or "/" in short or ".." in (family, short):
+        raise DataError(f"task {name!r} is not named family/task", root)
+    if fields and not str(root).startswith(PREFIX):
+        raise ValueError(f"a field map is for hub datasets; {root} is none")
+    rows = _read(root, name, seed, fields)
+    kind, checked = _check_rows(rows, family)
+    if "validation" not in checked:
+        checked["train"], checked["validation"] = _split_off(checked["train"], kind, rows["train"][0], seed, name)
+    splits: dict[str, list[Example]] = {}
+    for split in SPLITS:
+        examples = [example for _, example in checked[split]]
+        limit = (limits or {}).get(split)
+        splits[split] = examples if limit is None else subsample(examples, limit, seed=seed, task=name, split=split)
+    return TaskData(name=name, family=family, kind=kind, digest=digest(splits), **splits)
+
+
+def digest(splits: Mapping[str, Sequence[Example]]) -> str:
+    """sha256 (hex) of the splits' names and examples; the order of fields inside an example does not matter."""
+    state = hashlib.sha256()
+    for split in sorted(splits):
+        state.update(f"{split} {len(splits[split])}\n".encode())
+        for example in splits[split]:
+            state.update(json.dumps(example, sort_keys=True).encode() + b"\n")
+    return state.hexdigest()
+
+
+def _check_limits(limits: Mapping[str, int | None]) -> None:
+    for split, limit in limits.items():
+        if split not in SPLITS:
+            raise ValueError(f"limits: unknown split {split!r}; there are: {', '.join(SPLITS)}")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limits: {split}={limit} must be at least 1")
+
+
+def _read(
+    root: Path | str, name: str, seed: int, fields: Mapping[str, str] | None
+) -> dict[str, tuple[Path | str, list[Row]]]:
+    if str(root).startswith(PREFIX):
+        return dict(read_dataset(str(root), fields))
+    if str(root) != GENERATED:
+        return dict(read_task(root, name))
+    if name not in generated.MAKERS:
+        raise DataError(f"no generated task {name!r}; there are: {', '.join(generated.MAKERS)}")
+    made = generated.generate(name, seed=seed)
+    return {split: (f"{GENERATED}:{name}[{split}]", list(enumerate(rows, start=1))) for split, rows in made.items()}
+
+
+def _check_rows(rows: dict[str, tuple[Path | str, list[Row]]], family: str) -> tuple[TaskKind, dict[str, Checked]]:
+    """The kind, from the first training line, and all examples, each of that kind."""
+    name, checked = "", {}
+    for split, (where, lines) in rows.items():
+        if not lines:
+            raise DataError("expected at least one example, found none", where)
+        checked[split] = []
+        for number, value in lines:
+            try:
+                name = name or infer_kind(value)  # the first split is train
+                checked[split].append((number, check_example(value, name)))
+            except Malformed as error:
+                raise DataError(str(error), where, number) from None
+    if name == "generation":
+        metric = {"metric": MAIN_METRICS[family]} if family in MAIN_METRICS else {}
+        return kind_from_dict({"kind": name, **metric}), checked
+    _check_learnable(rows, checked)
+    labels = {label for lines in checked.values() for _, example in lines for label in _labels(example)}
+    labels |= {"O"} if name == "extraction" else set()
+    return kind_from_dict({"kind": name, "labels": sorted(labels)}), checked
+
+
+def _labels(example: Example) -> list[str]:
+    return example["ner_tags"] if "ner_tags" in example else [example["label"]]
+
+
+def _classes(example: Example) -> set[str]:
+    """What must have been seen in training: the label, or the types of the entities (B-X and I-X are both X)."""
+    return (
+        {tag.removeprefix("B-").removeprefix("I-") for tag in _labels(example)} - {"O"}
+        if "ner_tags" in example
+        else {example["label"]}
+    )
+
+
+def _check_learnable(rows: dict[str, tuple[Path | str, list[Row]]], checked: dict[str, Checked]) -> None:
+    seen = {label for _, example in checked["train"] for label in _classes(example)}
+    for split, lines in checked.items():
+        for number, example in lines:
+            if unseen := sorted(_classes(example) - seen):
+                raise DataError(
+                    f"label {unseen[0]!r} never occurs in the training split, which has: {', '.join(sorted(seen))}",
+                    rows[split][0],
+                    number,
+                )
+
+
+def _split_off(train: Checked, kind: TaskKind, where: Path | str, seed: int, name: str) -> tuple[Checked, Checked]:
+    if len(train) < 2:
+        raise DataError("one training example and no validation file: expected at least two to split off one", where)
+    labels = [example.get("label") for _, example in train]
+    held = set(hold_out(labels, seed=seed, task=name))
+    return (
+        [line for i, line in enumerate(train) if i not in held],
+        [line for i, line in enumerate(train) if i in held],
+    )
