@@ -1,0 +1,93 @@
+"""Puts a report together: what is read, computed and drawn, in the order in which it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tss.errors import StateError
+from tss.metrics import continual
+from tss.report import html, sections
+from tss.report.reading import Run, read_run
+from tss.report.style import Picture, drawing
+from tss.report.tables import Table
+
+
+def build(
+    runs: Sequence[Path | str] | Path | str,
+    output: Path | str,
+    *,
+    one: Sequence[Path | str] = (),
+) -> Path:
+    """Writes the report of one run, or of several side by side, and returns the path of its HTML file.
+
+    Args:
+        runs: run folders; the first one gives the headline numbers. Runs cut short are reported as far as they went.
+        output: an `.html` file, or a folder in which `report.html` is written. Plots (SVG) go to `plots/` and tables
+            (CSV) to `tables/` beside it.
+        one: run folders of single tasks learned alone, for the transfer metric.
+
+    Raises:
+        StateError: a folder that is not a run, or a run in `one` with more than a single task.
+    """
+    folders = [runs] if isinstance(runs, Path | str) else list(runs)
+    if not folders:
+        raise StateError("no run to report; give at least one run folder")
+    read = [read_run(folder) for folder in folders]
+    _tell_apart(read)
+    alone = _alone([read_run(folder) for folder in one])
+    output = Path(output)
+    target = output if output.suffix == ".html" else output / "report.html"
+    summaries = [summarise(run, alone) for run in read]
+    with drawing():
+        chosen = sections.assemble(read, summaries, alone)
+    pictures: list[Picture] = [p for part in chosen for p in part.pictures]
+    tables: list[Table] = [t for part in chosen for t in part.tables]
+    body = [sections.header(read, summaries), html.navigation([p.title for p in chosen])]
+    body += [html.section(part.title, part.parts) for part in chosen]
+    body.append(
+        "<footer>Written by tss. The plots are beside this file in <code>plots/</code>, the tables as CSV in <code>tables/</code>.</footer>"
+    )
+    for folder in ("plots", "tables"):
+        (target.parent / folder).mkdir(parents=True, exist_ok=True)
+    for drawn in pictures:
+        (target.parent / "plots" / f"{drawn.name}.svg").write_text(drawn.svg, encoding="utf-8")
+    for table in tables:
+        (target.parent / "tables" / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+    target.write_text(html.page(sections.title(read), body), encoding="utf-8")
+    return target
+
+
+def summarise(run: Run, alone: dict[str, float] | None = None) -> dict[str, Any]:
+    """The continual metrics over the tasks learned so far; metrics that need more than the matrix come from the run's own summary."""
+    tasks = run.tasks[: run.learned]
+    if not tasks:
+        return {}
+    one = [alone.get(t) for t in tasks] if alone else None
+    result = continual.summary(run.square(), one)
+    if run.complete:
+        result |= {k: v for k, v in run.own_summary.items() if result.get(k) is None}
+    return result
+
+
+def _alone(runs: list[Run]) -> dict[str, float]:
+    """Task -> its score learned alone."""
+    scores: dict[str, float] = {}
+    for run in runs:
+        if len(run.tasks) != 1:
+            raise StateError(
+                f"{run.folder}: a run of one task is needed to compare with, this one has {len(run.tasks)}"
+            )
+        if run.matrix[0][0] is not None:
+            scores[run.tasks[0]] = run.matrix[0][0]
+    return scores
+
+
+def _tell_apart(runs: list[Run]) -> None:
+    """Labels that differ: same labels get the method, then the folder's name and place appended."""
+    for extra in (lambda r: r.method, lambda r: r.folder.name, lambda r: str(r.folder)):
+        labels = [r.label for r in runs]
+        for run in runs:
+            if labels.count(run.label) > 1 and extra(run) != run.label:
+                run.label = f"{run.label} · {extra(run)}"

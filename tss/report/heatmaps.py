@@ -1,0 +1,155 @@
+"""Figures in which colour carries the number: the matrix, gates by layer and task, gate overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tss.report.names import distinct_parts, number, shorten
+from tss.report.overlap import Overlap
+from tss.report.reading import Run
+from tss.report.style import GRID, INK, Picture, new_figure, picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FULL_WIDTH = 10.5
+
+
+def matrix_picture(run: Run, name: str) -> Picture:
+    """The matrix a[i][j] as a heat map, numbers printed, cells blank where nothing was measured."""
+    count = len(run.tasks)
+    values = np.array([[np.nan if v is None else float(v) for v in row] for row in run.matrix], dtype=float)
+    values = values.reshape(count, count)
+    rows = [f"after {i + 1}  {shorten(t, 22)}" for i, t in enumerate(run.tasks)]
+    figure = heat_map(
+        values, rows, [shorten(t, 22) for t in run.tasks], bounds=(0, 100), bar="score (0 to 100)", wide=0.62
+    )
+    caption = (
+        "Row: the state after learning that task. Column: the task it is tested on, with its own main metric. "
+        "The diagonal is a task just learned; reading down a column shows whether it is forgotten. Blank: not measured."
+    )
+    return picture(figure, name, caption)
+
+
+def layers_picture(
+    per_task: dict[str, dict[str, float]], name: str, *, what: str, scale: float, caption: str
+) -> Picture | None:
+    """A value of every adapter layer (rows) for every task (columns); None if nothing was recorded."""
+    layers = list(dict.fromkeys(layer for values in per_task.values() for layer in values))
+    if not layers:
+        return None
+    grid = (
+        np.array([[values.get(layer, np.nan) for values in per_task.values()] for layer in layers], dtype=float) * scale
+    )
+    finite = grid[np.isfinite(grid)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    figure = heat_map(
+        grid,
+        distinct_parts(layers),
+        [shorten(t, 22) for t in per_task],
+        bounds=(low, high),
+        bar=what,
+        wide=0.62,
+        tall=0.2,
+    )
+    return picture(figure, name, caption)
+
+
+def overlap_picture(overlap: Overlap, name: str) -> Picture:
+    """Jaccard index of the gates of every two tasks, lower triangle with the diagonal left out."""
+    size = len(overlap.tasks)
+    grid = overlap.jaccard.copy()
+    grid[np.triu_indices(size)] = np.nan
+    mean, expected = overlap.mean_off_diagonal()
+    labels = [shorten(t, 22) for t in overlap.tasks]
+    low = min(float(np.nanmin(grid)), expected)
+    figure = heat_map(
+        grid[1:, :-1],
+        labels[1:],
+        labels[:-1],
+        bounds=(low, 1.0),
+        bar="Jaccard index",
+        wide=0.62,
+        digits=2,
+        mark=expected,
+    )
+    caption = (
+        f"Share of the gates open in either task that are open in both. Mean over pairs {mean:.3f}; gates of the same densities "
+        f"chosen independently of each other would share {expected:.3f} (line on the colour bar). "
+        "A task starts from a copy of the scores of the task before it, so neighbours share most."
+    )
+    return picture(figure, name, caption)
+
+
+def heat_map(
+    grid: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    bounds: tuple[float, float],
+    bar: str,
+    wide: float,
+    tall: float = 0.36,
+    digits: int = 1,
+    mark: float | None = None,
+) -> Figure:
+    """A labelled heat map with printed numbers that stays legible from 2 to 40 columns.
+
+    Args:
+        grid: float array (rows, columns); NaN stays blank.
+        bounds: values at the two ends of the colour bar.
+        bar: label of the colour bar, with its unit.
+        wide, tall: the largest cell in inches; cells shrink until the figure is `FULL_WIDTH` inches wide.
+        mark: a value to mark on the colour bar.
+    """
+    import matplotlib
+
+    count_rows, count_columns = grid.shape
+    margin = 0.075 * max(map(len, rows), default=1) + 1.1
+    cell = min(wide, (FULL_WIDTH - margin) / max(count_columns, 1))
+    font = min(8.0, cell * 72 * 0.42)
+    height = min(tall, max(cell, 0.17)) if count_columns > 12 else tall
+    figure = new_figure(margin + cell * count_columns, 1.35 + height * count_rows)
+    axes = figure.add_subplot()
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0))
+    shown = axes.pcolormesh(
+        np.ma.masked_invalid(grid), cmap=colours, vmin=bounds[0], vmax=bounds[1], edgecolors="none", linewidth=0
+    )
+    axes.invert_yaxis()
+    axes.set_xticks(np.arange(count_columns) + 0.5, columns, rotation=90 if count_columns > 9 else 35)
+    axes.set_yticks(np.arange(count_rows) + 0.5, rows)
+    _align(axes, count_columns)
+    axes.tick_params(labelsize=min(8.5, max(font * 1.15, 5.5)), top=False, bottom=False)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    _print_numbers(axes, grid, bounds, font, digits)
+    colour_bar = figure.colorbar(shown, ax=axes, fraction=0.025, pad=0.015, aspect=30)
+    colour_bar.set_label(bar)
+    colour_bar.outline.set_visible(False)  # type: ignore[operator]
+    if mark is not None:
+        colour_bar.ax.axhline(mark, color=INK, linewidth=1.5)
+    axes.hlines(np.arange(count_rows + 1), 0, count_columns, color=GRID, linewidth=0.3)
+    return figure
+
+
+def _align(axes, count_columns: int) -> None:  # noqa: ANN001
+    axes.xaxis.tick_top()
+    for label in axes.get_xticklabels():
+        label.set_horizontalalignment("center" if count_columns > 9 else "left")
+        label.set_rotation_mode("default" if count_columns > 9 else "anchor")
+
+
+def _print_numbers(axes, grid: np.ndarray, bounds: tuple[float, float], font: float, digits: int) -> None:  # noqa: ANN001
+    """One number per cell, dark on the bright end of the map and light on the dark one."""
+    low, high = bounds
+    for (i, j), value in np.ndenumerate(grid):
+        if np.isnan(value):
+            continue
+        bright = (value - low) / (high - low) > 0.62
+        colour = "#000000" if bright else "#ffffff"
+        axes.text(j + 0.5, i + 0.5, number(value, digits), ha="center", va="center", fontsize=font, color=colour)

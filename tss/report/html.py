@@ -1,0 +1,96 @@
+"""The few HTML elements a report is made of; every text that comes from a run is escaped here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+
+from tss.report.style import Picture
+from tss.report.tables import Table, text
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """A whole document that needs no other file: the style sheet is inside."""
+    css = (resources.files("tss.report") / "report.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="generator" content="tss">\n<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(body)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def element(tag: str, content: str, css: str = "") -> str:
+    """An element around plain text."""
+    start = f'<{tag} class="{css}">' if css else f"<{tag}>"
+    return f"{start}{escape(content)}</{tag}>"
+
+
+def section(title: str, parts: Sequence[str]) -> str:
+    """A part of the page with a heading that `anchors` can point at; nothing if all its parts are empty."""
+    filled = [part for part in parts if part]
+    if not filled:
+        return ""
+    return f'<section id="{anchor(title)}">\n{element("h2", title)}\n' + "\n".join(filled) + "\n</section>"
+
+
+def anchor(title: str) -> str:
+    """The id of a section."""
+    return "".join(c if c.isalnum() else "-" for c in title.lower())
+
+
+def navigation(titles: Sequence[str]) -> str:
+    """Links to the sections."""
+    return "<nav>" + " ".join(f'<a href="#{anchor(t)}">{escape(t)}</a>' for t in titles) + "</nav>"
+
+
+def card(what: str, value: str, how: str, css: str = "") -> str:
+    """One headline number."""
+    inner = f'<span class="what">{escape(what)}</span><b>{escape(value)}</b><span class="how">{escape(how)}</span>'
+    return f'<div class="card {css}">{inner}</div>'
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> str:
+    """A list of names and values."""
+    return '<dl class="facts">' + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in pairs) + "</dl>"
+
+
+def figure(picture: Picture | None, least: int = 0) -> str:
+    """A figure with its caption; narrower screens than `least` pixels scroll it sideways."""
+    if picture is None:
+        return ""
+    style = f"max-width:{picture.width}px;min-width:{min(least, picture.width)}px"
+    svg = picture.inline().replace("<svg", f'<svg style="{style}"', 1)
+    caption = f'<figcaption id="{picture.name}-caption">{escape(picture.caption)}</figcaption>'
+    return f'<figure><div class="scroll">{svg}</div>{caption}</figure>'
+
+
+def table(data: Table | None, colours: bool = False) -> str:
+    """A table with its caption; with `colours` each row's first cell carries its run's colour."""
+    if data is None or not data.rows:
+        return ""
+    formats = list(data.columns.values())
+    sides = ["" if form is text else ' class="n"' for form in formats]
+    head = "".join(f"<th{side}>{escape(name)}</th>" for side, name in zip(sides, data.columns, strict=True))
+    rows = []
+    for index, row in enumerate(data.rows):
+        cells = [escape(form(value)) for form, value in zip(formats, row, strict=True)]
+        if colours:
+            cells[0] = f'<span class="swatch" style="background:var(--run{index % 6})"></span>{cells[0]}'
+        rows.append(
+            "<tr>" + "".join(f"<td{side}>{cell}</td>" for side, cell in zip(sides, cells, strict=True)) + "</tr>"
+        )
+    caption = element("p", data.caption, "caption") if data.caption else ""
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n'
+        + "\n".join(rows)
+        + f"\n</tbody></table></div>{caption}"
+    )
+
+
+def folded(title: str, content: str) -> str:
+    """A block of preformatted text that opens on a click."""
+    return f"<details><summary>{escape(title)}</summary><pre>{escape(content)}</pre></details>"

@@ -1,0 +1,245 @@
+"""The parts of a report, each from the runs alone; a part that has nothing to show is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import yaml
+
+from tss.report import curves, heatmaps, html, tables
+from tss.report.names import duration, number, size
+from tss.report.overlap import gate_overlap
+from tss.report.reading import Run
+from tss.report.style import Picture
+from tss.report.tables import Table
+
+Summary = dict[str, Any]
+
+
+@dataclass
+class Part:
+    """One section: its title, its HTML pieces in order, and what is written beside the page."""
+
+    title: str
+    parts: list[str] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+    def draw(self, picture: Picture | None, least: int = 0) -> None:
+        """Adds a figure, if there is one."""
+        if picture is not None:
+            self.pictures.append(picture)
+            self.parts.append(html.figure(picture, least))
+
+    def tabulate(self, table: Table | None, *, show: bool = True, colours: bool = False) -> None:
+        """Adds a table, if there is one; with `show` off it is only written as CSV."""
+        if table is not None and table.rows:
+            self.tables.append(table)
+            if show:
+                self.parts.append(html.table(table, colours))
+
+    def say(self, tag: str, content: str, css: str = "") -> None:
+        """Adds a line of text."""
+        self.parts.append(html.element(tag, content, css))
+
+
+def assemble(runs: Sequence[Run], summaries: Sequence[Summary], alone: dict[str, float]) -> list[Part]:
+    """All parts that have something to show."""
+    parts = [
+        _comparison(runs, summaries, alone),
+        _matrices(runs),
+        _learning(runs),
+        _gates(runs),
+        _cost(runs),
+        _settings(runs),
+    ]
+    return [part for part in parts if part.parts]
+
+
+def title(runs: Sequence[Run]) -> str:
+    """The page's title."""
+    return " · ".join(run.label for run in runs)
+
+
+def header(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
+    """Title, where the run stands, headline numbers, and what ran."""
+    first, summary = runs[0], summaries[0]
+    families = list(dict.fromkeys(t.split("/", 1)[0] for t in first.tasks))
+    lead = f"{len(first.tasks)} tasks of {len(families)} {'family' if len(families) == 1 else 'families'} ({', '.join(families)})"
+    started = next((e.get("time") for e in first.of("run_begin")), None)
+    if started is not None:
+        lead += f" · started {datetime.fromtimestamp(float(started)).strftime('%Y-%m-%d %H:%M')}"
+    if first.seconds is not None:
+        lead += f" · {duration(first.seconds)}"
+    parts = [html.element("h1", title(runs)), html.element("p", lead, "lead")]
+    parts += [
+        html.element("p", f"{run.label}: {note}" if len(runs) > 1 else note, "note")
+        for run in runs
+        for note in run.notes
+    ]
+    parts.append('<div class="cards">' + "".join(_cards(runs, summaries)) + "</div>")
+    pairs = [
+        ("Method", first.method),
+        ("Soft mask", first.soft_mask),
+        ("Backbone", str(first.config.get("backbone", "–"))),
+    ]
+    kept = [e["bytes"].get("gates", 0) for e in first.by_task("task_end").values() if e.get("bytes")]
+    if kept and any(kept):
+        pairs.append(("Gates kept", f"{size(sum(kept) / len(kept))} per task, 1 bit each"))
+    if first.learned and len(runs) == 1 and summary.get("forgetting") == 0:
+        pairs.append(("Forgetting", "exactly zero: the gates of a learned task never change"))
+    parts.append(html.facts(pairs))
+    return "\n".join(parts)
+
+
+def _cards(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[str]:
+    first, summary = runs[0], summaries[0]
+    who = f" · {first.label}" if len(runs) > 1 else ""
+    cards = [
+        html.card(f"Average{who}", number(summary.get("average")), "mean score of all tasks after the last one"),
+        html.card(f"Learning{who}", number(summary.get("learning")), "mean score just after learning each task"),
+    ]
+    for run, values in list(zip(runs, summaries, strict=True))[:4]:
+        lost = values.get("forgetting")
+        css = "" if lost is None else "good" if round(lost, 2) <= 0 else "bad"
+        name = f"Forgetting · {run.label}" if len(runs) > 1 else "Forgetting"
+        cards.append(html.card(name, number(lost), "points lost since learning, mean over earlier tasks", css))
+    if summary.get("transfer") is not None:
+        cards.append(
+            html.card(
+                f"Transfer{who}", number(summary["transfer"], signed=True), "points above each task learned alone"
+            )
+        )
+    return cards
+
+
+def _comparison(runs: Sequence[Run], summaries: Sequence[Summary], alone: dict[str, float]) -> Part:
+    part = Part("Runs side by side" if len(runs) > 1 else "Results")
+    part.tabulate(tables.metrics_table(runs, summaries, "metrics"), colours=len(runs) > 1)
+    part.tabulate(tables.seeds_table(runs, summaries, "seeds"))
+    if alone:
+        missing = [t for t in runs[0].tasks[1 : runs[0].learned] if t not in alone]
+        if missing:
+            part.say("p", f"Transfer needs every task learned alone; missing: {', '.join(missing)}.", "caption")
+    if len(runs) > 1:
+        part.draw(curves.forgetting_picture(runs, "forgetting"), least=720)
+    if any(run.learned for run in runs):
+        part.tabulate(tables.families_table(runs, "families"))
+    return part
+
+
+def _matrices(runs: Sequence[Run]) -> Part:
+    part = Part("Matrix")
+    for index, run in enumerate(runs):
+        if not run.tasks:
+            continue
+        if len(runs) > 1:
+            part.say("h3", f"{run.label} ({run.method})")
+        name = _named("matrix", runs, index)
+        if run.learned:
+            part.draw(heatmaps.matrix_picture(run, name), least=560 if len(run.tasks) <= 12 else 960)
+        else:
+            part.say("p", "Nothing is measured yet.")
+        part.tabulate(tables.matrix_table(run, name), show=False)
+        part.tabulate(tables.tasks_table(run, _named("tasks", runs, index)))
+    return part
+
+
+def _learning(runs: Sequence[Run]) -> Part:
+    part = Part("Learning curves")
+    part.draw(curves.learning_picture(runs, "learning"), least=700)
+    for index, run in enumerate(runs):
+        picture = curves.loss_picture(run, _named("loss", runs, index))
+        if picture is not None and len(runs) > 1:
+            part.say("h3", run.label)
+        part.draw(picture, least=640)
+    return part
+
+
+def _gates(runs: Sequence[Run]) -> Part:
+    part = Part("Gates")
+    for index, run in enumerate(runs):
+        ends = run.by_task("task_end")
+        gated = any(e.get("density") for e in ends.values()) or run.gates
+        if not gated:
+            continue
+        if len(runs) > 1:
+            part.say("h3", run.label)
+        part.draw(
+            heatmaps.layers_picture(
+                {t: e.get("density") or {} for t, e in ends.items()},
+                _named("density", runs, index),
+                what="gates open, %",
+                scale=100,
+                caption="Share of open gates in each adapter matrix after each task. A first task starts at about half.",
+            ),
+            least=560,
+        )
+        part.draw(
+            heatmaps.layers_picture(
+                {t: e.get("flipped") or {} for t, e in ends.items()},
+                _named("flipped", runs, index),
+                what="gates flipped, %",
+                scale=100,
+                caption="Share of gates that a task changed from where it started. "
+                "Near zero means that the scores hardly moved: raise the score learning rate or train longer.",
+            ),
+            least=560,
+        )
+        overlap = gate_overlap(run.gates)
+        if overlap is not None:
+            part.draw(heatmaps.overlap_picture(overlap, _named("overlap", runs, index)), least=560)
+            rows: list[list[Any]] = [[t, *map(float, overlap.jaccard[i])] for i, t in enumerate(overlap.tasks)]
+            columns = {"task": tables.text, **dict.fromkeys(overlap.tasks, tables.points)}
+            part.tabulate(Table(_named("overlap", runs, index), columns, rows), show=False)
+        part.draw(curves.capacity_picture(run, _named("capacity", runs, index)))
+    return part
+
+
+def _cost(runs: Sequence[Run]) -> Part:
+    part = Part("Time, memory and bytes kept")
+    for index, run in enumerate(runs):
+        table = tables.cost_table(run, _named("cost", runs, index))
+        if table is None:
+            continue
+        if len(runs) > 1:
+            part.say("h3", run.label)
+        part.tabulate(table)
+        part.draw(curves.bytes_picture(run, _named("bytes", runs, index)), least=560)
+    return part
+
+
+def _settings(runs: Sequence[Run]) -> Part:
+    part = Part("Configuration and environment")
+    for run in runs:
+        if len(runs) > 1:
+            part.say("h3", run.label)
+        part.parts.append(
+            html.facts([("Run folder", str(run.folder)), ("Soft mask", run.soft_mask), *_signatures(run)])
+        )
+        if run.config:
+            part.parts.append(
+                html.folded("Configuration", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+            )
+        if run.env:
+            part.parts.append(html.folded("Environment", yaml.safe_dump(run.env, sort_keys=False, allow_unicode=True)))
+    return part
+
+
+def _signatures(run: Run) -> list[tuple[str, str]]:
+    """What was measured, by task kind; sacrebleu's signature where the run recorded one."""
+    by_metric: dict[str, list[str]] = {}
+    for task, metric in run.main.items():
+        if metric:
+            by_metric.setdefault(metric, []).append(task)
+    pairs = [(f"Metric {metric}", f"{len(names)} of {len(run.tasks)} tasks") for metric, names in by_metric.items()]
+    signatures = run.env.get("metric_signatures") or {}
+    return pairs + [(f"Signature {name}", str(value)) for name, value in signatures.items()]
+
+
+def _named(kind: str, runs: Sequence[Run], index: int) -> str:
+    """The name of a picture or table, numbered where several runs are shown."""
+    return kind if len(runs) == 1 else f"{kind}-{index + 1}"

@@ -1,0 +1,127 @@
+"""How figures look, and how they become SVG that follows the page's light or dark colours."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID = "#1b1d22", "#5d626b", "#d9dce1"
+# Okabe and Ito's colours, which all common forms of colour blindness keep apart; one per run, in order.
+RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+LINE_STYLES = ("-", "--", "-.", ":")
+CSS_PIXELS_PER_INCH = 96
+_VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--line)",
+    **{colour: f"var(--run{i})" for i, colour in enumerate(RUN_COLOURS)},
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure.
+
+    Attributes:
+        name: file name without ending, unique in a report.
+        svg: a standalone SVG document in the light colours.
+        width: natural width in CSS pixels.
+        caption: what one sees, plain text.
+    """
+
+    name: str
+    svg: str
+    width: int
+    caption: str
+
+    def inline(self) -> str:
+        """The SVG element alone, in the page's colours and fonts, with ids that no other figure of the page has."""
+        body = self.svg[self.svg.index("<svg") :]
+        body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
+        body = (
+            re.sub(r'\s(?:xmlns(?::\w+)?|width|height|version)="[^"]*"', "", body.split(">", 1)[0])
+            + ">"
+            + body.split(">", 1)[1]
+        )
+        body = body.replace("xlink:href", "href")
+        body = re.sub(r'\bid="([^"]+)"', rf'id="{self.name}-\1"', body)
+        body = re.sub(r'(href="#|url\(#)', rf"\g<1>{self.name}-", body)
+        for colour, variable in _VARIABLES.items():
+            body = body.replace(colour, variable)
+        return body.replace("<svg", f'<svg role="img" aria-labelledby="{self.name}-caption"', 1)
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Matplotlib's settings for the figures of a report, restored afterwards. Text stays text, never mathematics."""
+    import matplotlib
+
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "tss",
+        "text.parse_math": False,
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": 8.5,
+        "axes.titlesize": 9,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": MUTED,
+        "axes.linewidth": 0.6,
+        "axes.labelcolor": INK,
+        "axes.titlecolor": INK,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.6,
+        "text.color": INK,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+        "legend.frameon": False,
+        "lines.linewidth": 1.5,
+    }
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of the given size in inches with its own canvas: no pyplot, no global state."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure
+
+
+def picture(figure: Figure, name: str, caption: str) -> Picture:
+    """Renders a figure. The SVG holds no date, so the same run gives the same bytes."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = re.sub(
+        r"(?:'DejaVu Sans'(?:, )?)+(?:sans-serif)?", "var(--sans, 'DejaVu Sans', sans-serif)", buffer.getvalue()
+    )
+    return Picture(name, svg, round(figure.get_size_inches()[0] * CSS_PIXELS_PER_INCH), caption)
+
+
+def run_colour(index: int) -> str:
+    """The colour of the run at this place; runs past the sixth share colours and differ by line style."""
+    return RUN_COLOURS[index % len(RUN_COLOURS)]
+
+
+def run_style(index: int) -> str:
+    """The line style of the run at this place."""
+    return LINE_STYLES[index % len(LINE_STYLES)]

@@ -1,0 +1,240 @@
+"""The report's tables: raw values for CSV, rounded text for the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tss.report.curves import drop
+from tss.report.names import duration, number, size
+from tss.report.reading import Run
+
+Format = Callable[[Any], str]
+METRIC_NAMES = {
+    "average": "Average",
+    "learning": "Learning",
+    "forgetting": "Forgetting (FR)",
+    "forgetting_chaudhry": "Forgetting (Chaudhry)",
+    "forgetting_max": "Forgetting (max)",
+    "bwt": "Backward transfer",
+    "fwt": "Forward transfer",
+    "transfer": "Transfer against one task alone",
+    "gap_one": "Gap to one task alone",
+    "gap_mtl": "Gap to all tasks at once",
+}
+
+
+def text(value: Any) -> str:
+    """A value as it is, `–` where there is none."""
+    return "–" if value is None else str(value)
+
+
+@dataclass
+class Table:
+    """A table with raw values.
+
+    Attributes:
+        name: CSV file name without ending.
+        columns: header -> how a raw value becomes text; columns with another format than `text` are set as numbers.
+        rows: raw values, None where there is none.
+        caption: plain text below the table.
+    """
+
+    name: str
+    columns: dict[str, Format]
+    rows: list[list[Any]] = field(default_factory=list)
+    caption: str = ""
+
+    def csv(self) -> str:
+        """The raw values, empty cells for None, floats in full."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows(
+            ["" if v is None else repr(v) if isinstance(v, float) else v for v in row] for row in self.rows
+        )
+        return buffer.getvalue()
+
+    def without_empty_columns(self) -> Table:
+        """The same table less the columns (other than the first) in which no row has a value."""
+        keep = [i for i in range(len(self.columns)) if i == 0 or any(row[i] is not None for row in self.rows)]
+        columns = list(self.columns.items())
+        return Table(self.name, dict(columns[i] for i in keep), [[r[i] for i in keep] for r in self.rows], self.caption)
+
+
+def points(value: float | None) -> str:
+    """A score or mean of scores, two digits."""
+    return number(value, 2)
+
+
+def change(value: float | None) -> str:
+    """A difference of scores, signed."""
+    return number(value, 2, signed=True)
+
+
+def percent(value: float | None) -> str:
+    """A share in [0, 1] as a percentage."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thin spaces between thousands."""
+    return "–" if value is None else f"{int(value):,}".replace(",", " ")
+
+
+def matrix_table(run: Run, name: str) -> Table:
+    """The matrix itself: one row per task learned, one column per task tested."""
+    rows = [[task, *values] for task, values in zip(run.tasks, run.matrix, strict=True)]
+    return Table(name, {"after": text, **dict.fromkeys(run.tasks, points)}, rows)
+
+
+def metrics_table(runs: Sequence[Run], summaries: Sequence[dict[str, float | None]], name: str) -> Table:
+    """The continual metrics, one row per run."""
+    keys = [k for k in METRIC_NAMES if any(s.get(k) is not None for s in summaries)]
+    formats: dict[str, Format] = {METRIC_NAMES[k]: points if k in ("average", "learning") else change for k in keys}
+    columns = {"run": text, "method": text, "tasks": text, **formats, "time": duration}
+    rows = [
+        [run.label, run.method, f"{run.learned}/{len(run.tasks)}", *(summary.get(k) for k in keys), run.seconds]
+        for run, summary in zip(runs, summaries, strict=True)
+    ]
+    caption = (
+        "Points of the main metrics, 0 to 100, averaged over tasks as they are: F1, ROUGE and BLEU are different scales, "
+        "so see the means over families too. Forgetting above zero is loss; FR compares a task's own row with the last row."
+    )
+    return Table(name, columns, rows, caption)
+
+
+def seeds_table(runs: Sequence[Run], summaries: Sequence[dict[str, float | None]], name: str) -> Table | None:
+    """Mean and standard deviation over runs that differ in nothing but seed and task order; None without such runs."""
+    groups: dict[tuple[str, ...], list[dict[str, float | None]]] = {}
+    for run, summary in zip(runs, summaries, strict=True):
+        if run.complete:
+            what = (
+                run.method,
+                str(run.config.get("method_options")),
+                str(run.config.get("backbone")),
+                *sorted(run.tasks),
+            )
+            groups.setdefault(what, []).append(summary)
+    groups = {key: members for key, members in groups.items() if len(members) > 1}
+    if not groups:
+        return None
+    rows = []
+    for key, members in groups.items():
+        cells = []
+        for metric in ("average", "learning", "forgetting"):
+            values = [v for v in (m.get(metric) for m in members) if v is not None]
+            cells.append(f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else None)
+        rows.append([key[0], len(members), *cells])
+    columns = {"method": text, "runs": text, "Average": text, "Learning": text, "Forgetting (FR)": text}
+    return Table(
+        name,
+        columns,
+        rows,
+        "Mean ± standard deviation (n − 1) over runs that differ only in seed or order of the tasks.",
+    )
+
+
+def families_table(runs: Sequence[Run], name: str) -> Table:
+    """Means over each family, own row and last row, beside the plain mean over tasks."""
+    families = list(dict.fromkeys(_family(t) for run in runs for t in run.tasks[: run.learned]))
+    columns: dict[str, Format] = {"family": text, "tasks": text}
+    for run in runs:
+        columns |= {f"{run.label}: learned": points, f"{run.label}: final": points}
+    rows: list[list[Any]] = []
+    for family in [*families, None]:
+        row: list[Any] = ["mean over tasks" if family is None else family, None]
+        for run in runs:
+            chosen = [j for j in range(run.learned) if family is None or _family(run.tasks[j]) == family]
+            row[1] = max(row[1] or 0, len(chosen))
+            row += [_mean([run.matrix[j][j] for j in chosen]), _mean([run.matrix[run.learned - 1][j] for j in chosen])]
+        rows.append(row)
+    over = ["mean over families", len(families)]
+    over += [_mean([row[i] for row in rows[:-1]]) for i in range(2, len(columns))]
+    rows.append(over)
+    return Table(name, columns, rows, "Learned: just after its own training. Final: after the last task of the run.")
+
+
+def tasks_table(run: Run, name: str) -> Table:
+    """What each task is, how well it was learned, and what is left of it at the end."""
+    ends, begins = run.by_task("task_end"), run.by_task("task_begin")
+    rows = []
+    for j, task in enumerate(run.tasks):
+        own = run.matrix[j][j] if j < run.learned else None
+        final = run.matrix[run.learned - 1][j] if 0 < run.learned and j < run.learned else None
+        lost = drop(run, task)
+        end, begin = ends.get(task, {}), begins.get(task, {})
+        density, flipped = (
+            _mean(list((end.get("density") or {}).values())),
+            _mean(list((end.get("flipped") or {}).values())),
+        )
+        rows.append([
+            j + 1, task, run.kinds.get(task), run.main.get(task) or None, begin.get("train"), run.test_size.get(task),
+            end.get("best_epoch"), own, final, None if lost is None else -lost, density, flipped,
+        ])  # fmt: skip
+    columns = {
+        "#": text, "task": text, "kind": text, "main metric": text, "train": count, "test": count, "best epoch": count,
+        "learned": points, "final": points, "change": change, "gates open": percent, "gates flipped": percent,
+    }  # fmt: skip
+    caption = (
+        "Scores on tests of a few dozen examples are noisy: mind the column with the number of test examples. "
+        "Gates flipped: share of gates that differ from where this task started."
+    )
+    return Table(name, columns, rows, caption).without_empty_columns()
+
+
+def cost_table(run: Run, name: str) -> Table | None:
+    """Time, memory and bytes of each task; None if nothing was recorded."""
+    ends = run.by_task("task_end")
+    if not ends:
+        return None
+    evaluation: dict[Any, float] = {}
+    for event in run.of("evaluated"):
+        place = event.get("after")
+        task = run.tasks[place] if isinstance(place, int) and 0 <= place < len(run.tasks) else place
+        evaluation[task] = evaluation.get(task, 0.0) + float(event.get("seconds") or 0)
+    rows = []
+    for task, end in ends.items():
+        kept = end.get("bytes") or {}
+        rows.append(
+            [
+                task,
+                end.get("seconds"),
+                evaluation.get(task),
+                end.get("peak_bytes"),
+                kept.get("gates"),
+                kept.get("head"),
+                kept.get("total"),
+            ]
+        )
+    if len(rows) > 1:
+        rows.append(["sum, or the largest for memory", *(_total(rows, i, max if i == 3 else sum) for i in range(1, 7))])
+    columns = {
+        "task": text,
+        "learning": duration,
+        "evaluation": duration,
+        "peak memory": size,
+        "gates": size,
+        "head": size,
+        "kept": size,
+    }
+    caption = "Learning: training, validation and sealing. Evaluation: all learned tasks after this one. Kept: what stays on disk for the task."
+    return Table(name, columns, rows, caption).without_empty_columns()
+
+
+def _total(rows: list[list[Any]], column: int, how: Callable[[list[float]], float]) -> float | None:
+    values = [row[column] for row in rows if row[column] is not None]
+    return how(values) if values else None
+
+
+def _family(task: str) -> str:
+    return task.split("/", 1)[0]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [v for v in values if v is not None]
+    return sum(present) / len(present) if present else None
