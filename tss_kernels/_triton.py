@@ -1,0 +1,51 @@
+"""What the Triton kernels share: the device guard, the precision of float32 products and exact bfloat16 conversions."""
+
+# Triton derives the types of a kernel's arguments from the call.
+# ruff: noqa: ANN001, ANN202
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:
+    """Makes the tensor's GPU the current one, which is where Triton launches; nothing to do for a CPU tensor."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def dot_precision() -> str:
+    """How `tl.dot` multiplies float32: "tf32" where PyTorch's own matrix products may use it, else "ieee"."""
+    # `allow_tf32` raises once a program has used the newer setting; the newer one reflects both.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+@triton.jit
+def dot_operand(value):
+    """The value itself; bfloat16 becomes float32 in the interpreter, whose bfloat16 product is wrong."""
+    if INTERPRETED and value.dtype == tl.bfloat16:
+        return (value.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return value
+
+
+@triton.jit
+def to_float32(value):
+    """The value in float32, exactly; the interpreter's own conversion gets bfloat16 subnormals wrong."""
+    return dot_operand(value).to(tl.float32)
+
+
+@triton.jit
+def from_float32(value, dtype: tl.constexpr):
+    """A float32 value rounded to nearest even; the interpreter's own conversion to bfloat16 truncates."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = value.to(tl.int32, bitcast=True)
+        rounded = bits + 0x7FFF + ((bits >> 16) & 1)
+        bits = tl.where(value == value, rounded, bits | 0x400000)
+        return (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        return value.to(dtype)

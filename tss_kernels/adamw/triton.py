@@ -1,0 +1,177 @@
+"""Soft-masked AdamW in Triton: one launch updates every tensor of a list.
+
+A small table on the device holds each tensor's addresses, size and first block. A program counts the tensors that
+start at or before its own block to find its tensor, then reads that tensor's addresses.
+"""
+
+# Triton derives the types of a kernel's arguments from the call.
+# ruff: noqa: ANN201
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+
+from tss_kernels._triton import from_float32, on_device, to_float32
+
+BLOCK = 1024
+WARPS = 4
+ALIGNMENT = 16  # bytes that one thread loads at once
+DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+# One parameter's tensors, all contiguous: parameter, gradient, both moments, importance or None.
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+@triton.jit
+def _address(table_ptr, tensors, tensor, line: tl.constexpr, dtype: tl.constexpr, ALIGNED: tl.constexpr):
+    """The pointer in one line of the table, which is promised to be aligned where all are."""
+    address = tl.load(table_ptr + line * tensors + tensor).to(tl.pointer_type(dtype))
+    return tl.multiple_of(address, 16) if ALIGNED else address
+
+
+@triton.jit
+def _update(
+    param_ptr, grad_ptr, exp_avg_ptr, exp_avg_sq_ptr, importance_ptr, at, mask, importance_mask,
+    decay, take1, beta2, take2, step_size, root_correction, eps, UPDATE_SITE: tl.constexpr,
+):  # fmt: skip
+    """AdamW on one block; 1 - importance scales the gradient or, at the update site, the whole step with its decay."""
+    keep = 1.0 - to_float32(tl.load(importance_ptr + at, mask=importance_mask, other=0.0))
+    param = to_float32(tl.load(param_ptr + at, mask=mask, other=0.0))
+    grad = to_float32(tl.load(grad_ptr + at, mask=mask, other=0.0))
+    exp_avg = to_float32(tl.load(exp_avg_ptr + at, mask=mask, other=0.0))
+    exp_avg_sq = to_float32(tl.load(exp_avg_sq_ptr + at, mask=mask, other=0.0))
+    if not UPDATE_SITE:
+        grad *= keep
+    exp_avg += take1 * (grad - exp_avg)
+    exp_avg_sq = beta2 * exp_avg_sq + take2 * grad * grad
+    step = step_size * exp_avg / (tl.sqrt_rn(exp_avg_sq) / root_correction + eps) + decay * param
+    param -= step * keep if UPDATE_SITE else step
+    tl.store(param_ptr + at, from_float32(param, param_ptr.dtype.element_ty), mask=mask)
+    tl.store(exp_avg_ptr + at, from_float32(exp_avg, exp_avg_ptr.dtype.element_ty), mask=mask)
+    tl.store(exp_avg_sq_ptr + at, from_float32(exp_avg_sq, exp_avg_sq_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def adamw_kernel(
+    table_ptr, tensors, decay, take1, beta2, take2, step_size, root_correction, eps,
+    UPDATE_SITE: tl.constexpr, PARAM: tl.constexpr, GRAD: tl.constexpr, MOMENT: tl.constexpr, IMPORTANCE: tl.constexpr,
+    ALIGNED: tl.constexpr, TENSORS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One block of one tensor; the table's lines are five addresses, the size and the first block."""
+    block = tl.program_id(0)
+    index = tl.arange(0, TENSORS)
+    first_blocks = tl.load(table_ptr + 6 * tensors + index, mask=index < tensors, other=0x7FFFFFFF)
+    tensor = tl.sum((first_blocks <= block).to(tl.int32), axis=0) - 1
+    param_ptr = _address(table_ptr, tensors, tensor, 0, PARAM, ALIGNED)
+    grad_ptr = _address(table_ptr, tensors, tensor, 1, GRAD, ALIGNED)
+    exp_avg_ptr = _address(table_ptr, tensors, tensor, 2, MOMENT, ALIGNED)
+    exp_avg_sq_ptr = _address(table_ptr, tensors, tensor, 3, MOMENT, ALIGNED)
+    importance_ptr = _address(table_ptr, tensors, tensor, 4, IMPORTANCE, ALIGNED)
+    size = tl.load(table_ptr + 5 * tensors + tensor)
+    start = (block - tl.load(table_ptr + 6 * tensors + tensor)) * BLOCK
+    at = start + tl.arange(0, BLOCK)
+    # A tensor without importance has the address 0, where nothing may be read.
+    importance_size = tl.where(tl.load(table_ptr + 4 * tensors + tensor) != 0, size, 0)
+    if start + BLOCK <= size:  # a mask that is one value for the whole block leaves the accesses 16 bytes wide
+        mask = tl.full([BLOCK], True, tl.int1)
+        importance_mask = tl.zeros_like(at) < importance_size
+        _update(
+            param_ptr, grad_ptr, exp_avg_ptr, exp_avg_sq_ptr, importance_ptr, at, mask, importance_mask,
+            decay, take1, beta2, take2, step_size, root_correction, eps, UPDATE_SITE,
+        )  # fmt: skip
+    else:
+        _update(
+            param_ptr, grad_ptr, exp_avg_ptr, exp_avg_sq_ptr, importance_ptr, at, at < size, at < importance_size,
+            decay, take1, beta2, take2, step_size, root_correction, eps, UPDATE_SITE,
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def _table(rows: tuple[tuple[int, ...], ...], device: torch.device, stream: int) -> torch.Tensor:
+    """The rows as int64 (7, tensors) on the device; kept, because addresses repeat from step to step.
+
+    `stream` keeps each stream's copy apart: a table copied on one stream may not be there yet for another.
+    """
+    del stream
+    return torch.tensor(rows, dtype=torch.int64).t().contiguous().to(device)
+
+
+def _launch(group: list[Tensors], scalars: tuple[float, ...], update_site: bool) -> None:
+    """Updates parameters on one device whose tensors agree in dtype."""
+    rows, blocks = [], 0
+    for tensors in group:
+        size = tensors[0].numel()
+        rows.append((*(0 if tensor is None else tensor.data_ptr() for tensor in tensors), size, blocks))
+        blocks += triton.cdiv(size, BLOCK)
+    param, grad, moment = group[0][:3]
+    importance = next((tensors[4] for tensors in group if tensors[4] is not None), param)
+    aligned = all(address % ALIGNMENT == 0 for row in rows for address in row[:5])
+    stream = torch.cuda.current_stream(param.device).cuda_stream if param.is_cuda else 0
+    with on_device(param):
+        adamw_kernel[(blocks,)](
+            _table(tuple(rows), param.device, stream), len(rows), *scalars,
+            UPDATE_SITE=update_site, PARAM=DTYPES[param.dtype], GRAD=DTYPES[grad.dtype], MOMENT=DTYPES[moment.dtype],
+            IMPORTANCE=DTYPES[importance.dtype], ALIGNED=aligned, TENSORS=triton.next_power_of_2(len(rows)),
+            BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
+
+
+def _contiguous(tensor: torch.Tensor, copies: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """The tensor, or a contiguous copy that is noted beside it to be copied back."""
+    if tensor.is_contiguous():
+        return tensor
+    copies.append((tensor, tensor.contiguous()))
+    return copies[-1][1]
+
+
+def soft_masked_adamw_(
+    params: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    exp_avgs: Sequence[torch.Tensor],
+    exp_avg_sqs: Sequence[torch.Tensor],
+    importances: Sequence[torch.Tensor | None],
+    *,
+    step: float,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    site: str,
+) -> None:
+    """One AdamW step in place; all tensors that agree in device and dtypes are updated by one launch.
+
+    site "gradient": grad * (1 - importance) enters Adam; "update": Adam's whole step, decay included, is scaled by
+    (1 - importance). `step` counts from 1. Raises RuntimeError under CUDA graph capture.
+    """
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"a CUDA graph would replay step={step} forever: call soft_masked_adamw_ outside the graph")
+    step_size = lr / (1 - beta1**step)
+    scalars = (lr * weight_decay, 1 - beta1, beta2, 1 - beta2, step_size, (1 - beta2**step) ** 0.5, eps)
+    importance_dtype = next((tensor.dtype for tensor in importances if tensor is not None), torch.float32)
+    copies: list[tuple[torch.Tensor, torch.Tensor]] = []
+    groups: dict[tuple[object, ...], list[Tensors]] = defaultdict(list)
+    for param, grad, exp_avg, exp_avg_sq, importance in zip(
+        params, grads, exp_avgs, exp_avg_sqs, importances, strict=True
+    ):
+        if param.numel() == 0:
+            continue
+        kind = importance_dtype if importance is None else importance.dtype
+        groups[param.device, param.dtype, grad.dtype, exp_avg.dtype, kind].append(
+            (
+                _contiguous(param, copies),
+                grad.contiguous(),
+                _contiguous(exp_avg, copies),
+                _contiguous(exp_avg_sq, copies),
+                None if importance is None else importance.contiguous(),
+            )
+        )
+    for group in groups.values():
+        _launch(group, scalars, update_site=site == "update")
+    for tensor, copy in copies:
+        tensor.copy_(copy)

@@ -1,0 +1,198 @@
+"""Triton kernels of the gated linear map; `triton.py` beside this file launches them.
+
+Forward and input gradient compute the transposed result, so that the masked weight is operand A of the tensor-core
+product: Hopper reads A from registers, where the mask is applied, but B from shared memory only.
+Offsets are 64-bit: strides may span more than 2^31 elements.
+"""
+
+# Triton derives the types of a kernel's arguments from the call.
+# ruff: noqa: ANN001, ANN201
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from tss_kernels._triton import dot_operand, from_float32, to_float32
+
+
+@triton.jit
+def pack_gates(
+    scores_ptr, packed_ptr, threshold, in_features, out, out_mask, first, step, OUT: tl.constexpr, IN: tl.constexpr
+):
+    """Writes the gates of the rows `out` as bits, for blocks of IN columns from `first` on, `step` columns apart."""
+    row_bytes = (in_features + 7) // 8
+    for start in tl.range(first, in_features, step, num_stages=1):
+        column = start + tl.arange(0, IN)
+        at = out.to(tl.int64)[:, None] * in_features + column[None, :]
+        mask = out_mask[:, None] & (column < in_features)[None, :]
+        # NaN compares false with every threshold, so padding stays 0.
+        on = tl.load(scores_ptr + at, mask=mask, other=float("nan")) >= threshold
+        bits = tl.reshape(on.to(tl.int32), [OUT, IN // 8, 8]) << tl.arange(0, 8)[None, None, :]
+        byte = start // 8 + tl.arange(0, IN // 8)
+        packed_at = out.to(tl.int64)[:, None] * row_bytes + byte[None, :]
+        packed_mask = out_mask[:, None] & (byte < row_bytes)[None, :]
+        tl.store(packed_ptr + packed_at, tl.sum(bits, axis=2).to(tl.uint8), mask=packed_mask)
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr,
+    weight_ptr,
+    scores_ptr,
+    bias_ptr,
+    y_ptr,
+    packed_ptr,
+    threshold,
+    rows,
+    in_features,
+    out_features,
+    x_row_stride,
+    x_column_stride,
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """One OUT x ROWS tile of the transposed output; the row tiles of one output tile share the packing of its gates."""
+    out_tiles = tl.cdiv(out_features, OUT)
+    row_tiles = tl.num_programs(0) // out_tiles
+    row_tile = tl.program_id(0) // out_tiles
+    out = tl.program_id(0) % out_tiles * OUT + tl.arange(0, OUT)
+    row = row_tile * ROWS + tl.arange(0, ROWS)
+    inner = tl.arange(0, IN)
+    out_mask = out < out_features
+    pack_gates(scores_ptr, packed_ptr, threshold, in_features, out, out_mask, row_tile * IN, row_tiles * IN, OUT, IN)
+    weight_at = out.to(tl.int64)[:, None] * in_features + inner[None, :]
+    x_at = row.to(tl.int64)[None, :] * x_row_stride + inner.to(tl.int64)[:, None] * x_column_stride
+    zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
+    sums = tl.zeros([OUT, ROWS], tl.float32)
+    for start in range(0, in_features, IN):
+        inside = inner < in_features - start
+        weight_mask = out_mask[:, None] & inside[None, :]
+        weight = tl.load(weight_ptr + weight_at + start, mask=weight_mask, other=0.0)
+        score = tl.load(scores_ptr + weight_at + start, mask=weight_mask, other=0.0)
+        x_mask = inside[:, None] & (row < rows)[None, :]
+        x = tl.load(x_ptr + x_at + (zero + start) * x_column_stride, mask=x_mask, other=0.0)
+        masked = tl.where(score >= threshold, weight, tl.zeros_like(weight))
+        sums = tl.dot(dot_operand(masked), dot_operand(x), sums, input_precision=PRECISION)
+    if HAS_BIAS:
+        sums += to_float32(tl.load(bias_ptr + out, mask=out_mask, other=0.0))[:, None]
+    y_at = row.to(tl.int64)[None, :] * out_features + out[:, None]
+    y = from_float32(sums, y_ptr.dtype.element_ty)
+    tl.store(y_ptr + y_at, y, mask=out_mask[:, None] & (row < rows)[None, :])
+
+
+@triton.jit
+def input_grad_kernel(
+    dy_ptr,
+    weight_ptr,
+    gates_ptr,
+    dx_ptr,
+    rows,
+    in_features,
+    out_features,
+    row_words,
+    dy_row_stride,
+    dy_column_stride,
+    BITS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """One IN x ROWS tile of the transposed input gradient; gates come as words of BITS columns, one load per word."""
+    in_tiles = tl.cdiv(in_features, IN)
+    in_tile = tl.program_id(0) % in_tiles
+    column = in_tile * IN + tl.arange(0, IN)
+    word = in_tile * (IN // BITS) + tl.arange(0, IN // BITS)
+    row = tl.program_id(0) // in_tiles * ROWS + tl.arange(0, ROWS)
+    inner = tl.arange(0, OUT)
+    weight_at = inner.to(tl.int64)[None, :] * in_features + column[:, None]
+    gates_at = inner.to(tl.int64)[None, :] * row_words + word[:, None]
+    dy_at = row.to(tl.int64)[None, :] * dy_row_stride + inner.to(tl.int64)[:, None] * dy_column_stride
+    zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
+    sums = tl.zeros([IN, ROWS], tl.float32)
+    for start in range(0, out_features, OUT):
+        inside = inner < out_features - start
+        first = zero + start
+        weight_mask = (column < in_features)[:, None] & inside[None, :]
+        weight = tl.load(weight_ptr + weight_at + first * in_features, mask=weight_mask, other=0.0)
+        gates_mask = (word < row_words)[:, None] & inside[None, :]
+        gates = tl.load(gates_ptr + gates_at + first * row_words, mask=gates_mask, other=0).to(tl.int32)
+        dy_mask = inside[:, None] & (row < rows)[None, :]
+        dy = tl.load(dy_ptr + dy_at + first * dy_column_stride, mask=dy_mask, other=0.0)
+        bits = (gates[:, None, :] >> tl.arange(0, BITS)[None, :, None]) & 1
+        masked = tl.where(tl.reshape(bits, [IN, OUT]) != 0, weight, tl.zeros_like(weight))
+        sums = tl.dot(dot_operand(masked), dot_operand(dy), sums, input_precision=PRECISION)
+    dx_at = row.to(tl.int64)[None, :] * in_features + column[:, None]
+    dx = from_float32(sums, dx_ptr.dtype.element_ty)
+    tl.store(dx_ptr + dx_at, dx, mask=(column < in_features)[:, None] & (row < rows)[None, :])
+
+
+@triton.jit
+def partial_kernel(
+    dy_ptr,
+    x_ptr,
+    partial_ptr,
+    rows,
+    split_rows,
+    in_features,
+    out_features,
+    dy_row_stride,
+    dy_column_stride,
+    x_row_stride,
+    x_column_stride,
+    PRECISION: tl.constexpr,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """One OUT x IN tile of dYᵀ x over one range of `split_rows` rows, to that range's place in the workspace."""
+    in_tiles = tl.cdiv(in_features, IN)
+    tiles = in_tiles * tl.cdiv(out_features, OUT)
+    tile = tl.program_id(0) % tiles
+    split = tl.program_id(0) // tiles
+    out = tile // in_tiles * OUT + tl.arange(0, OUT)
+    column = tile % in_tiles * IN + tl.arange(0, IN)
+    inner = tl.arange(0, ROWS)
+    dy_at = inner.to(tl.int64)[None, :] * dy_row_stride + out.to(tl.int64)[:, None] * dy_column_stride
+    x_at = inner.to(tl.int64)[:, None] * x_row_stride + column.to(tl.int64)[None, :] * x_column_stride
+    zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
+    sums = tl.zeros([OUT, IN], tl.float32)
+    last = tl.minimum((split + 1) * split_rows, rows)
+    for start in range(split * split_rows, last, ROWS):
+        first = zero + start
+        inside = inner < last - start
+        dy_mask = (out < out_features)[:, None] & inside[None, :]
+        dy = tl.load(dy_ptr + dy_at + first * dy_row_stride, mask=dy_mask, other=0.0)
+        x_mask = inside[:, None] & (column < in_features)[None, :]
+        x = tl.load(x_ptr + x_at + first * x_row_stride, mask=x_mask, other=0.0)
+        sums = tl.dot(dot_operand(dy), dot_operand(x), sums, input_precision=PRECISION)
+    at = (split.to(tl.int64) * out_features + out[:, None]) * in_features + column[None, :]
+    tl.store(partial_ptr + at, sums, mask=(out < out_features)[:, None] & (column < in_features)[None, :])
+
+
+@triton.jit
+def reduce_kernel(
+    partial_ptr,
+    weight_ptr,
+    importance_ptr,
+    grad_ptr,
+    size,
+    HAS_IMPORTANCE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Adds the row ranges in order, then multiplies by the weight and by 1 - importance."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < size
+    total = tl.load(partial_ptr + at, mask=mask, other=0.0)
+    partial_at = at
+    for _ in tl.static_range(1, SPLITS):
+        partial_at += size
+        total += tl.load(partial_ptr + partial_at, mask=mask, other=0.0)
+    total *= to_float32(tl.load(weight_ptr + at, mask=mask, other=0.0))
+    if HAS_IMPORTANCE:
+        total *= 1.0 - to_float32(tl.load(importance_ptr + at, mask=mask, other=0.0))
+    tl.store(grad_ptr + at, total, mask=mask)
