@@ -66,7 +66,7 @@ def check_example(example: object, kind: str) -> Example:
 
 
 def is_text(value: str) -> bool:
-    """Whether a string can be written as UTF-8; JSON escapes can name halves of surrogate pairs, tokenizers fail on them."""
+    """Whether a string can be written as UTF-8; JSON can name half of a surrogate pair, and tokenizers fail on that."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
-
 from tss.metrics.checks import same_length
 
 METRICS = ("f1", "precision", "recall")
@@ -21,13 +19,14 @@ def score(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[st
         ValueError: no references, or rows of different numbers or lengths.
     """
     same_length(predictions, references)
-    for i, (row, truth) in enumerate(zip(predictions, references, strict=True)):
-        if len(row) != len(truth):
-            raise ValueError(f"row {i} has {len(row)} predicted tags for {len(truth)} words: one is needed for each")
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        [list(row) for row in references], [list(row) for row in predictions], average="micro", zero_division=0
-    )
-    return {"f1": 100.0 * float(f1), "precision": 100.0 * float(precision), "recall": 100.0 * float(recall)}
+    for i, (row, words) in enumerate(zip(predictions, references, strict=True)):
+        if len(row) != len(words):
+            raise ValueError(f"row {i} has {len(row)} predicted tags for {len(words)} words: one is needed for each")
+    from seqeval.metrics import sequence_labeling as seqeval  # imports scikit-learn: slow
+
+    truth, rows = [list(row) for row in references], [list(row) for row in predictions]
+    metrics = (("f1", seqeval.f1_score), ("precision", seqeval.precision_score), ("recall", seqeval.recall_score))
+    return {name: 100.0 * float(metric(truth, rows, zero_division=0)) for name, metric in metrics}  # type: ignore[arg-type]
 
 
 def signature() -> str:

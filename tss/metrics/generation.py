@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
 from tss.metrics.checks import same_length
@@ -17,6 +16,8 @@ METRICS = (*ROUGES, "bleu")
 def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """{"rouge1", "rouge2", "rougeL", "bleu"}, 0 to 100: ROUGE F with stemming, mean over rows; BLEU of the corpus."""
     same_length(predictions, references)
+    from rouge_score.rouge_scorer import RougeScorer  # imports nltk: half a second that only scoring is to pay
+
     scorer = RougeScorer(list(ROUGES), use_stemmer=True)
     rows = [scorer.score(truth, text) for text, truth in zip(predictions, references, strict=True)]
     result = {name: 100.0 * sum(row[name].fmeasure for row in rows) / len(rows) for name in ROUGES}

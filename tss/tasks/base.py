@@ -129,7 +129,7 @@ def check_labels(owner: str, labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, multiple: int = PAD_MULTIPLE) -> torch.Tensor:
-    """Rows of different lengths as one int64 tensor (rows, L): padded right with `value`, L a multiple of `multiple`."""
+    """Rows of different lengths as one int64 tensor (rows, L), padded right; L is a multiple of `multiple`."""
     longest = max((len(row) for row in rows), default=0)
     width = max(multiple, -(-longest // multiple) * multiple)
     padded = torch.full((len(rows), width), value, dtype=torch.long)
