@@ -91,6 +91,8 @@ class RunConfig(_Section):
     """Field map of hub data: field of the task kind -> column."""
     tasks: list[str] = []
     """The sequence; empty: every task of the data, in the order that the data lists them."""
+    missing_tasks: Literal["error", "skip"] = "error"
+    """Tasks of the sequence that the data does not hold."""
     shuffle: bool = False
     """Shuffle the sequence, seeded by `seed`."""
     training: Training = Training()

@@ -1,0 +1,64 @@
+"""Three tiny tasks, one of each kind, and a configuration that learns them in seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tss.run.config import load_config
+
+TASKS = ["asc/phones", "ner/people", "drg/trips"]
+
+
+def examples(task: str, count: int, offset: int) -> list[dict[str, object]]:
+    names, places, words = ["Alice", "Bob", "Carol"], ["Paris", "London", "Berlin"], ["battery", "screen", "camera"]
+    rows: list[dict[str, object]] = []
+    for i in range(offset, offset + count):
+        name, place, word = names[i % 3], places[i // 3 % 3], words[i // 2 % 3]
+        extra = ["very"] * (i % 5)
+        if task == "asc/phones":
+            good = i % 2 == 0
+            text = " ".join(["the", word, "is", *extra, "good" if good else "bad"])
+            rows.append({"text": text, "aspect": word, "label": "positive" if good else "negative"})
+        elif task == "ner/people":
+            tokens = [name, "visits", *extra, place]
+            rows.append({"tokens": tokens, "ner_tags": ["B-PER", "O", *["O"] * len(extra), "B-LOC"]})
+        else:
+            rows.append({"source": " ".join([name, "buys", "a", *extra, word]), "target": f"{name} likes the {word}"})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for task in TASKS:
+        folder = root / task
+        folder.mkdir(parents=True)
+        for split, count, offset in (("train", 20, 0), ("validation", 6, 20), ("test", 6, 26)):
+            lines = [json.dumps(row) for row in examples(task, count, offset)]
+            (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def tiny_config(tiny_backbone, tiny_data):
+    """A function of overrides: the configuration of three tasks, three epochs, five steps each."""
+
+    def make(*overrides: str):
+        values = {
+            "backbone": str(tiny_backbone),
+            "data": str(tiny_data),
+            "tasks": TASKS,
+            "adapters": {"bottleneck": 4},
+            "training": {"epochs": 3, "batch_size": 4, "score_lr": 0.05, "source_length": 24, "target_length": 16},
+            "generation": {"num_beams": 2, "min_new_tokens": 1, "max_new_tokens": 6},
+            "precision": "float32",
+            "device": "cpu",
+            "checkpoint_steps": 2,
+            "log_seconds": 0,
+        }
+        return load_config(values, list(overrides))
+
+    return make

@@ -1,0 +1,122 @@
+"""The configuration says exactly what is wrong, and survives a round trip."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from tss.errors import ConfigError
+from tss.run.config import dump_config, load_config, settings_for
+from tss.run.config_files import find_preset, merge, preset_names
+
+
+def test_defaults_round_trip_through_yaml():
+    config = load_config(None, ["families.sum.batch_size=4", "method_options.soft_mask=update", "seed=7"])
+    again = load_config(yaml.safe_load(dump_config(config)))
+    assert again == config
+    assert again.resolved() == config.resolved()
+
+
+def test_overrides_are_read_as_yaml():
+    config = load_config(None, ["training.score_lr=5e-3", "tasks=[asc/cameras, ner/news]", "training.patience=null"])
+    assert config.training.score_lr == 5e-3
+    assert config.tasks == ["asc/cameras", "ner/news"]
+    assert config.training.patience is None
+
+
+def test_a_task_gets_its_familys_settings_and_then_its_own():
+    overrides = [
+        "training.epochs=9",
+        "generation.num_beams=4",
+        "families.sum.batch_size=4",
+        "families.sum.epochs=5",
+        "families.sum.generation.num_beams=2",
+        "overrides.sum/icsi.score_lr=0.005",
+        "overrides.sum/icsi.epochs=1",
+    ]
+    config = load_config(None, overrides)
+    assert settings_for(config, "asc/ipod").epochs == 9
+    assert settings_for(config, "asc/ipod").generation.num_beams == 4
+    nyt, icsi = settings_for(config, "sum/nyt"), settings_for(config, "sum/icsi")
+    assert (nyt.epochs, nyt.batch_size, nyt.generation.num_beams) == (5, 4, 2)
+    assert (icsi.epochs, icsi.batch_size, icsi.generation.num_beams, icsi.score_lr) == (1, 4, 2, 0.005)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("trainig.epochs=3", "unknown key 'trainig'; did you mean 'training'?"),
+        ("training.epoch=3", "unknown key 'training.epoch'; did you mean 'epochs'?"),
+        ("families.sum.generaton.num_beams=2", "'families.sum.generaton'; did you mean 'generation'?"),
+        ("overrides.sum/nyt.batchsize=2", "'overrides.sum/nyt.batchsize'; did you mean 'batch_size'?"),
+        ("method_options.soft_masc=none", "'method_options.soft_masc'; did you mean 'soft_mask'?"),
+        ("method_options.soft_mask=maybe", "maybe"),
+        ("adapters.botleneck=8", "'adapters.botleneck'; did you mean 'bottleneck'?"),
+        ("adapters.bottleneck=0", "bottleneck"),
+        ("training.batch_size=0", "training.batch_size: Input should be greater than 0, got 0"),
+        ("method=ewc", "no method 'ewc'; there are: tss, ncl"),
+        ("precision=float61", "precision: Input should be 'auto', 'float32' or 'bfloat16', got 'float61'"),
+        ("adapters.gated=false", "adapters.gated: method tss needs True, got False"),
+        ("qqqq=1", "unknown key 'qqqq'; known keys here: method, method_options, backbone"),
+        ("training", "is not of the form key=value"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(override, expected):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    message = str(caught.value)
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_several_problems_give_several_lines():
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["sede=1", "training.epochs=0", "adapters.botleneck=1"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_the_seed_reaches_the_adapters_unless_they_have_their_own():
+    assert load_config(None, ["seed=5"]).adapters.seed == 5
+    assert load_config(None, ["seed=5", "adapters.seed=6"]).adapters.seed == 6
+
+
+def test_ncl_takes_plain_adapters_and_no_options():
+    config = load_config(None, ["method=ncl"])
+    assert not config.adapters.gated
+    assert config.method_options == {}
+    assert load_config(yaml.safe_load(dump_config(config))) == config
+
+
+def test_files_extend_presets_and_report_their_name(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("training: {epochs: 2, batchsize: 3}\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: unknown key 'training\.batchsize'; did you mean 'batch_size'"):
+        load_config(path)
+    path.write_text("training: [1\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(path)
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
+        load_config(tmp_path / "none.yaml")
+    path.write_text(f"extends: {preset_names()[0]}\ntraining: {{epochs: 77}}\n")
+    assert load_config(path).training.epochs == 77
+
+
+def test_presets_are_found_by_name_and_variant():
+    with pytest.raises(ConfigError, match="no preset and no file 'no-such'"):
+        load_config("no-such")
+    name = next(name for name in preset_names() if "." in name)
+    base, variant = name.split(".", 1)
+    assert find_preset(base, variant) == name
+    with pytest.raises(ConfigError, match=f"preset '{base}' has no variant 'slow'"):
+        find_preset(base, "slow")
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_a_valid_configuration(name):
+    load_config(name)
+
+
+def test_merge_replaces_values_and_merges_mappings():
+    base = {"a": {"b": 1, "c": [1, 2]}, "d": 1}
+    assert merge(base, {"a": {"c": [3]}, "d": {"e": 2}}) == {"a": {"b": 1, "c": [3]}, "d": {"e": 2}}
+    assert base == {"a": {"b": 1, "c": [1, 2]}, "d": 1}

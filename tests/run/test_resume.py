@@ -1,0 +1,84 @@
+"""A run killed at any point and resumed is, byte for byte, the run that was never stopped."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tss.run.sequence import run_sequence
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """A fork server that has imported everything once: a new process starts at once, and can really be killed."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tss.run.sequence", "transformers.models.bart.modeling_bart"])
+    yield context
+    if before is None:
+        del os.environ["OMP_NUM_THREADS"]
+    else:
+        os.environ["OMP_NUM_THREADS"] = before
+
+
+def run_until(processes, config, folder: Path, lines: int | None) -> int | None:
+    """Run (or resume) in a process of its own; kill it when events.jsonl has so many lines. Gives its exit code."""
+    process = processes.Process(target=run_sequence, args=(config, folder), kwargs={"resume": folder.is_dir()})
+    process.start()
+    while process.is_alive() and (lines is None or count_lines(folder) < lines):
+        time.sleep(0.002)
+    if lines is not None:
+        process.kill()
+    process.join()
+    return process.exitcode
+
+
+def count_lines(folder: Path) -> int:
+    try:
+        return (folder / "events.jsonl").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What must be equal: the matrix, the sealed tasks, the predictions, and the shared state."""
+    paths = [folder / "matrix.json", folder / "config.yaml"]
+    for pattern in ("tasks/*", "predictions/*", "state/shared*"):
+        paths += sorted(folder.glob(pattern))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def story(folder: Path) -> list[dict[str, object]]:
+    """The diary without what depends on the clock."""
+    timed = ("time", "seconds", "step_seconds", "peak_bytes")
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("seed", "kills", "overrides"),
+    [
+        (1, 9, []),
+        (2, 3, ["method=ncl"]),
+        (3, 4, ["training.grad_accumulation=2", "training.patience=1", "method_options.soft_mask=update"]),
+    ],
+    ids=["tss", "ncl", "tss-accumulate"],
+)
+def test_killed_runs_end_as_if_never_stopped(processes, tiny_config, tmp_path, seed, kills, overrides):
+    config = tiny_config(*overrides)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run_until(processes, config, whole, None) == 0
+    total = count_lines(whole)
+    for lines in sorted(random.Random(seed).sample(range(2, total), kills)):
+        assert run_until(processes, config, killed, lines) == -9
+    assert run_until(processes, config, killed, None) == 0
+    assert contents(killed) == contents(whole)
+    assert story(killed) == story(whole)
+    assert len(contents(whole)) == 2 + 3 + 3 + 1

@@ -1,0 +1,246 @@
+"""The sequence on three tiny tasks: what it writes, what it refuses, and that nothing is forgotten."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+
+import pytest
+import torch
+
+from tss.errors import ConfigError, ForgettingError, StateError, TssError
+from tss.run import sequence
+from tss.run.loop import schedule
+from tss.run.runtime import memory_errors
+from tss.run.sequence import run_sequence
+
+ONE = "tasks=[asc/phones]"
+TWO = "tasks=[asc/phones, ner/people]"
+
+
+def read(folder, name="matrix.json"):
+    return json.loads((folder / name).read_text())
+
+
+def events(folder, name):
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == name]
+
+
+def test_a_run_fills_its_folder(tiny_config, tmp_path):
+    told = []
+    result = run_sequence(tiny_config(), tmp_path / "run", progress=told.append)
+    content = read(result.folder)
+    tasks = ["asc/phones", "ner/people", "drg/trips"]
+    assert content["tasks"] == result.tasks == tasks
+    assert content["kinds"] == {tasks[0]: "classification", tasks[1]: "extraction", tasks[2]: "generation"}
+    assert content["main"] == {tasks[0]: "macro_f1", tasks[1]: "f1", tasks[2]: "bleu"}
+    assert content["test_size"] == dict.fromkeys(tasks, 6)
+    for i in range(3):
+        for j in range(3):
+            cell = content["matrix"][i][j]
+            assert cell is None if i < j else 0 <= cell <= 100
+            assert cell is None or content["metrics"][i][j][content["main"][tasks[j]]] == cell
+    assert content["summary"]["forgetting"] == 0.0
+    assert content["matrix"][2][:2] == [content["matrix"][0][0], content["matrix"][1][1]]
+    assert "time" not in content
+    assert [path.name for path in sorted((result.folder / "tasks").iterdir())] == [
+        "01-asc-phones.safetensors",
+        "02-ner-people.safetensors",
+        "03-drg-trips.safetensors",
+    ]
+    assert len((result.folder / "predictions" / "02-ner-people.jsonl").read_text().splitlines()) == 6
+    assert [event["event"] for event in told if event["event"] != "step"] == [
+        "run_begin",
+        *["task_begin", "epoch", "epoch", "epoch", "task_end", "verified", "evaluated"],
+        *["task_begin", "epoch", "epoch", "epoch", "task_end", "verified", "evaluated", "evaluated"],
+        *["task_begin", "epoch", "epoch", "epoch", "task_end", "verified", "evaluated", "evaluated", "evaluated"],
+        "run_end",
+    ]
+    assert len(events(result.folder, "step")) == 3 * 3 * 5
+    end = events(result.folder, "task_end")[-1]
+    assert set(end["density"]) == set(end["flipped"]) == set(end["importance_mean"])
+    assert all(0 < mean < 1 for mean in end["importance_mean"].values())
+    assert end["peak_bytes"] > 0
+    assert end["bytes"]["total"] == end["bytes"]["gates"] + end["bytes"]["head"]
+    again = run_sequence(tiny_config(), result.folder, resume=True)
+    assert again.matrix == result.matrix
+    assert len(events(result.folder, "run_end")) == 1
+
+
+def plant_after(monkeypatch, task, change):
+    """Change something of the handle right after `task` was sealed."""
+    seal = sequence.seal_task
+
+    def seal_and_plant(run, job, position):
+        seal(run, job, position)
+        if job.name == task:
+            with torch.no_grad():
+                change(run.handle)
+
+    monkeypatch.setattr(sequence, "seal_task", seal_and_plant)
+
+
+def flip_one_gate(handle):
+    tensors, metadata = handle.task_state("asc/phones")
+    name = next(name for name, tensor in tensors.items() if tensor.dtype == torch.uint8)
+    damaged = {key: value.clone() for key, value in tensors.items()}
+    damaged[name][0, 0] ^= 1
+    handle.load_task_state("asc/phones", damaged, metadata)
+
+
+def nudge_backbone(handle):
+    next(parameter for name, parameter in handle.model.named_parameters() if "fc1.weight" in name)[0, 0] += 1e-3
+
+
+def nudge_adapter(handle):
+    next(iter(handle.layers.values())).weight[0, 0] += 1e-3
+
+
+def nudge_head(handle):
+    tensors, metadata = handle.task_state("asc/phones")
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    damaged = {key: value.clone() for key, value in tensors.items()}
+    damaged[name].view(-1)[0] += 1e-3
+    handle.load_task_state("asc/phones", damaged, metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (flip_one_gate, "gates or head of sealed task asc/phones"),
+        (nudge_head, "gates or head of sealed task asc/phones"),
+        (nudge_backbone, "frozen weights"),
+        (nudge_adapter, "frozen weights"),
+    ],
+)
+def test_a_planted_change_stops_the_run(tiny_config, tmp_path, monkeypatch, change, named):
+    plant_after(monkeypatch, "ner/people", change)
+    with pytest.raises(ForgettingError, match=named):
+        run_sequence(tiny_config(TWO, "training.epochs=1"), tmp_path / "run")
+    assert len(events(tmp_path / "run", "verified")) == 1
+    assert read(tmp_path / "run")["matrix"][1] == [None, None]
+
+
+def test_changed_logits_alone_stop_the_run(tiny_config, tmp_path, monkeypatch):
+    """A change that no fingerprint sees: a hook on the backbone that begins to act after the second task."""
+
+    def hook(handle):
+        first = next(module for name, module in handle.model.named_modules() if name.endswith("fc1"))
+        first.register_forward_hook(lambda module, inputs, output: output + 1e-3)
+
+    plant_after(monkeypatch, "ner/people", hook)
+    with pytest.raises(ForgettingError, match="logits of sealed task asc/phones on its probe batch"):
+        run_sequence(tiny_config(TWO, "training.epochs=1"), tmp_path / "run")
+
+
+def test_what_cannot_be_resumed_is_refused(tiny_config, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(StateError, match="nothing to resume"):
+        run_sequence(tiny_config(ONE), folder, resume=True)
+    run_sequence(tiny_config(ONE, "training.epochs=1"), folder)
+    with pytest.raises(StateError, match="already holds a run: continue it with --resume"):
+        run_sequence(tiny_config(ONE, "training.epochs=1"), folder)
+    with pytest.raises(StateError, match=r"training\.epochs: 1 in the run, 3 now"):
+        run_sequence(tiny_config(ONE), folder, resume=True)
+    sealed = folder / "tasks" / "01-asc-phones.safetensors"
+    whole = sealed.read_bytes()
+    for damaged in (whole[:-5], whole[:-1] + bytes([whole[-1] ^ 1])):
+        sealed.write_bytes(damaged)
+        with pytest.raises(StateError, match=r"01-asc-phones\.safetensors.*expected"):
+            run_sequence(tiny_config(ONE, "training.epochs=1"), folder, resume=True)
+    sealed.write_bytes(whole)
+    state = folder / "state" / "run.json"
+    state.write_text(state.read_text()[:-40])
+    with pytest.raises(StateError, match=r"run\.json: not a whole state file"):
+        run_sequence(tiny_config(ONE, "training.epochs=1"), folder, resume=True)
+
+
+def test_wrong_names_and_lengths_stop_before_anything_is_written(tiny_config, tmp_path):
+    for override, expected in (
+        ("tasks=[asc/nothing]", "asc/nothing not in .*, which has: asc/phones"),
+        ("training.source_length=4000", "source_length is 4000, but the backbone has 64 positions"),
+        ("training.metric=rouge1", "asc/phones.*rouge1"),
+        ("backbone=./nowhere", "nowhere is not a model folder"),
+        ("device=cuda:99", "cuda:99"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            run_sequence(tiny_config(override), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_tasks_are_skipped_if_asked(tiny_config, tmp_path):
+    config = tiny_config("tasks=[asc/nothing, asc/phones]", "missing_tasks=skip", "training.epochs=1")
+    assert run_sequence(config, tmp_path / "run").tasks == ["asc/phones"]
+
+
+def test_a_full_disk_loses_nothing_and_the_run_goes_on(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config(TWO, "training.epochs=1")
+    whole = run_sequence(config, tmp_path / "whole")
+    fsync, calls = os.fsync, []
+
+    def full_after_a_while(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_after_a_while)
+    with pytest.raises(StateError, match="No space left on device while writing .*continue with --resume"):
+        run_sequence(config, tmp_path / "run")
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert run_sequence(config, tmp_path / "run", resume=True).matrix == whole.matrix
+    for name in ("01-asc-phones", "02-ner-people"):
+        file = f"tasks/{name}.safetensors"
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_loss_that_is_not_finite_names_task_step_and_remedy(tiny_config, tmp_path):
+    config = tiny_config(TWO, "training.epochs=1", "overrides.ner/people.head_lr=1e38", "training.warmup_ratio=0")
+    with pytest.raises(
+        TssError, match=r"task ner/people: the loss is (nan|inf) at epoch 0, step \d.*head_lr \(1e\+38\)"
+    ):
+        run_sequence(config, tmp_path / "run")
+    assert read(tmp_path / "run")["matrix"][0][0] is not None
+    assert [path.name for path in (tmp_path / "run" / "tasks").iterdir()] == ["01-asc-phones.safetensors"]
+
+
+def test_no_memory_names_the_task_and_the_remedy():
+    message = "task sum/nyt: out of memory with batches of 4 .*grad_accumulation"
+    with pytest.raises(TssError, match=message), memory_errors("sum/nyt", 4):
+        torch.empty(2**62, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="^something else$"), memory_errors("sum/nyt", 4):
+        raise RuntimeError("something else")
+
+
+def test_the_best_epoch_is_restored_and_patience_stops(tiny_config, tmp_path, monkeypatch):
+    values = iter([30.0, 50.0, 50.0, 40.0, 99.0])
+    monkeypatch.setattr("tss.run.loop.validate", lambda job: (next(values), "macro_f1"))
+    states, learn = [], sequence.learn
+
+    def learn_and_look(job, checkpoint, saved):
+        def look(position, optimizer):
+            states.append({name: value.clone() for name, value in job.handle.learning_state().items()})
+            checkpoint(position, optimizer)
+
+        position = learn(job, look, saved)
+        states.append({name: value.clone() for name, value in job.handle.learning_state().items()})
+        return position
+
+    monkeypatch.setattr(sequence, "learn", learn_and_look)
+    run_sequence(tiny_config(ONE, "training.epochs=9", "training.patience=2"), tmp_path / "run")
+    assert [event["epoch"] for event in events(tmp_path / "run", "epoch")] == [0, 1, 2, 3]
+    assert events(tmp_path / "run", "task_end")[0]["best_epoch"] == 1
+    *by_step, restored = states
+    same = [all(torch.equal(state[name], restored[name]) for name in restored) for state in by_step]
+    assert [step for step, equal in enumerate(same) if equal] == [9]
+
+
+def test_schedule_rises_and_falls_linearly():
+    shares = [schedule(step, 10, 5) for step in range(11)]
+    assert shares == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 0.8, 0.6, 0.4, 0.2, 0])
+    assert [schedule(step, 4, 0) for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+    assert [schedule(step, 4, 4) for step in range(5)] == [0, 0.25, 0.5, 0.75, 0]
+    assert all(math.isfinite(share) for share in shares)

@@ -1,0 +1,185 @@
+"""The frozen language model of a run: which one, in which precision, with which tokenizer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tss.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BART_TOKENIZER = "TSS_BART_TOKENIZER"
+"""Environment variable: folder of BART's tokenizer for `bart-large-random`."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model in evaluation mode on its device, its tokenizer, and in words where both came from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    origin: str
+    parameters: int
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that "auto" stands for (CUDA if there is one, else the CPU), or the one that was named."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device: no device {device!r}; use auto, cpu, cuda or cuda:N") from error
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: {device!r} asked for, but {torch.cuda.device_count()} CUDA devices are visible")
+    return resolved
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """ "float32" or "bfloat16"; "auto" takes bfloat16 where the hardware multiplies it natively."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    # older versions of PyTorch cannot be asked what the processor does
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bfloat16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "float32"
+
+
+def load_backbone(
+    name: str,
+    *,
+    tokenizer: str | None = None,
+    precision: str = "float32",
+    device: torch.device | None = None,
+    seed: int = 2021,
+) -> Backbone:
+    """Load a model and its tokenizer and check that they fit together.
+
+    Args:
+        name: "embedded", "bart-large", "bart-large-random", a model folder, or a hub name.
+        tokenizer: folder or hub name of another tokenizer than the model's own.
+        precision: "float32" or "bfloat16", the type of all its weights.
+        device: where it goes; None: the CPU.
+        seed: for the weights of "bart-large-random".
+
+    Raises:
+        ConfigError: if it cannot be loaded, or if the tokenizer has more entries than the model embeds.
+    """
+    dtype = getattr(torch, precision)
+    if name == "bart-large-random":
+        model, origin = _random_bart_large(dtype, seed), "BART-Large's shape with random weights"
+    else:
+        source = _source(name)
+        model, origin = _pretrained(source, dtype), str(source)
+        tokenizer = tokenizer or str(source)
+    tokenizer, hint = _tokenizer_source(tokenizer)
+    loaded = _load_tokenizer(tokenizer)
+    check_vocabulary(model, loaded, tokenizer)
+    return Backbone(model.to(device or "cpu").eval(), loaded, f"{origin}{hint}", model.num_parameters())
+
+
+def embedded_folder() -> Path:
+    """The folder of the small pretrained backbone that comes with the package."""
+    folder = Path(str(resources.files("tss") / "assets" / "backbone"))
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"backbone: the embedded one is not in this installation ({folder} holds no config.json); "
+            "name a model folder or a hub name instead"
+        )
+    return folder
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Every entry of the tokenizer must have a row in the model's input embedding."""
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"tokenizer {source}: {len(tokenizer)} entries, but the model embeds {rows}; use the model's own tokenizer"
+        )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ConfigError(f"tokenizer {source}: it has neither a padding nor an end token; use another one")
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def check_lengths(model: PreTrainedModel, task: str, *, source_length: int, target_length: int) -> None:
+    """Lengths beyond the model's learned positions would fail deep inside it, so they are refused here."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    for key, value in (("source_length", source_length), ("target_length", target_length)):
+        if positions is not None and value > positions:
+            raise ConfigError(f"task {task}: {key} is {value}, but the backbone has {positions} positions; lower {key}")
+
+
+def _source(name: str) -> str | Path:
+    if name == "embedded":
+        return embedded_folder()
+    if name == "bart-large":
+        return "facebook/bart-large"
+    path = Path(name).expanduser()
+    if path.exists() or name.startswith((".", "/", "~")):
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"backbone: {path} is not a model folder (it holds no config.json)")
+        return path
+    return name
+
+
+def _pretrained(source: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+        return _model_class(config).from_pretrained(source, config=config, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        remedy = "give a model folder, or a hub name when the network is there"
+        if source == "facebook/bart-large":
+            remedy = "without a network, backbone=bart-large-random has the same shape with random weights"
+        raise ConfigError(f"backbone: {source} cannot be loaded ({reason}); {remedy}") from error
+
+
+def _model_class(config: Any) -> Any:
+    """The class with the language-model head where the architecture has a usable one."""
+    import transformers
+
+    architecture = (config.architectures or [""])[0]
+    if config.is_encoder_decoder:
+        return transformers.AutoModelForSeq2SeqLM
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModel
+
+
+def _random_bart_large(dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    from transformers import AutoModelForSeq2SeqLM, BartConfig
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForSeq2SeqLM.from_config(BartConfig(), dtype=dtype)
+
+
+def _tokenizer_source(tokenizer: str | None) -> tuple[str, str]:
+    """Where the tokenizer comes from, and a note about it; None is a model that has none of its own."""
+    if tokenizer is not None:
+        return tokenizer, ""
+    if folder := os.environ.get(BART_TOKENIZER):
+        return folder, f", tokenizer from {BART_TOKENIZER}={folder}"
+    return str(embedded_folder()), (
+        f", with the embedded backbone's tokenizer (set tokenizer= or {BART_TOKENIZER} to a folder of BART's own)"
+    )
+
+
+def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"tokenizer: {source} cannot be loaded ({str(error).strip().splitlines()[0]})") from error

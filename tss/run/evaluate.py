@@ -1,0 +1,74 @@
+"""Predictions and metrics of one task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tss.run.examples import Split, by_length, collate
+from tss.run.runtime import Runtime
+from tss.tasks.base import TaskKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics (0 to 100) and, in the data's order, predictions and references."""
+
+    metrics: dict[str, float]
+    predictions: list[Any]
+    references: list[Any]
+
+
+def evaluate(
+    model: PreTrainedModel,
+    kind: TaskKind,
+    split: Split,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int,
+    runtime: Runtime,
+) -> Evaluation:
+    """Score the task that is active in the model, in evaluation mode and the run's precision.
+
+    Args:
+        model: with the task active.
+        kind: of the task.
+        split: what is predicted; batches are formed by length, predictions come back in its order.
+        tokenizer: of the backbone.
+        batch_size: rows per batch.
+        runtime: device and precision.
+    """
+    model.eval()
+    predictions: list[Any] = [None] * len(split)
+    with torch.no_grad(), runtime.autocast():
+        for rows in by_length(split, batch_size):
+            batch = runtime.to_device(collate(split, rows, kind, tokenizer))
+            answers = kind.predict(model, batch, tokenizer, examples=[split.examples[i] for i in rows])
+            for row, answer in zip(rows, answers, strict=True):
+                predictions[row] = answer
+    references = kind.references(split.examples)
+    return Evaluation(kind.score(predictions, references), predictions, references)
+
+
+def mean_loss(
+    model: PreTrainedModel,
+    kind: TaskKind,
+    split: Split,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int,
+    runtime: Runtime,
+) -> float:
+    """The loss of the active task on a split, each batch weighted by its rows, in evaluation mode."""
+    model.eval()
+    total = 0.0
+    with torch.no_grad(), runtime.autocast():
+        for rows in by_length(split, batch_size):
+            batch = runtime.to_device(collate(split, rows, kind, tokenizer))
+            total += model(**batch).loss.item() * len(rows)
+    return total / len(split)

@@ -1,0 +1,82 @@
+"""A task's data on its way into the model: kinds with the run's settings, encoded splits, batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tss.data import batches
+from tss.errors import ConfigError
+from tss.run.config import TaskSettings
+from tss.tasks.base import Batch, Encoded, Example, TaskKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def with_settings(kind: TaskKind, settings: TaskSettings, task: str) -> TaskKind:
+    """The task's kind with the run's metric, features and decoding instead of its own defaults.
+
+    Raises:
+        ConfigError: if the kind has no such setting or refuses the value.
+    """
+    changes: dict[str, Any] = {"metric": settings.metric, "features": settings.features}
+    if kind.kind == "generation":
+        changes |= settings.generation.model_dump()
+    changes = {key: value for key, value in changes.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(changes.keys() - known):
+        raise ConfigError(
+            f"task {task}: a {kind.kind} task has no setting {', '.join(unknown)}; set it under `families` or "
+            "`overrides` for the tasks that have it"
+        )
+    try:
+        return dataclasses.replace(kind, **changes)  # type: ignore[type-var]
+    except ValueError as error:
+        raise ConfigError(f"task {task}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples and their encoded form, in the data's order."""
+
+    examples: Sequence[Example]
+    encoded: Sequence[Encoded]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def lengths(self) -> list[int]:
+        """Tokens of each source."""
+        return [len(row["input_ids"]) for row in self.encoded]
+
+
+def encode_split(
+    examples: Sequence[Example], kind: TaskKind, tokenizer: PreTrainedTokenizerBase, settings: TaskSettings
+) -> Split:
+    """Encode all examples of a split at once."""
+    lengths = {"source_length": settings.source_length, "target_length": settings.target_length}
+    return Split(examples, kind.encode_all(examples, tokenizer, **lengths) if examples else [])
+
+
+def collate(split: Split, rows: Sequence[int], kind: TaskKind, tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """One batch of the rows, on the CPU."""
+    pad_id: Any = tokenizer.pad_token_id
+    return kind.collate([split.encoded[i] for i in rows], pad_id=pad_id)
+
+
+def by_length(split: Split, batch_size: int) -> list[list[int]]:
+    """Rows in batches of like lengths, longest first, so that running out of memory happens at once."""
+    lengths = split.lengths()
+    order = sorted(range(len(split)), key=lambda i: (-lengths[i], i))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def epoch_batches(
+    split: Split, kind: TaskKind, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, seed: int, task: str
+) -> Iterator[Batch]:
+    """One pass over a split in the order of its first epoch."""
+    for rows in batches(split.lengths(), batch_size, seed=seed, task=task, epoch=0):
+        yield collate(split, rows, kind, tokenizer)

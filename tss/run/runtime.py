@@ -1,0 +1,100 @@
+"""Where and how exactly the run computes: device, precision, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tss.errors import TssError
+
+if TYPE_CHECKING:
+    from tss.methods.base import Batch
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The device, and the precision of matrix products: "float32" or "bfloat16"."""
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Products in bfloat16 if that is the precision; a context that changes nothing otherwise."""
+        if self.precision == "bfloat16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def to_device(self, batch: Batch) -> Batch:
+        return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+
+    def reset_peak(self) -> None:
+        """Begin a new measurement of peak memory (on CUDA; a process's own peak cannot be reset)."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_bytes(self) -> int:
+        """Peak memory: allocated on the CUDA device since `reset_peak`, or resident in this process so far."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def signature(self) -> dict[str, Any]:
+        """What bit-identical logits depend on besides weights and inputs."""
+        on_cuda = self.device.type == "cuda"
+        return {
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "tss": version("tss"),
+            "kernels": os.environ.get("TSS_KERNELS_BACKEND", "chosen"),
+            "device": torch.cuda.get_device_name(self.device) if on_cuda else "cpu",
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+        }
+
+    def environment(self) -> dict[str, Any]:
+        """The signature, and what else a reader of the results wants to know of the machine."""
+        return {
+            **self.signature(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "cuda": torch.version.cuda if self.device.type == "cuda" else None,
+            "safetensors": version("safetensors"),
+            "datasets": version("datasets"),
+        }
+
+
+def stable_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on the parts alone, the same in every process."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+@contextlib.contextmanager
+def memory_errors(task: str, batch_size: int) -> Iterator[None]:
+    """Turn running out of memory into one clear error that names the task and the remedy."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text
+        if not out_of_memory:
+            raise
+        detail = text.splitlines()[0] if text else "no detail"
+        raise TssError(
+            f"task {task}: out of memory with batches of {batch_size} ({detail}); "
+            "use a smaller batch_size with grad_accumulation, shorter source_length, or precision=bfloat16; "
+            "finished tasks are kept"
+        ) from error

@@ -1,0 +1,263 @@
+"""The sequence: learn a task, seal it, verify that none was forgotten, evaluate all that are learned; then the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from tss.adapters.storage import write_tensors
+from tss.data import TaskData
+from tss.methods.base import Batch
+from tss.run.checkpoint import Position, save_checkpoint
+from tss.run.config import RunConfig
+from tss.run.evaluate import Evaluation, evaluate
+from tss.run.events import Listener
+from tss.run.examples import encode_split, epoch_batches
+from tss.run.files import disk_errors, sha256_file, to_json, write_text
+from tss.run.invariants import logits_hash, verify
+from tss.run.loop import Job, learn, steps_per_epoch
+from tss.run.prepare import Run, open_run
+from tss.run.results import RunResult, matrix_content
+from tss.run.runtime import memory_errors
+from tss.run.state import Layout, SealedTask
+
+
+def run_sequence(
+    config: RunConfig, folder: Path | str, *, resume: bool = False, progress: Listener | None = None
+) -> RunResult:
+    """Learn a sequence of tasks and fill a run folder.
+
+    Args:
+        config: the run.
+        folder: where it goes; it may not hold a run, unless `resume`.
+        resume: go on with the run in the folder, bit for bit as if it had never stopped.
+        progress: called with every event, for example `tss.run.progress.Console()`.
+
+    Raises:
+        ConfigError, DataError: before anything is trained.
+        StateError: the folder cannot be used, a saved file is damaged, or the disk is full.
+        ForgettingError: a sealed task changed.
+        TssError: a loss that is not finite, or no memory. Whatever was finished is kept.
+    """
+    layout = Layout(Path(folder))
+    with disk_errors(layout.folder), open_run(config, layout, resume=resume, listener=progress) as run:
+        begin(run)
+        for index, task in enumerate(run.tasks):
+            if index == len(run.state.sealed):
+                with memory_errors(task.name, run.settings(task.name).batch_size):
+                    job, position = learn_task(run, index, task)
+                    seal_task(run, job, position)
+            if index == run.state.verified:
+                verify_tasks(run, index)
+            evaluate_tasks(run, index)
+        return finish(run)
+
+
+def begin(run: Run) -> None:
+    """Tell what is about to be done: in the diary once per run, to the listener also on resume."""
+    tasks = [task.name for task in run.tasks]
+    steps = {}
+    for task in run.tasks:
+        settings = run.settings(task.name)
+        steps[task.name] = settings.epochs * steps_per_epoch(len(task.train), settings)
+    if run.log.position() > 0:
+        done = {name: steps[name] for name in tasks[: len(run.state.sealed)]}
+        cells = sum(len(row) for row in run.state.rows)
+        run.log.tell("resumed", tasks=tasks, steps=steps, done=done, learned=len(done), cells=cells)
+        return
+    run.log.emit(
+        "run_begin",
+        tasks=tasks,
+        kinds={task.name: task.kind.kind for task in run.tasks},
+        method=run.config.method,
+        backbone=run.backbone.origin,
+        parameters=run.backbone.parameters,
+        steps=steps,
+    )
+    run.save_state()
+
+
+def learn_task(run: Run, index: int, task: TaskData) -> tuple[Job, Position]:
+    """Train one task from its start, or from where it was saved, up to its best state restored."""
+    settings, tokenizer = run.settings(task.name), run.backbone.tokenizer
+    job = Job(
+        task.name,
+        index,
+        task.kind,
+        settings,
+        encode_split(task.train, task.kind, tokenizer, settings),
+        encode_split(task.validation, task.kind, tokenizer, settings),
+        run.handle,
+        run.method,
+        tokenizer,
+        run.runtime,
+        run.config.seed,
+        run.log,
+    )
+    run.runtime.reset_peak()
+    run.method.begin_task(run.handle, task.name, task.kind)
+    job.first_gates = run.handle.packed()
+    saved, run.saved = run.saved, None
+    if saved is None:
+        run.log.emit(
+            "task_begin",
+            task=task.name,
+            index=index,
+            kind=task.kind.kind,
+            train=len(task.train),
+            validation=len(task.validation),
+            test=len(task.test),
+            steps=settings.epochs * job.steps_per_epoch(),
+        )
+
+    def checkpoint(position: Position, optimizer: torch.optim.Optimizer) -> None:
+        if (position.epoch * job.steps_per_epoch() + position.step) % run.config.checkpoint_steps == 0:
+            save_checkpoint(
+                run.layout.learning,
+                task=task.name,
+                index=index,
+                events_bytes=run.log.position(),
+                position=position,
+                learning=run.handle.learning_state(),
+                optimizer=optimizer,
+            )
+
+    return job, learn(job, checkpoint, saved)
+
+
+def seal_task(run: Run, job: Job, position: Position) -> None:
+    """Seal the task and write its file, what it hands on, and then the state that makes both count."""
+    started = time.perf_counter()
+    density, flipped = run.handle.density(), run.handle.flipped(job.first_gates)
+    with run.runtime.autocast():
+        run.method.end_task(run.handle, job.name, importance_batches(job))
+    path, shared = run.layout.task(job.index, job.name), run.layout.shared(job.index)
+    write_tensors(path, *run.handle.task_state(job.name))
+    write_tensors(shared, shared_tensors(run), {"after": job.name})
+    probe = logits_hash(run.handle, job.name, run.probe(run.tasks[job.index]), run.runtime)
+    run.state.sealed.append(SealedTask(job.name, sha256_file(path), run.handle.fingerprint(job.name), probe))
+    run.state.shared_sha256 = sha256_file(shared)
+    seconds = position.seconds + time.perf_counter() - started
+    run.state.seconds += seconds
+    run.log.emit(
+        "task_end",
+        task=job.name,
+        index=job.index,
+        best_epoch=position.best_epoch,
+        seconds=round(seconds, 3),
+        step_seconds=job.median_step_seconds(),
+        peak_bytes=run.runtime.peak_bytes(),
+        bytes=run.handle.bytes_per_task(job.name),
+        density=density,
+        flipped=flipped,
+        importance_mean=importance_mean(run),
+    )
+    run.save_state()
+    run.layout.learning.unlink(missing_ok=True)
+    if job.index > 0:
+        run.layout.shared(job.index - 1).unlink(missing_ok=True)
+
+
+def importance_batches(job: Job) -> Iterator[Batch]:
+    """One pass over the training data for the method's end of the task."""
+    size = job.settings.batch_size
+    for batch in epoch_batches(job.train, job.kind, job.tokenizer, batch_size=size, seed=job.seed, task=job.name):
+        yield job.runtime.to_device(batch)
+
+
+def shared_tensors(run: Run) -> dict[str, torch.Tensor]:
+    """What the adapters and the method hand on to the next task, as `prepare.restore_shared` takes it back."""
+    parts = {"adapters": run.handle.shared_state(), "method": run.method.state()}
+    return {
+        f"{owner}/{name}": value.detach().cpu().contiguous()
+        for owner, tensors in parts.items()
+        for name, value in tensors.items()
+    }
+
+
+def importance_mean(run: Run) -> dict[str, float]:
+    """Mean accumulated importance of each gated layer that has any."""
+    importances = {name: getattr(layer, "importance", None) for name, layer in run.handle.layers.items()}
+    return {name: value.mean().item() for name, value in importances.items() if value is not None}
+
+
+def verify_tasks(run: Run, index: int) -> None:
+    """Check after task `index` that no sealed task changed, if the method promises it.
+
+    Raises:
+        ForgettingError: if one did.
+    """
+    if run.method.never_forgets:
+        probes = {task.name: run.probe(task) for task in run.tasks[: index + 1]}
+        verify(run.handle, run.state.sealed, run.state.frozen, probes, run.runtime)
+        after = run.tasks[index].name
+        run.log.emit("verified", after=after, tasks=[task.name for task in run.state.sealed], frozen=run.state.frozen)
+    run.state.verified = index + 1
+    run.save_state()
+
+
+def evaluate_tasks(run: Run, index: int) -> None:
+    """Fill row `index` of the matrix: every learned task on its test split; cells already there are kept."""
+    if index == len(run.state.rows):
+        run.state.rows.append({})
+    row = run.state.rows[index]
+    for column, task in enumerate(run.tasks[: index + 1]):
+        if task.name in row:
+            continue
+        started = time.perf_counter()
+        result = evaluate_task(run, task)
+        seconds = time.perf_counter() - started
+        write_predictions(run.layout.predictions(column, task.name), result)
+        row[task.name] = result.metrics
+        run.state.seconds += seconds
+        run.log.emit(
+            "evaluated",
+            task=task.name,
+            after=run.tasks[index].name,
+            metrics=result.metrics,
+            main=task.kind.main_metric,
+            value=result.metrics[task.kind.main_metric],
+            seconds=round(seconds, 3),
+        )
+        run.save_state()
+    write_text(run.layout.matrix, to_json(matrix_content(run.config, run.tasks, run.state), indent=1) + "\n")
+
+
+def evaluate_task(run: Run, task: TaskData) -> Evaluation:
+    """Predict and score a learned task's test split with its own gates and head."""
+    size = run.settings(task.name).eval_batch_size
+    with run.handle.using(task.name), memory_errors(task.name, size):
+        return evaluate(
+            run.backbone.model,
+            task.kind,
+            run.test(task),
+            run.backbone.tokenizer,
+            batch_size=size,
+            runtime=run.runtime,
+        )
+
+
+def write_predictions(path: Path, result: Evaluation) -> None:
+    """One JSON line per test example, in the data's order: prediction and reference."""
+    pairs = zip(result.predictions, result.references, strict=True)
+    write_text(path, "".join(to_json({"prediction": p, "reference": r}) + "\n" for p, r in pairs))
+
+
+def finish(run: Run) -> RunResult:
+    """Tell the end, once, and give the results."""
+    content = matrix_content(run.config, run.tasks, run.state)
+    if not run.state.finished:
+        run.log.emit("run_end", seconds=round(run.state.seconds, 3), summary=content["summary"])
+        run.state.finished = True
+        run.save_state()
+    return RunResult(
+        run.layout.folder,
+        content["tasks"],
+        content["matrix"],
+        content["metrics"],
+        content["summary"],
+        run.state.seconds,
+    )
