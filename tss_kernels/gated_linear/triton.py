@@ -1,7 +1,7 @@
 """The gated linear map in Triton: product, input gradient and score gradient, each with its mask inside the kernel.
 
 The launch configuration is a function of dtype and shape alone, without tuning at run time. Every sum has a fixed
-order that depends on the shapes alone, so equal inputs give equal bits.
+order that depends on shapes and strides alone, so equal inputs give equal bits.
 """
 
 from __future__ import annotations
@@ -51,10 +51,13 @@ def _fit(tiles: tuple[Tile, ...], columns: int, rows: int) -> Tile:
     return next((tile for tile in tiles if columns * triton.cdiv(rows, tile.rows) >= PROGRAMS), tiles[-1])
 
 
-def _is_even(*tensors: torch.Tensor) -> bool:
-    """Whether Triton can load 16 bytes at once: an aligned start, and strides of 1 or multiples of 16 elements."""
-    return all(
-        tensor.data_ptr() % 16 == 0 and all(stride == 1 or stride % 16 == 0 for stride in tensor.stride())
+def _is_even(features: tuple[int, int], *tensors: torch.Tensor) -> bool:
+    """Whether Triton can prove that 16 bytes may be loaded at once: aligned starts, one stride of 1, the rest and the
+    numbers of features multiples of 16."""
+    return all(size % 16 == 0 for size in features) and all(
+        tensor.data_ptr() % 16 == 0
+        and 1 in tensor.stride()
+        and all(stride == 1 or stride % 16 == 0 for stride in tensor.stride())
         for tensor in tensors
     )
 
@@ -113,7 +116,7 @@ def forward(
     packed = torch.empty((out_features, (in_features + 7) // 8), dtype=torch.uint8, device=x.device)
     if out_features == 0:
         return y, packed
-    tile = forward_tile(x.dtype, rows, in_features, out_features, _is_even(x, weight))
+    tile = forward_tile(x.dtype, rows, in_features, out_features, _is_even((in_features, out_features), x))
     # Without rows one row tile still runs, to write the gates.
     grid = (triton.cdiv(out_features, tile.out) * max(1, triton.cdiv(rows, tile.rows)),)
     with on_device(x):
@@ -147,7 +150,7 @@ def input_grad(dy: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor) -> 
         return dx
     weight = weight.contiguous()
     gates, bits = _gate_words(packed)
-    tile = input_grad_tile(dy.dtype, rows, in_features, out_features, _is_even(dy, weight))
+    tile = input_grad_tile(dy.dtype, rows, in_features, out_features, _is_even((in_features, out_features), dy))
     grid = (triton.cdiv(in_features, tile.inner) * triton.cdiv(rows, tile.rows),)
     with on_device(dy):
         input_grad_kernel[grid](
@@ -172,7 +175,9 @@ def scores_grad(
     grad = torch.empty((out_features, in_features), dtype=torch.float32, device=x.device)
     if grad.numel() == 0:
         return grad
-    tile, splits = scores_grad_tile(x.dtype, rows, in_features, out_features, _is_even(dy, x))
+    tile, splits = scores_grad_tile(
+        x.dtype, rows, in_features, out_features, _is_even((in_features, out_features), dy, x)
+    )
     partial = torch.empty((splits, out_features, in_features), dtype=torch.float32, device=x.device)
     split_rows = triton.cdiv(triton.cdiv(rows, splits), tile.rows) * tile.rows
     tiles = triton.cdiv(out_features, tile.out) * triton.cdiv(in_features, tile.inner)
