@@ -141,19 +141,22 @@ def align(words: Sequence[Sequence[str]], tokenizer: Any, length: int) -> tuple[
         )
     rows, starts = _tokenize(words, tokenizer, length)
     # A word that the tokenizer's normaliser removes (a lone zero-width joiner) would shift all words after it.
-    gaps = [i for i, firsts in enumerate(starts) if None in firsts]
+    whole = [len(row["input_ids"]) < length for row in rows]
+    gaps = [i for i, row in enumerate(starts) if None in row or (whole[i] and len(row) < len(words[i]))]
     if gaps:
         blank = tokenizer.unk_token or "?"
-        filled = [
-            [blank if w < len(starts[i]) and starts[i][w] is None else word for w, word in enumerate(words[i])]
-            for i in gaps
-        ]
-        again_rows, again_starts = _tokenize(filled, tokenizer, length)
-        for i, row, firsts in zip(gaps, again_rows, again_starts, strict=True):
+        filled = [_fill(words[i], starts[i], blank, whole[i]) for i in gaps]
+        for i, row, firsts in zip(gaps, *_tokenize(filled, tokenizer, length), strict=True):
             if None in firsts:
                 raise ValueError(f"the tokenizer gives no token to the word {words[i][firsts.index(None)]!r}")
             rows[i], starts[i] = row, firsts
     return rows, starts  # type: ignore[return-value]
+
+
+def _fill(words: Sequence[str], firsts: Sequence[int | None], blank: str, whole: bool) -> list[str]:
+    """The words with `blank` for those without a token; at the end of a row only if nothing was cut off (`whole`)."""
+    lost = [first is None for first in firsts] + [whole] * (len(words) - len(firsts))
+    return [blank if gone else word for word, gone in zip(words, lost, strict=True)]
 
 
 def _tokenize(
