@@ -1,0 +1,88 @@
+"""`tss check`: validate a configuration and every line of its data, estimate memory and time; nothing is trained."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tss.cli import configuring, console
+from tss.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tss.run.config import RunConfig
+    from tss.cli.estimating import Estimate
+
+
+def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "check", parents=parents, help="validate a configuration and its data", description=__doc__, allow_abbrev=False
+    )
+    configuring.add_arguments(parser)
+    parser.add_argument(
+        "--no-steps", action="store_true", help="leave the backbone alone: no estimate of memory and time"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; 1 if anything is wrong."""
+    from tss.cli.tasks import load_all, print_tasks
+    from tss.run.config import settings_for
+
+    config, _ = configuring.configuration(args)
+    names, missing = configuring.missing_tasks(config)
+    tasks, errors = [], []
+    for name in names:
+        limits = settings_for(config, name).limits.model_dump()
+        loaded, failed = load_all(config.data, [name], seed=config.seed, limits=limits, fields=config.fields)
+        tasks, errors = tasks + loaded, errors + failed
+    print_tasks(tasks)
+    for error in errors:
+        print(f"tss: {error}", file=sys.stderr)
+    if missing:
+        _tell_missing(config, missing, len(names))
+    if errors or (missing and config.missing_tasks == "error") or not names:
+        return 1
+    if not args.no_steps:
+        from tss.cli.estimating import estimate
+
+        print_estimate(estimate(config))
+    print("\nconfiguration and data are sound")
+    return 0
+
+
+def _tell_missing(config: RunConfig, missing: list[str], there: int) -> None:
+    message = (
+        f"{len(missing)} of {there + len(missing)} tasks of the sequence are not in {config.data}: {', '.join(missing)}"
+    )
+    if config.missing_tasks == "error":
+        raise ConfigError(f"{message}; run the {there} that are there with --available-only, or add the others")
+    print(f"\nleft out: {message}")
+
+
+def print_estimate(made: Estimate) -> None:
+    """Time per family and in all, memory, and how both were found."""
+    from tss.report.names import duration, size
+
+    print()
+    rows = [
+        [
+            row.family,
+            row.task,
+            f"{row.step_seconds:.3f}",
+            str(row.steps),
+            duration(row.training),
+            duration(row.evaluation),
+        ]
+        for row in made.families
+    ]
+    headers = ["family", "timed on", "s per step", "steps", "training", "evaluation"]
+    console.print_table(headers, rows, right=(2, 3, 4, 5))
+    print(
+        f"\nbackbone  {made.backbone} ({made.parameters / 1e6:.1f} million parameters, {made.precision}, {made.device})"
+    )
+    print(f"memory    {size(made.peak_bytes)} at the peak of the timed steps")
+    print(f"time      about {duration(made.seconds)}, if no task stops early")
+    print(f"method    {made.how}")

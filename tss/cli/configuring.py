@@ -1,0 +1,75 @@
+"""How `run` and `check` turn words and options into a configuration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tss.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tss.run.config import RunConfig
+
+SHORTCUTS = ("data", "backbone", "method")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that choose a configuration."""
+    parser.add_argument(
+        "words", nargs="*", metavar="CONFIG|PRESET|key=value", help="a YAML file or a preset, then keys to change"
+    )
+    parser.add_argument(
+        "--preset", metavar="NAME", help="the preset, for example mixed or mixed.paper (see `tss presets`)"
+    )
+    parser.add_argument("--variant", metavar="quick|paper", help="which variant of the preset")
+    parser.add_argument("--data", metavar="DIR", help="folder of <family>/<task>/*.jsonl, `generated`, or hub:NAME")
+    parser.add_argument(
+        "--backbone", metavar="X", help="embedded, bart-large, bart-large-random, a model folder or a hub name"
+    )
+    parser.add_argument("--method", metavar="M", help="tss, or ncl for plain sequential training")
+    parser.add_argument(
+        "--available-only",
+        action="store_true",
+        help="leave out the tasks of the sequence that the data lacks, and say which",
+    )
+
+
+def configuration(args: argparse.Namespace) -> tuple[RunConfig, str]:
+    """The configuration and a short name for it.
+
+    Raises:
+        ConfigError: two presets, an unknown preset or key, or a value that does not fit.
+    """
+    from tss.run.config import load_config
+
+    sources = [word for word in args.words if "=" not in word]
+    if args.preset is not None:
+        sources.insert(0, args.preset)
+    if len(sources) > 1:
+        raise ConfigError(
+            f"one configuration or preset at a time, got {' and '.join(map(repr, sources))}; changes are written key=value"
+        )
+    source = sources[0] if sources else None
+    if source is None and args.variant is not None:
+        raise ConfigError(f"--variant {args.variant} needs a preset: add --preset NAME")
+    overrides = [word for word in args.words if "=" in word]
+    # JSON is YAML: quoting keeps a path or a name from being read as anything else
+    overrides += [f"{key}={json.dumps(getattr(args, key))}" for key in SHORTCUTS if getattr(args, key) is not None]
+    if args.available_only:
+        overrides.append("missing_tasks=skip")
+    config = load_config(source, overrides, variant=args.variant)
+    name = "run" if source is None else Path(source).stem if Path(source).suffix in (".yaml", ".yml") else source
+    return config, name.replace(".quick", "") + ("" if args.variant in (None, "quick") else f".{args.variant}")
+
+
+def missing_tasks(config: RunConfig) -> tuple[list[str], list[str]]:
+    """(tasks of the sequence in the data's names, names of the sequence that the data lacks)."""
+    from tss.data import list_tasks, resolve_order
+
+    if config.data.startswith("hub:"):
+        return list(config.tasks), []
+    available = list_tasks(config.data)
+    order = resolve_order(config.tasks or available, available, config.seed if config.shuffle else None)
+    return order.tasks, order.missing

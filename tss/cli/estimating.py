@@ -1,0 +1,134 @@
+"""What a run will cost, found by timing real steps on its own backbone and data."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tss.data import TaskData
+from tss.run.config import RunConfig
+from tss.run.examples import by_length, collate, encode_split
+from tss.run.loop import Job, backward, steps_per_epoch
+from tss.run.prepare import Run, open_run
+from tss.run.state import Layout
+
+SLOW_STEP = 20.0
+"""Seconds after which a first step is taken as the measurement: a second one would only make the user wait."""
+
+
+@dataclass(frozen=True)
+class FamilyEstimate:
+    """One family: what was timed, and the seconds that all its tasks would take by it."""
+
+    family: str
+    task: str
+    step_seconds: float
+    steps: int
+    training: float
+    evaluation: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A whole run: `seconds` is the sum over families, `peak_bytes` what the timed steps needed."""
+
+    families: list[FamilyEstimate]
+    backbone: str
+    parameters: int
+    precision: str
+    device: str
+    peak_bytes: int
+    how: str
+
+    @property
+    def seconds(self) -> float:
+        """Training and evaluation of all tasks."""
+        return sum(row.training + row.evaluation for row in self.families)
+
+
+def estimate(config: RunConfig) -> Estimate:
+    """Opens the run in a folder that is thrown away, and times two steps and one test batch for each family.
+
+    The task of a family with the most training examples is timed, on the longest rows of its data, so that time and
+    memory are rather over- than underestimated; its other tasks are scaled by their steps and test examples.
+
+    Raises:
+        TssError: whatever would stop the run itself before its first step.
+    """
+    with tempfile.TemporaryDirectory(prefix="tss-check-") as folder:
+        with open_run(config, Layout(Path(folder) / "run"), resume=False, listener=None) as run:
+            rows = [_time_family(run, family) for family in dict.fromkeys(task.family for task in run.tasks)]
+            return Estimate(
+                rows,
+                run.backbone.origin,
+                run.backbone.parameters,
+                run.runtime.precision,
+                str(run.runtime.device),
+                run.runtime.peak_bytes(),
+                "two training steps after one to warm up and one test batch per family, on this machine and on the "
+                "longest rows of the largest task; scaled by steps, epochs and test examples",
+            )
+
+
+def _time_family(run: Run, family: str) -> FamilyEstimate:
+    members = [task for task in run.tasks if task.family == family]
+    task = max(members, key=lambda member: len(member.train))
+    step, per_example = _time_task(run, task)
+    steps, training, evaluation = 0, 0.0, 0.0
+    for member in members:
+        settings = run.settings(member.name)
+        of_member = settings.epochs * steps_per_epoch(len(member.train), settings)
+        decodes = not (member.kind.kind == "generation" and settings.validate_by in ("auto", "loss"))
+        # validation by loss costs about a third of a training step's time per example: no backward pass
+        per_validation = per_example if decodes else step / settings.batch_size / settings.grad_accumulation / 3
+        steps += of_member
+        training += of_member * step + settings.epochs * len(member.validation) * per_validation
+        times = len(run.tasks) - run.tasks.index(member)
+        evaluation += times * len(member.test) * per_example
+    return FamilyEstimate(family, task.name, step, steps, training, evaluation)
+
+
+def _time_task(run: Run, task: TaskData) -> tuple[float, float]:
+    """(seconds of an optimizer step, seconds per example of testing)."""
+    settings, tokenizer = run.settings(task.name), run.backbone.tokenizer
+    train = encode_split(task.train, task.kind, tokenizer, settings)
+    test = encode_split(task.test, task.kind, tokenizer, settings)
+    job = Job(
+        task.name, 0, task.kind, settings, train, test, run.handle, run.method, tokenizer, run.runtime, run.config.seed, run.log
+    )  # fmt: skip
+    run.method.begin_task(run.handle, task.name, task.kind)
+    optimizer = run.method.make_optimizer(run.handle, settings)
+    longest = by_length(train, settings.batch_size)
+    group = [
+        longest[i % len(longest)]
+        for i in range(min(settings.grad_accumulation, math.ceil(len(train) / settings.batch_size)))
+    ]
+    run.handle.model.train()
+    times: list[float] = []
+    while len(times) < 3 and not (times and times[0] > SLOW_STEP):
+        started = time.perf_counter()
+        backward(job, group, 0, len(times))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        _wait(run)
+        times.append(time.perf_counter() - started)
+    run.handle.seal_task(name=task.name)
+    rows = by_length(test, settings.eval_batch_size)[0]
+    started = time.perf_counter()
+    run.handle.model.eval()
+    with run.handle.using(task.name), torch.no_grad(), run.runtime.autocast():
+        batch = run.runtime.to_device(collate(test, rows, task.kind, tokenizer))
+        task.kind.predict(run.backbone.model, batch, tokenizer, examples=[task.test[i] for i in rows])
+    _wait(run)
+    return statistics.mean(times[1:] or times), (time.perf_counter() - started) / len(rows)
+
+
+def _wait(run: Run) -> None:
+    if run.runtime.device.type == "cuda":
+        torch.cuda.synchronize(run.runtime.device)

@@ -1,0 +1,98 @@
+"""A run's learned tasks, opened for prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tss.adapters import attach
+from tss.adapters.storage import read_tensors
+from tss.errors import StateError
+from tss.run.backbone import Backbone, load_backbone, resolve_device
+from tss.run.config import RunConfig, load_config, settings_for
+from tss.run.examples import by_length, collate, encode_split
+from tss.run.prepare import make_method, restore_shared
+from tss.run.runtime import Runtime
+from tss.run.state import Layout, check_file, load_state
+from tss.tasks import TaskKind
+
+if TYPE_CHECKING:
+    from tss.adapters import TssHandle
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The backbone with the gates (or plain adapters) and heads of a run; `kinds` names its sealed tasks."""
+
+    config: RunConfig
+    backbone: Backbone
+    handle: TssHandle
+    runtime: Runtime
+    kinds: dict[str, TaskKind]
+
+    def predict(self, rows: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
+        """The prediction for each (task, example), in their order; rows of a task are batched together by length."""
+        answers: list[Any] = [None] * len(rows)
+        places: dict[str, list[int]] = {}
+        for place, (task, _) in enumerate(rows):
+            places.setdefault(task, []).append(place)
+        for task, where in places.items():
+            found = self._predict_task(task, [rows[place][1] for place in where])
+            for place, answer in zip(where, found, strict=True):
+                answers[place] = answer
+        return answers
+
+    def _predict_task(self, task: str, examples: list[dict[str, Any]]) -> list[Any]:
+        kind, settings, tokenizer = self.kinds[task], settings_for(self.config, task), self.backbone.tokenizer
+        split = encode_split(examples, kind, tokenizer, settings)
+        answers: list[Any] = [None] * len(examples)
+        with self.handle.using(task), torch.no_grad(), self.runtime.autocast():
+            for batch_rows in by_length(split, settings.eval_batch_size):
+                batch = self.runtime.to_device(collate(split, batch_rows, kind, tokenizer))
+                chosen = [examples[i] for i in batch_rows]
+                found = kind.predict(self.backbone.model, batch, tokenizer, examples=chosen)
+                for row, answer in zip(batch_rows, found, strict=True):
+                    answers[row] = answer
+        return answers
+
+
+def open_learned(folder: Path | str) -> Learned:
+    """Opens a run folder, finished or not, with the tasks that are sealed in it. Nothing in the folder is changed.
+
+    Raises:
+        StateError: not a run folder, nothing learned yet, or a file that is missing, truncated or edited.
+        ConfigError: its backbone cannot be loaded here.
+    """
+    layout = Layout(Path(folder))
+    if not layout.state.is_file() or not layout.config.is_file():
+        raise StateError(f"{folder}: not a run folder (no {layout.state.relative_to(layout.folder)} and config.yaml)")
+    state = load_state(layout.state)
+    if not state.sealed:
+        raise StateError(f"{folder}: no task is learned yet")
+    config = load_config(layout.config)
+    runtime = Runtime(resolve_device(config.device), config.precision)
+    backbone = load_backbone(
+        config.backbone,
+        tokenizer=config.tokenizer,
+        precision=config.precision,
+        device=runtime.device,
+        seed=config.seed,
+    )
+    method = make_method(config)
+    handle = attach(backbone.model, config.adapters, method.layer_options())
+    if handle.frozen_fingerprint() != state.frozen:
+        raise StateError(f"{folder}: the backbone {config.backbone!r} is not the one that the run was made with")
+    for index, sealed in enumerate(state.sealed):
+        path = layout.task(index, sealed.name)
+        check_file(path, sealed.sha256)
+        handle.load_task_state(sealed.name, *read_tensors(path))
+    if state.shared_sha256 is not None:
+        shared = layout.shared(len(state.sealed) - 1)
+        check_file(shared, state.shared_sha256)
+        restore_shared(read_tensors(shared)[0], handle, method)
+    backbone.model.eval()
+    return Learned(config, backbone, handle, runtime, {name: record.kind for name, record in handle.tasks.items()})

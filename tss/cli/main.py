@@ -1,0 +1,126 @@
+"""`tss COMMAND …`: finds the command, runs it, and turns every failure into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from tss.cli import check, env, predict, presets, report, run, tasks
+from tss.errors import TssError
+
+COMMANDS = (run, check, report, predict, tasks, presets, env)
+FAILED, MISUSED, UNEXPECTED, INTERRUPTED = 1, 2, 70, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the usage block."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(MISUSED, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> Parser:
+    """The parser with all commands; nothing heavy is imported."""
+    parser = Parser(
+        prog="tss",
+        description="Learn a sequence of language tasks on one frozen model, without forgetting.",
+        epilog="Start with `tss run demo`. TSS_DEBUG=1 shows tracebacks.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", parser_class=Parser)
+    for command in COMMANDS:
+        sub = command.register(subparsers, parents=[common])
+        sub.set_defaults(run=command.run, parser=sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code: 0 done, 1 bad input, 2 bad usage, 70 a fault in tss, 130 Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    try:
+        _check_command(parser, arguments)
+        args, rest = parser.parse_known_args(arguments)
+        if args.version:
+            return _print_version()
+        if args.command is None:
+            parser.print_help()
+            return MISUSED
+        _take_rest(args, rest)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return _guarded(args)
+
+
+def _guarded(args: argparse.Namespace) -> int:
+    """Runs the command; a failure becomes one line on standard error unless the traceback is asked for."""
+    debug = args.debug or os.environ.get("TSS_DEBUG", "") not in ("", "0")
+    try:
+        return int(args.run(args) or 0)
+    except KeyboardInterrupt:
+        print("tss: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away; so do we, silently
+        return FAILED
+    except (TssError, OSError, UnicodeError) as error:
+        if debug:
+            raise
+        print(f"tss: {_one_line(error)}", file=sys.stderr)
+        return FAILED
+    except Exception as error:
+        if debug:
+            raise
+        message = f"{type(error).__name__}: {_one_line(error)}"
+        print(f"tss: {message} (unexpected; --debug shows the traceback)", file=sys.stderr)
+        return UNEXPECTED
+
+
+def _one_line(error: BaseException) -> str:
+    """The message; several problems found at once stay one per line, everything else is joined."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, TssError):
+        return "\ntss: ".join(lines)
+    return " ".join(lines) or type(error).__name__
+
+
+def _check_command(parser: Parser, arguments: Sequence[str]) -> None:
+    """An unknown command names the nearest known one."""
+    word = next((a for a in arguments if not a.startswith("-")), None)
+    names = [command.__name__.rpartition(".")[2] for command in COMMANDS]
+    if word is not None and word not in names:
+        near = difflib.get_close_matches(word, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+        parser.error(f"no command {word!r}; {hint}")
+
+
+def _take_rest(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Words after options join the command's own; an unknown option names the nearest known one."""
+    unknown = next((a for a in rest if a.startswith("-")), None)
+    if unknown is not None:
+        known = [option for action in args.parser._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown.partition("=")[0], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "configuration keys are written key=value"
+        args.parser.error(f"no option {unknown!r}; {hint}")
+    if rest and not hasattr(args, "words"):
+        args.parser.error(f"unexpected argument {rest[0]!r}")
+    if rest:
+        args.words = [*args.words, *rest]
+
+
+def _print_version() -> int:
+    from importlib.metadata import version
+
+    print(f"tss {version('tss')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""`tss presets`: the presets there are, or one of them in full."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import resources
+from typing import Any
+
+from tss.cli import console
+
+
+def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "presets", parents=parents, help="list presets, or print one", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="print this preset, with all defaults, as YAML")
+    parser.add_argument("--variant", metavar="quick|paper", help="which variant of the preset")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    if args.name is None:
+        from tss.run.config_files import preset_names
+
+        console.print_table(["preset", "what"], [[name, description(name)] for name in preset_names()])
+        return 0
+    from tss.run.config import dump_config, load_config
+
+    print(dump_config(load_config(args.name, variant=args.variant)), end="")
+    return 0
+
+
+def description(name: str) -> str:
+    """The comment in the first line of a preset's file."""
+    text = (resources.files("tss") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    first = text.splitlines()[0] if text else ""
+    return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -1,0 +1,38 @@
+"""`tss report`: one HTML page with plots and tables from one run, or from several side by side."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "report", parents=parents, help="write a report of one run or several", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first gives the headline numbers"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write (default: the run, or `report` for several)"
+    )
+    parser.add_argument(
+        "--one",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="RUN",
+        help="runs of single tasks learned alone, for the transfer metric",
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    from tss.report import build
+
+    output = args.out or (args.runs[0] if len(args.runs) == 1 else Path("report"))
+    print(build(args.runs, output, one=args.one))
+    return 0
