@@ -1,21 +1,24 @@
-"""What the Triton kernels share: the device guard, the precision of float32 products and exact bfloat16 conversions."""
+"""What the Triton kernels share: the launch, the precision of float32 products and exact bfloat16 conversions."""
 
 # Triton derives the types of a kernel's arguments from the call.
 # ruff: noqa: ANN001, ANN202
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from triton import knobs
 
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 
 
-def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:
-    """Makes the tensor's GPU the current one, which is where Triton launches; nothing to do for a CPU tensor."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+def launch(kernel: Any, programs: int, first: torch.Tensor, *arguments: object, **constants: object) -> None:
+    """Starts so many programs of a kernel on the GPU that holds its first argument, current or not."""
+    with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
+        kernel[(programs,)](first, *arguments, **constants)
 
 
 def dot_precision() -> str:

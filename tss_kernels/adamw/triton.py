@@ -1,11 +1,5 @@
-"""Soft-masked AdamW in Triton: one launch updates every tensor of a list.
+"""Soft-masked AdamW in Triton: one launch updates every tensor of a list."""
 
-A small table on the device holds each tensor's addresses, size and first block. A program counts the tensors that
-start at or before its own block to find its tensor, then reads that tensor's addresses.
-"""
-
-# Triton derives the types of a kernel's arguments from the call.
-# ruff: noqa: ANN201
 from __future__ import annotations
 
 from collections import defaultdict
@@ -16,7 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tss_kernels._triton import from_float32, on_device, to_float32
+from tss_kernels._triton import launch
+from tss_kernels.adamw.triton_kernels import adamw_kernel
 
 BLOCK = 1024
 WARPS = 4
@@ -25,70 +20,6 @@ DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 
 # One parameter's tensors, all contiguous: parameter, gradient, both moments, importance or None.
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
-
-
-@triton.jit
-def _address(table_ptr, tensors, tensor, line: tl.constexpr, dtype: tl.constexpr, ALIGNED: tl.constexpr):
-    """The pointer in one line of the table, which is promised to be aligned where all are."""
-    address = tl.load(table_ptr + line * tensors + tensor).to(tl.pointer_type(dtype))
-    return tl.multiple_of(address, 16) if ALIGNED else address
-
-
-@triton.jit
-def _update(
-    param_ptr, grad_ptr, exp_avg_ptr, exp_avg_sq_ptr, importance_ptr, at, mask, importance_mask,
-    decay, take1, beta2, take2, step_size, root_correction, eps, UPDATE_SITE: tl.constexpr,
-):  # fmt: skip
-    """AdamW on one block; 1 - importance scales the gradient or, at the update site, the whole step with its decay."""
-    keep = 1.0 - to_float32(tl.load(importance_ptr + at, mask=importance_mask, other=0.0))
-    param = to_float32(tl.load(param_ptr + at, mask=mask, other=0.0))
-    grad = to_float32(tl.load(grad_ptr + at, mask=mask, other=0.0))
-    exp_avg = to_float32(tl.load(exp_avg_ptr + at, mask=mask, other=0.0))
-    exp_avg_sq = to_float32(tl.load(exp_avg_sq_ptr + at, mask=mask, other=0.0))
-    if not UPDATE_SITE:
-        grad *= keep
-    exp_avg += take1 * (grad - exp_avg)
-    exp_avg_sq = beta2 * exp_avg_sq + take2 * grad * grad
-    step = step_size * exp_avg / (tl.sqrt_rn(exp_avg_sq) / root_correction + eps) + decay * param
-    param -= step * keep if UPDATE_SITE else step
-    tl.store(param_ptr + at, from_float32(param, param_ptr.dtype.element_ty), mask=mask)
-    tl.store(exp_avg_ptr + at, from_float32(exp_avg, exp_avg_ptr.dtype.element_ty), mask=mask)
-    tl.store(exp_avg_sq_ptr + at, from_float32(exp_avg_sq, exp_avg_sq_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def adamw_kernel(
-    table_ptr, tensors, decay, take1, beta2, take2, step_size, root_correction, eps,
-    UPDATE_SITE: tl.constexpr, PARAM: tl.constexpr, GRAD: tl.constexpr, MOMENT: tl.constexpr, IMPORTANCE: tl.constexpr,
-    ALIGNED: tl.constexpr, TENSORS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One block of one tensor; the table's lines are five addresses, the size and the first block."""
-    block = tl.program_id(0)
-    index = tl.arange(0, TENSORS)
-    first_blocks = tl.load(table_ptr + 6 * tensors + index, mask=index < tensors, other=0x7FFFFFFF)
-    tensor = tl.sum((first_blocks <= block).to(tl.int32), axis=0) - 1
-    param_ptr = _address(table_ptr, tensors, tensor, 0, PARAM, ALIGNED)
-    grad_ptr = _address(table_ptr, tensors, tensor, 1, GRAD, ALIGNED)
-    exp_avg_ptr = _address(table_ptr, tensors, tensor, 2, MOMENT, ALIGNED)
-    exp_avg_sq_ptr = _address(table_ptr, tensors, tensor, 3, MOMENT, ALIGNED)
-    importance_ptr = _address(table_ptr, tensors, tensor, 4, IMPORTANCE, ALIGNED)
-    size = tl.load(table_ptr + 5 * tensors + tensor)
-    start = (block - tl.load(table_ptr + 6 * tensors + tensor)) * BLOCK
-    at = start + tl.arange(0, BLOCK)
-    # A tensor without importance has the address 0, where nothing may be read.
-    importance_size = tl.where(tl.load(table_ptr + 4 * tensors + tensor) != 0, size, 0)
-    if start + BLOCK <= size:  # a mask that is one value for the whole block leaves the accesses 16 bytes wide
-        mask = tl.full([BLOCK], True, tl.int1)
-        importance_mask = tl.zeros_like(at) < importance_size
-        _update(
-            param_ptr, grad_ptr, exp_avg_ptr, exp_avg_sq_ptr, importance_ptr, at, mask, importance_mask,
-            decay, take1, beta2, take2, step_size, root_correction, eps, UPDATE_SITE,
-        )  # fmt: skip
-    else:
-        _update(
-            param_ptr, grad_ptr, exp_avg_ptr, exp_avg_sq_ptr, importance_ptr, at, at < size, at < importance_size,
-            decay, take1, beta2, take2, step_size, root_correction, eps, UPDATE_SITE,
-        )  # fmt: skip
 
 
 @lru_cache(maxsize=8)
@@ -112,13 +43,12 @@ def _launch(group: list[Tensors], scalars: tuple[float, ...], update_site: bool)
     importance = next((tensors[4] for tensors in group if tensors[4] is not None), param)
     aligned = all(address % ALIGNMENT == 0 for row in rows for address in row[:5])
     stream = torch.cuda.current_stream(param.device).cuda_stream if param.is_cuda else 0
-    with on_device(param):
-        adamw_kernel[(blocks,)](
-            _table(tuple(rows), param.device, stream), len(rows), *scalars,
-            UPDATE_SITE=update_site, PARAM=DTYPES[param.dtype], GRAD=DTYPES[grad.dtype], MOMENT=DTYPES[moment.dtype],
-            IMPORTANCE=DTYPES[importance.dtype], ALIGNED=aligned, TENSORS=triton.next_power_of_2(len(rows)),
-            BLOCK=BLOCK, num_warps=WARPS,
-        )  # fmt: skip
+    launch(
+        adamw_kernel, blocks, _table(tuple(rows), param.device, stream), len(rows), *scalars,
+        UPDATE_SITE=update_site, PARAM=DTYPES[param.dtype], GRAD=DTYPES[grad.dtype], MOMENT=DTYPES[moment.dtype],
+        IMPORTANCE=DTYPES[importance.dtype], ALIGNED=aligned, TENSORS=triton.next_power_of_2(len(rows)),
+        BLOCK=BLOCK, num_warps=WARPS,
+    )  # fmt: skip
 
 
 def _contiguous(tensor: torch.Tensor, copies: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from tss_kernels._triton import dot_precision, on_device
+from tss_kernels._triton import dot_precision, launch
 from tss_kernels.gated_linear.triton_kernels import forward_kernel, input_grad_kernel, partial_kernel, reduce_kernel
 
 
@@ -118,14 +118,14 @@ def forward(
         return y, packed
     tile = forward_tile(x.dtype, rows, in_features, out_features, _is_even((in_features, out_features), x))
     # Without rows one row tile still runs, to write the gates.
-    grid = (triton.cdiv(out_features, tile.out) * max(1, triton.cdiv(rows, tile.rows)),)
-    with on_device(x):
-        forward_kernel[grid](
-            x, weight, scores, weight if bias is None else bias.contiguous(), y, packed, float(threshold),
-            rows, in_features, out_features, x.stride(0), x.stride(1),
-            HAS_BIAS=bias is not None, PRECISION=dot_precision(), OUT=tile.out, IN=tile.inner, ROWS=tile.rows,
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+    programs = triton.cdiv(out_features, tile.out) * max(1, triton.cdiv(rows, tile.rows))
+    launch(
+        forward_kernel, programs,
+        x, weight, scores, weight if bias is None else bias.contiguous(), y, packed, float(threshold),
+        rows, in_features, out_features, x.stride(0), x.stride(1),
+        HAS_BIAS=bias is not None, PRECISION=dot_precision(), OUT=tile.out, IN=tile.inner, ROWS=tile.rows,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
     return y, packed
 
 
@@ -151,14 +151,13 @@ def input_grad(dy: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor) -> 
     weight = weight.contiguous()
     gates, bits = _gate_words(packed)
     tile = input_grad_tile(dy.dtype, rows, in_features, out_features, _is_even((in_features, out_features), dy))
-    grid = (triton.cdiv(in_features, tile.inner) * triton.cdiv(rows, tile.rows),)
-    with on_device(dy):
-        input_grad_kernel[grid](
-            dy, weight, gates, dx,
-            rows, in_features, out_features, gates.shape[1], dy.stride(0), dy.stride(1),
-            BITS=bits, PRECISION=dot_precision(), OUT=tile.out, IN=tile.inner, ROWS=tile.rows,
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+    launch(
+        input_grad_kernel, triton.cdiv(in_features, tile.inner) * triton.cdiv(rows, tile.rows),
+        dy, weight, gates, dx,
+        rows, in_features, out_features, gates.shape[1], dy.stride(0), dy.stride(1),
+        BITS=bits, PRECISION=dot_precision(), OUT=tile.out, IN=tile.inner, ROWS=tile.rows,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
     return dx
 
 
@@ -182,15 +181,16 @@ def scores_grad(
     split_rows = triton.cdiv(triton.cdiv(rows, splits), tile.rows) * tile.rows
     tiles = triton.cdiv(out_features, tile.out) * triton.cdiv(in_features, tile.inner)
     weight = weight.contiguous()
-    with on_device(x):
-        partial_kernel[(tiles * splits,)](
-            dy, x, partial,
-            rows, split_rows, in_features, out_features, dy.stride(0), dy.stride(1), x.stride(0), x.stride(1),
-            PRECISION=dot_precision(), OUT=tile.out, IN=tile.inner, ROWS=tile.rows,
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
-        reduce_kernel[(triton.cdiv(grad.numel(), REDUCE_BLOCK),)](
-            partial, weight, weight if importance is None else importance.contiguous(), grad, grad.numel(),
-            HAS_IMPORTANCE=importance is not None, SPLITS=splits, BLOCK=REDUCE_BLOCK, num_warps=4,
-        )  # fmt: skip
+    launch(
+        partial_kernel, tiles * splits,
+        dy, x, partial,
+        rows, split_rows, in_features, out_features, dy.stride(0), dy.stride(1), x.stride(0), x.stride(1),
+        PRECISION=dot_precision(), OUT=tile.out, IN=tile.inner, ROWS=tile.rows,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    launch(
+        reduce_kernel, triton.cdiv(grad.numel(), REDUCE_BLOCK),
+        partial, weight, weight if importance is None else importance.contiguous(), grad, grad.numel(),
+        HAS_IMPORTANCE=importance is not None, SPLITS=splits, BLOCK=REDUCE_BLOCK, num_warps=4,
+    )  # fmt: skip
     return grad

@@ -5,8 +5,9 @@ product: Hopper reads A from registers, where the mask is applied, but B from sh
 Offsets are 64-bit: strides may span more than 2^31 elements.
 """
 
-# Triton derives the types of a kernel's arguments from the call.
+# Triton derives the types of a kernel's arguments from the call, which type checkers cannot follow.
 # ruff: noqa: ANN001, ANN201
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import triton
