@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def read_task(root: Path | str, name: str) -> dict[str, tuple[Path, list[Row]]]:
     if not (folder / "test.jsonl").is_file():
         raise DataError("expected test.jsonl in this folder, found none", folder)
     files = {split: folder / f"{split}.jsonl" for split in SPLITS}
-    return {split: (path, list(read_lines(path))) for split, path in files.items() if path.is_file()}
+    return {split: (path, list(read_lines(path))) for split, path in files.items() if os.path.lexists(path)}
 
 
 def read_lines(path: Path | str) -> Iterator[Row]:

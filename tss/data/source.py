@@ -87,7 +87,7 @@ def load_task(
     rows = _read(root, name, seed, fields)
     kind, checked = _check_rows(rows, family)
     if "validation" not in checked:
-        checked["train"], checked["validation"] = _split_off(checked["train"], kind, rows["train"][0], seed, name)
+        checked["train"], checked["validation"] = _split_off(checked["train"], rows["train"][0], seed, name)
     splits: dict[str, list[Example]] = {}
     for split in SPLITS:
         examples = [example for _, example in checked[split]]
@@ -155,11 +155,9 @@ def _labels(example: Example) -> list[str]:
 
 def _classes(example: Example) -> set[str]:
     """What must have been seen in training: the label, or the types of the entities (B-X and I-X are both X)."""
-    return (
-        {tag.removeprefix("B-").removeprefix("I-") for tag in _labels(example)} - {"O"}
-        if "ner_tags" in example
-        else {example["label"]}
-    )
+    if "label" in example:
+        return {example["label"]}
+    return {tag[2:] for tag in example["ner_tags"] if tag != "O"}
 
 
 def _check_learnable(rows: dict[str, tuple[Path | str, list[Row]]], checked: dict[str, Checked]) -> None:
@@ -174,11 +172,15 @@ def _check_learnable(rows: dict[str, tuple[Path | str, list[Row]]], checked: dic
                 )
 
 
-def _split_off(train: Checked, kind: TaskKind, where: Path | str, seed: int, name: str) -> tuple[Checked, Checked]:
+def _split_off(train: Checked, where: Path | str, seed: int, name: str) -> tuple[Checked, Checked]:
     if len(train) < 2:
         raise DataError("one training example and no validation file: expected at least two to split off one", where)
     labels = [example.get("label") for _, example in train]
     held = set(hold_out(labels, seed=seed, task=name))
+    if not held:
+        raise DataError(
+            "one example of each class and no validation file: expected more, to split off validation", where
+        )
     return (
         [line for i, line in enumerate(train) if i not in held],
         [line for i, line in enumerate(train) if i in held],
