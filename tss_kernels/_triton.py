@@ -18,7 +18,8 @@ INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 def launch(kernel: Any, programs: int, first: torch.Tensor, *arguments: object, **constants: object) -> None:
     """Starts so many programs of a kernel on the GPU that holds its first argument, current or not."""
     with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
-        kernel[(programs,)](first, *arguments, **constants)
+        # Fused multiply-adds are asked for by name: the default depends on Triton's version, and results with it.
+        kernel[(programs,)](first, *arguments, **constants, enable_fp_fusion=True)
 
 
 def dot_precision() -> str:

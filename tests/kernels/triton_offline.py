@@ -35,11 +35,11 @@ class Recorder:
     """Stands in for `JITFunction.run`: notes every distinct launch as what the compiler needs."""
 
     def __init__(self) -> None:
-        self.launches: dict[str, tuple[ASTSource, dict[str, int], str]] = {}
+        self.launches: dict[str, tuple[ASTSource, dict[str, object], str]] = {}
         self.label = ""
 
     def __call__(self, kernel: JITFunction, *args, grid, warmup, **kwargs) -> None:
-        options = {key: kwargs.pop(key) for key in ("num_warps", "num_stages") if key in kwargs}
+        options = {key: kwargs.pop(key) for key in ("num_warps", "num_stages", "enable_fp_fusion") if key in kwargs}
         values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
         signature, constants, attributes = {}, {}, {}
         for position, name in enumerate(kernel.arg_names):
@@ -85,7 +85,7 @@ def record(recorder: Recorder, shapes: list[tuple[torch.dtype, int, int, int]], 
             )  # fmt: skip
 
 
-def inspect(source: ASTSource, options: dict[str, int], label: str) -> dict[str, object]:
+def inspect(source: ASTSource, options: dict[str, object], label: str) -> dict[str, object]:
     """Compiles one launch and reads registers, stack and instructions from the machine code."""
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
