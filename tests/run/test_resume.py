@@ -13,6 +13,15 @@ import pytest
 
 from tss.run.sequence import run_sequence
 
+PRELOAD = [
+    "tss.run.sequence",
+    "transformers.models.bart.modeling_bart",
+    "sklearn.metrics",
+    "seqeval.metrics",
+    "sacrebleu",
+    "rouge_score.rouge_scorer",
+]
+
 
 @pytest.fixture(scope="module")
 def processes():
@@ -20,7 +29,7 @@ def processes():
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tss.run.sequence", "transformers.models.bart.modeling_bart"])
+    context.set_forkserver_preload(PRELOAD)
     yield context
     if before is None:
         del os.environ["OMP_NUM_THREADS"]

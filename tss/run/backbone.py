@@ -83,7 +83,9 @@ def load_backbone(
     tokenizer, hint = _tokenizer_source(tokenizer)
     loaded = _load_tokenizer(tokenizer)
     check_vocabulary(model, loaded, tokenizer)
-    return Backbone(model.to(device or "cpu").eval(), loaded, f"{origin}{hint}", model.num_parameters())
+    placed: Any = model.eval()
+    placed.to(device or "cpu")
+    return Backbone(placed, loaded, f"{origin}{hint}", model.num_parameters())
 
 
 def embedded_folder() -> Path:
@@ -99,7 +101,8 @@ def embedded_folder() -> Path:
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     """Every entry of the tokenizer must have a row in the model's input embedding."""
-    rows = model.get_input_embeddings().num_embeddings
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.num_embeddings
     if len(tokenizer) > rows:
         raise ConfigError(
             f"tokenizer {source}: {len(tokenizer)} entries, but the model embeds {rows}; use the model's own tokenizer"
@@ -134,6 +137,7 @@ def _source(name: str) -> str | Path:
 def _pretrained(source: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # piped output stays plain
     try:
         config = transformers.AutoConfig.from_pretrained(source)
         return _model_class(config).from_pretrained(source, config=config, dtype=dtype)

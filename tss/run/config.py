@@ -27,17 +27,17 @@ class Training(_Section):
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 32
     eval_batch_size: PositiveInt = 32
-    source_length: int = Field(128, ge=8)
-    target_length: int = Field(128, ge=8)
-    score_lr: float = Field(5e-4, gt=0)
+    source_length: int = Field(default=128, ge=8)
+    target_length: int = Field(default=128, ge=8)
+    score_lr: float = Field(default=5e-4, gt=0)
     """Learning rate of the scores (gated adapters)."""
-    adapter_lr: float = Field(1e-3, gt=0)
+    adapter_lr: float = Field(default=1e-3, gt=0)
     """Learning rate of plain adapters' weights (methods without gates)."""
-    head_lr: float = Field(2.75e-3, gt=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    eps: float = Field(1e-6, gt=0)
-    warmup_ratio: float = Field(0.5, ge=0, le=1)
+    head_lr: float = Field(default=2.75e-3, gt=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    eps: float = Field(default=1e-6, gt=0)
+    warmup_ratio: float = Field(default=0.5, ge=0, le=1)
     patience: PositiveInt | None = None
     """Epochs without a strictly better validation value before a task stops early; None: never."""
     grad_accumulation: PositiveInt = 1
@@ -54,9 +54,9 @@ class Generation(_Section):
     """Decoding of generation tasks; None keeps the task kind's default."""
 
     num_beams: PositiveInt | None = None
-    min_new_tokens: int | None = Field(None, ge=0)
+    min_new_tokens: int | None = Field(default=None, ge=0)
     max_new_tokens: PositiveInt | None = None
-    no_repeat_ngram_size: int | None = Field(None, ge=0)
+    no_repeat_ngram_size: int | None = Field(default=None, ge=0)
 
 
 class Limits(_Section):
@@ -102,7 +102,7 @@ class RunConfig(_Section):
     """Family -> keys of `training`, `generation` and `limits` that differ there."""
     overrides: dict[str, dict[str, Any]] = {}
     """Task -> keys that differ there; they win over its family's."""
-    seed: int = Field(2021, ge=0)
+    seed: int = Field(default=2021, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
     checkpoint_steps: PositiveInt = 200
@@ -111,7 +111,7 @@ class RunConfig(_Section):
     """Test inputs per task whose logits are compared bit for bit after every later task."""
     zero_shot: bool = False
     """Evaluate tasks that are not learned yet too: costs time, gives fwt."""
-    log_seconds: float = Field(1.0, ge=0)
+    log_seconds: float = Field(default=1.0, ge=0)
     """At least this long between two `step` events; 0: every step."""
     label: str = ""
     """Free text for reports."""

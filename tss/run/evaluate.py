@@ -24,6 +24,27 @@ class Evaluation:
     references: list[Any]
 
 
+def predict(
+    model: PreTrainedModel,
+    kind: TaskKind,
+    split: Split,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int,
+    runtime: Runtime,
+) -> list[Any]:
+    """Answers of the task that is active in the model, in the split's order; batches are formed by length."""
+    model.eval()
+    predictions: list[Any] = [None] * len(split)
+    with torch.no_grad(), runtime.autocast():
+        for rows in by_length(split, batch_size):
+            batch = runtime.to_device(collate(split, rows, kind, tokenizer))
+            answers = kind.predict(model, batch, tokenizer, examples=[split.examples[i] for i in rows])
+            for row, answer in zip(rows, answers, strict=True):
+                predictions[row] = answer
+    return predictions
+
+
 def evaluate(
     model: PreTrainedModel,
     kind: TaskKind,
@@ -38,19 +59,12 @@ def evaluate(
     Args:
         model: with the task active.
         kind: of the task.
-        split: what is predicted; batches are formed by length, predictions come back in its order.
+        split: what is predicted.
         tokenizer: of the backbone.
         batch_size: rows per batch.
         runtime: device and precision.
     """
-    model.eval()
-    predictions: list[Any] = [None] * len(split)
-    with torch.no_grad(), runtime.autocast():
-        for rows in by_length(split, batch_size):
-            batch = runtime.to_device(collate(split, rows, kind, tokenizer))
-            answers = kind.predict(model, batch, tokenizer, examples=[split.examples[i] for i in rows])
-            for row, answer in zip(rows, answers, strict=True):
-                predictions[row] = answer
+    predictions = predict(model, kind, split, tokenizer, batch_size=batch_size, runtime=runtime)
     references = kind.references(split.examples)
     return Evaluation(kind.score(predictions, references), predictions, references)
 

@@ -96,7 +96,8 @@ def open_run(config: RunConfig, layout: Layout, *, resume: bool, listener: Liste
             stack.enter_context(lock(layout))
             state = new_state(config, tasks, runtime, handle, layout)
         else:
-            saved = restore(state, layout, handle, method)
+            restore(state, layout, handle, method)
+            saved = take_checkpoint(layout, state)
         length = saved.events_bytes if saved else state.events_bytes
         log = EventLog(layout.events, length=length, step_seconds=config.log_seconds, listener=listener)
         stack.callback(log.close)
@@ -199,8 +200,8 @@ def new_state(
     return state
 
 
-def restore(state: RunState, layout: Layout, handle: TssHandle, method: Method) -> Saved | None:
-    """Give the handle and the method what is finished; gives the place inside the next task, if one was saved.
+def restore(state: RunState, layout: Layout, handle: TssHandle, method: Method) -> None:
+    """Give the handle and the method what is finished.
 
     Raises:
         StateError: if a file is missing or changed, or the backbone is another one.
@@ -220,7 +221,6 @@ def restore(state: RunState, layout: Layout, handle: TssHandle, method: Method) 
         path = layout.shared(len(state.sealed) - 1)
         check_file(path, state.shared_sha256)
         restore_shared(read_tensors(path)[0], handle, method)
-    return take_checkpoint(layout, state)
 
 
 def restore_shared(tensors: dict[str, Any], handle: TssHandle, method: Method) -> None:
