@@ -187,22 +187,21 @@ def test_classification_predicts_the_largest_logit(tiny_tokenizer, routed):
     assert kind.predict(model, batch, tiny_tokenizer) == ["good"] * 3
 
 
-def test_generation_keeps_its_bounds_and_is_batched(tiny_tokenizer, models):
-    kind = Generation(num_beams=2, min_new_tokens=3, max_new_tokens=5)
+@pytest.mark.parametrize(
+    ("settings", "positions", "lengths"),
+    [
+        ({"num_beams": 2, "min_new_tokens": 3, "max_new_tokens": 5}, 64, range(4, 7)),
+        ({"num_beams": 1, "min_new_tokens": 50, "max_new_tokens": 50}, 9, range(9, 10)),
+    ],
+)
+def test_generation_keeps_its_bounds_and_those_of_the_model(tiny_tokenizer, models, settings, positions, lengths):
+    kind, model = Generation(**settings, no_repeat_ngram_size=0), models["bart"]
     batch = kind.collate(kind.encode_all(EXAMPLES["generation"], tiny_tokenizer, **LENGTHS), pad_id=1)
-    seen = {}
-    model = models["bart"]
-    original = model.generate
-    model.generate = lambda **settings: seen.setdefault("ids", original(**settings))
-    texts = kind.predict(model, batch, tiny_tokenizer)
-    assert len(texts) == 2
-    assert 1 + 3 <= seen["ids"].shape[1] <= 1 + 5
-
-
-def test_generation_stops_at_the_models_last_position(tiny_tokenizer, models):
-    kind = Generation(num_beams=1, min_new_tokens=500, max_new_tokens=500, no_repeat_ngram_size=0)
-    batch = kind.collate(kind.encode_all(EXAMPLES["generation"], tiny_tokenizer, **LENGTHS), pad_id=1)
-    assert len(kind.predict(models["bart"], batch, tiny_tokenizer)) == 2
+    model.config.max_position_embeddings = positions
+    ids, original = [], model.generate
+    model.generate = lambda **settings: ids.append(original(**settings)) or ids[0]
+    assert len(kind.predict(model, batch, tiny_tokenizer)) == 2
+    assert ids[0].shape[1] in lengths  # with the start token
 
 
 def test_generation_on_a_model_without_an_encoder_is_refused(tiny_tokenizer, models):
@@ -210,6 +209,26 @@ def test_generation_on_a_model_without_an_encoder_is_refused(tiny_tokenizer, mod
     batch = kind.collate(kind.encode_all(EXAMPLES["generation"], tiny_tokenizer, **LENGTHS), pad_id=1)
     with pytest.raises(ValueError, match="need an encoder-decoder model, not LlamaForCausalLM"):
         kind.predict(models["llama"], batch, tiny_tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [
+        (Classification(labels=["a"]), set()),
+        (Classification(labels=["a"], features="encoder_mean"), {"llama"}),
+        (Classification(labels=["a"], features="decoder_last"), {"bert"}),
+        (Extraction(labels=["O"]), set()),
+        (Extraction(labels=["O"], features="encoder"), {"llama"}),
+        (Generation(), {"bert", "llama"}),
+    ],
+)
+def test_a_model_that_cannot_learn_a_kind_is_refused(kind, refused, models):
+    for name, model in models.items():
+        if name in refused:
+            with pytest.raises(ValueError, match=type(model).__name__):
+                kind.check_model(model)
+        else:
+            kind.check_model(model)
 
 
 def test_loss_is_the_models_own_for_generation(tiny_tokenizer, models, routed):

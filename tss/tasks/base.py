@@ -56,6 +56,10 @@ class TaskKind(ABC):
         """One batch of int64 tensors, padded right to a multiple of 8: input_ids, attention_mask, labels if encoded."""
 
     @abstractmethod
+    def check_model(self, model: Any) -> None:
+        """Raise ValueError, saying what is missing, unless a model of this architecture can learn this kind."""
+
+    @abstractmethod
     def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> nn.Module | None:
         """The task's own float32 head, or None where the model's language-model head is used."""
 

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from tss.metrics import classification as metrics
 from tss.tasks import base
-from tss.tasks.heads import Head, architecture, features, pool
+from tss.tasks.heads import Head, architecture, choose_stack, features, pool
 
 # features -> (stack, pooling); "auto" depends on the architecture
 PLANS = {
@@ -78,6 +78,10 @@ class Classification(base.TaskKind):
             batch["labels"] = torch.tensor([row["labels"][0] for row in encoded], dtype=torch.long)
         return batch
 
+    def check_model(self, model: Any) -> None:
+        """The stack that `features` names must be there."""
+        choose_stack(model, self._plan(model)[0])
+
     def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> nn.Module:
         """A `Head` with one output per label."""
         return Head(hidden_size, len(self.labels), dropout, generator)
@@ -92,11 +96,13 @@ class Classification(base.TaskKind):
         """logits (B, classes) of the pooled features, and the mean cross-entropy."""
         if head is None:
             raise ValueError("a classification task cannot be computed without its head")
-        plan = AUTO[architecture(model)] if self.features == "auto" else self.features
-        stack, how = PLANS[plan]
+        stack, how = self._plan(model)
         logits = head(pool(*features(model, inputs, stack), how))
         loss = None if labels is None else base.mean_loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+
+    def _plan(self, model: Any) -> tuple[str, str]:
+        return PLANS[AUTO[architecture(model)] if self.features == "auto" else self.features]
 
     @torch.no_grad()
     def predict(

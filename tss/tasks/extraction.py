@@ -12,7 +12,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 
 from tss.metrics import extraction as metrics
 from tss.tasks import base
-from tss.tasks.heads import Head, features
+from tss.tasks.heads import Head, choose_stack, features
 
 OUTSIDE = "O"
 
@@ -67,6 +67,10 @@ class Extraction(base.TaskKind):
         if base.all_labelled(encoded):
             batch["labels"] = base.pad_rows([row["labels"] for row in encoded], base.IGNORED)
         return batch
+
+    def check_model(self, model: Any) -> None:
+        """The stack that `features` names must be there."""
+        choose_stack(model, self.features)
 
     def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> nn.Module:
         """A `Head` with one output per tag, applied at every position."""

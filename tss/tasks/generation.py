@@ -67,6 +67,11 @@ class Generation(base.TaskKind):
             batch["labels"] = base.pad_rows([row["labels"] for row in encoded], base.IGNORED)
         return batch
 
+    def check_model(self, model: Any) -> None:
+        """Only encoder-decoders keep source and target apart, as labels of this kind do."""
+        if not model.config.is_encoder_decoder:
+            raise ValueError(f"generation tasks need an encoder-decoder model, not {type(model).__name__}")
+
     def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> None:
         """None: the language-model head serves."""
         return None
@@ -96,8 +101,7 @@ class Generation(base.TaskKind):
             ValueError: the model has no decoder that reads an encoder.
         """
         network: Any = model
-        if not network.config.is_encoder_decoder:
-            raise ValueError(f"generation tasks need an encoder-decoder model, not {type(model).__name__}")
+        self.check_model(network)
         positions = getattr(network.config, "max_position_embeddings", None)  # None: relative positions, no bound
         most = self.max_new_tokens if positions is None else min(self.max_new_tokens, positions - 1)
         ids = network.generate(

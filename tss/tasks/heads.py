@@ -21,7 +21,7 @@ def architecture(model: Any) -> Architecture:
     """Which stacks a model has: "encoder-decoder", "encoder" (sees both ways) or "decoder" (causal)."""
     if model.config.is_encoder_decoder:
         return "encoder-decoder"
-    causal = [module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)]
+    causal = [vars(module)["is_causal"] for module in model.modules() if "is_causal" in vars(module)]
     # Attention modules of older architectures do not say; then whether the model can generate does.
     return "decoder" if (any(causal) if causal else model.can_generate()) else "encoder"
 
@@ -29,6 +29,20 @@ def architecture(model: Any) -> Architecture:
 def shift_right(input_ids: torch.Tensor, start_id: int) -> torch.Tensor:
     """Decoder inputs that lag one token behind: `start_id`, then all but the last of each row of (B, L)."""
     return torch.cat([torch.full_like(input_ids[:, :1], start_id), input_ids[:, :-1]], dim=1)
+
+
+def choose_stack(model: Any, stack: str = "auto") -> str:
+    """The stack that features come from: "auto" is the decoder if there is one, else the encoder.
+
+    Raises:
+        ValueError: the model has no such stack.
+    """
+    have = architecture(model)
+    if stack == "auto":
+        return "encoder" if have == "encoder" else "decoder"
+    if stack not in have.split("-"):
+        raise ValueError(f"features of the {stack} asked of {type(model).__name__}, which has only: {have}")
+    return stack
 
 
 def features(model: Any, inputs: Mapping[str, torch.Tensor], stack: str = "auto") -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,9 +63,7 @@ def features(model: Any, inputs: Mapping[str, torch.Tensor], stack: str = "auto"
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(input_ids) if mask is None else mask
     have = architecture(model)
-    stack = ("encoder" if have == "encoder" else "decoder") if stack == "auto" else stack
-    if stack not in have.split("-"):
-        raise ValueError(f"features of the {stack} asked of {type(model).__name__}, which has only: {have}")
+    stack = choose_stack(model, stack)
     if have != "encoder-decoder":
         extra = {"token_type_ids": inputs["token_type_ids"]} if "token_type_ids" in inputs else {}
         keep = {"use_cache": False} if have == "decoder" else {}
