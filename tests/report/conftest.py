@@ -101,13 +101,13 @@ def _events(tasks, kinds, sizes, matrix, done, count, method, rng):
             "steps": 50,
         }
         for epoch in range(1, 6):
-            for step in range(10 * epoch - 9, 10 * epoch + 1, 3):
+            for step in range(0, 10, 3):
                 loss = 2 / epoch + rng.uniform(0, 0.2)
                 yield {
                     "event": "step",
                     "task": task,
                     "index": i,
-                    "epoch": epoch,
+                    "epoch": epoch - 1,
                     "step": step,
                     "loss": loss,
                     "score_lr": 0.01,
@@ -118,7 +118,7 @@ def _events(tasks, kinds, sizes, matrix, done, count, method, rng):
                 "event": "epoch",
                 "task": task,
                 "index": i,
-                "epoch": epoch,
+                "epoch": epoch - 1,
                 "loss": 2 / epoch,
                 "validation": value,
                 "metric": "macro_f1",
@@ -165,7 +165,6 @@ def main_of(task):
 
 def _write_gates(folder: Path, tasks: list[str], rng: np.random.Generator) -> None:
     import torch
-
     from tss.adapters.storage import write_tensors
 
     folder.mkdir()

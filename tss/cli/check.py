@@ -10,8 +10,8 @@ from tss.cli import configuring, console
 from tss.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tss.run.config import RunConfig
     from tss.cli.estimating import Estimate
+    from tss.run.config import RunConfig
 
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:

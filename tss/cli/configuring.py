@@ -49,7 +49,7 @@ def configuration(args: argparse.Namespace) -> tuple[RunConfig, str]:
         sources.insert(0, args.preset)
     if len(sources) > 1:
         raise ConfigError(
-            f"one configuration or preset at a time, got {' and '.join(map(repr, sources))}; changes are written key=value"
+            f"one configuration or preset at a time, got {' and '.join(map(repr, sources))}; changes are key=value"
         )
     source = sources[0] if sources else None
     if source is None and args.variant is not None:

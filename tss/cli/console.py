@@ -49,7 +49,7 @@ def _print_rich(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Se
 
 
 def matrix_lines(tasks: Sequence[str], matrix: Sequence[Sequence[float | None]], columns: int) -> list[str]:
-    """The matrix as text no wider than `columns`: tasks numbered, in blocks of columns where they do not fit side by side.
+    """The matrix as text no wider than `columns`: tasks numbered, in blocks of columns where they do not fit.
 
     Rows are what was learned last, columns what is tested; a block leaves out the rows in which it has no value.
     """

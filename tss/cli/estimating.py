@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import tempfile
 import time
@@ -16,6 +15,7 @@ from tss.run.config import RunConfig
 from tss.run.examples import by_length, collate, encode_split
 from tss.run.loop import Job, backward, steps_per_epoch
 from tss.run.prepare import Run, open_run
+from tss.run.runtime import Runtime
 from tss.run.state import Layout
 
 SLOW_STEP = 20.0
@@ -61,19 +61,21 @@ def estimate(config: RunConfig) -> Estimate:
     Raises:
         TssError: whatever would stop the run itself before its first step.
     """
-    with tempfile.TemporaryDirectory(prefix="tss-check-") as folder:
-        with open_run(config, Layout(Path(folder) / "run"), resume=False, listener=None) as run:
-            rows = [_time_family(run, family) for family in dict.fromkeys(task.family for task in run.tasks)]
-            return Estimate(
-                rows,
-                run.backbone.origin,
-                run.backbone.parameters,
-                run.runtime.precision,
-                str(run.runtime.device),
-                run.runtime.peak_bytes(),
-                "two training steps after one to warm up and one test batch per family, on this machine and on the "
-                "longest rows of the largest task; scaled by steps, epochs and test examples",
-            )
+    with (
+        tempfile.TemporaryDirectory(prefix="tss-check-") as folder,
+        open_run(config, Layout(Path(folder) / "run"), resume=False, listener=None) as run,
+    ):
+        rows = [_time_family(run, family) for family in dict.fromkeys(task.family for task in run.tasks)]
+        return Estimate(
+            rows,
+            run.backbone.origin,
+            run.backbone.parameters,
+            run.runtime.precision,
+            str(run.runtime.device),
+            run.runtime.peak_bytes(),
+            "two training steps after one to warm up and one test batch per family, on this machine and on the "
+            "longest rows of the largest task; scaled by steps, epochs and test examples",
+        )
 
 
 def _time_family(run: Run, family: str) -> FamilyEstimate:
@@ -96,39 +98,58 @@ def _time_family(run: Run, family: str) -> FamilyEstimate:
 
 def _time_task(run: Run, task: TaskData) -> tuple[float, float]:
     """(seconds of an optimizer step, seconds per example of testing)."""
-    settings, tokenizer = run.settings(task.name), run.backbone.tokenizer
+    tokenizer, settings = run.backbone.tokenizer, run.settings(task.name)
     train = encode_split(task.train, task.kind, tokenizer, settings)
-    test = encode_split(task.test, task.kind, tokenizer, settings)
     job = Job(
-        task.name, 0, task.kind, settings, train, test, run.handle, run.method, tokenizer, run.runtime, run.config.seed, run.log
-    )  # fmt: skip
+        task.name,
+        0,
+        task.kind,
+        settings,
+        train,
+        train,
+        run.handle,
+        run.method,
+        tokenizer,
+        run.runtime,
+        run.config.seed,
+        run.log,
+    )
     run.method.begin_task(run.handle, task.name, task.kind)
-    optimizer = run.method.make_optimizer(run.handle, settings)
-    longest = by_length(train, settings.batch_size)
-    group = [
-        longest[i % len(longest)]
-        for i in range(min(settings.grad_accumulation, math.ceil(len(train) / settings.batch_size)))
-    ]
-    run.handle.model.train()
+    seconds = _time_steps(job)
+    run.handle.seal_task(name=task.name)
+    return seconds, _time_test(run, task)
+
+
+def _time_steps(job: Job) -> float:
+    """Mean seconds of two optimizer steps on the longest rows, after one that warms up."""
+    optimizer = job.method.make_optimizer(job.handle, job.settings)
+    longest = by_length(job.train, job.settings.batch_size)[: job.settings.grad_accumulation]
+    job.handle.model.train()
     times: list[float] = []
     while len(times) < 3 and not (times and times[0] > SLOW_STEP):
         started = time.perf_counter()
-        backward(job, group, 0, len(times))
+        backward(job, longest, 0, len(times))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        _wait(run)
+        _wait(job.runtime)
         times.append(time.perf_counter() - started)
-    run.handle.seal_task(name=task.name)
-    rows = by_length(test, settings.eval_batch_size)[0]
+    return statistics.mean(times[1:] or times)
+
+
+def _time_test(run: Run, task: TaskData) -> float:
+    """Seconds per example of one test batch, the longest one."""
+    tokenizer = run.backbone.tokenizer
+    test = run.test(task)
+    rows = by_length(test, run.settings(task.name).eval_batch_size)[0]
+    batch = run.runtime.to_device(collate(test, rows, task.kind, tokenizer))
+    run.backbone.model.eval()
     started = time.perf_counter()
-    run.handle.model.eval()
     with run.handle.using(task.name), torch.no_grad(), run.runtime.autocast():
-        batch = run.runtime.to_device(collate(test, rows, task.kind, tokenizer))
         task.kind.predict(run.backbone.model, batch, tokenizer, examples=[task.test[i] for i in rows])
-    _wait(run)
-    return statistics.mean(times[1:] or times), (time.perf_counter() - started) / len(rows)
+    _wait(run.runtime)
+    return (time.perf_counter() - started) / len(rows)
 
 
-def _wait(run: Run) -> None:
-    if run.runtime.device.type == "cuda":
-        torch.cuda.synchronize(run.runtime.device)
+def _wait(runtime: Runtime) -> None:
+    if runtime.device.type == "cuda":
+        torch.cuda.synchronize(runtime.device)

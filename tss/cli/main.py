@@ -42,7 +42,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns its exit code: 0 done, 1 bad input, 2 bad usage, 70 a fault in tss, 130 Ctrl-C."""
+    """Runs a command line. Exit codes: 0 done, 1 bad input, 2 bad usage, 70 a fault in tss, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     try:

@@ -13,6 +13,11 @@ from tss.report.reading import Run, read_run
 from tss.report.style import Picture, drawing
 from tss.report.tables import Table
 
+FOOTER = (
+    "<footer>Written by tss. The plots are beside this file in <code>plots/</code>, "
+    "the tables as CSV in <code>tables/</code>.</footer>"
+)
+
 
 def build(
     runs: Sequence[Path | str] | Path | str,
@@ -46,9 +51,7 @@ def build(
     tables: list[Table] = [t for part in chosen for t in part.tables]
     body = [sections.header(read, summaries), html.navigation([p.title for p in chosen])]
     body += [html.section(part.title, part.parts) for part in chosen]
-    body.append(
-        "<footer>Written by tss. The plots are beside this file in <code>plots/</code>, the tables as CSV in <code>tables/</code>.</footer>"
-    )
+    body.append(FOOTER)
     for folder in ("plots", "tables"):
         (target.parent / folder).mkdir(parents=True, exist_ok=True)
     for drawn in pictures:
@@ -60,7 +63,7 @@ def build(
 
 
 def summarise(run: Run, alone: dict[str, float] | None = None) -> dict[str, Any]:
-    """The continual metrics over the tasks learned so far; metrics that need more than the matrix come from the run's own summary."""
+    """The continual metrics over the tasks learned so far; what needs more than the matrix is the run's own."""
     tasks = run.tasks[: run.learned]
     if not tasks:
         return {}

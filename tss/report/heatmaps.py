@@ -79,8 +79,8 @@ def overlap_picture(overlap: Overlap, name: str) -> Picture:
         mark=expected,
     )
     caption = (
-        f"Share of the gates open in either task that are open in both. Mean over pairs {mean:.3f}; gates of the same densities "
-        f"chosen independently of each other would share {expected:.3f} (line on the colour bar). "
+        f"Share of the gates open in either task that are open in both. Mean over pairs {mean:.3f}; gates of the "
+        f"same densities chosen independently would share {expected:.3f} (line on the colour bar). "
         "A task starts from a copy of the scores of the task before it, so neighbours share most."
     )
     return picture(figure, name, caption)
@@ -152,4 +152,5 @@ def _print_numbers(axes, grid: np.ndarray, bounds: tuple[float, float], font: fl
             continue
         bright = (value - low) / (high - low) > 0.62
         colour = "#000000" if bright else "#ffffff"
-        axes.text(j + 0.5, i + 0.5, number(value, digits), ha="center", va="center", fontsize=font, color=colour)
+        text = axes.text(j + 0.5, i + 0.5, number(value, digits), ha="center", va="center", fontsize=font, color=colour)
+        text.set_in_layout(False)  # inside its cell anyway; measuring thousands of them is slow

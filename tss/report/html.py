@@ -62,7 +62,7 @@ def figure(picture: Picture | None, least: int = 0) -> str:
     """A figure with its caption; narrower screens than `least` pixels scroll it sideways."""
     if picture is None:
         return ""
-    style = f"max-width:{picture.width}px;min-width:{min(least, picture.width)}px"
+    style = f"width:{picture.width}px;max-width:max(100%,{min(least, picture.width)}px)"
     svg = picture.inline().replace("<svg", f'<svg style="{style}"', 1)
     caption = f'<figcaption id="{picture.name}-caption">{escape(picture.caption)}</figcaption>'
     return f'<figure><div class="scroll">{svg}</div>{caption}</figure>'

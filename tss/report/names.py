@@ -51,4 +51,5 @@ def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str
     if value is None:
         return "–"
     value = round(float(value), digits) + 0.0
-    return f"{value:+.{digits}f}" if signed and value != 0 else f"{value:.{digits}f}"
+    text = f"{value:+.{digits}f}" if signed and value != 0 else f"{value:.{digits}f}"
+    return text.replace("-", "−")

@@ -19,8 +19,9 @@ Matrix = list[list[float | None]]
 class Run:
     """One run folder in memory.
 
-    `matrix[i][j]` is the main metric (0 to 100) of task j after task i, None where unmeasured; rows that a cut-short run
-    never reached hold None alone. `gates[task][layer]` is the packed uint8 tensor (out, ceil(in / 8)).
+    `matrix[i][j]` is the main metric (0 to 100) of task j after task i, None where unmeasured; rows that a run
+    never reached hold None alone. `gates[task][layer]` is the packed uint8 tensor (out, ceil(in / 8));
+    `signatures[kind]` says how this installation computes the scores of a kind of task.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class Run:
     env: dict[str, Any] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     gates: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    signatures: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def of(self, event: str) -> list[dict[str, Any]]:
@@ -123,7 +125,7 @@ def read_run(folder: Path | str) -> Run:
         run.main.setdefault(str(event.get("task")), str(event.get("main", "")))
     for event in run.of("task_begin"):
         run.test_size.setdefault(str(event.get("task")), int(event.get("test") or 0))
-    run.gates = _read_gates(folder, tasks, notes)
+    _read_task_files(run)
     if not run.complete:
         notes.append(f"The run has not ended: {run.learned} of {len(tasks)} tasks are learned and measured.")
     return run
@@ -196,16 +198,16 @@ def _square(stored: Matrix | None, events: list[dict[str, Any]], tasks: list[str
     return matrix
 
 
-def _read_gates(folder: Path, tasks: list[str], notes: list[str]) -> dict[str, dict[str, np.ndarray]]:
-    """The packed gates of every sealed task: the two-dimensional uint8 tensors of its file."""
+def _read_task_files(run: Run) -> None:
+    """Packed gates (the two-dimensional uint8 tensors of a task's file) and signatures of the sealed tasks."""
     from tss.adapters.storage import read_tensors
+    from tss.tasks import kind_from_dict
 
-    gates: dict[str, dict[str, np.ndarray]] = {}
-    for path in sorted((folder / "tasks").glob("*.safetensors")):
+    for path in sorted((run.folder / "tasks").glob("*.safetensors")):
         try:
             tensors, metadata = read_tensors(path)
         except (StateError, OSError, ValueError) as error:
-            notes.append(f"tasks/{path.name} cannot be read: {error}")
+            run.notes.append(f"tasks/{path.name} cannot be read: {error}")
             continue
         packed = {
             name.removeprefix("gates."): tensor.numpy()
@@ -213,6 +215,8 @@ def _read_gates(folder: Path, tasks: list[str], notes: list[str]) -> dict[str, d
             if str(tensor.dtype) == "torch.uint8" and tensor.dim() == 2
         }
         name = str(metadata.get("name", path.stem))
-        if packed and name in tasks:
-            gates[name] = packed
-    return gates
+        if packed and name in run.tasks:
+            run.gates[name] = packed
+        kind = metadata.get("kind")
+        if isinstance(kind, dict) and kind.get("kind") not in run.signatures:
+            run.signatures[str(kind.get("kind"))] = kind_from_dict(kind).signature()

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tss.report import curves, heatmaps, html, tables
+from tss.report import bars, curves, heatmaps, html, tables
 from tss.report.names import duration, number, size
 from tss.report.overlap import gate_overlap
 from tss.report.reading import Run
@@ -68,7 +68,8 @@ def header(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
     """Title, where the run stands, headline numbers, and what ran."""
     first, summary = runs[0], summaries[0]
     families = list(dict.fromkeys(t.split("/", 1)[0] for t in first.tasks))
-    lead = f"{len(first.tasks)} tasks of {len(families)} {'family' if len(families) == 1 else 'families'} ({', '.join(families)})"
+    many = "family" if len(families) == 1 else "families"
+    lead = f"{len(first.tasks)} tasks of {len(families)} {many} ({', '.join(families)})"
     started = next((e.get("time") for e in first.of("run_begin")), None)
     if started is not None:
         lead += f" · started {datetime.fromtimestamp(float(started)).strftime('%Y-%m-%d %H:%M')}"
@@ -89,8 +90,8 @@ def header(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
     kept = [e["bytes"].get("gates", 0) for e in first.by_task("task_end").values() if e.get("bytes")]
     if kept and any(kept):
         pairs.append(("Gates kept", f"{size(sum(kept) / len(kept))} per task, 1 bit each"))
-    if first.learned and len(runs) == 1 and summary.get("forgetting") == 0:
-        pairs.append(("Forgetting", "exactly zero: the gates of a learned task never change"))
+    if first.method == "tss" and summary.get("forgetting") == 0:
+        pairs.append(("Forgetting", "exactly zero: what is sealed for a task never changes"))
     parts.append(html.facts(pairs))
     return "\n".join(parts)
 
@@ -125,7 +126,7 @@ def _comparison(runs: Sequence[Run], summaries: Sequence[Summary], alone: dict[s
         if missing:
             part.say("p", f"Transfer needs every task learned alone; missing: {', '.join(missing)}.", "caption")
     if len(runs) > 1:
-        part.draw(curves.forgetting_picture(runs, "forgetting"), least=720)
+        part.draw(bars.forgetting_picture(runs, "forgetting"), least=720)
     if any(run.learned for run in runs):
         part.tabulate(tables.families_table(runs, "families"))
     return part
@@ -174,7 +175,7 @@ def _gates(runs: Sequence[Run]) -> Part:
                 _named("density", runs, index),
                 what="gates open, %",
                 scale=100,
-                caption="Share of open gates in each adapter matrix after each task. A first task starts at about half.",
+                caption="Share of open gates in each adapter matrix after each task. The first task starts at half.",
             ),
             least=560,
         )
@@ -208,7 +209,7 @@ def _cost(runs: Sequence[Run]) -> Part:
         if len(runs) > 1:
             part.say("h3", run.label)
         part.tabulate(table)
-        part.draw(curves.bytes_picture(run, _named("bytes", runs, index)), least=560)
+        part.draw(bars.bytes_picture(run, _named("bytes", runs, index)), least=560)
     return part
 
 
@@ -230,14 +231,13 @@ def _settings(runs: Sequence[Run]) -> Part:
 
 
 def _signatures(run: Run) -> list[tuple[str, str]]:
-    """What was measured, by task kind; sacrebleu's signature where the run recorded one."""
+    """What was measured on how many tasks, and with which libraries and settings."""
     by_metric: dict[str, list[str]] = {}
     for task, metric in run.main.items():
         if metric:
             by_metric.setdefault(metric, []).append(task)
     pairs = [(f"Metric {metric}", f"{len(names)} of {len(run.tasks)} tasks") for metric, names in by_metric.items()]
-    signatures = run.env.get("metric_signatures") or {}
-    return pairs + [(f"Signature {name}", str(value)) for name, value in signatures.items()]
+    return pairs + [(f"Computed by ({kind})", line) for kind, line in run.signatures.items()]
 
 
 def _named(kind: str, runs: Sequence[Run], index: int) -> str:

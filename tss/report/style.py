@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,3 +125,17 @@ def run_colour(index: int) -> str:
 def run_style(index: int) -> str:
     """The line style of the run at this place."""
     return LINE_STYLES[index % len(LINE_STYLES)]
+
+
+def run_legend(figure: Figure, labels: Sequence[str], *, lines: bool) -> None:
+    """A legend above the panels, only where there is something to tell apart; dashes where the figure draws lines."""
+    if len(labels) < 2:
+        return
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [
+        Line2D([], [], color=run_colour(i), linestyle=run_style(i)) if lines else Patch(color=run_colour(i))
+        for i in range(len(labels))
+    ]
+    figure.legend(handles, labels, loc="outside upper left", ncols=min(len(labels), 5))

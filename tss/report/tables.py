@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tss.report.curves import drop
+from tss.report.bars import drop
 from tss.report.names import duration, number, size
 from tss.report.reading import Run
 
@@ -102,8 +102,9 @@ def metrics_table(runs: Sequence[Run], summaries: Sequence[dict[str, float | Non
         for run, summary in zip(runs, summaries, strict=True)
     ]
     caption = (
-        "Points of the main metrics, 0 to 100, averaged over tasks as they are: F1, ROUGE and BLEU are different scales, "
-        "so see the means over families too. Forgetting above zero is loss; FR compares a task's own row with the last row."
+        "Points of the main metrics, 0 to 100, averaged over tasks as they are. F1, ROUGE and BLEU are different "
+        "scales: see the means over families too. Forgetting above zero is loss; FR compares a task's own row with "
+        "the last."
     )
     return Table(name, columns, rows, caption)
 
@@ -144,7 +145,8 @@ def families_table(runs: Sequence[Run], name: str) -> Table:
     families = list(dict.fromkeys(_family(t) for run in runs for t in run.tasks[: run.learned]))
     columns: dict[str, Format] = {"family": text, "tasks": text}
     for run in runs:
-        columns |= {f"{run.label}: learned": points, f"{run.label}: final": points}
+        who = f"{run.label}: " if len(runs) > 1 else ""
+        columns |= {f"{who}learned": points, f"{who}final": points}
     rows: list[list[Any]] = []
     for family in [*families, None]:
         row: list[Any] = ["mean over tasks" if family is None else family, None]
@@ -162,29 +164,32 @@ def families_table(runs: Sequence[Run], name: str) -> Table:
 def tasks_table(run: Run, name: str) -> Table:
     """What each task is, how well it was learned, and what is left of it at the end."""
     ends, begins = run.by_task("task_end"), run.by_task("task_begin")
-    rows = []
-    for j, task in enumerate(run.tasks):
-        own = run.matrix[j][j] if j < run.learned else None
-        final = run.matrix[run.learned - 1][j] if 0 < run.learned and j < run.learned else None
-        lost = drop(run, task)
-        end, begin = ends.get(task, {}), begins.get(task, {})
-        density, flipped = (
-            _mean(list((end.get("density") or {}).values())),
-            _mean(list((end.get("flipped") or {}).values())),
-        )
-        rows.append([
-            j + 1, task, run.kinds.get(task), run.main.get(task) or None, begin.get("train"), run.test_size.get(task),
-            end.get("best_epoch"), own, final, None if lost is None else -lost, density, flipped,
-        ])  # fmt: skip
-    columns = {
-        "#": text, "task": text, "kind": text, "main metric": text, "train": count, "test": count, "best epoch": count,
-        "learned": points, "final": points, "change": change, "gates open": percent, "gates flipped": percent,
-    }  # fmt: skip
-    caption = (
-        "Scores on tests of a few dozen examples are noisy: mind the column with the number of test examples. "
-        "Gates flipped: share of gates that differ from where this task started."
+    table = Table(
+        name,
+        {
+            **{"#": text, "task": text, "kind": text, "main metric": text, "train": count, "test": count},
+            **{"best epoch": count, "learned": points, "final": points, "change": change},
+            **{"gates open": percent, "gates flipped": percent},
+        },
+        caption="Scores on tests of a few dozen examples are noisy: mind the column with the number of test examples. "
+        "Gates flipped: share of gates that differ from where this task started.",
     )
-    return Table(name, columns, rows, caption).without_empty_columns()
+    for j, task in enumerate(run.tasks):
+        end, begin, lost = ends.get(task, {}), begins.get(task, {}), drop(run, task)
+        measured = j < run.learned
+        epoch = end.get("best_epoch")
+        table.rows.append(
+            [
+                *(j + 1, task, run.kinds.get(task), run.main.get(task) or None),
+                *(begin.get("train"), run.test_size.get(task), None if epoch is None else epoch + 1),
+                run.matrix[j][j] if measured else None,
+                run.matrix[run.learned - 1][j] if measured else None,
+                None if lost is None else -lost,
+                _mean(list((end.get("density") or {}).values())),
+                _mean(list((end.get("flipped") or {}).values())),
+            ]
+        )
+    return table.without_empty_columns()
 
 
 def cost_table(run: Run, name: str) -> Table | None:
@@ -222,7 +227,10 @@ def cost_table(run: Run, name: str) -> Table | None:
         "head": size,
         "kept": size,
     }
-    caption = "Learning: training, validation and sealing. Evaluation: all learned tasks after this one. Kept: what stays on disk for the task."
+    caption = (
+        "Learning: training, validation and sealing. Evaluation: all learned tasks after this one. "
+        "Kept: what stays on disk for the task."
+    )
     return Table(name, columns, rows, caption).without_empty_columns()
 
 

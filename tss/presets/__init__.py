@@ -1,0 +1,1 @@
+"""Configurations by name: NAME.yaml or NAME.VARIANT.yaml; the first line says what each is for."""
