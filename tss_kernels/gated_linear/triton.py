@@ -39,6 +39,7 @@ INPUT_WIDE = (Tile(64, 128, 128, 8, 3), Tile(64, 128, 64, 8, 3), Tile(64, 128, 3
 FLOAT32 = (Tile(64, 64, 32, 4, 2),)
 # Where rows do not start on 16-byte boundaries every element has its own address: larger tiles run out of registers.
 UNEVEN = (Tile(64, 64, 32, 8, 2),)
+UNEVEN_FLOAT32 = (Tile(64, 64, 16, 8, 2),)
 
 
 def _pipelined(tile: Tile, steps: int) -> Tile:
@@ -66,10 +67,10 @@ def _tiles(
     dtype: torch.dtype, even: bool, narrow: tuple[Tile, ...], wide: tuple[Tile, ...], features: int
 ) -> tuple[Tile, ...]:
     """The tiles to choose from."""
+    if dtype == torch.float32:
+        return FLOAT32 if even else UNEVEN_FLOAT32
     if not even:
         return UNEVEN
-    if dtype == torch.float32:
-        return FLOAT32
     return narrow if features <= 64 else wide
 
 
