@@ -41,7 +41,7 @@ def scores(count: int, forget: float, rng: np.random.Generator) -> list[list[flo
     ]
 
 
-def write_run(
+def write_synthetic_run(
     folder: Path, count: int, *, method: str = "tss", forget: float = 0.0, learned: int | None = None, seed: int = 0
 ) -> Path:
     """Writes a run folder of `count` tasks of which `learned` (default: all) are done."""
@@ -180,6 +180,12 @@ def make_run(tmp_path):
     """`make_run(name, count, **how)` writes a run folder under the test's own folder."""
 
     def make(name: str, count: int, **how) -> Path:
-        return write_run(tmp_path / name, count, **how)
+        return write_synthetic_run(tmp_path / name, count, **how)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    """The writer itself, for fixtures with a wider scope."""
+    return write_synthetic_run

@@ -11,6 +11,8 @@ from tss.report.names import shorten
 from tss.report.reading import Run
 from tss.report.style import MUTED, Picture, new_figure, picture, run_colour, run_legend, run_style
 
+POINTS = 240
+"""Points of a loss curve per task: long runs record hundreds of thousands, which no figure can show."""
 Curve = list[tuple[int, float]]
 
 
@@ -115,7 +117,10 @@ def _epochs(run: Run, task: str) -> list[dict[str, Any]]:
 
 
 def _loss_curve(run: Run, task: str) -> Curve:
-    """(step since the task began, loss); events count steps from the start of their epoch."""
+    """(step since the task began, loss), averaged to at most `POINTS`; events count steps from their epoch's start."""
     events = [e for e in run.of("step") if e.get("task") == task and e.get("loss") is not None]
     per_epoch = max((int(e["step"]) for e in events), default=0) + 1
-    return [(int(e["epoch"]) * per_epoch + int(e["step"]), float(e["loss"])) for e in events]
+    curve = [(int(e["epoch"]) * per_epoch + int(e["step"]), float(e["loss"])) for e in events]
+    size = math.ceil(len(curve) / POINTS) or 1
+    chunks = [curve[i : i + size] for i in range(0, len(curve), size)]
+    return [(chunk[-1][0], sum(loss for _, loss in chunk) / len(chunk)) for chunk in chunks]

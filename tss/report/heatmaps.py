@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FULL_WIDTH = 10.5
+MOST_ROWS = 40
+"""Above this many rows of many columns numbers are too small to read and too many to draw; the CSV has them."""
 
 
 def matrix_picture(run: Run, name: str) -> Picture:
@@ -127,7 +129,8 @@ def heat_map(
     axes.tick_params(labelsize=min(8.5, max(font * 1.15, 5.5)), top=False, bottom=False)
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    _print_numbers(axes, grid, bounds, font, digits)
+    if count_rows <= MOST_ROWS or count_columns <= 12:
+        _print_numbers(axes, grid, bounds, font, digits)
     colour_bar = figure.colorbar(shown, ax=axes, fraction=0.025, pad=0.015, aspect=30)
     colour_bar.set_label(bar)
     colour_bar.outline.set_visible(False)  # type: ignore[operator]

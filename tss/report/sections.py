@@ -17,6 +17,11 @@ from tss.report.style import Picture
 from tss.report.tables import Table
 
 Summary = dict[str, Any]
+GATE_CAPTIONS = {
+    "density": "Share of open gates in each adapter matrix after each task. The first task starts at half.",
+    "flipped": "Share of gates that a task changed from where it started. Near zero means that the scores hardly "
+    "moved: raise the score learning rate or train longer.",
+}
 
 
 @dataclass
@@ -164,38 +169,21 @@ def _gates(runs: Sequence[Run]) -> Part:
     part = Part("Gates")
     for index, run in enumerate(runs):
         ends = run.by_task("task_end")
-        gated = any(e.get("density") for e in ends.values()) or run.gates
-        if not gated:
+        if not run.gates and not any(end.get("density") for end in ends.values()):
             continue
         if len(runs) > 1:
             part.say("h3", run.label)
-        part.draw(
-            heatmaps.layers_picture(
-                {t: e.get("density") or {} for t, e in ends.items()},
-                _named("density", runs, index),
-                what="gates open, %",
-                scale=100,
-                caption="Share of open gates in each adapter matrix after each task. The first task starts at half.",
-            ),
-            least=560,
-        )
-        part.draw(
-            heatmaps.layers_picture(
-                {t: e.get("flipped") or {} for t, e in ends.items()},
-                _named("flipped", runs, index),
-                what="gates flipped, %",
-                scale=100,
-                caption="Share of gates that a task changed from where it started. "
-                "Near zero means that the scores hardly moved: raise the score learning rate or train longer.",
-            ),
-            least=560,
-        )
+        for key, caption in GATE_CAPTIONS.items():
+            values = {task: dict(end.get(key) or {}) for task, end in ends.items()}
+            name = _named(key, runs, index)
+            what = "gates open, %" if key == "density" else "gates flipped, %"
+            part.draw(heatmaps.layers_picture(values, name, what=what, scale=100, caption=caption), least=560)
+            part.tabulate(tables.layers_table(values, name), show=False)
         overlap = gate_overlap(run.gates)
         if overlap is not None:
-            part.draw(heatmaps.overlap_picture(overlap, _named("overlap", runs, index)), least=560)
-            rows: list[list[Any]] = [[t, *map(float, overlap.jaccard[i])] for i, t in enumerate(overlap.tasks)]
-            columns = {"task": tables.text, **dict.fromkeys(overlap.tasks, tables.points)}
-            part.tabulate(Table(_named("overlap", runs, index), columns, rows), show=False)
+            name = _named("overlap", runs, index)
+            part.draw(heatmaps.overlap_picture(overlap, name), least=560)
+            part.tabulate(tables.overlap_table(overlap, name), show=False)
         part.draw(curves.capacity_picture(run, _named("capacity", runs, index)))
     return part
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 INK, MUTED, GRID = "#1b1d22", "#5d626b", "#d9dce1"
 # Okabe and Ito's colours, which all common forms of colour blindness keep apart; one per run, in order.
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-LINE_STYLES = ("-", "--", "-.", ":")
+LineStyle = Literal["-", "--", "-.", ":"]
+LINE_STYLES: tuple[LineStyle, ...] = ("-", "--", "-.", ":")
 CSS_PIXELS_PER_INCH = 96
 _VARIABLES = {
     INK: "var(--ink)",
@@ -63,7 +64,7 @@ def drawing() -> Iterator[None]:
     """Matplotlib's settings for the figures of a report, restored afterwards. Text stays text, never mathematics."""
     import matplotlib
 
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "tss",
         "text.parse_math": False,
@@ -122,7 +123,7 @@ def run_colour(index: int) -> str:
     return RUN_COLOURS[index % len(RUN_COLOURS)]
 
 
-def run_style(index: int) -> str:
+def run_style(index: int) -> LineStyle:
     """The line style of the run at this place."""
     return LINE_STYLES[index % len(LINE_STYLES)]
 

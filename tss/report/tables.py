@@ -11,6 +11,7 @@ from typing import Any
 
 from tss.report.bars import drop
 from tss.report.names import duration, number, size
+from tss.report.overlap import Overlap
 from tss.report.reading import Run
 
 Format = Callable[[Any], str]
@@ -232,6 +233,19 @@ def cost_table(run: Run, name: str) -> Table | None:
         "Kept: what stays on disk for the task."
     )
     return Table(name, columns, rows, caption).without_empty_columns()
+
+
+def layers_table(per_task: dict[str, dict[str, float]], name: str) -> Table:
+    """A value of every adapter layer (rows) for every task (columns)."""
+    layers = list(dict.fromkeys(layer for values in per_task.values() for layer in values))
+    rows = [[layer, *(values.get(layer) for values in per_task.values())] for layer in layers]
+    return Table(name, {"layer": text, **dict.fromkeys(per_task, points)}, rows)
+
+
+def overlap_table(overlap: Overlap, name: str) -> Table:
+    """Jaccard index of the gates of every two tasks."""
+    rows = [[task, *map(float, overlap.jaccard[i])] for i, task in enumerate(overlap.tasks)]
+    return Table(name, {"task": text, **dict.fromkeys(overlap.tasks, points)}, rows)
 
 
 def _total(rows: list[list[Any]], column: int, how: Callable[[list[float]], float]) -> float | None:

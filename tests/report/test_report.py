@@ -1,0 +1,240 @@
+"""The report's promises: every number is there, nothing is fetched, user text is harmless, cut-short runs still show."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from tss.errors import StateError
+from tss.report import build
+from tss.report.build import summarise
+from tss.report.names import distinct_parts, duration, number, shorten, size
+from tss.report.overlap import gate_overlap
+from tss.report.reading import read_run
+from tss.report.tables import seeds_table
+
+VOID = {"meta", "link", "br", "path", "use", "rect"}
+
+
+class Structure(HTMLParser):
+    """Collects tags, ids, what attributes point at, and all text; fails on tags that do not match."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.ids, self.targets, self.text = [], [], [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            elif name in ("href", "src", "xlink:href") and value is not None:
+                self.targets.append(value)
+            elif value is not None:
+                self.targets += re.findall(r"url\(([^)]*)\)", value)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def structure(path) -> Structure:
+    parsed = Structure()
+    parsed.feed(path.read_text(encoding="utf-8"))
+    parsed.close()
+    return parsed
+
+
+def matrix_of(folder):
+    return json.loads((folder / "matrix.json").read_text())["matrix"]
+
+
+def read_csv(path):
+    with path.open(newline="") as stream:
+        return list(csv.reader(stream))
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory, write_run):
+    folder = write_run(tmp_path_factory.mktemp("runs") / "forty", 40)
+    return folder, build([folder], folder)
+
+
+def test_every_number_of_the_matrix_is_printed_and_in_the_csv(make_run, tmp_path):
+    folder = make_run("three", 3, forget=2.0)
+    page = build(folder, tmp_path / "out")
+    matrix = matrix_of(folder)
+    drawn = (tmp_path / "out" / "plots" / "matrix.svg").read_text()
+    for row in matrix:
+        for value in row:
+            assert value is None or f">{value:.1f}<" in drawn
+    assert len(re.findall(r">\d+\.\d<", drawn)) == 6
+    table = read_csv(tmp_path / "out" / "tables" / "matrix.csv")
+    assert [[None if cell == "" else float(cell) for cell in row[1:]] for row in table[1:]] == matrix
+    assert "plots/" in structure(page).text
+
+
+def test_the_page_is_one_well_formed_file_that_fetches_nothing(forty):
+    parsed = structure(forty[1])
+    assert parsed.open == []
+    assert "script" not in parsed.tags
+    assert parsed.tags.count("svg") >= 6
+    assert {t for t in parsed.targets if not t.startswith(("#", "data:"))} == set()
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert {t[1:] for t in parsed.targets if t.startswith("#")} <= set(parsed.ids)
+    assert "http" not in forty[1].read_text()
+
+
+def test_forty_tasks_all_show(forty):
+    folder, page = forty
+    drawn = (folder / "plots" / "matrix.svg").read_text()
+    assert len(re.findall(r">\d+\.\d<", drawn)) == 40 * 41 // 2
+    text = structure(page).text
+    assert all(task in text for task in read_run(folder).tasks)
+
+
+def test_text_from_a_run_is_escaped_and_never_mathematics(make_run, tmp_path):
+    folder = make_run("hostile", 3)
+    document = json.loads((folder / "matrix.json").read_text())
+    document["label"] = '<img src="x" onerror="alert(1)">'
+    (folder / "matrix.json").write_text(json.dumps(document))
+    page = build(folder, tmp_path / "out")
+    parsed = structure(page)
+    assert "img" not in parsed.tags
+    assert document["label"] in parsed.text
+    assert "asc/<b>ipod</b> & $x_1$" in parsed.text
+    assert "<b>ipod" not in page.read_text()
+    assert parsed.open == []
+
+
+@pytest.mark.parametrize("learned", [0, 1, 4])
+def test_a_run_cut_short_is_reported_as_far_as_it_went(make_run, tmp_path, learned):
+    folder = make_run("partial", 10, learned=learned)
+    text = structure(build(folder, tmp_path / "out")).text
+    assert f"The run has not ended: {learned} of 10 tasks are learned and measured." in text
+    if learned > 1:
+        values = [matrix_of(folder)[j][j] for j in range(learned)]
+        assert number(float(np.mean(values))) in text
+
+
+def test_without_matrix_file_and_with_half_a_line_the_events_give_the_matrix(make_run, tmp_path):
+    folder = make_run("torn", 4)
+    expected = matrix_of(folder)
+    (folder / "matrix.json").unlink()
+    with (folder / "events.jsonl").open("a") as stream:
+        stream.write('{"event": "step", "ta')
+    run = read_run(folder)
+    assert run.matrix == expected
+    lines = len((folder / "events.jsonl").read_text().splitlines())
+    assert f"events.jsonl:{lines} is not a whole JSON line and is left out." in structure(build(folder, tmp_path)).text
+
+
+def test_a_damaged_task_file_is_a_note_and_the_rest_is_shown(make_run, tmp_path):
+    folder = make_run("damaged", 4)
+    path = sorted((folder / "tasks").glob("*.safetensors"))[1]
+    path.write_bytes(path.read_bytes()[:-10])
+    text = structure(build(folder, tmp_path)).text
+    assert f"tasks/{path.name} cannot be read" in text
+    assert len(read_run(folder).gates) == 3
+
+
+def test_runs_side_by_side_show_what_each_forgot(make_run, tmp_path):
+    ours, naive = make_run("tss", 4), make_run("ncl", 4, method="ncl", forget=3.0)
+    page = build([ours, naive], tmp_path / "out")
+    text = structure(page).text
+    lost = summarise(read_run(naive))["forgetting"]
+    assert lost > 1
+    assert f"Forgetting · ncl{number(lost)}" in text
+    assert f"Forgetting · tss{number(0.0)}" in text
+    rows = read_csv(tmp_path / "out" / "tables" / "metrics.csv")
+    column = rows[0].index("Forgetting (FR)")
+    assert [float(row[column]) for row in rows[1:]] == [0.0, lost]
+    assert (tmp_path / "out" / "plots" / "forgetting.svg").is_file()
+
+
+def test_the_soft_mask_site_is_stated(make_run, tmp_path):
+    text = structure(build(make_run("tss", 2), tmp_path / "a")).text
+    assert "update: (1 − I) scales the optimizer's whole step" in text
+    text = structure(build(make_run("ncl", 2, method="ncl"), tmp_path / "b")).text
+    assert "not used by this method" in text
+
+
+def test_runs_alone_give_transfer(make_run, tmp_path):
+    folder = make_run("seq", 2)
+    alone = make_run("alone", 1, seed=5)
+    document = json.loads((alone / "matrix.json").read_text())
+    second = read_run(folder).tasks[1]
+    document |= {"tasks": [second], "kinds": {}, "main": {}, "test_size": {}, "matrix": [[40.0]]}
+    (alone / "matrix.json").write_text(json.dumps(document))
+    build(folder, tmp_path, one=[alone])
+    rows = read_csv(tmp_path / "tables" / "metrics.csv")
+    gained = float(rows[1][rows[0].index("Transfer against one task alone")])
+    assert gained == pytest.approx(matrix_of(folder)[1][1] - 40.0, rel=1e-12)
+    with pytest.raises(StateError, match="a run of one task is needed"):
+        build(folder, tmp_path, one=[folder])
+
+
+def test_seeds_of_one_setting_give_mean_and_deviation(make_run):
+    folders = [make_run(f"seed{i}", 3, seed=i) for i in range(3)]
+    runs = [read_run(folder) for folder in folders]
+    summaries = [summarise(run) for run in runs]
+    averages = [summary["average"] for summary in summaries]
+    (row,) = seeds_table(runs, summaries, "seeds").rows
+    assert row[:3] == ["tss", 3, f"{np.mean(averages):.2f} ± {np.std(averages, ddof=1):.2f}"]
+    assert seeds_table(runs[:1], summaries[:1], "seeds") is None
+
+
+def test_the_same_run_gives_the_same_bytes(make_run, tmp_path):
+    folder = make_run("again", 2)
+    assert build(folder, tmp_path / "a").read_bytes() == build(folder, tmp_path / "b").read_bytes()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(StateError, match="no such run folder"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(StateError, match="not a run folder"):
+        read_run(tmp_path)
+
+
+def test_overlap_of_equal_opposite_and_independent_gates():
+    rng = np.random.default_rng(0)
+    bits = rng.random((64, 64)) < 0.5
+
+    def pack(x):
+        return {"a": np.packbits(x, axis=1, bitorder="little")}
+
+    overlap = gate_overlap(
+        {"one": pack(bits), "same": pack(bits), "not": pack(~bits), "other": pack(rng.random((64, 64)) < 0.5)}
+    )
+    assert overlap.jaccard[0, 1] == 1
+    assert overlap.jaccard[0, 2] == 0
+    assert overlap.jaccard[0, 3] == pytest.approx(overlap.expected[0, 3], abs=0.03)
+    assert overlap.expected[0, 3] == pytest.approx(1 / 3, abs=0.02)
+    assert gate_overlap({"one": pack(bits)}) is None
+
+
+def test_names_and_numbers():
+    assert shorten("abcdefghij", 7) == "abc…hij"
+    assert distinct_parts(["m.enc.0.ad.down", "m.enc.1.ad.down", "m.dec.0.ad.up"]) == [
+        "enc.0.down",
+        "enc.1.down",
+        "dec.0.up",
+    ]
+    assert [number(-0.001), number(1.5, signed=True), number(-2.0), number(None)] == ["0.00", "+1.50", "−2.00", "–"]
+    assert [duration(4.21), duration(185), duration(8040), duration(None)] == ["4.2 s", "3 min 05 s", "2 h 14 min", "–"]
+    assert [size(393216), size(12), size(1024**3)] == ["384 KiB", "12 B", "1.00 GiB"]
