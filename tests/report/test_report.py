@@ -1,4 +1,4 @@
-"""The report's promises: every number is there, nothing is fetched, user text is harmless, cut-short runs still show."""
+"""The report's promises: every number is there, nothing is fetched, user text is harmless, cut-short runs show."""
 
 from __future__ import annotations
 

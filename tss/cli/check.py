@@ -7,11 +7,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tss.cli import configuring, console
-from tss.errors import ConfigError
 
 if TYPE_CHECKING:
     from tss.cli.estimating import Estimate
-    from tss.run.config import RunConfig
 
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -32,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from tss.run.config import settings_for
 
     config, _ = configuring.configuration(args)
-    names, missing = configuring.missing_tasks(config)
+    names, _ = configuring.sequence(config)
     tasks, errors = [], []
     for name in names:
         limits = settings_for(config, name).limits.model_dump()
@@ -41,9 +39,8 @@ def run(args: argparse.Namespace) -> int:
     print_tasks(tasks)
     for error in errors:
         print(f"tss: {error}", file=sys.stderr)
-    if missing:
-        _tell_missing(config, missing, len(names))
-    if errors or (missing and config.missing_tasks == "error") or not names:
+    configuring.tell_missing(config)
+    if errors:
         return 1
     if not args.no_steps:
         from tss.cli.estimating import estimate
@@ -51,15 +48,6 @@ def run(args: argparse.Namespace) -> int:
         print_estimate(estimate(config))
     print("\nconfiguration and data are sound")
     return 0
-
-
-def _tell_missing(config: RunConfig, missing: list[str], there: int) -> None:
-    message = (
-        f"{len(missing)} of {there + len(missing)} tasks of the sequence are not in {config.data}: {', '.join(missing)}"
-    )
-    if config.missing_tasks == "error":
-        raise ConfigError(f"{message}; run the {there} that are there with --available-only, or add the others")
-    print(f"\nleft out: {message}")
 
 
 def print_estimate(made: Estimate) -> None:

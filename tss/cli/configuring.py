@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def configuration(args: argparse.Namespace) -> tuple[RunConfig, str]:
     return config, name.replace(".quick", "") + ("" if args.variant in (None, "quick") else f".{args.variant}")
 
 
-def missing_tasks(config: RunConfig) -> tuple[list[str], list[str]]:
+def sequence(config: RunConfig) -> tuple[list[str], list[str]]:
     """(tasks of the sequence in the data's names, names of the sequence that the data lacks)."""
     from tss.data import list_tasks, resolve_order
 
@@ -73,3 +74,24 @@ def missing_tasks(config: RunConfig) -> tuple[list[str], list[str]]:
     available = list_tasks(config.data)
     order = resolve_order(config.tasks or available, available, config.seed if config.shuffle else None)
     return order.tasks, order.missing
+
+
+def tell_missing(config: RunConfig) -> None:
+    """Says on standard error what is left out of the sequence.
+
+    Raises:
+        ConfigError: tasks are missing and not to be left out, or none is there; with the remedy.
+    """
+    there, missing = sequence(config)
+    if not missing:
+        return
+    message = (
+        f"{len(missing)} of {len(there) + len(missing)} tasks of the sequence are not in the data "
+        f"({config.data}): {', '.join(missing)}"
+    )
+    if config.missing_tasks == "skip" and there:
+        print(f"left out: {message}", file=sys.stderr)
+        return
+    folder = "" if config.data != "generated" else "; these are not generated, name a data folder with --data DIR"
+    rest = f"; --available-only runs the {len(there)} that are there" if there else ""
+    raise ConfigError(message + folder + rest)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,19 +35,17 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     config, name = configuring.configuration(args)
     folder = args.out if args.out is not None else default_folder(f"{name}-{config.method}", resume=args.resume)
-    if config.missing_tasks == "skip":
-        _, missing = configuring.missing_tasks(config)
-        if missing:
-            print(f"left out, not in {config.data}: {', '.join(missing)}", file=sys.stderr)
+    configuring.tell_missing(config)
     from tss.run.sequence import run_sequence
 
     if not args.quiet:
         print(f"run folder: {folder}", file=sys.stderr)
-    try:
-        result = run_sequence(config, folder, resume=args.resume, progress=_progress(args.quiet))
-    except KeyboardInterrupt:
-        print(f"\ntss: stopped; go on with: {_resume_command(args, folder)}", file=sys.stderr)
-        return 130
+    with _progress(args.quiet) as progress:
+        try:
+            result = run_sequence(config, folder, resume=args.resume, progress=progress)
+        except KeyboardInterrupt:
+            print(f"\ntss: stopped; go on with: {_resume_command(args, folder)}", file=sys.stderr)
+            return 130
     from tss.report import build
 
     report = build([folder], folder)
@@ -83,12 +82,16 @@ def print_result(result: RunResult, report: Path) -> None:
     print(f"\ntime    {duration(result.seconds)}\nreport  {report}")
 
 
-def _progress(quiet: bool) -> Callable[[dict[str, Any]], None] | None:
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+    """A listener that shows progress, taken off the screen before anything else is said; None when quiet."""
     if quiet:
-        return None
+        yield None
+        return
     from tss.run.progress import Console
 
-    return Console()
+    with contextlib.closing(Console()) as console:
+        yield console
 
 
 def _resume_command(args: argparse.Namespace, folder: Path) -> str:
