@@ -1,0 +1,159 @@
+"""Bad input ends in one clear line and a non-zero exit code, without a traceback unless it is asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from tss.errors import DataError
+
+
+def only_line(done) -> str:
+    """The one line on standard error of a command that failed."""
+    assert done.code not in (0, 70), done.err
+    assert "Traceback" not in done.err
+    (line,) = done.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["rnu"], "no command 'rnu'; did you mean 'run'?"),
+        (["run", "mixd"], "did you mean 'mixed'?"),
+        (["run", "mixed", "--variant", "papr"], "it has: "),
+        (["run", "--variant", "paper"], "needs a preset"),
+        (["run", "asc", "ner"], "one configuration or preset at a time"),
+        (["run", "training.epoch=3"], "did you mean 'epochs'?"),
+        (["run", "metod=tss"], "did you mean 'method'?"),
+        (["run", "training.epochs=many"], "training.epochs"),
+        (["run", "--method", "ewcc"], "there are: tss"),
+        (["run", "--bakcbone", "x"], "did you mean '--backbone'?"),
+        (["run", "--data", "/no/such/folder"], "/no/such/folder"),
+        (["run", "missing.yaml"], "missing.yaml"),
+        (["tasks", "--data", "/no/such/folder"], "/no/such/folder"),
+        (["check", "--data", "/no/such/folder"], "/no/such/folder"),
+        (["report", "/no/such/run"], "/no/such/run: no such run folder"),
+        (["report"], "RUN"),
+        (["predict", "/no/such/run", "--task", "x", "--input", "/no/such/file"], "/no/such/file"),
+        (["presets", "ascc"], "did you mean 'asc'?"),
+        (["presets", "a", "b"], "unexpected argument 'b'"),
+    ],
+)
+def test_one_line_that_names_the_remedy(tss, words, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert expected in only_line(tss(*words))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def broken_data(cli_data, tmp_path):
+    """A copy of the data with a malformed line, and a function that writes it."""
+    root = tmp_path / "data"
+    shutil.copytree(cli_data, root)
+
+    def write(line: str):
+        path = root / "asc" / "phones" / "train.jsonl"
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([lines[0], line, *lines[1:]]) + "\n")
+        return root
+
+    return write
+
+
+@pytest.mark.parametrize("line", ['{"text": "half', '{"text": "no label"}', '["a list"]'])
+@pytest.mark.parametrize("command", ["run", "check", "tasks"])
+def test_a_malformed_line_is_named_before_anything_is_trained(tss, broken_data, tmp_path, line, command):
+    words = ["--data", broken_data(line)] + (["--out", tmp_path / "out", "--quiet"] if command == "run" else [])
+    assert "asc/phones/train.jsonl:2: " in only_line(tss(command, *words))
+    assert not (tmp_path / "out" / "events.jsonl").exists()
+
+
+def test_missing_tasks_are_listed_with_the_way_out(tss, tiny_options, tmp_path):
+    words = ["tasks=[asc/phones, asc/ipod]", *tiny_options, "--out", tmp_path / "out", "--quiet"]
+    line = only_line(tss("run", *words))
+    assert "1 of 2 tasks" in line
+    assert "asc/ipod" in line
+    assert "--available-only" in line
+    done = tss("run", *words, "--available-only")
+    assert done.code == 0, done.err
+    assert "left out" in done.err
+    assert json.loads((tmp_path / "out" / "matrix.json").read_text())["tasks"] == ["asc/phones"]
+
+
+def test_a_preset_of_real_data_without_data_says_where_to_name_it(tss):
+    assert "--data DIR" in only_line(tss("run", "ner"))
+
+
+def test_a_second_run_in_the_folder_is_refused(tss, tiny_options, finished_run):
+    assert "--resume" in only_line(tss("run", *tiny_options, "--out", finished_run, "--quiet"))
+
+
+def test_resume_with_another_configuration_is_refused_and_shows_the_difference(tss, tiny_options, finished_run):
+    before = (finished_run / "matrix.json").read_bytes()
+    line = only_line(tss("run", *tiny_options, "seed=7", "--out", finished_run, "--resume", "--quiet"))
+    assert "seed: 2021 in the run, 7 now" in line
+    assert (finished_run / "matrix.json").read_bytes() == before
+
+
+def test_resume_of_nothing_is_refused(tss, tiny_options, tmp_path):
+    assert "nothing to resume" in only_line(tss("run", *tiny_options, "--out", tmp_path / "no", "--resume", "--quiet"))
+
+
+def test_report_of_a_folder_that_is_no_run(tss, tmp_path):
+    assert "not a run folder" in only_line(tss("report", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('{"text": "good"', "in.jsonl:2: not JSON"),
+        ("[1]", "in.jsonl:2: expected a JSON object"),
+        (
+            '{"text": "good", "task": "asc/x"}',
+            "in.jsonl:2: task 'asc/x' is not learned in this run; it has: asc/phones",
+        ),
+        ('{"tokens": ["good"]}', 'in.jsonl:2: expected "text"'),
+        ('{"task": "ner/people", "tokens": "good"}', 'in.jsonl:2: expected "tokens", a list'),
+    ],
+)
+def test_predict_names_the_line(tss, finished_run, tmp_path, line, expected):
+    (tmp_path / "in.jsonl").write_text('{"text": "the phone is good"}\n' + line + "\n")
+    done = tss("predict", finished_run, "--task", "asc/phones", "--input", tmp_path / "in.jsonl")
+    assert expected in only_line(done)
+    assert done.out == ""
+
+
+def test_predict_needs_a_task(tss, finished_run, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "good"}\n')
+    assert "give --task NAME" in only_line(tss("predict", finished_run, "--input", tmp_path / "in.jsonl"))
+
+
+def test_predict_from_a_damaged_run_names_the_file(tss, finished_run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run, copy)
+    path = sorted((copy / "tasks").glob("*.safetensors"))[0]
+    path.write_bytes(path.read_bytes()[:-1])
+    (tmp_path / "in.jsonl").write_text('{"text": "good"}\n')
+    done = tss("predict", copy, "--task", "asc/phones", "--input", tmp_path / "in.jsonl")
+    assert path.name in only_line(done)
+
+
+def test_debug_shows_the_traceback(tss, monkeypatch):
+    with pytest.raises(DataError):
+        tss("tasks", "--data", "/no/such/folder", "--debug")
+    monkeypatch.setenv("TSS_DEBUG", "1")
+    with pytest.raises(DataError):
+        tss("tasks", "--data", "/no/such/folder")
+
+
+def test_a_fault_in_tss_is_one_line_too(tss, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("tss.data.list_tasks", fail)
+    done = tss("tasks")
+    assert done.code == 70
+    assert done.err == "tss: RuntimeError: two lines (unexpected; --debug shows the traceback)\n"
