@@ -6,15 +6,20 @@ import errno
 import json
 import math
 import os
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tss.errors import ConfigError, ForgettingError, StateError, TssError
 from tss.run import sequence
 from tss.run.loop import schedule
+from tss.run.prepare import lock
 from tss.run.runtime import memory_errors
 from tss.run.sequence import run_sequence
+from tss.run.state import Layout, load_state
 
 ONE = "tasks=[asc/phones]"
 TWO = "tasks=[asc/phones, ner/people]"
@@ -169,6 +174,48 @@ def test_wrong_names_and_lengths_stop_before_anything_is_written(tiny_config, tm
         with pytest.raises(ConfigError, match=expected):
             run_sequence(tiny_config(override), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_changed_data_and_a_second_process_are_refused(tiny_config, tiny_data, tmp_path):
+    data, folder = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(tiny_data, data)
+    config = tiny_config(ONE, "training.epochs=1", f"data={data}")
+    run_sequence(config, folder)
+    with lock(Layout(folder)), pytest.raises(StateError, match="another process is writing this run"):
+        run_sequence(config, folder, resume=True)
+    train = data / "asc" / "phones" / "train.jsonl"
+    train.write_text(train.read_text().replace("battery", "screen", 1))
+    with pytest.raises(StateError, match="the data of asc/phones is not what the run began with"):
+        run_sequence(config, folder, resume=True)
+
+
+def test_another_backbone_is_refused(tiny_config, tiny_backbone, tmp_path):
+    backbone, folder = tmp_path / "backbone", tmp_path / "run"
+    shutil.copytree(tiny_backbone, backbone)
+    config = tiny_config(ONE, "training.epochs=1", f"backbone={backbone}")
+    run_sequence(config, folder)
+    tensors = load_file(backbone / "model.safetensors")
+    tensors[next(iter(tensors))].view(-1)[0] += 1
+    save_file(tensors, backbone / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StateError, match="frozen weights are not those the run began with"):
+        run_sequence(config, folder, resume=True)
+
+
+def test_a_resume_elsewhere_renews_the_probes_and_says_so(tiny_config, tmp_path, monkeypatch):
+    """Other hardware or versions may compute other last bits; that is no forgetting."""
+    config, folder = tiny_config("training.epochs=1"), tmp_path / "run"
+    monkeypatch.setattr(sequence, "evaluate_tasks", lambda run, index: 1 / (1 - index))  # stops in the second task
+    with pytest.raises(ZeroDivisionError):
+        run_sequence(config, folder)
+    monkeypatch.undo()
+    state = load_state(Layout(folder).state)
+    state.environment = {**state.environment, "torch": "1.0"}
+    state.sealed = [replace(task, probe="0" * 64) for task in state.sealed]
+    state.save(Layout(folder).state)
+    run_sequence(config, folder, resume=True)
+    (event,) = events(folder, "environment")
+    assert event["changed"] == ["torch"]
+    assert load_state(Layout(folder).state).environment["torch"] == torch.__version__
 
 
 def test_missing_tasks_are_skipped_if_asked(tiny_config, tmp_path):

@@ -13,7 +13,7 @@ import torch
 from tss.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 BART_TOKENIZER = "TSS_BART_TOKENIZER"
 """Environment variable: folder of BART's tokenizer for `bart-large-random`."""
@@ -75,7 +75,10 @@ def load_backbone(
     """
     dtype = getattr(torch, precision)
     if name == "bart-large-random":
-        model, origin = _random_bart_large(dtype, seed), "BART-Large's shape with random weights"
+        model, origin = (
+            random_model(bart_large_config(), dtype=dtype, seed=seed),
+            "BART-Large's shape with random weights",
+        )
     else:
         source = _source(name)
         model, origin = _pretrained(source, dtype), str(source)
@@ -161,12 +164,20 @@ def _model_class(config: Any) -> Any:
     return transformers.AutoModel
 
 
-def _random_bart_large(dtype: torch.dtype, seed: int) -> PreTrainedModel:
-    from transformers import AutoModelForSeq2SeqLM, BartConfig
+def bart_large_config() -> PretrainedConfig:
+    """BART-Large's shape: width 1024, 12 + 12 layers, 50,265 entries."""
+    from transformers import BartConfig
+
+    return BartConfig(d_model=1024, encoder_layers=12, decoder_layers=12, vocab_size=50265)
+
+
+def random_model(config: PretrainedConfig, *, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    """An encoder-decoder of this shape with random weights; the global random stream is left as it was."""
+    from transformers import AutoModelForSeq2SeqLM
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForSeq2SeqLM.from_config(BartConfig(), dtype=dtype)
+        return AutoModelForSeq2SeqLM.from_config(config, dtype=dtype)
 
 
 def _tokenizer_source(tokenizer: str | None) -> tuple[str, str]:

@@ -108,7 +108,7 @@ def open_run(config: RunConfig, layout: Layout, *, resume: bool, listener: Liste
 
 
 def checked_backbone(config: RunConfig, tasks: list[TaskData], runtime: Runtime) -> Backbone:
-    """Load the backbone, and see that every task's lengths fit it."""
+    """Load the backbone, and see that every task's kind and lengths fit it."""
     backbone = load_backbone(
         config.backbone,
         tokenizer=config.tokenizer,
@@ -120,6 +120,10 @@ def checked_backbone(config: RunConfig, tasks: list[TaskData], runtime: Runtime)
         settings = settings_for(config, task.name)
         target = settings.target_length if task.kind.kind == "generation" else 0
         check_lengths(backbone.model, task.name, source_length=settings.source_length, target_length=target)
+        try:
+            task.kind.check_model(backbone.model)
+        except ValueError as error:
+            raise ConfigError(f"task {task.name} on backbone {config.backbone}: {error}") from error
     return backbone
 
 

@@ -1,0 +1,60 @@
+"""What a run tells: plain lines in a pipe, and an honest estimate of the time left."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from tss.run.progress import Console, TimeLeft, format_seconds
+from tss.run.sequence import run_sequence
+
+BEGIN = {"event": "run_begin", "tasks": ["a", "b"], "steps": {"a": 10, "b": 20}, "method": "tss", "backbone": "x"}
+
+
+def step(task: str, seconds: float) -> dict[str, object]:
+    return {"event": "step", "task": task, "seconds": seconds, "loss": 1.0}
+
+
+def test_time_left_follows_steps_and_evaluations():
+    left = TimeLeft()
+    left.see(BEGIN)
+    assert left.seconds() is None
+    for _ in range(5):
+        left.see(step("a", 2.0))
+    assert left.fraction("a") == 0.5
+    assert left.seconds() == (5 + 20) * 2.0
+    left.see({"event": "task_end", "task": "a"})  # stopped early
+    assert left.seconds() == 20 * 2.0
+    left.see({"event": "evaluated", "seconds": 3.0})
+    assert left.seconds() == 20 * 2.0 + 2 * 3.0
+
+
+def test_time_left_after_a_resume_counts_what_was_done():
+    left = TimeLeft()
+    left.see({"event": "resumed", "tasks": ["a", "b"], "steps": {"a": 10, "b": 20}, "done": {"a": 10}, "cells": 1})
+    left.see(step("b", 1.0))
+    assert left.seconds() == 19
+
+
+def test_a_pipe_gets_plain_lines(tiny_config, tmp_path):
+    stream = io.StringIO()
+    config = tiny_config("tasks=[asc/phones, drg/trips]", "training.epochs=1")
+    run_sequence(config, tmp_path / "run", progress=Console(stream, every=0))
+    text = stream.getvalue()
+    assert "\x1b" not in text
+    assert "\r" not in text
+    lines = text.splitlines()
+    assert lines[0].startswith("2 tasks by tss on ")
+    assert "[1] asc/phones (classification): 20 training, 6 validation, 6 test examples, 5 steps" in lines
+    assert sum("of the steps, loss" in line for line in lines) == 10
+    assert "  verified: 2 sealed tasks unchanged, bit for bit" in lines
+    assert "  drg/trips: bleu" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "?"), (44.6, "45 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (3599.7, "1 h 00 min")],
+)
+def test_seconds_are_readable(seconds, text):
+    assert format_seconds(seconds) == text
