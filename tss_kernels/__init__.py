@@ -1,15 +1,15 @@
-"""Gated-adapter kernels for PyTorch: threshold, mask and multiply in one pass, and the soft-masked update.
+"""Kernels for gated adapters: linear maps whose frozen weights are switched on and off by trained scores.
 
-Importing this package needs no GPU, no Triton and no compiled extension, and queries no device.
+Importing this needs no GPU, no Triton and no compiler; operations find their backend when they are called.
 """
 
-from tss_kernels.adamw import SoftMaskedAdamW, soft_masked_adamw_
+from tss_kernels.adamw.api import soft_masked_adamw_
+from tss_kernels.adamw.optimizer import SoftMaskedAdamW
 from tss_kernels.dispatch import BackendUnavailable, use_backend
-from tss_kernels.explain import explain
-from tss_kernels.gated_adapter import gated_adapter
-from tss_kernels.gated_linear import gated_linear
-from tss_kernels.gates import pack_gates, packed_linear, unpack_gates
-from tss_kernels.importance import accumulate_importance_, normalize_importance
+from tss_kernels.gated_adapter.api import gated_adapter
+from tss_kernels.gated_linear.api import gated_linear
+from tss_kernels.gates.api import pack_gates, packed_linear, unpack_gates
+from tss_kernels.importance.api import accumulate_importance_, normalize_importance
 from tss_kernels.modules import GatedAdapter, GatedAdapterLinear
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "GatedAdapterLinear",
     "SoftMaskedAdamW",
     "accumulate_importance_",
-    "explain",
     "gated_adapter",
     "gated_linear",
     "normalize_importance",

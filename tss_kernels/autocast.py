@@ -1,19 +1,47 @@
-"""Autocast for the linear operations: the tensors that a product multiplies are cast, scores and gates are not."""
+"""Autocast: inputs are cast before an operation as torch's linear casts them, and nothing is cast inside it."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def cast_operands(
+
+def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    # Autocast leaves float64 and integers alone.
+    if tensor is None or not tensor.dtype.is_floating_point or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(dtype)
+
+
+def autocast_inputs(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """x, weight and bias in the dtype that autocast has for x's device; unchanged where autocast is off.
-
-    As `torch.nn.functional.linear`: float64 is left alone.
-    """
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+    """x, weight and bias in autocast's dtype where autocast is on for x's device, else as they are."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return x, weight, bias
-    dtype = torch.get_autocast_dtype(kind)
-    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    dtype = torch.get_autocast_dtype(device)
+    return _cast(x, dtype), _cast(weight, dtype), _cast(bias, dtype)  # type: ignore[return-value]
+
+
+def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """The function with autocast off: an operator's body computes in the dtypes that it is given.
+
+    Its first argument is a tensor, whose device's autocast is meant.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = args[0].device.type  # type: ignore[attr-defined]
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped

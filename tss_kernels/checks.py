@@ -1,60 +1,99 @@
-"""Argument checks that several operations share: every message names the condition, the values and the remedy."""
+"""What the operations demand of their arguments; every message has the condition, both values and the remedy."""
 
 from __future__ import annotations
 
 import torch
 
 
-def check_same_shape(op: str, name: str, tensor: torch.Tensor | None, like_name: str, like: torch.Tensor) -> None:
-    """Raise ValueError unless `tensor` is None or has the shape of `like`."""
-    if tensor is not None and tensor.shape != like.shape:
-        raise ValueError(
-            f"{op}: {name} must have the shape of {like_name}, got {tuple(tensor.shape)} and {tuple(like.shape)}"
+def check_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """x (..., in), weight (out, in) and bias (out,) fit together and share one floating dtype and one device."""
+    fits = (
+        weight.dim() == 2
+        and x.dim() >= 1
+        and x.shape[-1] == weight.shape[1]
+        and x.dtype == weight.dtype
+        and x.dtype.is_floating_point
+        and x.device == weight.device
+        and (
+            bias is None
+            or (
+                bias.dim() == 1
+                and bias.shape[0] == weight.shape[0]
+                and bias.dtype == x.dtype
+                and bias.device == x.device
+            )
         )
+    )
+    if not fits:
+        _explain_linear(x, weight, bias)
 
 
-def check_same_device(op: str, **tensors: torch.Tensor | None) -> None:
-    """Raise ValueError unless all tensors are on one device."""
-    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    if len(set(devices.values())) > 1:
-        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise ValueError(f"{op}: all tensors must be on one device, got {listed}; move them with .to(device)")
-
-
-def check_linear(op: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """Raise unless x (..., in), weight (out, in) and bias (out,) fit in shape, dtype and device."""
+def _explain_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     if weight.dim() != 2:
-        raise ValueError(f"{op}: weight must be (out, in), got shape {tuple(weight.shape)}")
+        raise ValueError(f"weight must be (out, in), two dimensions, but has shape {tuple(weight.shape)}")
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"{op}: the last dimension of x must be weight's in_features = {weight.shape[1]}, got x {tuple(x.shape)}"
+            f"x's last dimension must equal weight's in = {weight.shape[1]}, but x has shape {tuple(x.shape)} and "
+            f"weight {tuple(weight.shape)}"
         )
-    if not x.is_floating_point() or x.dtype != weight.dtype:
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"x must have a floating dtype but has {x.dtype}: convert it, for example x.float()")
+    if x.dtype != weight.dtype:
         raise TypeError(
-            f"{op}: x and weight must have one floating dtype, got {x.dtype} and {weight.dtype}; "
-            "cast one of them, or run under torch.autocast"
+            f"x and weight must have one dtype, but x has {x.dtype} and weight {weight.dtype}: convert one, for "
+            f"example weight.to(x.dtype), or call under torch.autocast"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"{op}: bias must have out_features = {weight.shape[0]} entries, got shape {tuple(bias.shape)}"
+    check_device("weight", weight, x)
+    if bias is None:
+        return
+    if bias.dim() != 1 or bias.shape[0] != weight.shape[0]:
+        raise ValueError(f"bias must have shape (out,) = ({weight.shape[0]},) but has {tuple(bias.shape)}")
+    if bias.dtype != x.dtype:
+        raise TypeError(
+            f"bias must have x's dtype {x.dtype} but has {bias.dtype}: convert it, for example bias.to(x.dtype)"
         )
-    if bias is not None and bias.dtype != weight.dtype:
-        raise TypeError(f"{op}: bias must have weight's dtype {weight.dtype}, got {bias.dtype}; cast it")
+    check_device("bias", bias, x)
 
 
-def check_scores(op: str, scores: torch.Tensor) -> None:
-    """Raise TypeError unless scores are float32, or float64 for checking the mathematics."""
-    if scores.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{op}: scores must be float32, got {scores.dtype}; keep them in float32 and cast x and weight")
+def check_device(name: str, tensor: torch.Tensor, x: torch.Tensor) -> None:
+    """The tensor is on x's device."""
+    if tensor.device != x.device:
+        raise ValueError(f"{name} must be on x's device {x.device} but is on {tensor.device}: move it with .to()")
 
 
-def check_packed(op: str, packed: torch.Tensor, out_features: int, in_features: int) -> None:
-    """Raise unless packed is uint8 (out, ceil(in / 8))."""
-    expected = (out_features, (in_features + 7) // 8)
+def check_scores(scores: torch.Tensor, weight: torch.Tensor) -> None:
+    """Scores are float32, of weight's shape and on its device."""
+    if scores.shape != weight.shape:
+        raise ValueError(f"scores must have weight's shape {tuple(weight.shape)} but have {tuple(scores.shape)}")
+    if scores.dtype != torch.float32:
+        raise TypeError(f"scores must be float32 but are {scores.dtype}: keep them so and convert only x and weight")
+    check_device("scores", scores, weight)
+
+
+def check_importance(importance: torch.Tensor | None, weight: torch.Tensor) -> None:
+    """Importance is absent, or floating, of weight's shape and on its device."""
+    if importance is None:
+        return
+    if importance.shape != weight.shape:
+        raise ValueError(f"importance must have weight's shape {tuple(weight.shape)} but has {tuple(importance.shape)}")
+    if not importance.dtype.is_floating_point:
+        raise TypeError(f"importance must have a floating dtype but has {importance.dtype}: convert it with .float()")
+    check_device("importance", importance, weight)
+
+
+def check_packed(packed: torch.Tensor, weight: torch.Tensor) -> None:
+    """Packed gates are uint8 (out, ceil(in / 8)) on weight's device."""
+    expected = (weight.shape[0], (weight.shape[1] + 7) // 8)
     if packed.dtype != torch.uint8:
-        raise TypeError(f"{op}: packed gates must be uint8, got {packed.dtype}; make them with pack_gates")
-    if tuple(packed.shape) != expected:
+        raise TypeError(f"packed gates must be uint8 but are {packed.dtype}: make them with pack_gates")
+    if packed.dim() != 2 or packed.shape[0] != expected[0] or packed.shape[1] != expected[1]:
         raise ValueError(
-            f"{op}: packed gates of a weight ({out_features}, {in_features}) must be {expected}, "
-            f"got {tuple(packed.shape)}; make them with pack_gates"
+            f"packed gates of a weight {tuple(weight.shape)} must have shape {expected} but have {tuple(packed.shape)}"
         )
+    check_device("packed gates", packed, weight)
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """The option is one of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))} but is {value!r}")

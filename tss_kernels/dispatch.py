@@ -1,127 +1,184 @@
-"""Which backend runs an operation: peers behind one pure choice, and one way to force another.
-
-Nothing here imports a backend or queries a device until an operation needs one.
-"""
+"""Which backend runs an operation: the choice by device and dtype, what each backend lacks, and how to force one."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import lru_cache
-from types import ModuleType
+import threading
+from types import ModuleType, TracebackType
+from typing import NamedTuple
 
 import torch
 
+OPERATIONS = (
+    "gated_linear",
+    "gated_adapter",
+    "pack_gates",
+    "unpack_gates",
+    "packed_linear",
+    "normalize_importance",
+    "accumulate_importance_",
+    "soft_masked_adamw_",
+)
 BACKENDS = ("reference", "native", "triton", "cuda")
 VARIABLE = "TSS_KERNELS_BACKEND"
-
-# operation -> the folder that holds it; every operation has a reference.
-ROOMS = {
-    "gated_linear": "gated_linear",
-    "gated_adapter": "gated_adapter",
-    "pack_gates": "gates",
-    "unpack_gates": "gates",
-    "packed_linear": "gates",
-    "normalize_importance": "importance",
-    "accumulate_importance_": "importance",
-    "soft_masked_adamw_": "adamw",
-}
-# The operations that each backend implements, besides `reference`, which implements all.
-IMPLEMENTED = {"triton": ("gated_linear", "soft_masked_adamw_")}
-ALWAYS_FLOAT = (torch.float32, torch.float16, torch.bfloat16)
-
-_forced: ContextVar[str | None] = ContextVar("tss_kernels_backend", default=None)
+TRITON_OPERATIONS = ("gated_linear", "soft_masked_adamw_")
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+PLANNED = {"native": "compiled C++ for CPU", "cuda": "compiled CUDA C++"}
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend was asked for that cannot run this; the message gives the reason and the remedy."""
+    """A backend was forced that cannot run this operation on this input; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The backend that runs an operation, its configuration where it has one, and why it was chosen."""
+class Obstacle(NamedTuple):
+    """Why a backend cannot run something, and what would change that."""
+
+    reason: str
+    remedy: str
+
+
+class Choice(NamedTuple):
+    """The backend that runs an operation, its launch configuration and why it was taken."""
 
     backend: str
+    configuration: str
     reason: str
-    configuration: str = ""
 
 
-def _is_interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+class _Forced(threading.local):
+    # One value per thread, each starting from the environment. Not a ContextVar: torch.compile cannot trace those,
+    # while it guards on this attribute, so a compiled function follows `use_backend`.
+    backend: str | None = os.environ.get(VARIABLE) or None
 
 
-def why_not(backend: str, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why `backend` cannot run `op` on tensors of this device and dtype, with the remedy; None if it can."""
-    if backend not in BACKENDS:
-        return f"there is no backend {backend!r}; the backends are {', '.join(BACKENDS)}"
-    if backend == "reference":
-        return None
-    if backend not in IMPLEMENTED:
-        return f"this version of tss_kernels has no {backend} backend; use reference or triton"
-    if op not in IMPLEMENTED[backend]:
-        return f"{op} has no {backend} kernel in this version; use reference"
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed; pip install triton"
-    if dtype not in ALWAYS_FLOAT:
-        return f"the triton kernels compute float32, float16 and bfloat16, not {dtype}; use reference"
-    if device.type == "cuda" or (device.type == "cpu" and _is_interpreting()):
-        return None
-    if device.type == "cpu":
-        return "triton runs CPU tensors only in its interpreter; set TRITON_INTERPRET=1 before starting Python"
-    return f"triton kernels run on cuda tensors, not on {device.type}; use reference"
+_forced = _Forced()
+
+
+class use_backend:
+    """Forces one backend inside a `with` block, in this thread; None goes back to the automatic choice.
+
+    The backward pass of what ran inside uses the same backend, wherever and in whichever thread it runs. An operation
+    that the backend cannot run raises BackendUnavailable when it is called. Raises ValueError for an unknown name.
+    """
+
+    def __init__(self, backend: str | None) -> None:
+        if backend is not None:
+            _check_name(backend)
+        self.backend = backend
+        self.outer: list[str | None] = []
+
+    def __enter__(self) -> None:
+        self.outer.append(_forced.backend)
+        _forced.backend = self.backend
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _forced.backend = self.outer.pop()
 
 
 def forced_backend() -> str | None:
-    """The backend that `use_backend` or else TSS_KERNELS_BACKEND forces; None if the choice is free."""
-    return _forced.get() or os.environ.get(VARIABLE) or None
+    """The backend that `use_backend` or the environment forces in this thread, or None."""
+    return _forced.backend
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Force one backend for the operations called inside; a backward pass uses the backend of its forward pass.
+def _check_name(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"no backend {backend!r}: use_backend and {VARIABLE} take one of {', '.join(BACKENDS)}")
 
-    A compiled function keeps the backend it was compiled with.
 
-    Raises:
-        BackendUnavailable: if there is no such backend; an operation that it cannot run raises when called.
+def interpreted() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, which needs no GPU."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def missing(backend: str) -> Obstacle | None:
+    """What keeps a backend from running anything here, or None; never imports the backend."""
+    if backend in PLANNED:
+        return Obstacle(
+            f"{backend} ({PLANNED[backend]}) is not part of this version", "use another backend or leave it unforced"
+        )
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        return Obstacle("the package triton is not installed", "pip install 'tss[triton]' (Linux)")
+    return None
+
+
+def why_not(backend: str, op: str, device: torch.device, dtype: torch.dtype) -> Obstacle | None:
+    """What keeps a backend from running an operation on tensors of this device and dtype, or None."""
+    if backend == "reference":
+        return None
+    obstacle = missing(backend)
+    if obstacle is not None:
+        return obstacle
+    if op not in TRITON_OPERATIONS:
+        return Obstacle(
+            f"triton implements {' and '.join(TRITON_OPERATIONS)}, not {op}, in this version",
+            "use the reference backend for this operation",
+        )
+    if device.type == "cpu" and not interpreted():
+        return Obstacle(
+            "tensors on the CPU need Triton's interpreter, and TRITON_INTERPRET is not set",
+            "move the tensors to a CUDA device, or set TRITON_INTERPRET=1 before Python starts (slow, for tests)",
+        )
+    if device.type not in ("cpu", "cuda"):
+        return Obstacle(f"triton runs on CUDA devices, not on {device.type}", "use the reference backend")
+    if dtype not in TRITON_DTYPES:
+        return Obstacle(f"triton computes in float32, float16 and bfloat16, not in {dtype}", "use another dtype")
+    return None
+
+
+def default_backend(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that runs an operation when none is forced; depends on nothing that is measured at run time."""
+    if device.type == "cuda" and not interpreted() and why_not("triton", op, device, dtype) is None:
+        return "triton"
+    return "reference"
+
+
+def select(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The forced backend if there is one, else the default. Raises BackendUnavailable if the forced one cannot run."""
+    forced = _forced.backend
+    if forced is None:
+        return default_backend(op, device, dtype)
+    _check_name(forced)
+    obstacle = why_not(forced, op, device, dtype)
+    if obstacle is not None:
+        raise BackendUnavailable(
+            f"backend {forced!r} was forced for {op} on {device.type} in {dtype} but cannot run: "
+            f"{obstacle.reason}. Remedy: {obstacle.remedy}."
+        )
+    return forced
+
+
+def choose(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = ()) -> Choice:
+    """The unforced choice for an operation: a pure function of device, dtype and shape.
+
+    op: a name in OPERATIONS; shape: (rows, in, out) for the linear operations, else any. Raises ValueError.
     """
-    if name not in BACKENDS:
-        raise BackendUnavailable(f"there is no backend {name!r}; the backends are {', '.join(BACKENDS)}")
-    token = _forced.set(name)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
+    if op not in OPERATIONS:
+        raise ValueError(f"no operation {op!r}: choose one of {', '.join(OPERATIONS)}")
+    backend = default_backend(op, device, dtype)
+    if backend == "triton":
+        reason = "fused kernel for CUDA tensors"
+    elif device.type == "cpu":
+        reason = "the only backend of this version for CPU tensors that is not an interpreter"
+    else:
+        obstacle = why_not("triton", op, device, dtype)
+        reason = obstacle.reason if obstacle is not None else "Triton's interpreter is on, which is for tests"
+    return Choice(backend, configuration(op, backend, dtype, shape), reason)
 
 
-def choose(op: str, device: torch.device, dtype: torch.dtype, forced: str | None = None) -> Choice:
-    """The backend for an operation: a pure function of operation, device, dtype and the forced name.
-
-    Raises:
-        BackendUnavailable: if the forced backend cannot run it.
-    """
-    if forced is not None:
-        reason = why_not(forced, op, device, dtype)
-        if reason is not None:
-            raise BackendUnavailable(f"{op}: backend {forced} was forced and cannot run: {reason}")
-        return Choice(forced, f"forced by use_backend or {VARIABLE}")
-    if device.type == "cuda" and why_not("triton", op, device, dtype) is None:
-        return Choice("triton", f"the default on cuda for {dtype}")
-    return Choice("reference", "plain PyTorch: the default where no other backend is both available and preferred")
+def configuration(op: str, backend: str, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    """The launch configuration in words; for Triton's products the tile at rows that start on 16-byte boundaries."""
+    if backend != "triton":
+        return "plain PyTorch"
+    kernels = implementation("gated_linear" if op == "gated_linear" else "adamw", "triton")
+    if op == "gated_linear":
+        return str(kernels.forward_tile(dtype, *shape, even=all(size % 16 == 0 for size in shape[1:])))
+    return f"blocks of {kernels.BLOCK} elements, {kernels.WARPS} warps, one launch for all tensors of a dtype"
 
 
-@torch.compiler.assume_constant_result
-def backend_for(op: str, device_type: str, dtype: torch.dtype) -> str:
-    """The name of the backend that runs `op` now; constant inside a compiled graph."""
-    return choose(op, torch.device(device_type), dtype, forced_backend()).backend
-
-
-@lru_cache
-def load(op: str, backend: str) -> ModuleType:
-    """The module that implements `op` for `backend`."""
-    return importlib.import_module(f"tss_kernels.{ROOMS[op]}.{backend}")
+def implementation(folder: str, backend: str) -> ModuleType:
+    """The module of a backend in an operation's folder, imported at its first use."""
+    return importlib.import_module(f"tss_kernels.{folder}.{backend}")

@@ -1,4 +1,4 @@
-"""Layers: a gated linear map that drops in for `torch.nn.Linear`, and the bottleneck adapter made of two."""
+"""Layers: the gated linear map and the adapter made of two."""
 
 from __future__ import annotations
 
@@ -9,35 +9,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from tss_kernels.gated_adapter import gated_adapter
-from tss_kernels.gated_adapter.api import check_activation
-from tss_kernels.gated_adapter.reference import compose
-from tss_kernels.gated_linear import gated_linear
-from tss_kernels.gates import pack_gates, packed_linear, unpack_gates
+from tss_kernels.checks import check_choice, check_packed
+from tss_kernels.gated_adapter.api import gated_adapter
+from tss_kernels.gated_adapter.reference import ACTIVATIONS, adapter
+from tss_kernels.gated_linear.api import gated_linear
+from tss_kernels.gates.api import pack_gates, packed_linear, unpack_gates
 
 WEIGHT_INITS = ("normal", "signed_constant")
 WEIGHT_STD = 0.02
 
 
 class GatedAdapterLinear(nn.Module):
-    """y = x (W * 1[s >= threshold])ᵀ + b with frozen random W and trained scores s; drop-in for `torch.nn.Linear`.
+    """Drop-in for torch.nn.Linear whose frozen weight is switched on and off by trained scores.
 
-    Args:
-        in_features, out_features: sizes of the last dimension of x and y.
-        bias: whether there is a (frozen, zero) bias.
-        threshold: a gate is on where its score is at least this.
-        weight_init: "normal", N(0, 0.02²), or "signed_constant", sign(W) * sqrt(2 / in).
-        device, dtype: of weight and bias; scores are always float32.
-
-    Attributes:
-        weight: (out, in), frozen. bias: (out,), frozen, or None.
-        scores: (out, in), float32, the only trained parameter.
-        importance: (out, in), float32 in [0, 1], or None: how much earlier tasks rely on each entry.
-        mask_gradient: True applies (1 - importance) in the backward pass, False leaves the gradient plain.
-        packed: uint8 gates of a sealed task that run instead of the scores, or None.
-
-    Raises:
-        ValueError: an unknown weight_init.
+    y = x @ where(scores >= threshold, weight, 0).T + bias. `weight` (out, in) and `bias` (out,) are frozen parameters,
+    `scores` (out, in) is a float32 parameter, the only trained one; `importance` a float32 buffer (out, in) or None.
+    `mask_gradient`: True applies (1 - importance) to the gradient of the scores; False leaves it plain. Scores and
+    importance stay float32 under `.half()` and `.to(dtype)`. Raises ValueError for an unknown weight_init.
     """
 
     weight: nn.Parameter
@@ -54,134 +42,132 @@ class GatedAdapterLinear(nn.Module):
         *,
         threshold: float = 0.0,
         weight_init: str = "normal",
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if weight_init not in WEIGHT_INITS:
-            raise ValueError(
-                f"GatedAdapterLinear: weight_init must be one of {', '.join(WEIGHT_INITS)}, got {weight_init!r}"
-            )
-        self.in_features, self.out_features = in_features, out_features
-        self.threshold, self.weight_init, self.mask_gradient = threshold, weight_init, True
-        shape = (out_features, in_features)
-        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype), requires_grad=False)
-        self.bias = (
-            nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype), requires_grad=False) if bias else None
+        check_choice("weight_init", weight_init, WEIGHT_INITS)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.threshold = float(threshold)
+        self.weight_init = weight_init
+        self.mask_gradient = True
+        self.weight = nn.Parameter(
+            torch.empty((out_features, in_features), device=device, dtype=dtype), requires_grad=False
         )
-        self.scores = nn.Parameter(torch.empty(shape, device=device, dtype=torch.float32))
+        self.bias = (
+            nn.Parameter(torch.empty(out_features, device=device, dtype=dtype), requires_grad=False) if bias else None
+        )
+        self.scores = nn.Parameter(torch.empty((out_features, in_features), device=device, dtype=torch.float32))
         self.register_buffer("importance", None)
         self.register_buffer("packed", None, persistent=False)
         self.reset_parameters()
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, *, threshold: float = 0.0) -> GatedAdapterLinear:
-        """A gated layer that keeps the linear's weight and bias, frozen, with fresh scores."""
-        weight = linear.weight
+        """A gated layer on a linear layer's own weight and bias, frozen here and shared with it; new scores."""
+        weight, bias = linear.weight, linear.bias
         layer = cls(
-            linear.in_features,
-            linear.out_features,
-            linear.bias is not None,
-            threshold=threshold,
-            device=weight.device,
+            linear.in_features, linear.out_features, bias is not None, threshold=threshold, device="meta",
             dtype=weight.dtype,
-        )
-        with torch.no_grad():
-            layer.weight.copy_(weight)
-            if layer.bias is not None:
-                layer.bias.copy_(linear.bias)
+        )  # fmt: skip
+        layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        layer.scores = nn.Parameter(torch.empty(weight.shape, device=weight.device, dtype=torch.float32))
+        layer.reset_scores()
         return layer
 
-    @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw W and the scores anew, and zero the bias; the values of a seeded generator do not depend on the device."""
-        drawn = torch.empty(self.weight.shape, dtype=torch.float32, device=_drawing_device(self.weight, generator))
-        drawn.normal_(0.0, WEIGHT_STD, generator=generator)
-        if self.weight_init == "signed_constant":
-            drawn = drawn.sign() * math.sqrt(2 / max(1, self.in_features))
-        self.weight.copy_(drawn)
+        """Draws weight and scores anew and sets the bias to 0; with a generator, the same values on every device.
+
+        weight: N(0, 0.02^2), or for "signed_constant" the sign of that draw times sqrt(2 / in).
+        """
+        draw = self._draw(torch.randn, generator)
+        if draw is not None:
+            constant = math.sqrt(2 / max(self.in_features, 1))
+            value = WEIGHT_STD * draw if self.weight_init == "normal" else torch.where(draw < 0, -constant, constant)
+            self.weight.data.copy_(value)
         if self.bias is not None:
-            self.bias.zero_()
+            self.bias.data.zero_()
         self.reset_scores(generator)
 
-    @torch.no_grad()
     def reset_scores(self, generator: torch.Generator | None = None) -> None:
-        """Draw the scores from U(-1/sqrt(in), 1/sqrt(in)), that is kaiming_uniform(a = sqrt 5)."""
-        bound = 1 / math.sqrt(max(1, self.in_features))
-        drawn = torch.empty(self.scores.shape, device=_drawing_device(self.scores, generator))
-        self.scores.copy_(drawn.uniform_(-bound, bound, generator=generator))
+        """Draws the scores anew, kaiming_uniform(a = sqrt 5): U(-1 / sqrt(in), 1 / sqrt(in)), half the gates on."""
+        draw = self._draw(torch.rand, generator)
+        if draw is not None:
+            self.scores.data.copy_((2 * draw - 1) / math.sqrt(max(self.in_features, 1)))
 
-    def set_packed(self, packed: torch.Tensor | None) -> None:
-        """Run from these gates, uint8 (out, ceil(in / 8)), instead of the scores; None returns to the scores."""
-        self.packed = None if packed is None else packed.to(self.weight.device)
-
-    def gate(self) -> torch.Tensor:
-        """The gates that run now, bool (out, in)."""
-        return unpack_gates(self.pack(), self.in_features)
-
-    def density(self) -> float:
-        """The share of gates that are on, 0 to 1."""
-        return float(self.gate().float().mean()) if self.scores.numel() else 0.0
-
-    def pack(self) -> torch.Tensor:
-        """The gates that run now as bits, uint8 (out, ceil(in / 8))."""
-        return pack_gates(self.scores.detach(), self.threshold) if self.packed is None else self.packed
+    def _draw(self, function: Callable[..., torch.Tensor], generator: torch.Generator | None) -> torch.Tensor | None:
+        """Random float32 (out, in) from the generator's device or the layer's; None on the meta device."""
+        if self.scores.is_meta:
+            return None
+        device = self.scores.device if generator is None else generator.device
+        return function(self.scores.shape, generator=generator, device=device, dtype=torch.float32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., in) -> (..., out)."""
+        """x (..., in) to (..., out), by the live scores or, after set_packed, by the gates given there."""
         if self.packed is not None:
             return packed_linear(x, self.weight, self.packed, self.bias)
         return gated_linear(
-            x, self.weight, self.scores, self.bias, threshold=self.threshold, importance=self._soft_mask()
+            x, self.weight, self.scores, self.bias, threshold=self.threshold, importance=self.active_importance()
         )
 
-    def _soft_mask(self) -> torch.Tensor | None:
+    def active_importance(self) -> torch.Tensor | None:
+        """The importance that masks the gradient in the backward pass, None if nothing does."""
         return self.importance if self.mask_gradient else None
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GatedAdapterLinear:
-        """As `nn.Module._apply`, but scores and importance stay float32 under `.half()` and `.to(dtype)`."""
+    def set_packed(self, packed: torch.Tensor | None) -> None:
+        """Fixes the gates to packed uint8 (out, ceil(in / 8)), no gradient for the scores; None: live scores again.
 
-        def keep_float32(tensor: torch.Tensor) -> torch.Tensor:
-            moved = fn(tensor)
-            if (tensor is self.scores or tensor is self.importance) and moved.dtype != torch.float32:
-                # Only the device of the conversion counts; going through a narrower dtype would round.
-                return tensor.to(moved.device) if not moved.is_meta else torch.empty_like(tensor, device="meta")
-            return moved
+        Not part of state_dict; moves with the layer. Raises TypeError, ValueError.
+        """
+        if packed is not None:
+            check_packed(packed, self.weight)
+        self.packed = packed
 
-        # nn.Module._apply hands over parameters themselves and the gradients of parameters; gradients follow scores.
-        grad, self.scores.grad = self.scores.grad, None
-        super()._apply(keep_float32, recurse)
-        if grad is not None:
-            self.scores.grad = grad.to(self.scores.device)
-        return self
+    def gate(self) -> torch.Tensor:
+        """The gates that the forward pass uses, bool (out, in)."""
+        if self.packed is not None:
+            return unpack_gates(self.packed, self.in_features)
+        return self.scores.detach() >= self.threshold
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        # The importance buffer is None until a task was sealed: take it on, or let it go, with the loaded state.
-        stored = state_dict.get(prefix + "importance")
-        if stored is not None and self.importance is None:
-            self.importance = torch.zeros_like(self.scores, requires_grad=False)
-        elif stored is None and self.importance is not None:
-            self.importance = None
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+    def density(self) -> float:
+        """The share of gates that are on, in [0, 1]."""
+        return self.gate().float().mean().item()
+
+    def pack(self) -> torch.Tensor:
+        """The gates that the forward pass uses at one bit each, a new uint8 (out, ceil(in / 8))."""
+        return self.packed.clone() if self.packed is not None else pack_gates(self.scores, self.threshold)
 
     def extra_repr(self) -> str:
+        """Sizes and options, as torch.nn.Linear prints them."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"threshold={self.threshold}, running={'packed gates' if self.packed is not None else 'scores'}"
+            f"threshold={self.threshold}"
         )
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GatedAdapterLinear:
+        kept = (self.scores, self.scores.grad, self.importance)
+
+        def convert(tensor: torch.Tensor) -> torch.Tensor:
+            converted = fn(tensor)
+            if converted.dtype != tensor.dtype and any(tensor is one for one in kept):
+                return tensor.to(converted.device)
+            return converted
+
+        return super()._apply(convert, recurse)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.importance is None and prefix + "importance" in state_dict:
+            self.importance = torch.zeros_like(self.scores, requires_grad=False)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class GatedAdapter(nn.Module):
-    """x + up(activation(down(x))) with two `GatedAdapterLinear`s, hidden_size -> bottleneck -> hidden_size.
+    """A bottleneck adapter of two gated layers with its residual: x + up(activation(down(x))), x (..., hidden_size).
 
-    Args:
-        hidden_size: last dimension of x.
-        bottleneck: width in between.
-        activation: relu, gelu, silu or tanh.
-        threshold, weight_init, device, dtype: as for `GatedAdapterLinear`.
-
-    Raises:
-        ValueError: an unknown activation or weight_init.
+    activation: "relu", "gelu", "silu" or "tanh". Takes any floating x: the frozen weights are cast to its dtype, or
+    to autocast's. Further arguments as GatedAdapterLinear's. Raises ValueError.
     """
 
     def __init__(
@@ -192,44 +178,53 @@ class GatedAdapter(nn.Module):
         *,
         threshold: float = 0.0,
         weight_init: str = "normal",
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_activation("GatedAdapter", activation)
+        check_choice("activation", activation, tuple(ACTIVATIONS))
         self.activation = activation
-        settings: dict[str, Any] = {
-            "threshold": threshold,
-            "weight_init": weight_init,
-            "device": device,
-            "dtype": dtype,
-        }
-        self.down = GatedAdapterLinear(hidden_size, bottleneck, **settings)
-        self.up = GatedAdapterLinear(bottleneck, hidden_size, **settings)
+        options: dict[str, Any] = {
+            "threshold": threshold, "weight_init": weight_init, "device": device, "dtype": dtype
+        }  # fmt: skip
+        self.down = GatedAdapterLinear(hidden_size, bottleneck, **options)
+        self.up = GatedAdapterLinear(bottleneck, hidden_size, **options)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws both layers anew, down first."""
+        self.down.reset_parameters(generator)
+        self.up.reset_parameters(generator)
+
+    def reset_scores(self, generator: torch.Generator | None = None) -> None:
+        """Draws the scores of both layers anew, down first."""
+        self.down.reset_scores(generator)
+        self.up.reset_scores(generator)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., hidden_size) -> the same shape and dtype."""
+        """x (..., hidden_size) to the same shape and dtype."""
         down, up = self.down, self.up
-        alike = down.threshold == up.threshold
-        if down.packed is not None or up.packed is not None or not alike:
-            return compose(x, down, up, self.activation).to(x.dtype)
+        if down.packed is not None or up.packed is not None or down.threshold != up.threshold:
+            return adapter(x, lambda h: _product(down, h), lambda h: _product(up, h), self.activation)
+        (down_weight, down_bias), (up_weight, up_bias) = _frozen(down, x.dtype), _frozen(up, x.dtype)
         return gated_adapter(
-            x,
-            down.weight,
-            down.scores,
-            up.weight,
-            up.scores,
-            down.bias,
-            up.bias,
-            activation=self.activation,
-            threshold=down.threshold,
-            down_importance=down._soft_mask(),
-            up_importance=up._soft_mask(),
-        )
+            x, down_weight, down.scores, up_weight, up.scores, down_bias, up_bias,
+            activation=self.activation, threshold=down.threshold,
+            down_importance=down.active_importance(), up_importance=up.active_importance(),
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"activation={self.activation}"
+        """The activation; the layers print themselves."""
+        return f"activation={self.activation!r}"
 
 
-def _drawing_device(tensor: torch.Tensor, generator: torch.Generator | None) -> torch.device:
-    return tensor.device if generator is None else generator.device
+def _frozen(layer: GatedAdapterLinear, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias in this dtype; themselves if they have it."""
+    return layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype)
+
+
+def _product(layer: GatedAdapterLinear, x: torch.Tensor) -> torch.Tensor:
+    """The layer's map in x's dtype."""
+    weight, bias = _frozen(layer, x.dtype)
+    if layer.packed is not None:
+        return packed_linear(x, weight, layer.packed, bias)
+    return gated_linear(x, weight, layer.scores, bias, threshold=layer.threshold, importance=layer.active_importance())

@@ -1,23 +1,98 @@
-"""Where operators are registered with PyTorch: schema, implementation for every device, shape function."""
+"""Every registered operator on one page: its schema and the shapes of what it returns.
+
+Operators take the backend's name as their last argument, so that the one chosen in the forward pass also runs the
+backward pass. They have no gradients of their own: the functions that call them in each folder's `api.py` add those.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
+from torch.library import Library
 
-NAMESPACE = "tss_kernels"
-_library = torch.library.Library(NAMESPACE, "DEF")
+LIBRARY = Library("tss_kernels", "DEF")
+Fake = Callable[..., object]
 
 
-def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Define an operator and return its callable; the implementation picks the backend from its last argument.
+def _define(schema: str, fake: Fake) -> None:
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"tss_kernels::{schema.split('(')[0]}", fake, lib=LIBRARY)
 
-    `define` with `impl` costs about a microsecond a call; `torch.library.custom_op` costs several.
-    """
-    name = schema.split("(")[0]
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+def implement(name: str, function: Callable[..., object]) -> torch._ops.OpOverload:
+    """Gives an operator its body for every device and returns it, ready to be called."""
+    LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    return getattr(torch.ops.tss_kernels, name).default
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _packed(scores: torch.Tensor) -> torch.Tensor:
+    return scores.new_empty((scores.shape[0], (scores.shape[1] + 7) // 8), dtype=torch.uint8)
+
+
+def _nothing(*arguments: object) -> None:
+    """The fake of an operator that only changes its arguments."""
+
+
+def _as_float32(like: torch.Tensor, *_: object) -> torch.Tensor:
+    return like.new_empty(like.shape, dtype=torch.float32)
+
+
+def _gates(packed: torch.Tensor, in_features: int, backend: str) -> torch.Tensor:
+    return packed.new_empty((packed.shape[0], in_features), dtype=torch.bool)
+
+
+def _scores_grad(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *_: object) -> torch.Tensor:
+    return weight.new_empty(weight.shape, dtype=torch.float32)
+
+
+_define(
+    "gated_linear(Tensor x, Tensor weight, Tensor scores, Tensor? bias, float threshold, str backend)"
+    " -> (Tensor y, Tensor packed)",
+    lambda x, weight, scores, bias, threshold, backend: (_linear(x, weight), _packed(scores)),
+)
+_define(
+    "packed_linear(Tensor x, Tensor weight, Tensor packed, Tensor? bias, str backend) -> Tensor",
+    lambda x, weight, packed, bias, backend: _linear(x, weight),
+)
+_define(
+    "gated_linear_input_grad(Tensor dy, Tensor weight, Tensor packed, str backend) -> Tensor",
+    lambda dy, weight, packed, backend: dy.new_empty((*dy.shape[:-1], weight.shape[1])),
+)
+_define(
+    "gated_linear_scores_grad(Tensor dy, Tensor x, Tensor weight, Tensor? importance, str backend) -> Tensor",
+    _scores_grad,
+)
+_define(
+    "gated_linear_weight_grad(Tensor dy, Tensor x, Tensor packed, str backend) -> Tensor",
+    lambda dy, x, packed, backend: x.new_empty((dy.shape[-1], x.shape[-1])),
+)
+_define("pack_gates(Tensor scores, float threshold, str backend) -> Tensor", lambda scores, *_: _packed(scores))
+_define("unpack_gates(Tensor packed, SymInt in_features, str backend) -> Tensor", _gates)
+_define("normalize_importance(Tensor raw, str per, str backend) -> Tensor", _as_float32)
+_define("accumulate_importance_(Tensor(a!) total, Tensor new, str backend) -> ()", _nothing)
+_define(
+    "soft_masked_adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
+    " Tensor?[] importances, float step, float lr, float beta1, float beta2, float eps, float weight_decay,"
+    " str site, str backend) -> ()",
+    _nothing,
+)
+
+
+def rows_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor (..., features) as (rows, features), a view where one is possible."""
+    if tensor.dim() == 2:
+        return tensor
+    rows = 1
+    for size in tensor.shape[:-1]:
+        rows *= size
+    return tensor.reshape(rows, tensor.shape[-1])
+
+
+def shaped_like(rows: torch.Tensor, leading: Sequence[int]) -> torch.Tensor:
+    """The opposite of `rows_of`: (rows, features) as (*leading, features)."""
+    return rows if len(leading) == 1 else rows.view(*leading, rows.shape[-1])

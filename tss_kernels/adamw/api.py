@@ -1,22 +1,16 @@
-"""Soft-masked AdamW: checks and the registered operator."""
+"""soft_masked_adamw_: checks and the registered operator."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
-from tss_kernels import checks, dispatch
-from tss_kernels.operators import register
+from tss_kernels.checks import check_choice
+from tss_kernels.dispatch import implementation, select
+from tss_kernels.operators import implement
 
 SITES = ("update", "gradient")
-
-
-def check_site(owner: str, site: str) -> None:
-    """Raise ValueError unless `site` is "update" or "gradient"."""
-    if site not in SITES:
-        raise ValueError(f"{owner}: site must be 'update' or 'gradient', got {site!r}")
 
 
 def _step(
@@ -34,49 +28,41 @@ def _step(
     site: str,
     backend: str,
 ) -> None:
-    dispatch.load("soft_masked_adamw_", backend).soft_masked_adamw_(
-        params,
-        grads,
-        exp_avgs,
-        exp_avg_sqs,
-        importances,
-        step=step,
-        lr=lr,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        weight_decay=weight_decay,
-        site=site,
-    )
+    implementation("adamw", backend).soft_masked_adamw_(
+        params, grads, exp_avgs, exp_avg_sqs, importances,
+        step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, site=site,
+    )  # fmt: skip
 
 
-def _step_fake(*_: object) -> None:
-    return None
+_step_operator = implement("soft_masked_adamw_", _step)
 
 
-_step_op = register(
-    "soft_masked_adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
-    " Tensor?[] importances, float step, float lr, float beta1, float beta2, float eps, float weight_decay, str site,"
-    " str backend) -> ()",
-    _step,
-    _step_fake,
-)
-
-
-def _check_lists(
-    params: Sequence[torch.Tensor],
-    lists: dict[str, Sequence[torch.Tensor | None]],
-) -> None:
+def _check_lists(lists: dict[str, Sequence[torch.Tensor | None]]) -> None:
+    """All lists are as long as params, and every tensor has its parameter's shape and device and a floating dtype."""
+    params = lists["params"]
     for name, tensors in lists.items():
         if len(tensors) != len(params):
-            raise ValueError(
-                f"soft_masked_adamw_: {name} must be as long as params, got {len(tensors)} and {len(params)}"
-            )
-        for i, (tensor, param) in enumerate(zip(tensors, params, strict=True)):
-            checks.check_same_shape("soft_masked_adamw_", f"{name}[{i}]", tensor, f"params[{i}]", param)
-            checks.check_same_device("soft_masked_adamw_", **{f"params[{i}]": param, f"{name}[{i}]": tensor})
+            raise ValueError(f"{name} must have one entry per parameter, {len(params)}, but has {len(tensors)}")
+        for index, (tensor, param) in enumerate(zip(tensors, params, strict=True)):
+            if tensor is None and name == "importances":
+                continue
+            if tensor is None or param is None:
+                raise TypeError(f"{name}[{index}] must be a tensor but is None: only an importance may be None")
+            if tensor.shape != param.shape:
+                raise ValueError(
+                    f"{name}[{index}] must have its parameter's shape {tuple(param.shape)} but has "
+                    f"{tuple(tensor.shape)}"
+                )
+            if tensor.device != param.device:
+                raise ValueError(
+                    f"{name}[{index}] must be on its parameter's device {param.device} but is on {tensor.device}: "
+                    f"move it with .to()"
+                )
+            if not tensor.dtype.is_floating_point:
+                raise TypeError(f"{name}[{index}] must have a floating dtype but has {tensor.dtype}")
 
 
+@torch.no_grad()
 def soft_masked_adamw_(
     params: Sequence[torch.Tensor],
     grads: Sequence[torch.Tensor],
@@ -90,43 +76,22 @@ def soft_masked_adamw_(
     beta2: float,
     eps: float,
     weight_decay: float = 0.0,
-    site: Literal["update", "gradient"] = "update",
+    site: str = "update",
 ) -> None:
-    """One AdamW step on lists of tensors, in place, softly masked by importance.
+    """One AdamW step on many tensors in place, softly masked by 1 - importance.
 
-    With site "gradient", g (1 - I) enters Adam (TSS, eq. of the soft mask), where it nearly cancels: a constant factor
-    scales m and sqrt(v) alike. With site "update", Adam's whole step, decay included, is scaled by (1 - I).
-
-    Args:
-        params, grads, exp_avgs, exp_avg_sqs: as many tensors each, of equal shapes; all but grads are changed.
-        importances: like params, in [0, 1]; None for a parameter without a soft mask.
-        step: the number of this step, from 1.
-        lr, beta1, beta2, eps, weight_decay: as in `torch.optim.AdamW`.
-        site: where the soft mask acts.
-
-    Raises:
-        ValueError: lists, shapes or devices that do not fit, an unknown site, a step below 1.
-        BackendUnavailable: a forced backend that cannot run this.
+    site "update": Adam's whole step, weight decay included, is scaled by (1 - I); "gradient": g * (1 - I) enters Adam
+    and its moments. An importance may be None: plain AdamW. Lists are equally long, tensors of one entry have one
+    shape and device; `step` counts from 1. Raises ValueError, TypeError, and BackendUnavailable for a forced backend.
     """
-    check_site("soft_masked_adamw_", site)
+    check_choice("site", site, SITES)
     if step < 1:
-        raise ValueError(f"soft_masked_adamw_: step counts from 1, got {step}")
-    _check_lists(params, {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "importances": importances})
-    if not params:
-        return
-    backend = dispatch.backend_for("soft_masked_adamw_", params[0].device.type, params[0].dtype)
-    _step_op(
-        list(params),
-        list(grads),
-        list(exp_avgs),
-        list(exp_avg_sqs),
-        list(importances),
-        float(step),
-        float(lr),
-        beta1,
-        beta2,
-        eps,
-        weight_decay,
-        site,
-        backend,
-    )
+        raise ValueError(f"step counts from 1 but is {step}")
+    lists = (list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(importances))
+    names = ("params", "grads", "exp_avgs", "exp_avg_sqs", "importances")
+    _check_lists(dict(zip(names, lists, strict=True)))
+    for device, dtype in sorted({(param.device, param.dtype) for param in lists[0]}, key=str):
+        chosen = [i for i, param in enumerate(lists[0]) if param.device == device and param.dtype == dtype]
+        backend = select("soft_masked_adamw_", device, dtype)
+        group = ([tensors[i] for i in chosen] for tensors in lists)
+        _step_operator(*group, float(step), float(lr), beta1, beta2, eps, weight_decay, site, backend)

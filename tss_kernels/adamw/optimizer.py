@@ -1,121 +1,141 @@
-"""AdamW as an optimizer object, with a soft mask for any of its parameters."""
+"""SoftMaskedAdamW: torch.optim.AdamW with importance."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 
-from tss_kernels import checks
-from tss_kernels.adamw.api import check_site, soft_masked_adamw_
+from tss_kernels.adamw.api import SITES, soft_masked_adamw_
+from tss_kernels.checks import check_choice
+
+UNSUPPORTED = ("amsgrad", "capturable", "differentiable")
 
 
 class SoftMaskedAdamW(torch.optim.Optimizer):
-    """AdamW whose step on a parameter is scaled by (1 - importance); without importance it is `torch.optim.AdamW`.
+    """AdamW whose step (site "update") or gradient (site "gradient") is scaled by 1 - importance.
 
-    Importance is not part of `state_dict`: whoever accumulates it hands it over again after loading.
-
-    Args:
-        params: parameters or parameter groups; a group may have its own `site`.
-        lr, betas, eps, weight_decay: as in `torch.optim.AdamW`, but weight decay is 0 unless asked for, since decay
-            moves entries whose gradient is masked.
-        site: "update" scales Adam's whole step, "gradient" the gradient before it.
-        importance: parameter -> tensor of its shape, in [0, 1].
-
-    Raises:
-        ValueError: a hyper-parameter out of range, an unknown site, an importance that fits no parameter.
+    Takes torch.optim.AdamW's arguments, and without importance does what that does, up to rounding. Any parameter may
+    have an importance, a tensor of its shape in [0, 1]. `site`, like lr, may differ from group to group. The state has
+    AdamW's keys; importance is not part of `state_dict`: it stays as set when a state is loaded. `foreach` and `fused`
+    are accepted and change nothing: a group is one operation anyway. Raises ValueError, TypeError.
     """
 
     def __init__(
         self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
+        params: Any,
+        lr: float | torch.Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
         *,
-        site: Literal["update", "gradient"] = "update",
-        importance: Mapping[torch.Tensor, torch.Tensor] | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        site: str = "update",
+        importance: Mapping[torch.Tensor, torch.Tensor | None] | None = None,
     ) -> None:
-        ranges = {"lr": lr >= 0, "eps": eps >= 0, "weight_decay": weight_decay >= 0}
-        values = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
-        for name, fits in ranges.items():
-            if not fits:
-                raise ValueError(f"SoftMaskedAdamW: {name} must be at least 0, got {values[name]}")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"SoftMaskedAdamW: betas must be in [0, 1), got {betas}")
-        check_site("SoftMaskedAdamW", site)
-        self._importance: dict[torch.Tensor, torch.Tensor] = {}
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "site": site})
+        for name, asked in zip(UNSUPPORTED, (amsgrad, capturable, differentiable), strict=True):
+            if asked:
+                raise ValueError(f"SoftMaskedAdamW has no {name}: leave it False or use torch.optim.AdamW")
+        del foreach, fused
+        self.importance: dict[torch.Tensor, torch.Tensor] = {}
+        defaults = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "site": site
+        }  # fmt: skip
+        super().__init__(params, defaults)
         for parameter, tensor in (importance or {}).items():
             self.set_importance(parameter, tensor)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group as torch's optimizers do; its options are checked first."""
+        options = {**self.defaults, **param_group}
+        check_choice("site", options["site"], SITES)
+        for name in ("lr", "eps", "weight_decay"):
+            if not options[name] >= 0:
+                raise ValueError(f"{name} must be at least 0 but is {options[name]}")
+        for beta in options["betas"]:
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas must be in [0, 1) but are {options['betas']}")
+        super().add_param_group(param_group)
+
     def set_importance(self, parameter: torch.Tensor, importance: torch.Tensor | None) -> None:
-        """Mask this parameter's steps by `importance` from now on; None takes the mask away.
+        """Sets (without a copy) or, with None, removes the importance of a parameter of this optimizer.
 
-        Raises:
-            ValueError: a parameter that is not in the optimizer; another shape or device.
+        importance: parameter's shape, floating, in [0, 1]; moved to the parameter's device. Raises ValueError and
+        TypeError.
         """
-        if not any(parameter is known for group in self.param_groups for known in group["params"]):
-            raise ValueError(f"set_importance: no parameter of this optimizer (shape {tuple(parameter.shape)})")
-        checks.check_same_shape("set_importance", "importance", importance, "parameter", parameter)
-        checks.check_same_device("set_importance", parameter=parameter, importance=importance)
+        if not any(parameter is own for group in self.param_groups for own in group["params"]):
+            raise ValueError(
+                f"the tensor of shape {tuple(parameter.shape)} is not a parameter of this optimizer: add it to a group"
+            )
         if importance is None:
-            self._importance.pop(parameter, None)
-        else:
-            self._importance[parameter] = importance
+            self.importance.pop(parameter, None)
+            return
+        if importance.shape != parameter.shape:
+            raise ValueError(
+                f"importance must have its parameter's shape {tuple(parameter.shape)} but has {tuple(importance.shape)}"
+            )
+        if not importance.dtype.is_floating_point:
+            raise TypeError(f"importance must have a floating dtype but has {importance.dtype}: use .float()")
+        self.importance[parameter] = importance.detach().to(parameter.device)
 
-    def importance_of(self, parameter: torch.Tensor) -> torch.Tensor | None:
-        """The importance that masks this parameter, or None."""
-        return self._importance.get(parameter)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_importance": self._importance}
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step on every parameter that has a gradient; returns what `closure` returned."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step: one soft_masked_adamw_ per group (and per step number, where parameters joined at other times)."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            self._step_group(group)
+            for number, params in self._due(group["params"]).items():
+                self._update(params, number, group)
         return loss
 
-    def _step_group(self, group: dict[str, Any]) -> None:
-        by_step: dict[float, list[torch.Tensor]] = {}
-        for parameter in group["params"]:
+    def _due(self, parameters: Iterable[torch.Tensor]) -> dict[float, list[torch.Tensor]]:
+        """The parameters that have a gradient, by the number of the step they take now; starts missing state."""
+        due: dict[float, list[torch.Tensor]] = defaultdict(list)
+        for parameter in parameters:
             if parameter.grad is None:
                 continue
             if parameter.grad.is_sparse:
-                raise RuntimeError("SoftMaskedAdamW does not take sparse gradients; use a dense embedding gradient")
+                raise TypeError(f"the gradient of a {tuple(parameter.shape)} parameter is sparse: use a dense one")
             state = self.state[parameter]
             if not state:
-                state["step"] = 0
+                state["step"] = torch.tensor(0.0)
                 state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["step"] = int(state["step"]) + 1
-            by_step.setdefault(state["step"], []).append(parameter)
+            state["step"] += 1
+            due[state["step"].item()].append(parameter)
+        return due
+
+    def _update(self, params: list[torch.Tensor], number: float, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
-        # Parameters that joined later have another bias correction; usually there is one list.
-        for step, parameters in by_step.items():
-            soft_masked_adamw_(
-                parameters,
-                [p.grad for p in parameters],  # type: ignore[misc]
-                [self.state[p]["exp_avg"] for p in parameters],
-                [self.state[p]["exp_avg_sq"] for p in parameters],
-                [self._importance.get(p) for p in parameters],
-                step=step,
-                lr=float(group["lr"]),
-                beta1=beta1,
-                beta2=beta2,
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                site=group["site"],
-            )
+        soft_masked_adamw_(
+            params,
+            [-param.grad if group["maximize"] else param.grad for param in params],  # type: ignore[misc, operator]
+            [self.state[param]["exp_avg"] for param in params],
+            [self.state[param]["exp_avg_sq"] for param in params],
+            [self.importance.get(param) for param in params],
+            step=number,
+            lr=float(group["lr"]),
+            beta1=float(beta1),
+            beta2=float(beta2),
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            site=group["site"],
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "importance": self.importance}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # a state of torch.optim.AdamW has no site
+            group.setdefault("site", self.defaults["site"])
+            group.setdefault("maximize", False)

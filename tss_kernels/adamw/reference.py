@@ -1,4 +1,4 @@
-"""Soft-masked AdamW in plain PyTorch: the specification."""
+"""Soft-masked AdamW in plain PyTorch: the specification that every backend is held to."""
 
 from __future__ import annotations
 
@@ -22,25 +22,29 @@ def soft_masked_adamw_(
     weight_decay: float,
     site: str,
 ) -> None:
-    """One AdamW step in place.
+    """One AdamW step in place, its number `step` counted from 1.
 
-    With m, v the moments and their bias corrections, D = -lr (weight_decay p + m / (sqrt v + eps)):
-    site "gradient" lets g (1 - I) into m and v; site "update" applies p <- p + (1 - I) D, from the plain g.
+    g' = g (1 - I) at the site "gradient", else g; m <- beta1 m + (1 - beta1) g'; v <- beta2 v + (1 - beta2) g'^2;
+    D = lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps) + lr weight_decay p;
+    p <- p - D (1 - I) at the site "update", else p - D. Computed in float32 or wider.
     """
-    correction1, correction2 = 1 - beta1**step, 1 - beta2**step
-    for p, g, m, v, importance in zip(params, grads, exp_avgs, exp_avg_sqs, importances, strict=True):
-        keep = None if importance is None else 1 - importance
+    root_correction = (1 - beta2**step) ** 0.5
+    step_size = lr / (1 - beta1**step)
+    for param, grad, exp_avg, exp_avg_sq, importance in zip(
+        params, grads, exp_avgs, exp_avg_sqs, importances, strict=True
+    ):
+        wide = torch.promote_types(param.dtype, torch.float32)
+        keep = None if importance is None else 1 - importance.to(wide)
+        g, m, v, p = (tensor.to(wide) for tensor in (grad, exp_avg, exp_avg_sq, param))
         if keep is not None and site == "gradient":
             g = g * keep
-        m.lerp_(g.to(m.dtype), 1 - beta1)
-        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        denominator = v.sqrt().div_(correction2**0.5).add_(eps)
+        m = m + (1 - beta1) * (g - m)
+        v = beta2 * v + (1 - beta2) * g * g
+        change = step_size * m / (v.sqrt() / root_correction + eps)
+        if weight_decay != 0:
+            change = change + lr * weight_decay * p
         if keep is not None and site == "update":
-            delta = (lr / correction1) * (m / denominator)
-            if weight_decay:
-                delta.add_(p, alpha=lr * weight_decay)
-            p.sub_(delta.mul_(keep))
-        else:
-            if weight_decay:
-                p.mul_(1 - lr * weight_decay)
-            p.addcdiv_(m, denominator, value=-lr / correction1)
+            change = change * keep
+        param.copy_(p - change)
+        exp_avg.copy_(m)
+        exp_avg_sq.copy_(v)

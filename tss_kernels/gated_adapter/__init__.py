@@ -1,5 +1,1 @@
-"""x + up(activation(down(x))) with both maps gated; see README.md."""
-
-from tss_kernels.gated_adapter.api import ACTIVATIONS, gated_adapter
-
-__all__ = ["ACTIVATIONS", "gated_adapter"]
+"""The bottleneck adapter: two gated linear maps around an activation, with the residual."""

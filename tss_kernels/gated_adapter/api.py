@@ -1,17 +1,15 @@
-"""The gated adapter: checks, and its composition from gated linear maps."""
+"""gated_adapter: checks and the composition of two gated products."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
-from tss_kernels.gated_adapter.reference import ACTIVATIONS, compose
-from tss_kernels.gated_linear import gated_linear
-
-
-def check_activation(owner: str, activation: str) -> None:
-    """Raise ValueError unless `activation` is one of ACTIVATIONS."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{owner}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+from tss_kernels.checks import check_choice
+from tss_kernels.dispatch import select
+from tss_kernels.gated_adapter.reference import ACTIVATIONS, adapter
+from tss_kernels.gated_linear.api import gated_linear
 
 
 def gated_adapter(
@@ -28,36 +26,28 @@ def gated_adapter(
     down_importance: torch.Tensor | None = None,
     up_importance: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x + up(activation(down(x))), both maps gated as in `gated_linear`; the residual is included.
+    """x + up(activation(down(x))) with both maps gated: the whole adapter, its residual included.
 
-    Each of its two products goes through the dispatcher as a `gated_linear`.
-
-    Args:
-        x: (..., d), floating.
-        down_weight, up_weight: (r, d) and (d, r), x's dtype.
-        down_scores, up_scores: like their weights, float32.
-        down_bias, up_bias: (r,) and (d,), or None.
-        activation: relu, gelu, silu or tanh.
-        threshold: a gate is on where its score is at least this.
-        down_importance, up_importance: like their weights, in [0, 1], or None.
-
-    Returns:
-        (..., d) in x's dtype.
-
-    Raises:
-        ValueError, TypeError: an unknown activation; shapes, devices or dtypes that do not fit.
+    x (..., d); down_weight, down_scores, down_importance (bottleneck, d); up_weight, up_scores, up_importance
+    (d, bottleneck); down_bias (bottleneck,); up_bias (d,); activation "relu", "gelu" (exact), "silu" or "tanh".
+    dtypes, gradients and errors as gated_linear's; returns (..., d). Each product is dispatched as a gated_linear.
     """
-    check_activation("gated_adapter", activation)
+    check_choice("activation", activation, tuple(ACTIVATIONS))
     if up_weight.shape != down_weight.shape[::-1]:
         raise ValueError(
-            f"gated_adapter: up_weight must be down_weight's shape reversed, got {tuple(up_weight.shape)} "
-            f"and {tuple(down_weight.shape)}"
+            f"up_weight must have down_weight's shape {tuple(down_weight.shape)} reversed but has "
+            f"{tuple(up_weight.shape)}"
         )
-
-    def down(rows: torch.Tensor) -> torch.Tensor:
-        return gated_linear(rows, down_weight, down_scores, down_bias, threshold=threshold, importance=down_importance)
-
-    def up(hidden: torch.Tensor) -> torch.Tensor:
-        return gated_linear(hidden, up_weight, up_scores, up_bias, threshold=threshold, importance=up_importance)
-
-    return compose(x, down, up, activation).to(x.dtype)
+    select("gated_adapter", x.device, x.dtype)
+    down = partial(
+        gated_linear,
+        weight=down_weight,
+        scores=down_scores,
+        bias=down_bias,
+        threshold=threshold,
+        importance=down_importance,
+    )
+    up = partial(
+        gated_linear, weight=up_weight, scores=up_scores, bias=up_bias, threshold=threshold, importance=up_importance
+    )
+    return adapter(x, down, up, activation)

@@ -1,25 +1,21 @@
-"""The gated bottleneck adapter in plain PyTorch: the specification, straight from the definition."""
+"""The gated adapter in plain PyTorch: the specification that every backend is held to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from torch.nn import functional
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": functional.relu,
-    "gelu": functional.gelu,
-    "silu": functional.silu,
+Map = Callable[[torch.Tensor], torch.Tensor]
+
+ACTIVATIONS: dict[str, Map] = {
+    "relu": torch.relu,
+    "gelu": torch.nn.functional.gelu,
+    "silu": torch.nn.functional.silu,
     "tanh": torch.tanh,
 }
 
 
-def compose(
-    x: torch.Tensor,
-    down: Callable[[torch.Tensor], torch.Tensor],
-    up: Callable[[torch.Tensor], torch.Tensor],
-    activation: str,
-) -> torch.Tensor:
-    """x + up(activation(down(x)))."""
+def adapter(x: torch.Tensor, down: Map, up: Map, activation: str) -> torch.Tensor:
+    """x + up(activation(down(x))): x (..., d), down to (..., bottleneck), up back to (..., d)."""
     return x + up(ACTIVATIONS[activation](down(x)))

@@ -1,17 +1,20 @@
-"""The gated linear map: checks, registered operators, autograd."""
+"""gated_linear: checks, the registered operators and their gradients."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
-from tss_kernels import checks, dispatch
-from tss_kernels.autocast import cast_operands
+from tss_kernels.autocast import autocast_inputs, outside_autocast
+from tss_kernels.checks import check_importance, check_linear, check_scores
+from tss_kernels.dispatch import implementation, select
 from tss_kernels.gated_linear import reference
-from tss_kernels.operators import register
+from tss_kernels.operators import implement, rows_of, shaped_like
 
 
+@outside_autocast
 def _forward(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -20,64 +23,42 @@ def _forward(
     threshold: float,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return dispatch.load("gated_linear", backend).forward(x, weight, scores, bias, threshold)
+    y, packed = implementation("gated_linear", backend).forward(rows_of(x), weight, scores, bias, threshold)
+    return shaped_like(y, x.shape[:-1]), packed
 
 
-def _forward_fake(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scores: torch.Tensor,
-    bias: torch.Tensor | None,
-    threshold: float,
-    backend: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    out_features, in_features = weight.shape
-    packed = scores.new_empty((out_features, (in_features + 7) // 8), dtype=torch.uint8)
-    return x.new_empty((x.shape[0], out_features)), packed
-
-
+@outside_autocast
 def _input_grad(dy: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, backend: str) -> torch.Tensor:
-    return dispatch.load("gated_linear", backend).input_grad(dy, weight, packed)
+    dx = implementation("gated_linear", backend).input_grad(rows_of(dy), weight, packed)
+    return shaped_like(dx, dy.shape[:-1])
 
 
-def _input_grad_fake(dy: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, backend: str) -> torch.Tensor:
-    return dy.new_empty((dy.shape[0], weight.shape[1]))
-
-
+@outside_autocast
 def _scores_grad(
     dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, importance: torch.Tensor | None, backend: str
 ) -> torch.Tensor:
-    # A backward pass may run inside autocast (checkpointing does), which would round the float32 product.
-    with torch.autocast(dy.device.type, enabled=False):
-        return dispatch.load("gated_linear", backend).scores_grad(dy, x, weight, importance)
+    return implementation("gated_linear", backend).scores_grad(rows_of(dy), rows_of(x), weight, importance)
 
 
-def _scores_grad_fake(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, importance: torch.Tensor | None, backend: str
-) -> torch.Tensor:
-    return weight.new_empty(weight.shape, dtype=torch.float32)
+@outside_autocast
+def _weight_grad(dy: torch.Tensor, x: torch.Tensor, packed: torch.Tensor, backend: str) -> torch.Tensor:
+    # Every backend's: a product and a selection, needed only where somebody trains W, which TSS never does.
+    return reference.weight_grad(rows_of(dy), rows_of(x), packed)
 
 
-_forward_op = register(
-    "gated_linear(Tensor x, Tensor weight, Tensor scores, Tensor? bias, float threshold, str backend)"
-    " -> (Tensor, Tensor)",
-    _forward,
-    _forward_fake,
-)
-_input_grad_op = register(
-    "gated_linear_input_grad(Tensor dy, Tensor weight, Tensor packed, str backend) -> Tensor",
-    _input_grad,
-    _input_grad_fake,
-)
-_scores_grad_op = register(
-    "gated_linear_scores_grad(Tensor dy, Tensor x, Tensor weight, Tensor? importance, str backend) -> Tensor",
-    _scores_grad,
-    _scores_grad_fake,
-)
+forward_operator = implement("gated_linear", _forward)
+input_grad_operator = implement("gated_linear_input_grad", _input_grad)
+scores_grad_operator = implement("gated_linear_scores_grad", _scores_grad)
+weight_grad_operator = implement("gated_linear_weight_grad", _weight_grad)
 
 
-class GatedLinearFunction(torch.autograd.Function):
-    """The gated linear map on rows; keeps the packed gate, so scores may change between forward and backward."""
+def bias_grad(dy: torch.Tensor) -> torch.Tensor:
+    """dL/db: dy (..., out) summed over all rows."""
+    return rows_of(dy).sum(0)
+
+
+class _GatedLinear(torch.autograd.Function):
+    """Keeps the packed gates, not the scores: 1 bit for 32, and no step taken in between can change the gradient."""
 
     @staticmethod
     def forward(
@@ -86,24 +67,25 @@ class GatedLinearFunction(torch.autograd.Function):
         weight: torch.Tensor,
         scores: torch.Tensor,
         bias: torch.Tensor | None,
-        importance: torch.Tensor | None,
         threshold: float,
+        importance: torch.Tensor | None,
         backend: str,
     ) -> torch.Tensor:
-        y, packed = _forward_op(x, weight, scores, bias, threshold, backend)
+        y, packed = forward_operator(x, weight, scores, bias, threshold, backend)
         ctx.save_for_backward(x, weight, packed, importance)
         ctx.backend = backend
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, packed, importance = ctx.saved_tensors
-        needs_x, needs_weight, needs_scores, needs_bias = ctx.needs_input_grad[:4]
+        for_x, for_weight, for_scores, for_bias = ctx.needs_input_grad[:4]
         return (
-            _input_grad_op(dy, weight, packed, ctx.backend) if needs_x else None,
-            reference.weight_grad(dy, x, packed) if needs_weight else None,
-            _scores_grad_op(dy, x, weight, importance, ctx.backend) if needs_scores else None,
-            dy.sum(0) if needs_bias else None,
+            input_grad_operator(dy, weight, packed, ctx.backend) if for_x else None,
+            weight_grad_operator(dy, x, packed, ctx.backend) if for_weight else None,
+            scores_grad_operator(dy, x, weight, importance, ctx.backend) if for_scores else None,
+            bias_grad(dy) if for_bias else None,
             None,
             None,
             None,
@@ -119,34 +101,20 @@ def gated_linear(
     threshold: float = 0.0,
     importance: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """y = x @ where(scores >= threshold, weight, 0).T + bias; a NaN score switches its entry off.
+    """y = x @ where(scores >= threshold, weight, 0).T + bias, with a straight-through gradient for the scores.
 
-    The score gradient is straight-through, (dYᵀ x) * weight * (1 - importance), on and off entries alike (TSS, eq. of the
-    popup scores with soft-masking). Under autocast x, weight and bias are cast as for `torch.nn.functional.linear`.
-
-    Args:
-        x: (..., in), floating.
-        weight: (out, in), x's dtype; gets (dYᵀ x) * gate as its gradient if it requires one.
-        scores: (out, in), float32.
-        bias: (out,), weight's dtype, or None.
-        threshold: a gate is on where its score is at least this.
-        importance: (out, in), in [0, 1], or None for no soft mask.
-
-    Returns:
-        (..., out) in x's dtype.
-
-    Raises:
-        ValueError: shapes or devices that do not fit.
-        TypeError: dtypes that do not fit.
-        BackendUnavailable: a forced backend that cannot run this.
+    x (..., in); weight (out, in) of x's dtype; scores (out, in) float32; bias (out,) of x's dtype or None;
+    importance (out, in) in [0, 1] or None. Returns (..., out) of x's dtype; under autocast as torch's linear does.
+    Gradients: x; bias; scores: (dYᵀ x) * weight * (1 - importance) in float32; weight: (dYᵀ x) * gate, if it asks
+    for one. Differentiable once. Raises TypeError, ValueError, and BackendUnavailable for a forced backend.
     """
-    x, weight, bias = cast_operands(x, weight, bias)
-    checks.check_linear("gated_linear", x, weight, bias)
-    checks.check_scores("gated_linear", scores)
-    checks.check_same_shape("gated_linear", "scores", scores, "weight", weight)
-    checks.check_same_shape("gated_linear", "importance", importance, "weight", weight)
-    checks.check_same_device("gated_linear", x=x, weight=weight, scores=scores, bias=bias, importance=importance)
-    backend = dispatch.backend_for("gated_linear", x.device.type, x.dtype)
-    rows = x.reshape(-1, weight.shape[1])
-    y = GatedLinearFunction.apply(rows, weight, scores, bias, importance, float(threshold), backend)
-    return y.reshape(*x.shape[:-1], weight.shape[0])
+    x, weight, bias = autocast_inputs(x, weight, bias)
+    check_linear(x, weight, bias)
+    check_scores(scores, weight)
+    check_importance(importance, weight)
+    backend = select("gated_linear", x.device, x.dtype)
+    if torch.is_grad_enabled() and (
+        x.requires_grad or scores.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return _GatedLinear.apply(x, weight, scores, bias, threshold, importance, backend)
+    return forward_operator(x, weight, scores, bias, threshold, backend)[0]

@@ -1,42 +1,43 @@
-"""The gated linear map in plain PyTorch: the specification, for any device and floating dtype."""
+"""The gated linear map in plain PyTorch: the specification that every backend is held to."""
 
 from __future__ import annotations
 
 import torch
 
-from tss_kernels.gates.reference import input_grad, masked_weight, pack_gates, unpack_gates
-
-__all__ = ["forward", "input_grad", "scores_grad", "weight_grad"]
+from tss_kernels.gates.reference import gates, masked, pack, unpack_gates
 
 
 def forward(
     x: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor, bias: torch.Tensor | None, threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y = x @ where(scores >= threshold, weight, 0).T + bias, and the gates as bits for the backward pass.
+    """y = x (W * g)ᵀ + b with g = 1[s >= threshold], and the packed gates for the backward pass.
 
-    x (rows, in), weight (out, in), scores (out, in) float32, bias (out,). Returns y (rows, out), uint8 (out, ceil(in / 8)).
+    x (rows, in); weight (out, in) of x's dtype; scores (out, in) float32; bias (out,) or None.
+    Returns y (rows, out) of x's dtype and uint8 (out, ceil(in / 8)).
     """
-    packed = pack_gates(scores, threshold)
-    return torch.nn.functional.linear(x, masked_weight(weight, packed), bias), packed
+    gate = gates(scores, threshold)
+    return torch.nn.functional.linear(x, masked(weight, gate), bias), pack(gate)
 
 
-def _product(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """dyᵀ x, in float32 or in float64 where the inputs are."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return dy.to(wide).t() @ x.to(wide)
+def input_grad(dy: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    """dL/dx = dY (W * g). dy (rows, out); weight (out, in); packed as `forward` returns it. Returns (rows, in)."""
+    return dy @ masked(weight, unpack_gates(packed, weight.shape[1]))
 
 
 def scores_grad(
     dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, importance: torch.Tensor | None
 ) -> torch.Tensor:
-    """ds = (dyᵀ x) * weight * (1 - importance), straight through the gate, on and off entries alike; float32 (out, in)."""
-    grad = _product(dy, x) * weight
+    """dL/ds = (dYᵀ x) * W * (1 - I), the straight-through estimator: for on and off entries alike, without clipping.
+
+    dy (rows, out); x (rows, in); weight and importance (out, in). Summed in float32 or wider, returned in float32.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    grad = (dy.to(wide).T @ x.to(wide)) * weight.to(wide)
     if importance is not None:
-        grad = grad * (1 - importance)
-    return grad.float()
+        grad = grad * (1 - importance.to(wide))
+    return grad.to(torch.float32).contiguous()
 
 
 def weight_grad(dy: torch.Tensor, x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """dw = (dyᵀ x) * gate, in x's dtype; an off entry gets exactly 0."""
-    product = _product(dy, x).to(x.dtype)
-    return torch.where(unpack_gates(packed, x.shape[1]), product, 0)
+    """dL/dW = (dYᵀ x) * g, exactly 0 where the gate is off. dy (rows, out); x (rows, in); (out, in) of x's dtype."""
+    return masked(dy.T @ x, unpack_gates(packed, x.shape[1]))

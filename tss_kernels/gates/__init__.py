@@ -1,5 +1,1 @@
-"""Gates as bits: packing, unpacking and the linear map from packed gates; see README.md."""
-
-from tss_kernels.gates.api import pack_gates, packed_linear, unpack_gates
-
-__all__ = ["pack_gates", "packed_linear", "unpack_gates"]
+"""Gates at one bit each: packing, unpacking and the product with packed gates."""

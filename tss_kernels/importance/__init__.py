@@ -1,5 +1,1 @@
-"""Importance of a task's gates: normalisation and accumulation over tasks; see README.md."""
-
-from tss_kernels.importance.api import accumulate_importance_, normalize_importance
-
-__all__ = ["accumulate_importance_", "normalize_importance"]
+"""Importance of scores: from a raw mean gradient to [0, 1), and its maximum over tasks."""

@@ -1,73 +1,50 @@
-"""Importance: checks and registered operators."""
+"""normalize_importance and accumulate_importance_: checks and the registered operators."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
-from tss_kernels import checks, dispatch
-from tss_kernels.operators import register
+from tss_kernels.checks import check_choice, check_device
+from tss_kernels.dispatch import implementation, select
+from tss_kernels.operators import implement
 
 
 def _normalize(raw: torch.Tensor, per: str, backend: str) -> torch.Tensor:
-    return dispatch.load("normalize_importance", backend).normalize_importance(raw, per)
-
-
-def _normalize_fake(raw: torch.Tensor, per: str, backend: str) -> torch.Tensor:
-    return torch.empty_like(raw)
+    return implementation("importance", backend).normalize_importance(raw, per)
 
 
 def _accumulate(total: torch.Tensor, new: torch.Tensor, backend: str) -> None:
-    dispatch.load("accumulate_importance_", backend).accumulate_importance_(total, new)
+    implementation("importance", backend).accumulate_importance_(total, new)
 
 
-def _accumulate_fake(total: torch.Tensor, new: torch.Tensor, backend: str) -> None:
-    return None
+_normalize_operator = implement("normalize_importance", _normalize)
+_accumulate_operator = implement("accumulate_importance_", _accumulate)
 
 
-_normalize_op = register(
-    "normalize_importance(Tensor raw, str per, str backend) -> Tensor", _normalize, _normalize_fake
-)
-_accumulate_op = register(
-    "accumulate_importance_(Tensor(a!) total, Tensor new, str backend) -> ()", _accumulate, _accumulate_fake
-)
+def normalize_importance(raw: torch.Tensor, *, per: str = "tensor") -> torch.Tensor:
+    """I = |tanh((a - mean a) / (std a + 1e-6))| of a raw importance a, by TSS (arXiv 2310.09436).
 
-
-def normalize_importance(raw: torch.Tensor, *, per: Literal["tensor", "row"] = "tensor") -> torch.Tensor:
-    """I = |tanh((raw - mean raw) / (std raw + 1e-6))| (TSS, normalised importance), in [0, 1].
-
-    Args:
-        raw: (out, in), floating: the mean over batches of (dL/ds) * gate.
-        per: take mean and population standard deviation over the whole tensor, or over each row.
-
-    Returns:
-        (out, in) of raw's dtype; all zeros where all of raw is equal.
-
-    Raises:
-        ValueError: an unknown `per`.
+    raw (out, in), floating: the mean over batches of (dL/ds) * g. per "tensor" or "row": what mean and population
+    deviation are taken over. Returns float32 (out, in) in [0, 1]. Raises ValueError, TypeError.
     """
-    if per not in ("tensor", "row"):
-        raise ValueError(f"normalize_importance: per must be 'tensor' or 'row', got {per!r}")
-    if raw.numel() == 0:
-        return raw.clone()
-    return _normalize_op(raw, per, dispatch.backend_for("normalize_importance", raw.device.type, raw.dtype))
+    check_choice("per", per, ("tensor", "row"))
+    if not raw.dtype.is_floating_point:
+        raise TypeError(f"raw importance must have a floating dtype but has {raw.dtype}: convert it with .float()")
+    if raw.dim() == 0:
+        raise ValueError("raw importance must have at least one dimension but is a single number: pass a whole layer's")
+    backend = select("normalize_importance", raw.device, raw.dtype)
+    return _normalize_operator(raw.detach().contiguous(), per, backend)
 
 
 def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """total <- max(total, new), elementwise and in place; returns total.
+    """total <- max(total, new), elementwise and in place; returns total. NaN in either stays visible.
 
-    Args:
-        total: (out, in), the importance of all tasks so far.
-        new: (out, in), the importance of the task just learned.
-
-    Raises:
-        ValueError: shapes or devices that do not fit.
-        TypeError: dtypes that differ.
+    total, new: one shape, floating, one device. Raises ValueError, TypeError.
     """
-    checks.check_same_shape("accumulate_importance_", "new", new, "total", total)
-    checks.check_same_device("accumulate_importance_", total=total, new=new)
-    if total.dtype != new.dtype:
-        raise TypeError(f"accumulate_importance_: total and new must share a dtype, got {total.dtype} and {new.dtype}")
-    _accumulate_op(total, new, dispatch.backend_for("accumulate_importance_", total.device.type, total.dtype))
+    if total.shape != new.shape:
+        raise ValueError(f"importances must have one shape, but total has {tuple(total.shape)}, new {tuple(new.shape)}")
+    if not (total.dtype.is_floating_point and new.dtype.is_floating_point):
+        raise TypeError(f"importances must have floating dtypes, but total has {total.dtype} and new {new.dtype}")
+    check_device("new", new, total)
+    _accumulate_operator(total, new, select("accumulate_importance_", total.device, total.dtype))
     return total

@@ -1,20 +1,26 @@
-"""Importance in plain PyTorch: the specification."""
+"""Importance in plain PyTorch: the specification that every backend is held to."""
 
 from __future__ import annotations
 
 import torch
 
-EPSILON = 1e-6
+EPS = 1e-6
 
 
 def normalize_importance(raw: torch.Tensor, per: str) -> torch.Tensor:
-    """|tanh((raw - mean) / (std + 1e-6))| with mean and population standard deviation of the tensor or of each row."""
-    dims = tuple(range(raw.dim())) if per == "tensor" else (-1,)
-    centred = raw - raw.mean(dims, keepdim=True)
+    """I = |tanh((a - mean a) / (std a + 1e-6))|, mean and (population) deviation over the tensor or each row.
+
+    raw (out, in), per "tensor" or "row"; float32 (out, in) in [0, 1]. One element or equal elements give 0.
+    """
+    wide = raw.to(torch.promote_types(raw.dtype, torch.float32))
+    if raw.numel() == 0:
+        return wide.to(torch.float32)
+    dims = (-1,) if per == "row" else tuple(range(raw.dim()))
+    centred = wide - wide.mean(dims, keepdim=True)
     deviation = centred.square().mean(dims, keepdim=True).sqrt()
-    return torch.tanh(centred / (deviation + EPSILON)).abs()
+    return (centred / (deviation + EPS)).tanh().abs().to(torch.float32)
 
 
-def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """total <- max(total, new), elementwise, in place."""
-    return torch.maximum(total, new, out=total)
+def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> None:
+    """total <- max(total, new), elementwise and in place."""
+    total.copy_(torch.maximum(total, new.to(total.dtype)))
