@@ -1,0 +1,47 @@
+"""Continual learning without forgetting on one frozen language model; names are loaded when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tss.adapters import AdapterConfig, TssHandle, TssOptions, attach, load
+    from tss.errors import ConfigError, DataError, ForgettingError, StateError, TssError
+    from tss.tasks import Classification, Extraction, Generation
+
+__version__ = "0.1.0"
+
+# Importing torch takes seconds and the command line must answer at once: each name comes with its room.
+_ROOMS = {
+    "tss.adapters": ("AdapterConfig", "TssHandle", "TssOptions", "attach", "load"),
+    "tss.errors": ("ConfigError", "DataError", "ForgettingError", "StateError", "TssError"),
+    "tss.tasks": ("Classification", "Extraction", "Generation"),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = [
+    "AdapterConfig",
+    "Classification",
+    "ConfigError",
+    "DataError",
+    "Extraction",
+    "ForgettingError",
+    "Generation",
+    "StateError",
+    "TssError",
+    "TssHandle",
+    "TssOptions",
+    "attach",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'tss' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_ROOM_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

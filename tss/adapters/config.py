@@ -1,0 +1,89 @@
+"""Where adapters go, what they look like, and how a task is learned in them: frozen, checked settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+PLACEMENTS = ("feed_forward", "attention", "both")
+ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
+WEIGHT_INITS = ("normal", "signed_constant")
+PRESET_NAMES = ("bart", "t5", "bert", "roberta", "llama")
+SOFT_MASKS = ("gradient", "update", "none")
+
+
+def _check(owner: str, key: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{owner}: {key} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The adapters of one model.
+
+    Attributes:
+        bottleneck: width between the two maps of an adapter.
+        activation: relu, gelu, silu or tanh, between them.
+        placement: after the "feed_forward" block of every layer, after its "attention" block, or after "both".
+        sites: regular expression that a module's whole name must match to get an adapter; overrides the preset.
+        preset: bart, t5, bert, roberta or llama; None takes the one of the model's `config.model_type`.
+        gated: True: frozen random weights and trained gates; False: plain trained adapters of the same shapes.
+        threshold: a gate is on where its score is at least this.
+        weight_init: "normal", N(0, 0.02²), or "signed_constant", sign(W) * sqrt(2 / in).
+        seed: of the weights, the first scores and the heads, each from a stream of its own.
+
+    Raises:
+        ValueError: names the setting, its value and what is allowed.
+    """
+
+    bottleneck: int = 64
+    activation: str = "relu"
+    placement: str = "feed_forward"
+    sites: str | None = None
+    preset: str | None = None
+    gated: bool = True
+    threshold: float = 0.0
+    weight_init: str = "normal"
+    seed: int = 2021
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bottleneck, bool) or not isinstance(self.bottleneck, int) or self.bottleneck < 1:
+            raise ValueError(f"AdapterConfig: bottleneck must be a whole number of at least 1, got {self.bottleneck!r}")
+        _check("AdapterConfig", "activation", self.activation, ACTIVATIONS)
+        _check("AdapterConfig", "placement", self.placement, PLACEMENTS)
+        _check("AdapterConfig", "weight_init", self.weight_init, WEIGHT_INITS)
+        if self.preset is not None:
+            _check("AdapterConfig", "preset", self.preset, PRESET_NAMES)
+        if self.sites is not None:
+            try:
+                re.compile(self.sites)
+            except re.error as error:
+                raise ValueError(f"AdapterConfig: sites={self.sites!r} is no regular expression: {error}") from error
+
+
+@dataclass(frozen=True)
+class TssOptions:
+    """The choices of the method; the defaults are the paper's.
+
+    Attributes:
+        soft_mask: "gradient" scales the score gradient by (1 - importance), "update" Adam's own step; "none".
+        score_copy: a later task starts from a copy of the last task's trained scores; False draws them afresh.
+        importance_per: normalise importance over the whole "tensor" or over each "row".
+        importance_of: mean over batches of the "signed" gradient, or of its "absolute" value.
+
+    Raises:
+        ValueError: names the setting, its value and what is allowed.
+    """
+
+    soft_mask: str = "gradient"
+    score_copy: bool = True
+    importance_per: str = "tensor"
+    importance_of: str = "signed"
+
+    def __post_init__(self) -> None:
+        _check("TssOptions", "soft_mask", self.soft_mask, SOFT_MASKS)
+        _check("TssOptions", "importance_per", self.importance_per, ("tensor", "row"))
+        _check("TssOptions", "importance_of", self.importance_of, ("signed", "absolute"))
+        if not isinstance(self.score_copy, bool):
+            raise ValueError(f"TssOptions: score_copy must be true or false, got {self.score_copy!r}")

@@ -1,0 +1,86 @@
+"""Tensors on disk: safetensors, byte-identical for equal content, written atomically, checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+
+from tss.errors import StateError
+
+KEY = "tss"
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes of tensors, in the order of their names."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        # Viewing as bytes works for every dtype; NumPy has no bfloat16.
+        sha.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return sha.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and JSON-able metadata as one safetensors file; a crash leaves the old file or the new one.
+
+    All metadata goes into one entry: the format keeps no order among several, and equal content must be equal bytes.
+
+    Raises:
+        OSError: for example a full disk; the old file is then still there.
+    """
+    ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    document = json.dumps({"sha256": digest(ready), "metadata": metadata}, sort_keys=True)
+    data = save_bytes(ready, metadata={KEY: document})
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors and the metadata of a file that `write_tensors` wrote.
+
+    Raises:
+        StateError: the file is missing, truncated, edited, or of another origin; the message says which.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise StateError(f"{path} is missing") from None
+    try:
+        (header_size,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + header_size])
+        document = json.loads(header["__metadata__"][KEY])
+        tensors = load_bytes(data)
+        stored, metadata = document["sha256"], document["metadata"]
+    except (SafetensorError, struct.error, ValueError, KeyError, TypeError) as error:
+        raise StateError(
+            f"{path} cannot be read ({len(data)} bytes; {type(error).__name__}: {error}): it is truncated, edited or "
+            "not a file of tss; restore it from a copy or run the task again"
+        ) from error
+    found = digest(tensors)
+    if found != stored:
+        raise StateError(
+            f"{path} was changed after it was written: its content has sha256 {found}, expected {stored}; "
+            "restore it from a copy or run the task again"
+        )
+    return tensors, metadata
