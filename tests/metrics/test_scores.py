@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
 from tss.metrics import classification, extraction, generation
 
@@ -84,3 +87,15 @@ def test_one_prediction_for_each_reference(metric):
 def test_one_tag_for_each_word():
     with pytest.raises(ValueError, match="row 1 has 1 predicted tags for 2 words"):
         extraction.score([["O"], ["O"]], [["O"], ["O", "O"]])
+
+
+WORDS = st.lists(st.sampled_from(["cat", "cats", "sitting", "sat", "The", "on", "a-b", "9", ","]), max_size=40)
+
+
+@settings(deadline=None)
+@given(guess=WORDS, truth=WORDS)
+def test_rouge_is_that_of_the_library_to_the_last_bit(guess, truth):
+    guess, truth = " ".join(guess), " ".join(truth)
+    library = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True).score(truth, guess)
+    found = generation.score([guess], [truth])
+    assert {name: found[name] for name in library} == {name: 100.0 * row.fmeasure for name, row in library.items()}
