@@ -52,8 +52,8 @@ def rouge_l(reference: Sequence[str], prediction: Sequence[str]) -> float:
 def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
     """Length of the longest common subsequence, by Hyyro's bit-parallel recurrence on Python's long integers.
 
-    Zeros of `row` mark where the table's row, indexed by `a`, steps up; one addition handles a whole row. With the table
-    of Python numbers that rouge-score fills, ROUGE-L was two thirds of the time that scoring summaries took.
+    Zeros of `row` mark where the table's row, indexed by `a`, steps up; one addition handles a whole row. With
+    the table of Python numbers that rouge-score fills, ROUGE-L was two thirds of the time of scoring summaries.
     """
     places: dict[str, int] = {}
     for i, word in enumerate(a):
