@@ -6,6 +6,7 @@ Importing this needs no GPU, no Triton and no compiler; operations find their ba
 from tss_kernels.adamw.api import soft_masked_adamw_
 from tss_kernels.adamw.optimizer import SoftMaskedAdamW
 from tss_kernels.dispatch import BackendUnavailable, use_backend
+from tss_kernels.explain import Explanation, explain
 from tss_kernels.gated_adapter.api import gated_adapter
 from tss_kernels.gated_linear.api import gated_linear
 from tss_kernels.gates.api import pack_gates, packed_linear, unpack_gates
@@ -14,10 +15,12 @@ from tss_kernels.modules import GatedAdapter, GatedAdapterLinear
 
 __all__ = [
     "BackendUnavailable",
+    "Explanation",
     "GatedAdapter",
     "GatedAdapterLinear",
     "SoftMaskedAdamW",
     "accumulate_importance_",
+    "explain",
     "gated_adapter",
     "gated_linear",
     "normalize_importance",

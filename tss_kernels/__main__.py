@@ -1,46 +1,64 @@
-"""`python -m tss_kernels`: what is there, what is not, and why."""
+"""`python -m tss_kernels`: which backends there are on this machine, which are not, and why; for bug reports."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import platform
-import sys
-from importlib import metadata
 
 import torch
 
-from tss_kernels import dispatch
+from tss_kernels.dispatch import (
+    BACKENDS,
+    OPERATIONS,
+    VARIABLE,
+    default_backend,
+    forced_backend,
+    interpreted,
+    missing,
+    why_not,
+)
 
 
 def _version(package: str) -> str:
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
         return "not installed"
 
 
+def _devices() -> list[torch.device]:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(gpus))]
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
+
+
+def _backend_line(backend: str, device: torch.device) -> str:
+    obstacle = missing(backend) or why_not(backend, "gated_linear", device, torch.float32)
+    if obstacle is not None:
+        return f"  {backend:<10} no: {obstacle.reason}; {obstacle.remedy}"
+    runs = [op for op in OPERATIONS if why_not(backend, op, device, torch.float32) is None]
+    default = [op for op in runs if default_backend(op, device, torch.float32) == backend]
+    return f"  {backend:<10} yes: {', '.join(runs)}; default for {', '.join(default) or 'none'}"
+
+
 def report() -> str:
-    """The environment of the kernels as text: versions, devices, and for each backend which operations it runs."""
+    """The environment as text: versions, devices, and for each device every backend with what it runs or lacks."""
     lines = [
-        f"python {platform.python_version()} on {platform.machine()} {sys.platform}, "
-        f"torch {torch.__version__}, triton {_version('triton')}"
+        f"python {platform.python_version()} on {platform.platform()}",
+        f"torch {torch.__version__} (CUDA {torch.version.cuda or 'not built in'}), triton {_version('triton')}",
+        f"{VARIABLE}: {forced_backend() or 'not set'}; Triton's interpreter: {'on' if interpreted() else 'off'}",
     ]
-    devices = [torch.device("cpu")]
-    if torch.cuda.is_available():
-        devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-        lines += [f"{device}: {torch.cuda.get_device_name(device)}" for device in devices[1:]]
-    else:
-        lines.append("no CUDA device")
-    lines.append(f"forced backend: {dispatch.forced_backend() or 'none'} (set {dispatch.VARIABLE} to force one)")
-    lines.append(f"native extension: {'built' if importlib.util.find_spec('tss_kernels._native') else 'not built'}")
-    for device in devices:
-        for backend in dispatch.BACKENDS:
-            reasons = {op: dispatch.why_not(backend, op, device, torch.float32) for op in dispatch.ROOMS}
-            able = [op for op, reason in reasons.items() if reason is None]
-            if able:
-                lines.append(f"{device}, {backend}: {', '.join(able)}")
-            else:
-                lines.append(f"{device}, {backend}: nothing; {reasons['gated_linear']}")
+    for device in _devices():
+        lines.append(f"{device}: {_name(device)}")
+        lines += [_backend_line(backend, device) for backend in BACKENDS]
+    if not torch.cuda.is_available():
+        lines.append("cuda: no device, or a torch without CUDA")
     return "\n".join(lines)
 
 

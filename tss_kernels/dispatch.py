@@ -25,6 +25,8 @@ BACKENDS = ("reference", "native", "triton", "cuda")
 VARIABLE = "TSS_KERNELS_BACKEND"
 TRITON_OPERATIONS = ("gated_linear", "soft_masked_adamw_")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Looked up once: finding a package costs more than a small kernel. It is not imported here.
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 PLANNED = {"native": "compiled C++ for CPU", "cuda": "compiled CUDA C++"}
 
 
@@ -100,7 +102,7 @@ def missing(backend: str) -> Obstacle | None:
         return Obstacle(
             f"{backend} ({PLANNED[backend]}) is not part of this version", "use another backend or leave it unforced"
         )
-    if backend == "triton" and importlib.util.find_spec("triton") is None:
+    if backend == "triton" and not TRITON_INSTALLED:
         return Obstacle("the package triton is not installed", "pip install 'tss[triton]' (Linux)")
     return None
 

@@ -1,139 +1,184 @@
-"""What an operation would run and what it must move: the choice of backend with its reasons, bytes, operations."""
+"""What an operation would run and what it costs at least: backend and reasons, bytes, arithmetic, roofline time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 
-from tss_kernels import dispatch
+from tss_kernels.dispatch import BACKENDS, OPERATIONS, VARIABLE, choose, configuration, forced_backend, select, why_not
 
-# Measured ceilings of a device by the name that torch gives it: bytes per second, then operations per second by dtype.
-CEILINGS: dict[str, tuple[float, dict[torch.dtype, float]]] = {"NVIDIA H200": (4.3e12, {torch.bfloat16: 790e12})}
+Tensor = torch.Tensor
+
+
+class Ceiling(NamedTuple):
+    """Measured limits of one device: bytes per second both ways, and operations per second by dtype."""
+
+    bytes_per_second: float
+    flops_per_second: dict[torch.dtype, float]
+
+
+# Measured by a device copy and by large products of random data; a device that is not here gets no roofline time.
+CEILINGS = {"NVIDIA H200": Ceiling(4.3e12, {torch.bfloat16: 790e12, torch.float16: 790e12})}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What would run, why, and the least it could cost.
+    """What one call would run. bytes: moved if everything is read and written once; flops: of the forward pass alone.
 
-    Attributes:
-        op, backend, reason: the operation, its backend, and why that one.
-        bytes: that must move to and from memory if every operand is touched once.
-        operations: multiplications and additions.
-        roofline_seconds: the least time for these on this device, or None where its ceilings are unknown.
-        rejected: backend -> why it was not chosen.
+    roofline_seconds is None where it cannot be said, and `roofline_note` says why; `rejected` maps every other backend
+    to why it was not chosen.
     """
 
     op: str
     backend: str
+    configuration: str
     reason: str
     bytes: int
-    operations: int
+    flops: int
     roofline_seconds: float | None
-    rejected: dict[str, str]
+    roofline_note: str
+    rejected: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        time = "unknown: no measured ceilings for this device"
-        if self.roofline_seconds is not None:
-            time = f"{self.roofline_seconds * 1e6:.1f} us"
+        time = f"{self.roofline_seconds * 1e6:.1f} us" if self.roofline_seconds is not None else "unknown"
         lines = [
-            f"{self.op}: {self.backend} ({self.reason})",
-            f"  moves {self.bytes:,} bytes, {self.operations:,} operations; roofline {time}",
-            *(f"  not {backend}: {reason}" for backend, reason in self.rejected.items()),
+            f"{self.op}: backend {self.backend} ({self.reason})",
+            f"  configuration: {self.configuration}",
+            f"  moves {self.bytes:,} bytes, computes {self.flops:,} operations, roofline {time} ({self.roofline_note})",
         ]
-        return "\n".join(lines)
+        return "\n".join(lines + [f"  not {name}: {why}" for name, why in self.rejected.items()])
 
 
-def _size(*tensors: torch.Tensor | None) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+class _Cost(NamedTuple):
+    """What a call moves and computes, the tensor that decides the backend, and its shape for the choice."""
+
+    bytes: int
+    flops: int
+    main: Tensor
+    shape: tuple[int, ...]
 
 
-def _linear(x: Any, weight: Any, *tensors: torch.Tensor | None) -> tuple[int, int]:
-    rows = x.numel() // max(1, weight.shape[1])
-    out = rows * weight.shape[0] * x.element_size()
-    return _size(x, weight, *tensors) + out, 2 * rows * weight.numel()
+def _bytes(*tensors: Tensor | None) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
-def _gated_linear(x: Any, weight: Any, scores: Any, bias: Any = None, **_: Any) -> tuple[int, int]:
-    return _linear(x, weight, scores, bias)
+def _linear(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None) -> _Cost:
+    out_features, in_features = weight.shape
+    rows = x.numel() // max(in_features, 1)
+    moved = _bytes(x, weight, gates, bias) + rows * out_features * x.element_size()
+    return _Cost(moved, 2 * rows * weight.numel(), x, (rows, in_features, out_features))
 
 
-def _packed_linear(x: Any, weight: Any, packed: Any, bias: Any = None) -> tuple[int, int]:
-    return _linear(x, weight, packed, bias)
+def _gated_linear(values: dict[str, Any]) -> _Cost:
+    return _linear(values["x"], values["weight"], values["scores"], values["bias"])
 
 
-def _gated_adapter(x: Any, down_w: Any, down_s: Any, up_w: Any, up_s: Any, *biases: Any, **_: Any) -> tuple[int, int]:
-    rows = x.numel() // max(1, down_w.shape[1])
-    moved = 2 * _size(x) + _size(down_w, down_s, up_w, up_s, *biases)
-    return moved, 2 * rows * (down_w.numel() + up_w.numel())
+def _packed_linear(values: dict[str, Any]) -> _Cost:
+    return _linear(values["x"], values["weight"], values["packed"], values["bias"])
 
 
-def _pack(scores: Any, threshold: float = 0.0) -> tuple[int, int]:
-    return _size(scores) + scores.shape[0] * ((scores.shape[1] + 7) // 8), scores.numel()
+def _gated_adapter(values: dict[str, Any]) -> _Cost:
+    x, down = values["x"], values["down_weight"]
+    operands = [values[f"{layer}_{part}"] for layer in ("down", "up") for part in ("weight", "scores", "bias")]
+    rows = x.numel() // max(down.shape[1], 1)
+    return _Cost(2 * _bytes(x) + _bytes(*operands), 4 * rows * down.numel(), x, (rows, down.shape[1], down.shape[0]))
 
 
-def _unpack(packed: Any, in_features: int) -> tuple[int, int]:
-    return _size(packed) + packed.shape[0] * in_features, packed.shape[0] * in_features
+def _pack_gates(values: dict[str, Any]) -> _Cost:
+    scores = values["scores"]
+    moved = _bytes(scores) + scores.shape[0] * ((scores.shape[1] + 7) // 8)
+    return _Cost(moved, scores.numel(), scores, tuple(scores.shape))
 
 
-def _normalize(raw: Any, **_: Any) -> tuple[int, int]:
-    return 2 * _size(raw), 6 * raw.numel()
+def _unpack_gates(values: dict[str, Any]) -> _Cost:
+    packed, gates = values["packed"], values["packed"].shape[0] * values["in_features"]
+    return _Cost(_bytes(packed) + gates, gates, packed, tuple(packed.shape))
 
 
-def _accumulate(total: Any, new: Any) -> tuple[int, int]:
-    return 2 * _size(total) + _size(new), total.numel()
+def _normalize(values: dict[str, Any]) -> _Cost:
+    raw = values["raw"]
+    # Two reads: the deviation needs the mean, the result needs both.
+    return _Cost(2 * _bytes(raw) + 4 * raw.numel(), 7 * raw.numel(), raw, tuple(raw.shape))
 
 
-def _adamw(params: Any, grads: Any, exp_avgs: Any, exp_avg_sqs: Any, importances: Any, **_: Any) -> tuple[int, int]:
-    written = _size(*params, *exp_avgs, *exp_avg_sqs)
-    return 2 * written + _size(*grads, *importances), 14 * sum(p.numel() for p in params)
+def _accumulate(values: dict[str, Any]) -> _Cost:
+    total, new = values["total"], values["new"]
+    return _Cost(2 * _bytes(total) + _bytes(new), total.numel(), total, tuple(total.shape))
 
 
-COUNTS: dict[str, Callable[..., tuple[int, int]]] = {
+def _adamw(values: dict[str, Any]) -> _Cost:
+    changed: Sequence[Tensor] = [*values["params"], *values["exp_avgs"], *values["exp_avg_sqs"]]
+    if not values["params"]:
+        raise ValueError("params is empty: there is nothing to explain")
+    elements = sum(param.numel() for param in values["params"])
+    moved = 2 * _bytes(*changed) + _bytes(*values["grads"], *values["importances"])
+    return _Cost(moved, 15 * elements, values["params"][0], (elements,))
+
+
+_COSTS: dict[str, Callable[[dict[str, Any]], _Cost]] = {
     "gated_linear": _gated_linear,
     "gated_adapter": _gated_adapter,
+    "pack_gates": _pack_gates,
+    "unpack_gates": _unpack_gates,
     "packed_linear": _packed_linear,
-    "pack_gates": _pack,
-    "unpack_gates": _unpack,
     "normalize_importance": _normalize,
     "accumulate_importance_": _accumulate,
     "soft_masked_adamw_": _adamw,
 }
 
 
-def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
-    """Which backend would run this call and why, the bytes and operations it needs; nothing is run.
+def _roofline(device: torch.device, dtype: torch.dtype, moved: int, flops: int) -> tuple[float | None, str]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    ceiling = CEILINGS.get(name)
+    if ceiling is None:
+        return None, f"no measured ceilings for {name}"
+    memory = moved / ceiling.bytes_per_second
+    if flops == 0 or dtype not in ceiling.flops_per_second:
+        return memory, f"memory of {name}; its arithmetic in {dtype} was not measured"
+    arithmetic = flops / ceiling.flops_per_second[dtype]
+    return max(memory, arithmetic), f"{'memory' if memory >= arithmetic else 'arithmetic'} of {name}"
 
-    Args:
-        op: the operation or its name.
-        args, kwargs: as for the operation itself.
 
-    Raises:
-        ValueError: an operation that is not one of this package's.
-        BackendUnavailable: a forced backend that cannot run it.
+def _rejected(op: str, chosen: str, default: str, main: Tensor) -> dict[str, str]:
+    reasons = {}
+    for name in BACKENDS:
+        if name == chosen:
+            continue
+        obstacle = why_not(name, op, main.device, main.dtype)
+        if obstacle is not None:
+            reasons[name] = f"{obstacle.reason}; {obstacle.remedy}"
+        elif chosen != default:
+            reasons[name] = f"could run, but {chosen} was forced"
+        else:
+            reasons[name] = f"could run, but {default} is the default here"
+    return reasons
+
+
+def explain(op: str | Callable[..., Any], *args: object, **kwargs: object) -> Explanation:
+    """What the call op(*args, **kwargs) would run, without running it.
+
+    op: an operation of this package or its name. Raises ValueError for another one, TypeError for arguments that do not
+    fit it, and BackendUnavailable where a forced backend cannot run it.
     """
+    import tss_kernels
+
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
-    if name not in COUNTS:
-        raise ValueError(f"explain: no operation {name!r}; there are {', '.join(COUNTS)}")
-    moved, operations = COUNTS[name](*args, **kwargs)
-    first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
-    dtype = first.dtype if first.is_floating_point() else torch.float32
-    choice = dispatch.choose(name, first.device, dtype, dispatch.forced_backend())
-    rejected = {
-        backend: dispatch.why_not(backend, name, first.device, dtype) or "it could run, but is not the default here"
-        for backend in dispatch.BACKENDS
-        if backend != choice.backend
-    }
-    seconds = _roofline(first.device, dtype, moved, operations)
-    return Explanation(name, choice.backend, choice.reason, moved, operations, seconds, rejected)
-
-
-def _roofline(device: torch.device, dtype: torch.dtype, moved: int, operations: int) -> float | None:
-    if device.type != "cuda":
-        return None
-    bandwidth, rates = CEILINGS.get(torch.cuda.get_device_name(device), (None, {}))
-    if bandwidth is None or dtype not in rates:
-        return None
-    return max(moved / bandwidth, operations / rates[dtype])
+    if name not in OPERATIONS:
+        raise ValueError(f"no operation {name!r}: explain knows {', '.join(OPERATIONS)}")
+    bound = inspect.signature(getattr(tss_kernels, name)).bind(*args, **kwargs)
+    bound.apply_defaults()
+    cost = _COSTS[name](bound.arguments)
+    device, dtype = cost.main.device, cost.main.dtype
+    choice = choose(name, device, dtype, cost.shape)
+    backend, reason, setting = select(name, device, dtype), choice.reason, choice.configuration
+    if forced_backend() is not None:
+        reason, setting = f"forced by use_backend or {VARIABLE}", configuration(name, backend, dtype, cost.shape)
+    if name == "gated_adapter":
+        setting = f"two gated_linear around the activation, each by {select('gated_linear', device, dtype)}"
+    seconds, note = _roofline(device, dtype, cost.bytes, cost.flops)
+    rejected = _rejected(name, backend, choice.backend, cost.main)
+    return Explanation(name, backend, setting, reason, cost.bytes, cost.flops, seconds, note, rejected)

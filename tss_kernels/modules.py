@@ -11,7 +11,7 @@ from torch import nn
 
 from tss_kernels.checks import check_choice, check_packed
 from tss_kernels.gated_adapter.api import gated_adapter
-from tss_kernels.gated_adapter.reference import ACTIVATIONS, adapter
+from tss_kernels.gated_adapter.reference import ACTIVATIONS, compose
 from tss_kernels.gated_linear.api import gated_linear
 from tss_kernels.gates.api import pack_gates, packed_linear, unpack_gates
 
@@ -158,8 +158,10 @@ class GatedAdapterLinear(nn.Module):
         return super()._apply(convert, recurse)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if self.importance is None and prefix + "importance" in state_dict:
-            self.importance = torch.zeros_like(self.scores, requires_grad=False)
+        # Importance is None before anything was learned: it comes and goes with the state that is loaded.
+        stored = prefix + "importance" in state_dict
+        if stored != (self.importance is not None):
+            self.importance = torch.zeros_like(self.scores, requires_grad=False) if stored else None
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -204,7 +206,7 @@ class GatedAdapter(nn.Module):
         """x (..., hidden_size) to the same shape and dtype."""
         down, up = self.down, self.up
         if down.packed is not None or up.packed is not None or down.threshold != up.threshold:
-            return adapter(x, lambda h: _product(down, h), lambda h: _product(up, h), self.activation)
+            return compose(x, lambda h: _product(down, h), lambda h: _product(up, h), self.activation)
         (down_weight, down_bias), (up_weight, up_bias) = _frozen(down, x.dtype), _frozen(up, x.dtype)
         return gated_adapter(
             x, down_weight, down.scores, up_weight, up.scores, down_bias, up_bias,

@@ -8,7 +8,7 @@ import torch
 
 from tss_kernels.checks import check_choice
 from tss_kernels.dispatch import select
-from tss_kernels.gated_adapter.reference import ACTIVATIONS, adapter
+from tss_kernels.gated_adapter.reference import ACTIVATIONS, compose
 from tss_kernels.gated_linear.api import gated_linear
 
 
@@ -50,4 +50,4 @@ def gated_adapter(
     up = partial(
         gated_linear, weight=up_weight, scores=up_scores, bias=up_bias, threshold=threshold, importance=up_importance
     )
-    return adapter(x, down, up, activation)
+    return compose(x, down, up, activation)

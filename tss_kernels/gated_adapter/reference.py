@@ -16,6 +16,6 @@ ACTIVATIONS: dict[str, Map] = {
 }
 
 
-def adapter(x: torch.Tensor, down: Map, up: Map, activation: str) -> torch.Tensor:
+def compose(x: torch.Tensor, down: Map, up: Map, activation: str) -> torch.Tensor:
     """x + up(activation(down(x))): x (..., d), down to (..., bottleneck), up back to (..., d)."""
     return x + up(ACTIVATIONS[activation](down(x)))
