@@ -11,7 +11,7 @@ from tss_kernels.adamw import triton as adamw
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # one element, both sides of a block's edge, several blocks, nothing at all, two dimensions
-SHAPES = [(1,), (1023,), (1024,), (1025,), (2500,), (0,), (33, 5), (7,)]
+SHAPES = [(1,), (1023,), (1024,), (1025,), (2500,), (0,), (33, 5), (7,), (3,)]
 HYPER = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-6}
 
 
@@ -112,6 +112,8 @@ def test_dtypes_may_be_mixed():
         for name in ("params", "grads", "exp_avgs", "exp_avg_sqs"):
             values[name][number] = values[name][number].bfloat16()
     values["grads"][6] = values["grads"][6].half()
+    values["importances"][3] = values["importances"][3].bfloat16()
+    values["exp_avgs"][7] = values["exp_avgs"][7].half()
     assert_matches_hand(values, 2, "update")
 
 

@@ -181,8 +181,10 @@ def test_gates_of_a_sliced_bank():
     assert torch.equal(linear.input_grad(tensors["dy"], tensors["weight"], sliced), expected)
 
 
-def test_equal_bits_in_twenty_runs():
-    tensors = inputs(520, 24, 9, torch.float32)
+def test_equal_bits_in_twenty_runs(monkeypatch):
+    monkeypatch.setattr(linear, "MIN_SPLIT_ROWS", 16)
+    tensors = inputs(67, 24, 9, torch.float32)
+    assert linear.scores_grad_tile(torch.float32, 67, 24, 9, False)[1] == 4
     x, dy, weight, scores = (tensors[name] for name in ("x", "dy", "weight", "scores"))
 
     def run() -> list[torch.Tensor]:

@@ -122,6 +122,7 @@ FAST_SHAPES = [
     (torch.bfloat16, 16384, 64, 1024),
     (torch.float16, 1000, 100, 50),
     (torch.float32, 4096, 1024, 64),
+    (torch.float32, 4096, 100, 50),
 ]
 TABLE_SHAPES = [
     (dtype, rows, *features)

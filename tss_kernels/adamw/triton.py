@@ -39,15 +39,15 @@ def _launch(group: list[Tensors], scalars: tuple[float, ...], update_site: bool)
         size = tensors[0].numel()
         rows.append((*(0 if tensor is None else tensor.data_ptr() for tensor in tensors), size, blocks))
         blocks += triton.cdiv(size, BLOCK)
-    param, grad, moment = group[0][:3]
+    param, grad, exp_avg, exp_avg_sq = group[0][:4]
     importance = next((tensors[4] for tensors in group if tensors[4] is not None), param)
     aligned = all(address % ALIGNMENT == 0 for row in rows for address in row[:5])
     stream = torch.cuda.current_stream(param.device).cuda_stream if param.is_cuda else 0
     launch(
         adamw_kernel, blocks, _table(tuple(rows), param.device, stream), len(rows), *scalars,
-        UPDATE_SITE=update_site, PARAM=DTYPES[param.dtype], GRAD=DTYPES[grad.dtype], MOMENT=DTYPES[moment.dtype],
-        IMPORTANCE=DTYPES[importance.dtype], ALIGNED=aligned, TENSORS=triton.next_power_of_2(len(rows)),
-        BLOCK=BLOCK, num_warps=WARPS,
+        UPDATE_SITE=update_site, PARAM=DTYPES[param.dtype], GRAD=DTYPES[grad.dtype], EXP_AVG=DTYPES[exp_avg.dtype],
+        EXP_AVG_SQ=DTYPES[exp_avg_sq.dtype], IMPORTANCE=DTYPES[importance.dtype], ALIGNED=aligned,
+        TENSORS=triton.next_power_of_2(len(rows)), BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
 
 
@@ -82,7 +82,8 @@ def soft_masked_adamw_(
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(f"a CUDA graph would replay step={step} forever: call soft_masked_adamw_ outside the graph")
     step_size = lr / (1 - beta1**step)
-    scalars = (lr * weight_decay, 1 - beta1, beta2, 1 - beta2, step_size, (1 - beta2**step) ** 0.5, eps)
+    root_correction = (1 - beta2**step) ** 0.5
+    scalars = (lr * weight_decay, 1 - beta1, beta2, 1 - beta2, step_size, root_correction, eps)
     importance_dtype = next((tensor.dtype for tensor in importances if tensor is not None), torch.float32)
     copies: list[tuple[torch.Tensor, torch.Tensor]] = []
     groups: dict[tuple[object, ...], list[Tensors]] = defaultdict(list)
@@ -92,7 +93,7 @@ def soft_masked_adamw_(
         if param.numel() == 0:
             continue
         kind = importance_dtype if importance is None else importance.dtype
-        groups[param.device, param.dtype, grad.dtype, exp_avg.dtype, kind].append(
+        groups[param.device, param.dtype, grad.dtype, exp_avg.dtype, exp_avg_sq.dtype, kind].append(
             (
                 _contiguous(param, copies),
                 grad.contiguous(),
@@ -102,6 +103,6 @@ def soft_masked_adamw_(
             )
         )
     for group in groups.values():
-        _launch(group, scalars, update_site=site == "update")
+        _launch(group, tuple(map(float, scalars)), update_site=site == "update")
     for tensor, copy in copies:
         tensor.copy_(copy)

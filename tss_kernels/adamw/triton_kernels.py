@@ -47,8 +47,9 @@ def _update(
 @triton.jit
 def adamw_kernel(
     table_ptr, tensors, decay, take1, beta2, take2, step_size, root_correction, eps,
-    UPDATE_SITE: tl.constexpr, PARAM: tl.constexpr, GRAD: tl.constexpr, MOMENT: tl.constexpr, IMPORTANCE: tl.constexpr,
-    ALIGNED: tl.constexpr, TENSORS: tl.constexpr, BLOCK: tl.constexpr,
+    UPDATE_SITE: tl.constexpr, PARAM: tl.constexpr, GRAD: tl.constexpr, EXP_AVG: tl.constexpr,
+    EXP_AVG_SQ: tl.constexpr, IMPORTANCE: tl.constexpr, ALIGNED: tl.constexpr, TENSORS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One block of one tensor; the table's lines are five addresses, the size and the first block."""
     block = tl.program_id(0)
@@ -57,8 +58,8 @@ def adamw_kernel(
     tensor = tl.sum((first_blocks <= block).to(tl.int32), axis=0) - 1
     param_ptr = _address(table_ptr, tensors, tensor, 0, PARAM, ALIGNED)
     grad_ptr = _address(table_ptr, tensors, tensor, 1, GRAD, ALIGNED)
-    exp_avg_ptr = _address(table_ptr, tensors, tensor, 2, MOMENT, ALIGNED)
-    exp_avg_sq_ptr = _address(table_ptr, tensors, tensor, 3, MOMENT, ALIGNED)
+    exp_avg_ptr = _address(table_ptr, tensors, tensor, 2, EXP_AVG, ALIGNED)
+    exp_avg_sq_ptr = _address(table_ptr, tensors, tensor, 3, EXP_AVG_SQ, ALIGNED)
     importance_ptr = _address(table_ptr, tensors, tensor, 4, IMPORTANCE, ALIGNED)
     size = tl.load(table_ptr + 5 * tensors + tensor)
     start = (block - tl.load(table_ptr + 6 * tensors + tensor)) * BLOCK
