@@ -74,7 +74,7 @@ def story(folder: Path) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("seed", "kills", "overrides"),
     [
-        (1, 9, []),
+        (1, 14, ["zero_shot=true"]),
         (2, 3, ["method=ncl"]),
         (3, 4, ["training.grad_accumulation=2", "training.patience=1", "method_options.soft_mask=update"]),
     ],

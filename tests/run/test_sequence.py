@@ -285,6 +285,23 @@ def test_the_best_epoch_is_restored_and_patience_stops(tiny_config, tmp_path, mo
     assert [step for step, equal in enumerate(same) if equal] == [9]
 
 
+def test_zero_shot_cells_give_forward_transfer(tiny_config, tmp_path):
+    plain = run_sequence(tiny_config("training.epochs=1"), tmp_path / "plain")
+    result = run_sequence(tiny_config("training.epochs=1", "zero_shot=true"), tmp_path / "run")
+    assert plain.summary["fwt"] is None
+    matrix, untrained = result.matrix, read(result.folder)["untrained"]
+    assert [[cell is None for cell in row] for row in matrix] == [
+        [False, False, True],
+        [False, False, False],
+        [False, False, False],
+    ]
+    assert result.summary["fwt"] == pytest.approx(sum(matrix[j - 1][j] - untrained[j] for j in (1, 2)) / 2)
+    for i in range(3):
+        assert matrix[i][: i + 1] == plain.matrix[i][: i + 1]
+    for path in sorted((result.folder / "tasks").iterdir()):
+        assert path.read_bytes() == (plain.folder / "tasks" / path.name).read_bytes()
+
+
 def test_schedule_rises_and_falls_linearly():
     shares = [schedule(step, 10, 5) for step in range(11)]
     assert shares == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 0.8, 0.6, 0.4, 0.2, 0])

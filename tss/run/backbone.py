@@ -75,10 +75,8 @@ def load_backbone(
     """
     dtype = getattr(torch, precision)
     if name == "bart-large-random":
-        model, origin = (
-            random_model(bart_large_config(), dtype=dtype, seed=seed),
-            "BART-Large's shape with random weights",
-        )
+        model = random_model(bart_large_config(), dtype=dtype, seed=seed)
+        origin = "BART-Large's shape with random weights"
     else:
         source = _source(name)
         model, origin = _pretrained(source, dtype), str(source)

@@ -110,7 +110,7 @@ class RunConfig(_Section):
     probe_size: PositiveInt = 8
     """Test inputs per task whose logits are compared bit for bit after every later task."""
     zero_shot: bool = False
-    """Evaluate tasks that are not learned yet too: costs time, gives fwt."""
+    """Evaluate each task before it is learned too, untrained and right before its turn; gives fwt."""
     log_seconds: float = Field(default=1.0, ge=0)
     """At least this long between two `step` events; 0: every step."""
     label: str = ""

@@ -23,6 +23,7 @@ from tss.run.files import to_json, write_text
 from tss.run.invariants import logits_hash
 from tss.run.runtime import Runtime
 from tss.run.state import Layout, RunState, SealedTask, check_file, check_same_config, check_same_data, load_state
+from tss.run.zero_shot import untrained_metrics
 
 if TYPE_CHECKING:
     from tss.adapters import TssHandle
@@ -89,12 +90,17 @@ def open_run(config: RunConfig, layout: Layout, *, resume: bool, listener: Liste
             state = load_state(layout.state)
             check_same_config(state.config, config.resolved())
             check_same_data(state.digests, {task.name: task.digest for task in tasks})
+            remove_leftovers(layout, state)
         backbone = checked_backbone(config, tasks, runtime)
         method = make_method(config)
+        untrained = {}
+        if state is None and config.zero_shot:
+            untrained = untrained_metrics(config, tasks, backbone, method, runtime)
         handle = attach(backbone.model, config.adapters, method.layer_options())
         if state is None:
             stack.enter_context(lock(layout))
             state = new_state(config, tasks, runtime, handle, layout)
+            state.untrained = untrained
         else:
             restore(state, layout, handle, method)
             saved = take_checkpoint(layout, state)
@@ -125,6 +131,15 @@ def checked_backbone(config: RunConfig, tasks: list[TaskData], runtime: Runtime)
         except ValueError as error:
             raise ConfigError(f"task {task.name} on backbone {config.backbone}: {error}") from error
     return backbone
+
+
+def remove_leftovers(layout: Layout, state: RunState) -> None:
+    """Remove what a killed process left: half-written files, and the shared file before the one that counts."""
+    leftovers = [*layout.folder.rglob("*.partial"), *layout.folder.rglob("*.tmp")]
+    counts = layout.shared(len(state.sealed) - 1)
+    leftovers += [path for path in layout.state.parent.glob("shared-*.safetensors") if path != counts]
+    for path in leftovers:
+        path.unlink()
 
 
 def check_folder(layout: Layout, resume: bool) -> None:

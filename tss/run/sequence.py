@@ -23,6 +23,7 @@ from tss.run.prepare import Run, open_run
 from tss.run.results import RunResult, matrix_content
 from tss.run.runtime import memory_errors
 from tss.run.state import Layout, SealedTask
+from tss.run.zero_shot import metrics_now
 
 
 def run_sequence(
@@ -102,6 +103,8 @@ def learn_task(run: Run, index: int, task: TaskData) -> tuple[Job, Position]:
     job.first_gates = run.handle.packed()
     saved, run.saved = run.saved, None
     if saved is None:
+        if run.config.zero_shot and index > 0:
+            evaluate_before(run, index, task)
         run.log.emit(
             "task_begin",
             task=task.name,
@@ -211,19 +214,33 @@ def evaluate_tasks(run: Run, index: int) -> None:
         result = evaluate_task(run, task)
         seconds = time.perf_counter() - started
         write_predictions(run.layout.predictions(column, task.name), result)
-        row[task.name] = result.metrics
-        run.state.seconds += seconds
-        run.log.emit(
-            "evaluated",
-            task=task.name,
-            after=run.tasks[index].name,
-            metrics=result.metrics,
-            main=task.kind.main_metric,
-            value=result.metrics[task.kind.main_metric],
-            seconds=round(seconds, 3),
-        )
-        run.save_state()
+        record_cell(run, index, task, result.metrics, seconds)
     write_text(run.layout.matrix, to_json(matrix_content(run.config, run.tasks, run.state), indent=1) + "\n")
+
+
+def evaluate_before(run: Run, index: int, task: TaskData) -> None:
+    """Fill the cell right above the diagonal: the task that was just begun, before its first step."""
+    if task.name in run.state.rows[index - 1]:
+        return
+    started = time.perf_counter()
+    metrics = metrics_now(run.handle, task, run.config, run.backbone, run.runtime)
+    record_cell(run, index - 1, task, metrics, time.perf_counter() - started)
+
+
+def record_cell(run: Run, index: int, task: TaskData, metrics: dict[str, float], seconds: float) -> None:
+    """Put a task's metrics after task `index` into the state, and tell."""
+    run.state.rows[index][task.name] = metrics
+    run.state.seconds += seconds
+    run.log.emit(
+        "evaluated",
+        task=task.name,
+        after=run.tasks[index].name,
+        metrics=metrics,
+        main=task.kind.main_metric,
+        value=metrics[task.kind.main_metric],
+        seconds=round(seconds, 3),
+    )
+    run.save_state()
 
 
 def evaluate_task(run: Run, task: TaskData) -> Evaluation:

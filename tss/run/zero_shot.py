@@ -1,0 +1,45 @@
+"""What a task scores before it is learned: untrained, and right before its turn; both give forward transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from tss.adapters import attach
+from tss.data import TaskData
+from tss.methods import Method
+from tss.run.backbone import Backbone
+from tss.run.config import RunConfig, settings_for
+from tss.run.evaluate import evaluate
+from tss.run.examples import encode_split
+from tss.run.runtime import Runtime, memory_errors
+
+if TYPE_CHECKING:
+    from tss.adapters import TssHandle
+
+
+def untrained_metrics(
+    config: RunConfig, tasks: Iterable[TaskData], backbone: Backbone, method: Method, runtime: Runtime
+) -> dict[str, dict[str, float]]:
+    """Task -> its metrics as the first task of a sequence, before its first step; the backbone is left as it was."""
+    metrics = {}
+    for task in tasks:
+        handle = attach(backbone.model, config.adapters, method.layer_options())
+        try:
+            method.begin_task(handle, task.name, task.kind)
+            metrics[task.name] = metrics_now(handle, task, config, backbone, runtime)
+        finally:
+            handle.detach()
+    return metrics
+
+
+def metrics_now(
+    handle: TssHandle, task: TaskData, config: RunConfig, backbone: Backbone, runtime: Runtime
+) -> dict[str, float]:
+    """Metrics on the test split of the task that was just begun, with the gates and the head that it starts from."""
+    settings = settings_for(config, task.name)
+    split = encode_split(task.test, task.kind, backbone.tokenizer, settings)
+    size = settings.eval_batch_size
+    with handle.using(task.name), memory_errors(task.name, size):
+        result = evaluate(backbone.model, task.kind, split, backbone.tokenizer, batch_size=size, runtime=runtime)
+    return result.metrics
