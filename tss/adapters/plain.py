@@ -12,7 +12,7 @@ from tss.adapters.bank import Bank
 from tss.adapters.config import TssOptions
 from tss.adapters.streams import stream
 from tss_kernels import SoftMaskedAdamW
-from tss_kernels.gated_adapter.reference import compose
+from tss_kernels.gated_adapter.reference import adapter
 
 WEIGHT_STD = 0.02
 
@@ -40,8 +40,8 @@ class PlainAdapter(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., width) -> the same shape and dtype."""
         if torch.is_autocast_enabled(x.device.type):
-            return compose(x, self.down, self.up, self.activation).to(x.dtype)
-        return compose(x.float(), self.down, self.up, self.activation).to(x.dtype)
+            return adapter(x, self.down, self.up, self.activation).to(x.dtype)
+        return adapter(x.float(), self.down, self.up, self.activation).to(x.dtype)
 
 
 class PlainBank(Bank):
