@@ -9,6 +9,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Two threads on tiny tensors cost more than they save, and much more on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 WORDS = (
     "the a of and to in is was it he she they we you good bad great poor battery screen phone router camera price "
