@@ -2,90 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils.generic import ModelOutput
 
-from tss.adapters.model_class import check_unchanged
-from tss.errors import TssError
+from tss.adapters.bank import Rows
+from tss.errors import StateError
 
 if TYPE_CHECKING:
     from tss.adapters.handle import TssHandle
 
+Inputs = dict[str, Any]
+Original = Callable[..., Any]
 
-class Answering:
-    """The part of the handle that a model's forward and generate call."""
 
-    _inside = False
+@dataclass
+class MixedOutput(ModelOutput):
+    """The answer to a batch whose rows belong to tasks with heads of their own.
 
-    @contextmanager
-    def running(self: TssHandle, task: str | Sequence[str] | None) -> Iterator[None]:
-        """One task, one task per row, or the active task (None)."""
-        if task is None:
-            yield
-        elif isinstance(task, str):
-            with self.using(task):
-                yield
-        else:
-            with self.rows(task):
-                yield
+    Attributes:
+        loss: mean over rows of their tasks' losses, if labels were given.
+        logits: one tensor per row, in the rows' order; heads differ in width, so they are not stacked.
+    """
 
-    def answer(self: TssHandle, original: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-        """The active task's answer: its head on the backbone's features, or the model's own forward."""
-        record = None if self.active is None else self.record(self.active)
-        # A head asks the model for features, which may come back here when the model is its own base model.
-        if self._inside or record is None or record.head is None or self._has_rows():
-            output = original(self.model, **inputs)
-        else:
-            self._inside = True
-            try:
-                labels = inputs.pop("labels", None)
-                output = record.kind.compute(self.model, record.head, inputs, labels)
-            finally:
-                self._inside = False
-        check_unchanged(self.model, self, output)
-        return output
+    loss: torch.Tensor | None = None
+    logits: list[torch.Tensor] | None = None
 
-    def answer_for(
-        self: TssHandle, task: str | Sequence[str], original: Callable[..., Any], inputs: dict[str, Any]
-    ) -> Any:
-        """The answer for one named task, or for a batch whose rows belong to different tasks.
 
-        Rows that all use the language-model head run in one pass. Rows with heads of their own run task by task, and
-        `logits` is then a list with one tensor per row, since heads differ in width.
-        """
-        if isinstance(task, str):
-            with self.using(task):
-                return self.answer(original, inputs)
-        headed = {name: self.record(name).head is not None for name in task}
-        if not any(headed.values()):
-            with self.rows(task):
-                return self.answer(original, inputs)
-        if not all(headed.values()):
-            kinds = ", ".join(f"{name} ({self.record(name).kind.kind})" for name in headed)
-            raise TssError(f"tasks with and without a head cannot share one forward pass: {kinds}; split the batch")
-        return self._answer_by_task(list(task), original, inputs)
+def answer(model: Any, original: Original, inputs: Inputs) -> Any:
+    """The selected task's head on the backbone's features, or the model's own forward pass.
 
-    def _answer_by_task(
-        self: TssHandle, names: list[str], original: Callable[..., Any], inputs: Mapping[str, Any]
-    ) -> SequenceClassifierOutput:
-        if inputs.get("labels") is not None:
-            raise TssError("a batch of mixed tasks takes no labels: train on one task at a time")
-        logits: list[Any] = [None] * len(names)
-        for name in dict.fromkeys(names):
-            index = [i for i, other in enumerate(names) if other == name]
-            chosen = {
-                key: value[index] if isinstance(value, torch.Tensor) and value.shape[:1] == (len(names),) else value
-                for key, value in inputs.items()
-            }
-            with self.using(name):
-                answer = self.answer(original, chosen).logits
-            for i, row in zip(index, answer, strict=True):
-                logits[i] = row
-        return SequenceClassifierOutput(logits=logits)  # type: ignore[arg-type]
+    Raises:
+        ValueError: rows with and without a head in one batch; labels for mixed rows that are not one per row.
+        StateError: a training step whose soft mask nothing applies.
+    """
+    handle: TssHandle = model.tss
+    selection = handle.selection
+    # A head asks the model for features, which comes back here where the model is its own base model.
+    if selection is None or handle.inside:
+        return original(model, **inputs)
+    check_soft_mask(handle)
+    heads = {name: handle.heads.of(name) for name in handle.selected}
+    if all(head is None for head in heads.values()):
+        return original(model, **inputs)
+    handle.inside = True
+    try:
+        if isinstance(selection, Rows):
+            return _answer_rows(model, selection, heads, inputs)
+        kind, labels = handle.tasks[selection].kind, inputs.pop("labels", None)
+        output = kind.compute(model, heads[selection], inputs, labels)
+        return output if inputs.get("return_dict") is not False else output.to_tuple()
+    finally:
+        handle.inside = False
 
-    def _has_rows(self: TssHandle) -> bool:
-        return next(iter(self.bank.sites.values())).rows is not None
+
+def check_soft_mask(handle: TssHandle) -> None:
+    """Raise StateError if a training step goes unmasked: `soft_mask="update"` without the handle's own optimizer."""
+    applied = handle.options.soft_mask != "update" or handle.optimizer_masks or handle.active != handle.trainable
+    if applied or not handle.model.training or not torch.is_grad_enabled():
+        return
+    if any(getattr(layer, "importance", None) is not None for layer in handle.layers.values()):
+        raise StateError(
+            'soft_mask="update" is applied by the optimizer: make it with model.tss.optimizer(score_lr=..., '
+            'head_lr=...) after train_task (for Trainer: optimizers=(optimizer, None)), or use soft_mask="gradient"'
+        )
+
+
+def check_generates(handle: TssHandle) -> None:
+    """Raise ValueError if a task that runs answers with a head of its own, which generates no text."""
+    if headed := [name for name in handle.selected if handle.heads.of(name) is not None]:
+        raise ValueError(
+            f"task {headed[0]!r} is of kind {handle.tasks[headed[0]].kind.kind} and cannot generate text: call the "
+            "model for its logits, or generate with a generation task or with no task active"
+        )
+
+
+def _answer_rows(model: Any, rows: Rows, heads: dict[str, Any], inputs: Inputs) -> MixedOutput:
+    """The rows of each task together, each group through its own head."""
+    handle: TssHandle = model.tss
+    if missing := [name for name, head in heads.items() if head is None]:
+        raise ValueError(
+            f"tasks with and without a head cannot share a batch: {', '.join(missing)} would use the language-model "
+            f"head, {', '.join(sorted(set(heads) - set(missing)))} their own; split the batch"
+        )
+    labels, loss = inputs.pop("labels", None), None
+    if labels is not None and len(labels) != len(rows.names):
+        raise ValueError(f"{len(labels)} labels for {len(rows.names)} rows: give one per row")
+    logits: list[Any] = [None] * len(rows.names)
+    for name, head in heads.items():
+        index = [i for i, other in enumerate(rows.names) if other == name]
+        chosen = {
+            key: value[index] if isinstance(value, torch.Tensor) and len(value) == len(rows.names) else value
+            for key, value in inputs.items()
+        }
+        own = None if labels is None else torch.stack([torch.as_tensor(labels[i]) for i in index]).to(handle.device)
+        with handle.selecting(name):
+            output = handle.tasks[name].kind.compute(model, head, chosen, own)
+        for i, row in zip(index, output.logits, strict=True):
+            logits[i] = row
+        if own is not None:
+            share = output.loss * (len(index) / len(rows.names))
+            loss = share if loss is None else loss + share
+    return MixedOutput(loss=loss, logits=logits)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 PLACEMENTS = ("feed_forward", "attention", "both")
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 WEIGHT_INITS = ("normal", "signed_constant")
-PRESET_NAMES = ("bart", "t5", "bert", "roberta", "llama")
+PRESET_NAMES = ("bart", "mbart", "t5", "bert", "roberta", "llama")
 SOFT_MASKS = ("gradient", "update", "none")
 
 
@@ -27,7 +27,7 @@ class AdapterConfig:
         activation: relu, gelu, silu or tanh, between them.
         placement: after the "feed_forward" block of every layer, after its "attention" block, or after "both".
         sites: regular expression that a module's whole name must match to get an adapter; overrides the preset.
-        preset: bart, t5, bert, roberta or llama; None takes the one of the model's `config.model_type`.
+        preset: bart, mbart, t5, bert, roberta or llama; None takes the one of the model's `config.model_type`.
         gated: True: frozen random weights and trained gates; False: plain trained adapters of the same shapes.
         threshold: a gate is on where its score is at least this.
         weight_init: "normal", N(0, 0.02²), or "signed_constant", sign(W) * sqrt(2 / in).
@@ -53,6 +53,12 @@ class AdapterConfig:
         _check("AdapterConfig", "activation", self.activation, ACTIVATIONS)
         _check("AdapterConfig", "placement", self.placement, PLACEMENTS)
         _check("AdapterConfig", "weight_init", self.weight_init, WEIGHT_INITS)
+        if not isinstance(self.gated, bool):
+            raise ValueError(f"AdapterConfig: gated must be true or false, got {self.gated!r}")
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)):
+            raise ValueError(f"AdapterConfig: threshold must be a number, got {self.threshold!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ValueError(f"AdapterConfig: seed must be a whole number, got {self.seed!r}")
         if self.preset is not None:
             _check("AdapterConfig", "preset", self.preset, PRESET_NAMES)
         if self.sites is not None:

@@ -1,348 +1,296 @@
-"""`model.tss`: the tasks of one model, their life cycle, and which of them is active."""
+"""`model.tss`: the tasks of one model, their life cycle, and which of them runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
 
-from tss.adapters import table
-from tss.adapters.answering import Answering
-from tss.adapters.bank import Bank
+from tss.adapters import importance, state, table
+from tss.adapters.bank import Bank, Rows, Selection, load_exactly
 from tss.adapters.config import AdapterConfig, TssOptions
-from tss.adapters.importance import losses_of
-from tss.adapters.record import State, TaskRecord
+from tss.adapters.float32 import TaskHeads
+from tss.adapters.lifecycle import Lifecycle
+from tss.adapters.record import State
 from tss.adapters.storage import digest
-from tss.adapters.streams import stream
-from tss.errors import TssError
-from tss.tasks.base import TaskKind, kind_from_dict
-
-if TYPE_CHECKING:
-    from tss_kernels import SoftMaskedAdamW
-
-HEADS = "tss_heads"
+from tss.errors import StateError
+from tss.tasks.base import TaskKind
+from tss_kernels import GatedAdapterLinear, SoftMaskedAdamW
 
 
-class TssHandle(Answering):
-    """The tasks of a model that `tss.attach` was called on.
+class TssHandle(Lifecycle):
+    """The tasks of a model that `tss.attach` was called on; `print` shows them as a table.
+
+    Active and trainable are separate: a sealed task can run while another is being learned.
 
     Attributes:
-        model, config, options: what it is attached to and how.
-        active: the task that runs, or None: then the adapters are bypassed.
+        model, config, options: what it is attached to, with which adapters, and how tasks are learned.
+        banks: site -> its adapter for all tasks.
+        heads: the heads of all tasks.
         trainable: the task that is being learned, or None.
-        tokenizer: set it to seal tasks from raw examples; None else.
-        switches: how often the active task changed.
+        tokenizer: set it to seal tasks from raw examples.
     """
 
-    def __init__(self, model: Any, config: AdapterConfig, options: TssOptions, bank: Bank) -> None:
-        self.model, self.config, self.options, self.bank = model, config, options, bank
-        self.active: str | None = None
-        self.trainable: str | None = None
+    def __init__(
+        self, model: Any, config: AdapterConfig, options: TssOptions, banks: dict[str, Bank], heads: TaskHeads
+    ) -> None:
+        super().__init__(model, config, options, banks, heads)
         self.tokenizer: Any = None
-        self.switches = 0
-        self._records: dict[str, TaskRecord] = {}
+        self.inside = False  # a head is being computed: the model's forward pass is the original one
         self._required_grad = {name: p.requires_grad for name, p in model.named_parameters()}
 
-    # -- what there is
+    @property
+    def active(self) -> str | None:
+        """The task that runs, or None: then the adapters are bypassed, or rows have tasks of their own."""
+        return self.selection if isinstance(self.selection, str) else None
 
     @property
-    def tasks(self) -> Mapping[str, TaskRecord]:
-        """Name -> record, in the order in which the tasks were added."""
-        return MappingProxyType(self._records)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
+    def selected(self) -> tuple[str, ...]:
+        """All tasks that run now, each once: none, one, or those of the rows."""
+        if isinstance(self.selection, Rows):
+            return tuple(dict.fromkeys(self.selection.names))
+        return () if self.selection is None else (self.selection,)
 
     @property
     def layers(self) -> dict[str, Any]:
-        """ "<site>.down" and "<site>.up" -> the adapter's linear layer."""
-        return self.bank.layers
-
-    def record(self, name: str) -> TaskRecord:
-        """The record of a task; raises TssError listing the tasks if there is none of that name."""
-        if name not in self._records:
-            known = ", ".join(self._records) or "none yet; add one with add_task(name, kind)"
-            raise TssError(f"there is no task {name!r}; the tasks are: {known}")
-        return self._records[name]
+        """ "<site>.down" and "<site>.up" -> `GatedAdapterLinear`, or `nn.Linear` in plain adapters."""
+        return {name: layer for bank in self.banks.values() for name, layer in bank.layers.items()}
 
     def __str__(self) -> str:
         return table.render(self)
 
-    # -- the life of a task
+    # The life of a task: new -> learning -> sealed.
 
     def add_task(self, name: str, kind: TaskKind) -> None:
-        """Make a task known: state new, with a head of its own if its kind has one.
+        """Make a task known, with a head of its own if its kind has one; its state is new.
 
         Raises:
-            TssError: the name is taken.
+            StateError: the name is taken.
+            ValueError: the model cannot learn tasks of this kind.
         """
-        if name in self._records:
-            raise TssError(f"task {name!r} is there already, {self._records[name].state}; choose another name")
-        model_config = self.model.config
-        width = getattr(model_config, "hidden_size", None) or model_config.d_model
-        dropout = next((v for key in ("classifier_dropout", "hidden_dropout_prob", "dropout", "dropout_rate")
-                        if isinstance(v := getattr(model_config, key, None), (int, float)) and v), 0.1)  # fmt: skip
-        head = kind.make_head(int(width), float(dropout), stream(self.config.seed, "head", name))
-        if head is not None:
-            head = head.to(device=self.device, dtype=torch.float32).requires_grad_(False)
-            head.train(self.model.training)
-            getattr(self.model, HEADS)[f"task{len(self._records)}"] = head
-        self._records[name] = TaskRecord(name, kind, head)
+        self.check_free(name)
+        kind.check_model(self.model)
+        self.admit(name, kind, self.make_head(name, kind))
 
     def train_task(self, name: str) -> None:
-        """Begin to learn a task: its scores start, it becomes active, and only scores and head take gradients.
+        """Begin to learn a new task: it becomes active, and only its scores and its head require gradients.
+
+        Its scores start as the first draw, then as a copy of the last task's or (`score_copy=False`) as a draw of its
+        own. Accumulated importance masks them as `options.soft_mask` says. A task being learned just goes on.
 
         Raises:
-            TssError: no such task, a sealed task, or another task that is being learned.
+            StateError: no such task, a sealed one, or another task is being learned.
         """
         record = self.record(name)
         if record.state is State.SEALED:
-            raise TssError(f"task {name!r} is sealed and can never change; add a task of another name to learn on")
+            raise StateError(f"task {name!r} is sealed and can never change; add a task of another name to learn on")
         if self.trainable not in (None, name):
-            raise TssError(f"task {self.trainable!r} is being learned; seal it before training {name!r}")
+            raise StateError(f"task {self.trainable!r} is being learned; seal it before training {name!r}")
         if record.state is State.NEW:
-            first = not any(r.state is State.SEALED for r in self._records.values())
-            self.bank.start(name, first, self.options)
-        record.state, self.trainable = State.LEARNING, name
-        self._require_grad(record, True)
+            sealed = any(known.state is State.SEALED for known in self.tasks.values())
+            self.begin(name, fresh=sealed and not self.options.score_copy)
         self.use(name)
 
-    def seal_task(self, data: Any = None, *, name: str | None = None) -> None:
-        """End a task: importance from one pass over its training data, gates packed to 1 bit, nothing trainable.
+    def seal_task(self, data: Any = None, *, name: str | None = None, batch_size: int = 32) -> None:
+        """End the task being learned: importance, then its gates packed to 1 bit; it can never change again.
 
         Args:
-            data: batches with labels (dicts of tensors, or a DataLoader), or a list of examples if `tokenizer` is set;
-                None leaves the importance as it is, so that later tasks are not held back by this one.
-            name: the task, if given; it must be the one being learned.
+            data: its training data, passed over once in evaluation mode: batches with labels (dicts of tensors, such
+                as a DataLoader gives), or single examples, encoded (input_ids, labels) or, if `tokenizer` is set, raw.
+                None, or `soft_mask="none"`: no importance is taken, so nothing holds later tasks back from its scores.
+            name: the task, to be sure; it must be the one being learned.
+            batch_size: for single examples.
 
         Raises:
-            TssError: no task is being learned, or another one.
-            ValueError: data without a batch.
+            StateError: no task, or another one, is being learned; or a gradient is not finite. It then goes on.
+            ValueError: data without a batch or without labels.
         """
         if self.trainable is None or name not in (None, self.trainable):
-            raise TssError(f"cannot seal {name or 'a task'}: the task being learned is {self.trainable or 'none'}")
-        record = self._records[self.trainable]
-        self.use(record.name)
-        if data is not None and self.bank.gated and self.options.soft_mask != "none":
-            self.bank.measure(losses_of(self, record, data), self.options)
-        record.gates = self.bank.seal()
-        record.state, self.trainable = State.SEALED, None
-        self._require_grad(record, False)
-        self.use(record.name)
+            raise StateError(f"cannot seal {name or 'a task'}: the task being learned is {self.trainable or 'none'}")
+        if data is not None and self.options.soft_mask != "none":
+            self._take_importance(data, batch_size)
+        self.end()
 
-    def _require_grad(self, record: TaskRecord, flag: bool) -> None:
-        for parameter in (*self.bank.trainable().values(), *record.head_parameters().values()):
-            parameter.requires_grad_(flag)
-            if not flag:
-                parameter.grad = None
+    def _take_importance(self, data: Any, batch_size: int) -> None:
+        if not self.config.gated:
+            raise ValueError("seal_task: plain adapters have no importance; call it without data")
+        assert self.trainable is not None
+        layers: dict[str, GatedAdapterLinear] = self.layers
+        losses = importance.losses_of(self, self.record(self.trainable).kind, data, batch_size)
+        with self.using(self.trainable), importance.evaluation_mode(self.model):
+            raw = importance.raw_importance(layers, losses, self.options.importance_of)
+        importance.accumulate(layers, raw, self.options.importance_per)
 
-    # -- which task runs
+    # Which task runs.
 
     def use(self, name: str | None) -> None:
-        """Make a task active; None bypasses the adapters, so that the model is the original.
+        """Make a task active; None bypasses the adapters, so that the model is the original one.
 
         Raises:
-            TssError: no such task, or one that was not trained yet.
+            StateError: no such task, or one that was never trained.
         """
-        gates = None
-        if name is not None:
-            record = self.record(name)
-            if record.state is State.NEW:
-                raise TssError(f"task {name!r} is new; call train_task({name!r}) before using it")
-            gates = record.gates if record.state is State.SEALED else None
-        self.bank.activate(gates or None)
-        for site in self.bank.sites.values():
-            site.active, site.rows = name is not None, None
-        if name != self.active or self.active is None:
-            self.switches += 1
-        self.active = name
+        self.select(None if name is None else self._runnable(name))
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[None]:
-        """`use(name)` for a while; the task that was active before is active again after."""
-        before = self.active
-        self.use(name)
-        try:
+        """`use(name)` for a while; what was active before is active again after."""
+        with self._selecting(None if name is None else self._runnable(name)):
             yield
-        finally:
-            self.use(before)
 
     @contextmanager
     def rows(self, names: Sequence[str]) -> Iterator[None]:
-        """Row i of every batch inside runs under task names[i]; beams repeat rows in order.
+        """For a while, row i of every batch runs as task names[i]; beams, which repeat rows in order, are understood.
 
         Raises:
-            TssError: an unknown or untrained task, or plain adapters, which have no gates to choose by.
+            StateError: no such task, or one that was never trained.
+            ValueError: no names; later, a batch that does not fit them.
         """
-        gates = {name: self._gates_by_site(name) for name in dict.fromkeys(names)}
-        before = self.active
-        self.use(before)
-        self.switches += 1
-        for site_name, site in self.bank.sites.items():
-            site.active, site.rows = True, list(names)
-            site.gates = {name: by_site[site_name] for name, by_site in gates.items()}
+        if isinstance(names, str) or not names:
+            raise ValueError(f"rows: expected one task name per row, got {names!r}")
+        with self._selecting(Rows(tuple(self._runnable(name) for name in names))):
+            yield
+
+    @contextmanager
+    def selecting(self, task: str | Sequence[str] | None) -> Iterator[None]:
+        """What `task=` means in a call: one task for all rows, one per row, or (None) what is active."""
+        if task is None:
+            yield
+            return
+        with self.using(task) if isinstance(task, str) else self.rows(task):
+            yield
+
+    @contextmanager
+    def recalling(self, selection: Selection) -> Iterator[None]:
+        """Run a layer again as in its forward pass, whatever is active by now."""
+        for bank in self.banks.values():
+            bank.recalled = True
+        try:
+            with self._selecting(selection):
+                yield
+        finally:
+            for bank in self.banks.values():
+                bank.recalled = False
+
+    @contextmanager
+    def _selecting(self, selection: Selection) -> Iterator[None]:
+        before = self.selection
+        self.select(selection)
         try:
             yield
         finally:
-            self.use(before)
+            self.select(before)
 
-    def _gates_by_site(self, name: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        record = self.record(name)
-        if not self.bank.gated:
-            raise TssError("plain adapters have one set of weights: rows of different tasks cannot run in one batch")
-        if record.state is State.NEW:
-            raise TssError(f"task {name!r} is new; call train_task({name!r}) before using it")
-        gates = record.gates or self.bank.live_gates()
-        return {site: (gates[f"{site}.down"], gates[f"{site}.up"]) for site in self.bank.sites}
+    def _runnable(self, name: str) -> str:
+        if self.record(name).state is State.NEW:
+            raise StateError(f"task {name!r} is new and has no gates yet; call train_task({name!r}) first")
+        return name
 
-    # -- training
-
-    def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters being learned: "scores" (the adapters' own) and "head"; empty lists if none is."""
-        if self.trainable is None:
-            return {"scores": [], "head": []}
-        head = self._records[self.trainable].head_parameters()
-        return {"scores": list(self.bank.trainable().values()), "head": list(head.values())}
+    # Training.
 
     def optimizer(
         self, *, score_lr: float, head_lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6
     ) -> SoftMaskedAdamW:
-        """A fresh optimizer with groups "scores" and "head", no weight decay, the soft mask applied exactly once.
+        """A fresh optimizer with groups "scores" and "head", without weight decay, which would move masked scores.
+
+        With `soft_mask="update"` it applies the mask; with "gradient" the layers do in the backward pass, and it does
+        not. So any optimizer will do for "gradient", and this one is needed for "update".
 
         Raises:
-            TssError: no task is being learned.
+            StateError: no task is being learned.
         """
         if self.trainable is None:
-            raise TssError("no task is being learned; call train_task(name) before making its optimizer")
+            raise StateError("no task is being learned: call train_task(name) before making its optimizer")
         rates = {"scores": score_lr, "head": head_lr}
-        groups = [
-            {"name": name, "params": parameters, "lr": rates[name]}
-            for name, parameters in self.trainable_parameters().items()
-            if parameters
-        ]
-        return self.bank.optimizer(groups, self.options, betas=betas, eps=eps)
+        named = self.trainable_parameters().items()
+        groups = [{"name": name, "params": group, "lr": rates[name]} for name, group in named if group]
+        masks: dict[torch.Tensor, torch.Tensor] = {}
+        if self.options.soft_mask == "update":
+            masks = {x.scores: x.importance for x in self._gated().values() if x.importance is not None}
+        self.optimizer_masks = True
+        return SoftMaskedAdamW(groups, betas=betas, eps=eps, weight_decay=0.0, site="update", importance=masks)
 
-    # -- what the gates look like
-
-    def density(self) -> dict[str, float]:
-        """Share of gates that are on, by layer, as they run now; empty for plain adapters."""
-        return self.bank.density()
+    # What the gates look like.
 
     def packed(self) -> dict[str, torch.Tensor]:
-        """The gates that run now, uint8 by layer; empty for plain adapters."""
-        return self.bank.packed()
+        """The gates that run now, of the live scores if none runs: uint8 by layer; empty for plain adapters."""
+        return {name: layer.pack().clone() for name, layer in self._gated().items()}
+
+    def density(self) -> dict[str, float]:
+        """The share of those gates that is on, by layer; empty for plain adapters."""
+        return {name: layer.density() for name, layer in self._gated().items()}
 
     def flipped(self, since: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """Share of gates that differ from the packed gates `since`, by layer."""
+        """The share of gates that differ from `since`, which `packed` gave earlier, by layer."""
         return table.flipped(since, self.packed(), {name: layer.weight.numel() for name, layer in self.layers.items()})
 
-    # -- state
+    def _gated(self) -> dict[str, GatedAdapterLinear]:
+        return self.layers if self.config.gated else {}
 
-    def learning_state(self) -> dict[str, torch.Tensor]:
-        """What the task being learned has trained so far: the adapters' tensors and its head."""
-        if self.trainable is None:
-            raise TssError("no task is being learned, so there is no learning state")
-        trained = {f"trained.{name}": p.detach() for name, p in self.bank.trainable().items()}
-        head = self._records[self.trainable].head_parameters()
-        return trained | {f"head.{name}": p.detach() for name, p in head.items()}
+    # State. The tensors are the handle's own, as in `state_dict`: clone what has to stay as it is.
 
-    @torch.no_grad()
-    def load_learning_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `learning_state` gave."""
-        if self.trainable is None:
-            raise TssError("no task is being learned, so no learning state can be loaded")
-        self.bank.load_trained({k.removeprefix("trained."): v for k, v in state.items() if k.startswith("trained.")})
-        for name, parameter in self._records[self.trainable].head_parameters().items():
-            parameter.copy_(state[f"head.{name}"])
+    def learning_state(self) -> state.Tensors:
+        """What the task being learned has trained: scores (plain adapters: weights) and head."""
+        return state.learning_state(self)
 
-    def shared_state(self) -> dict[str, torch.Tensor]:
-        """What is kept between tasks: last scores and importance, or the plain adapters' weights."""
-        return self.bank.shared_state()
+    def load_learning_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `learning_state` gave; raises StateError if it does not fit."""
+        load_exactly(state.learning_state(self), tensors, f"learning state of {self.trainable}")
 
-    def load_shared_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `shared_state` gave."""
-        self.bank.load_shared_state(state)
+    def shared_state(self) -> state.Tensors:
+        """What is handed from task to task: last scores and importance; plain adapters: their weights."""
+        return {key: tensor for bank in self.banks.values() for key, tensor in bank.shared().items()}
 
-    def task_state(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """A sealed task's tensors (packed gates, head) and metadata.
+    def load_shared_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `shared_state` gave; raises StateError if it does not fit."""
+        for bank in self.banks.values():
+            bank.load_shared(tensors)
 
-        Raises:
-            TssError: no such task, or one that is not sealed.
-        """
-        record = self.record(name)
-        if record.state is not State.SEALED:
-            raise TssError(f"task {name!r} is {record.state}; only a sealed task can be stored")
-        with self.using(name):
-            density = self.density()
-        metadata = {"name": name, "kind": record.kind.to_dict(), "state": str(record.state), "density": density}
-        return record.tensors(), {**metadata, "fingerprint": record.fingerprint()}
+    def task_state(self, name: str) -> tuple[state.Tensors, dict[str, Any]]:
+        """A task's own tensors ("gates.<layer>" uint8 once sealed, "head.<parameter>") and JSON-able metadata."""
+        return state.task_state(self, name)
 
-    @torch.no_grad()
     def load_task_state(self, name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
-        """Take a sealed task back from what `task_state` gave; a task of that name is replaced by it.
+        """Add the task that `task_state` gave.
 
         Raises:
-            TssError: gates that do not fit this model's layers; a task that is being learned.
+            StateError: there is a task of that name; or the tensors or the metadata do not fit.
         """
-        if name == self.trainable:
-            raise TssError(f"task {name!r} is being learned; seal it before loading a stored one of that name")
-        gates = {k.removeprefix("gates."): v for k, v in tensors.items() if k.startswith("gates.")}
-        expected = {layer: tuple(packed.shape) for layer, packed in self.bank.live_gates().items()}
-        found = {layer: tuple(packed.shape) for layer, packed in gates.items()}
-        if found != expected:
-            wrong = sorted(k for k in {*found, *expected} if found.get(k) != expected.get(k))
-            raise TssError(
-                f"task {name!r} does not fit this model: gates of {wrong[0]} are {found.get(wrong[0])}, "
-                f"expected {expected.get(wrong[0])}; attach with the configuration it was learned with"
-            )
-        if name not in self._records:
-            self.add_task(name, kind_from_dict(metadata["kind"]))
-        record = self._records[name]
-        for key, parameter in record.head_parameters().items():
-            parameter.copy_(tensors[f"head.{key}"])
-        record.gates = {layer: packed.to(self.device) for layer, packed in gates.items()}
-        record.state = State.SEALED
-        if self.active == name:
-            self.use(name)
+        self.check_free(name)
+        state.load_task_state(self, name, tensors, metadata)
 
     def fingerprint(self, name: str) -> str:
-        """sha256 over a task's gates and head."""
-        return self.record(name).fingerprint()
+        """sha256 over the gates and the head of a sealed task, as they are now.
+
+        Raises:
+            StateError: no such task, or it is not sealed.
+        """
+        if self.record(name).state is not State.SEALED:
+            raise StateError(f"task {name!r} is {self.record(name).state}: only what is sealed has a fingerprint")
+        return digest(state.sealed_tensors(self, name))
 
     def frozen_fingerprint(self) -> str:
-        """sha256 over what never changes: the backbone's parameters and buffers and the adapters' frozen weights."""
-        own = set(map(id, self._own_tensors()))
-        backbone = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        frozen = {f"backbone.{name}": tensor for name, tensor in backbone.items() if id(tensor) not in own}
-        return digest(frozen | {f"adapter.{name}": tensor for name, tensor in self.bank.frozen().items()})
-
-    def _own_tensors(self) -> Iterable[torch.Tensor]:
-        for module in (*self.bank.sites.values(), getattr(self.model, HEADS)):
-            yield from module.parameters()
-            yield from module.buffers()
+        """sha256 over what never changes: the backbone's parameters and buffers, and the adapters' frozen tensors."""
+        return state.frozen_fingerprint(self)
 
     def bytes_per_task(self, name: str) -> dict[str, int]:
         """Bytes kept for a task: {"gates", "head", "total"}."""
-        return self.record(name).sizes()
+        gates, total = sum(bank.gate_bytes() for bank in self.banks.values()), self.record(name).bytes
+        return {"gates": gates, "head": total - gates, "total": total}
 
     def save(self, directory: str | Path) -> None:
-        """Write adapters, importance and every sealed task, never the backbone; `tss.load` reads it."""
+        """Write adapters, importance and all tasks, never the backbone; `tss.load` reads them."""
         from tss.adapters.persist import save
 
         save(self, Path(directory))
 
     def detach(self) -> Any:
         """Take everything off the model and return it as it was before `attach`, bit for bit."""
-        from tss.adapters.attach import remove
+        from tss.adapters.attaching import remove
 
-        remove(self.model, self.bank.sites)
+        remove(self)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(self._required_grad[name])
+            parameter.requires_grad_(self._required_grad.get(name, parameter.requires_grad))
         return self.model

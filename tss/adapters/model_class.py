@@ -3,90 +3,91 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
-import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from tss.adapters.handle import TssHandle
+from tss.adapters.answering import answer, check_generates
+from tss.adapters.checkpointing import remember_tasks
 
 Task = str | Sequence[str] | None
 
 
-class TaskAware:
-    """Mixin in front of a model's class; `task=` names the task of a call, one for all rows or one per row."""
-
-    tss: Any  # the TssHandle; transformers evaluates annotations, where that name does not exist
-
-    def generate(self, *args: Any, task: Task = None, **kwargs: Any) -> Any:
-        """The model's own `generate`, run for `task`, or for the active task if it is None."""
-        with self.tss.running(task):
-            return super().generate(*args, **kwargs)  # type: ignore[misc]
+def original_class(model_class: type[nn.Module]) -> type[nn.Module]:
+    """The class that `with_tasks` derived this one from."""
+    return vars(model_class)["_tss_original"]
 
 
-def _forward_of(model_class: type[nn.Module]) -> Any:
-    """A forward with the original's signature and `task`, which Trainer and generate inspect."""
+@cache
+def with_tasks(model_class: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of a model class whose forward pass and `generate` take `task=`.
+
+    It keeps the name, which transformers writes into configurations.
+    """
+    namespace: dict[str, Any] = {
+        "__module__": model_class.__module__,
+        "__qualname__": model_class.__qualname__,
+        "__doc__": model_class.__doc__,
+        "_tss_original": model_class,
+        # The loss of a task's head is a mean: Trainer must divide it when it accumulates gradients.
+        "accepts_loss_kwargs": False,
+        "forward": _forward(model_class),
+        "__reduce_ex__": _reduce,
+    }
+    for name, make in (("generate", _generate), ("_set_gradient_checkpointing", _set_checkpointing)):
+        if hasattr(model_class, name):
+            namespace[name] = make(getattr(model_class, name))
+    return type(model_class.__name__, (model_class,), namespace)
+
+
+def _forward(model_class: type[nn.Module]) -> Callable[..., Any]:
+    """A forward with the signature of the original and `task`: Trainer and generate look at it."""
     original = model_class.forward
     signature = inspect.signature(original)
+    own = next(iter(signature.parameters))
 
     def forward(self: Any, *args: Any, task: Task = None, **kwargs: Any) -> Any:
         if args:
-            bound = signature.bind_partial(self, *args)
-            given = {name: value for name, value in bound.arguments.items() if name != next(iter(signature.parameters))}
-            kwargs = given | kwargs
-        if task is None:
-            return self.tss.answer(original, kwargs)
-        return self.tss.answer_for(task, original, kwargs)
+            given = signature.bind_partial(self, *args).arguments
+            kwargs = {name: value for name, value in given.items() if name != own} | kwargs
+        with self.tss.selecting(task):
+            return answer(self, original, kwargs)
 
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    added = [inspect.Parameter(x, keyword, default=None) for x in ("labels", "task") if x not in signature.parameters]
     parameters = list(signature.parameters.values())
-    extra = inspect.Parameter("task", inspect.Parameter.KEYWORD_ONLY, default=None)
     place = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
-    forward.__signature__ = signature.replace(parameters=[*parameters[:place], extra, *parameters[place:]])  # type: ignore[attr-defined]
+    forward.__signature__ = signature.replace(parameters=[*parameters[:place], *added, *parameters[place:]])  # type: ignore[attr-defined]
     forward.__doc__ = original.__doc__
     return forward
 
 
-@lru_cache
-def task_aware(model_class: type[nn.Module]) -> type[nn.Module]:
-    """The task-aware subclass of a model class; it keeps the name, which Hugging Face writes into configurations."""
-    namespace = {
-        "forward": _forward_of(model_class),
-        "__module__": model_class.__module__,
-        "original_class": model_class,
-    }
-    bases = (TaskAware, model_class) if hasattr(model_class, "generate") else (model_class,)
-    return type(model_class.__name__, bases, namespace)
+def _generate(original: Callable[..., Any]) -> Callable[..., Any]:
+    def generate(self: Any, *args: Any, task: Task = None, **kwargs: Any) -> Any:
+        """The model's own `generate`, for `task` (one, or one per row), or for the active task if it is None."""
+        with self.tss.selecting(task):
+            check_generates(self.tss)
+            return original(self, *args, **kwargs)
+
+    return generate
 
 
-def _is_checkpointing(model: nn.Module) -> bool:
-    # The first is the name that newer releases of transformers use; there the second one warns.
-    for name in ("is_activation_checkpointing", "is_gradient_checkpointing"):
-        if hasattr(type(model), name):
-            return bool(getattr(model, name))
-    return False
+def _set_checkpointing(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _set_gradient_checkpointing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        remember_tasks(self.tss)
+        return result
+
+    return _set_gradient_checkpointing
 
 
-def check_unchanged(model: nn.Module, handle: TssHandle, output: Any) -> None:
-    """Under gradient checkpointing, make the backward pass of `output` fail if another task is active by then.
+def _reduce(self: Any, protocol: int) -> Any:
+    """Copy and pickle by way of the original class: nobody can look this one up by its name."""
+    return _rebuild, (original_class(type(self)),), self.__dict__
 
-    Checkpointed layers run again in the backward pass, with the adapters as they are at that moment.
-    """
-    if not (torch.is_grad_enabled() and _is_checkpointing(model)):
-        return
-    tensor = output.loss if getattr(output, "loss", None) is not None else getattr(output, "logits", None)
-    if tensor is None or not tensor.requires_grad:
-        return
-    before, name = handle.switches, handle.active
 
-    def compare(gradient: torch.Tensor) -> None:
-        if handle.switches != before:
-            raise RuntimeError(
-                "gradient checkpointing runs the layers again in the backward pass, but the active task was "
-                f"{name!r} in the forward pass and is {handle.active!r} now: call backward() before switching tasks, "
-                "inside the same `with model.tss.using(...)`"
-            )
-
-    tensor.register_hook(compare)
+def _rebuild(model_class: type[nn.Module]) -> nn.Module:
+    derived = with_tasks(model_class)
+    return derived.__new__(derived)

@@ -1,77 +1,147 @@
-"""A handle on disk: adapters and importance once, one file per sealed task, never the backbone."""
+"""A handle on disk: the adapters once, one file per task, and a manifest; never the backbone."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tss.adapters.attaching import attach
+from tss.adapters.bank import load_exactly
 from tss.adapters.config import AdapterConfig, TssOptions
-from tss.adapters.record import State
-from tss.adapters.storage import read_tensors, write_tensors
+from tss.adapters.state import HEADS
+from tss.adapters.storage import read_tensors, write_file, write_tensors
 from tss.errors import StateError
 
 if TYPE_CHECKING:
     from tss.adapters.handle import TssHandle
 
+MANIFEST = "manifest.json"
 ADAPTERS = "adapters.safetensors"
+FORMAT = 1
 
 
 def save(handle: TssHandle, directory: Path) -> None:
-    """Write `adapters.safetensors` and `tasks/NN.safetensors`; each file is replaced atomically, the index last."""
-    sealed = [record for record in handle.tasks.values() if record.state is State.SEALED]
+    """Write `adapters.safetensors`, `tasks/NN-name.safetensors` and, last, the manifest that names them by content.
+
+    Every file is replaced at once; a save that was interrupted is noticed by `load`.
+    """
     files = {}
-    for i, record in enumerate(sealed):
-        files[record.name] = f"tasks/{i:02d}.safetensors"
-        write_tensors(directory / files[record.name], *handle.task_state(record.name))
-    frozen = {f"frozen.{name}": tensor for name, tensor in handle.bank.frozen().items()}
-    shared = {f"shared.{name}": tensor for name, tensor in handle.shared_state().items()}
-    metadata = {"config": asdict(handle.config), "options": asdict(handle.options), "tasks": files}
-    write_tensors(directory / ADAPTERS, frozen | shared, metadata)
+    for i, name in enumerate(handle.tasks):
+        slug = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.") or "task"
+        files[f"tasks/{i + 1:02d}-{slug}.safetensors"] = handle.task_state(name)
+    files[ADAPTERS] = (_adapter_tensors(handle), {"format": FORMAT})
+    for file, (tensors, metadata) in files.items():
+        write_tensors(directory / file, tensors, metadata)
+    manifest = {
+        "format": FORMAT,
+        "config": asdict(handle.config),
+        "options": asdict(handle.options),
+        "backbone": _geometry(handle),
+        "sha256": {file: _sha256(directory / file) for file in files},
+    }
+    write_file(directory / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def load(model: Any, directory: str | Path) -> TssHandle:
-    """Read what `handle.save` wrote onto a model of the same architecture, attaching to it if need be.
+    """Put what `model.tss.save(directory)` wrote on a model of the same architecture, attaching to it if need be.
+
+    Tasks come back as they were, sealed or not, with the scores and the importance that the next one starts from.
 
     Raises:
-        StateError: a file that is missing, damaged, or of another model or configuration.
+        StateError: a file is missing, damaged or of another save; another backbone; or the model has tasks already.
     """
-    from tss.adapters.attach import attach
-    from tss.adapters.handle import TssHandle
-
     directory = Path(directory)
-    tensors, metadata = read_tensors(directory / ADAPTERS)
-    config, options = AdapterConfig(**metadata["config"]), TssOptions(**metadata["options"])
-    handle = getattr(model, "tss", None)
-    if not isinstance(handle, TssHandle):
-        handle = attach(model, config, options)
-    elif handle.config != config:
+    manifest = _read_manifest(directory)
+    config, options = AdapterConfig(**manifest["config"]), TssOptions(**manifest["options"])
+    handle: TssHandle | None = getattr(model, "tss", None)
+    if handle is not None and (handle.tasks or handle.config != config or handle.options != options):
         raise StateError(
-            f"{directory} was saved with {json.dumps(asdict(config))}, but the model is attached with "
-            f"{json.dumps(asdict(handle.config))}; detach it first"
+            f"{directory}: the model has tasks ({', '.join(handle.tasks) or 'none'}) or adapters of other settings; "
+            "call model.tss.detach() first"
         )
-    _load_frozen(handle, tensors, directory)
-    shared = {k.removeprefix("shared."): v for k, v in tensors.items() if k.startswith("shared.")}
-    handle.load_shared_state(shared)
-    for name, file in metadata["tasks"].items():
-        handle.load_task_state(name, *read_tensors(directory / file))
+    contents = {file: _read_checked(directory / file, sha256) for file, sha256 in manifest["sha256"].items()}
+    attached_here = handle is None
+    handle = attach(model, config, options) if handle is None else handle
+    try:
+        _check_geometry(directory, manifest["backbone"], _geometry(handle))
+        _load_adapters(handle, contents.pop(ADAPTERS)[0], directory)
+        for tensors, metadata in contents.values():
+            handle.load_task_state(metadata["name"], tensors, metadata)
+    except Exception:
+        if attached_here:
+            handle.detach()
+        raise
     return handle
 
 
-@torch.no_grad()
-def _load_frozen(handle: TssHandle, tensors: dict[str, torch.Tensor], directory: Path) -> None:
-    own = handle.bank.frozen()
-    stored = {k.removeprefix("frozen."): v for k, v in tensors.items() if k.startswith("frozen.")}
-    for name in sorted({*own, *stored}):
-        here = tuple(own[name].shape) if name in own else None
-        there = tuple(stored[name].shape) if name in stored else None
-        if here != there:
-            raise StateError(
-                f"{directory} is of another model: {name} is {there} there and {here} here; load it onto the model "
-                "that it was saved from"
-            )
-    for name, tensor in own.items():
-        tensor.copy_(stored[name])
+def _adapter_tensors(handle: TssHandle) -> dict[str, torch.Tensor]:
+    frozen = {f"frozen.{k}": t for bank in handle.banks.values() for k, t in bank.frozen().items()}
+    return frozen | {f"shared.{key}": tensor for key, tensor in handle.shared_state().items()}
+
+
+def _load_adapters(handle: TssHandle, tensors: Mapping[str, torch.Tensor], directory: Path) -> None:
+    frozen = {f"frozen.{k}": t for bank in handle.banks.values() for k, t in bank.frozen().items()}
+    load_exactly(frozen, tensors, str(directory / ADAPTERS))
+    handle.load_shared_state({k.removeprefix("shared."): t for k, t in tensors.items() if k.startswith("shared.")})
+
+
+def _geometry(handle: TssHandle) -> dict[str, Any]:
+    """What a backbone must share with the one that tasks were learned on: class, sites, parameter names and shapes."""
+    adapters = tuple(f"{site}.tss_adapter." for site in handle.banks)
+    own = [
+        f"{name} {tuple(parameter.shape)}"
+        for name, parameter in sorted(handle.model.named_parameters())
+        if not name.startswith((*adapters, f"{HEADS}."))
+    ]
+    return {
+        "class": type(handle.model).__name__,
+        "parameters": sum(1 for _ in own),
+        "shapes_sha256": hashlib.sha256("\n".join(own).encode()).hexdigest(),
+        "sites": {site: bank.width for site, bank in handle.banks.items()},
+    }
+
+
+def _check_geometry(directory: Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    for key, now in here.items():
+        then = saved.get(key)
+        if then == now:
+            continue
+        if isinstance(then, dict) and isinstance(now, dict):
+            differ = sorted(set(then.items()) ^ set(now.items()))[0][0]
+            then, now = (f"{differ}: {widths.get(differ, 'none')}" for widths in (then, now))
+        raise StateError(
+            f"{directory} was saved from another backbone: {key} {then} there, {now} in this {here['class']}; "
+            "load it on the model that it was learned on"
+        )
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise StateError(f"{directory} holds no {MANIFEST}: give the folder that model.tss.save wrote") from None
+    except ValueError as error:
+        raise StateError(f"{path} is no whole manifest ({error}): it was truncated or edited; save again") from error
+    keys = {"format", "config", "options", "backbone", "sha256"}
+    if not isinstance(manifest, dict) or set(manifest) != keys or manifest["format"] != FORMAT:
+        raise StateError(f"{path} is no manifest of format {FORMAT} with {', '.join(sorted(keys))}; save again")
+    return manifest
+
+
+def _read_checked(path: Path, sha256: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    tensors, metadata = read_tensors(path)
+    if (found := _sha256(path)) != sha256:
+        raise StateError(f"{path} is of another save: sha256 {found}, the manifest expects {sha256}; save again")
+    return tensors, metadata
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

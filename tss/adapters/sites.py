@@ -12,42 +12,59 @@ from tss.adapters.config import AdapterConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """Regular expressions of full module names whose output an adapter transforms."""
+    """Regular expressions of the full names of modules whose output an adapter transforms."""
 
     feed_forward: str
     attention: str
 
 
-# After a block means after its residual and norm where the norm comes last (BART, BERT), and on the block's own output
-# before the residual where the norm comes first (T5, Llama): there the running sum is not normalised.
-BERT = Preset(r"(.*\.)?encoder\.layer\.\d+\.output", r"(.*\.)?encoder\.layer\.\d+\.attention\.output")
+# "After a block" means after its residual and norm where the norm comes last (BART, BERT), and on the block's own
+# output, before the residual, where the norm comes first (mBART, T5, Llama): there the running sum is not normalised.
+_BERT = Preset(r"(.*\.)?encoder\.layer\.\d+\.output", r"(.*\.)?encoder\.layer\.\d+\.attention\.output")
 PRESETS = {
     "bart": Preset(
         r"(.*\.)?(encoder|decoder)\.layers\.\d+\.final_layer_norm",
         r"(.*\.)?(encoder|decoder)\.layers\.\d+\.self_attn_layer_norm",
     ),
+    "mbart": Preset(
+        r"(.*\.)?(encoder|decoder)\.layers\.\d+\.fc2",
+        r"(.*\.)?(encoder|decoder)\.layers\.\d+\.self_attn",
+    ),
     "t5": Preset(
         r"(.*\.)?(encoder|decoder)\.block\.\d+\.layer\.\d+\.DenseReluDense",
         r"(.*\.)?(encoder|decoder)\.block\.\d+\.layer\.0\.SelfAttention",
     ),
-    "bert": BERT,
-    "roberta": BERT,
+    "bert": _BERT,
+    "roberta": _BERT,
     "llama": Preset(r"(.*\.)?layers\.\d+\.mlp", r"(.*\.)?layers\.\d+\.self_attn"),
 }
 # `config.model_type` -> preset.
 MODEL_TYPES = {
     "bart": "bart",
+    "mbart": "mbart",
     "t5": "t5",
     "mt5": "t5",
     "bert": "bert",
+    "electra": "bert",
     "roberta": "roberta",
     "xlm-roberta": "roberta",
+    "camembert": "roberta",
     "llama": "llama",
     "mistral": "llama",
     "qwen2": "llama",
     "qwen3": "llama",
     "gemma": "llama",
+    "gemma2": "llama",
+    "gemma3_text": "llama",
+    "phi3": "llama",
+    "olmo": "llama",
+    "olmo2": "llama",
+    "smollm3": "llama",
+    "granite": "llama",
+    "stablelm": "llama",
+    "starcoder2": "llama",
 }
+NAMES_SHOWN = 12
 
 
 def site_pattern(model: nn.Module, config: AdapterConfig) -> str:
@@ -63,7 +80,7 @@ def site_pattern(model: nn.Module, config: AdapterConfig) -> str:
     if name is None:
         raise ValueError(
             f"no preset for a model of type {model_type!r}; give AdapterConfig(sites=...) a regular expression of "
-            f"module names, or preset= one of {', '.join(PRESETS)}"
+            f"module names such as {_some_names(model)}, or preset= one of {', '.join(PRESETS)}"
         )
     preset = PRESETS[name]
     chosen = {
@@ -78,19 +95,22 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
     """Module name -> module, for every module whose full name matches, in the model's order.
 
     Raises:
-        ValueError: nothing matches; the message shows some names of this model.
+        ValueError: nothing matches, and which names there are; or a container that would run an adapter as a member.
     """
     pattern = re.compile(site_pattern(model, config))
-    named = dict(model.named_modules())
-    sites = {name: module for name, module in named.items() if name and pattern.fullmatch(name)}
+    sites = {name: module for name, module in model.named_modules() if name and pattern.fullmatch(name)}
     if not sites:
-        sample = ", ".join([name for name in named if name][:12])
-        raise ValueError(f"no module name of {type(model).__name__} matches {pattern.pattern!r}; it has {sample}, ...")
+        raise ValueError(
+            f"no module name of {type(model).__name__} matches {pattern.pattern!r}; it has {_some_names(model)}, ..."
+        )
+    for name, module in sites.items():
+        if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            raise ValueError(f"site {name} is a {type(module).__name__}; match its last module instead")
     return sites
 
 
 def hidden_size(model: nn.Module, name: str, site: nn.Module) -> int:
-    """The width of a site's output: what the module itself says, else the model's configuration.
+    """The width of a site's output: what a norm or a linear map says itself, else the model's configuration.
 
     Raises:
         ValueError: neither says.
@@ -99,8 +119,27 @@ def hidden_size(model: nn.Module, name: str, site: nn.Module) -> int:
         return int(site.normalized_shape[-1])
     if isinstance(site, nn.Linear):
         return site.out_features
+    return model_width(model, f"of site {name}")
+
+
+def model_width(model: nn.Module, what: str) -> int:
+    """The width of the model's hidden states by its configuration; `what` is named in the error.
+
+    Raises:
+        ValueError: the configuration does not say.
+    """
     config = getattr(model, "config", None)
     width = getattr(config, "hidden_size", None) or getattr(config, "d_model", None)
     if width is None:
-        raise ValueError(f"the width of {name} is unknown: its model's config has neither hidden_size nor d_model")
+        raise ValueError(
+            f"the width {what} is unknown: the config of {type(model).__name__} has neither hidden_size nor d_model; "
+            "match linear layers or layer norms, which know theirs"
+        )
     return int(width)
+
+
+def _some_names(model: nn.Module) -> str:
+    names = [name for name, module in model.named_modules() if name and not isinstance(module, nn.ModuleList)]
+    # The last names lie inside a layer, where sites usually are; the first are embeddings and stacks.
+    half = NAMES_SHOWN // 2
+    return ", ".join(names if len(names) <= NAMES_SHOWN else [*names[:half], *names[len(names) // 2 :][:half]])

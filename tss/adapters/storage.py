@@ -27,7 +27,7 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
         tensor = tensors[name].detach().cpu().contiguous()
         sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         # Viewing as bytes works for every dtype; NumPy has no bfloat16.
-        sha.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
@@ -41,16 +41,24 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     """
     ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     document = json.dumps({"sha256": digest(ready), "metadata": metadata}, sort_keys=True)
-    data = save_bytes(ready, metadata={KEY: document})
+    write_file(path, save_bytes(ready, metadata={KEY: document}))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace a file at once: written beside it, flushed to the disk, then renamed over it.
+
+    Raises:
+        OSError: for example a full disk; the old file is then still there.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
+        with partial.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tss.adapters.record import State
+from tss.errors import StateError
 
 if TYPE_CHECKING:
     from tss.adapters.handle import TssHandle
@@ -16,29 +16,43 @@ if TYPE_CHECKING:
 def flipped(
     since: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
 ) -> dict[str, float]:
-    """Share of gates that differ between two sets of packed gates, by layer."""
+    """Share of gates that differ between two sets of packed gates, by layer.
+
+    Raises:
+        StateError: `since` lacks a layer.
+    """
+    if missing := sorted(set(now) - set(since)):
+        raise StateError(f"flipped: the gates to compare with have no layer {missing[0]}; take them from packed()")
     bits = torch.arange(8, dtype=torch.uint8)
     shares = {}
     for name, packed in now.items():
         differ = packed.cpu() ^ since[name].cpu()
-        shares[name] = int(((differ.unsqueeze(-1) >> bits) & 1).sum()) / max(1, sizes[name])
+        shares[name] = int(((differ.unsqueeze(-1) >> bits) & 1).sum()) / sizes[name]
     return shares
 
 
 def render(handle: TssHandle) -> str:
-    """Task, kind, state, density, bytes and hash, one line a task; the active task is starred."""
-    lines = [f"{'task':30} {'kind':15} {'state':9} {'density':>8} {'bytes':>10}  hash"]
-    for name, record in handle.tasks.items():
-        density, digest = "", ""
-        if record.state is State.SEALED:
-            digest = record.fingerprint()[:12]
-        if record.state is not State.NEW:
-            with handle.using(name):
-                shares = handle.density()
-            density = f"{sum(shares.values()) / len(shares):.3f}" if shares else ""
-        star = "*" if name == handle.active else " "
-        size = f"{record.sizes()['total']:,}"
-        lines.append(f"{star}{name:29} {record.kind.kind:15} {record.state:9} {density:>8} {size:>10}  {digest}")
-    if not handle.tasks:
-        lines.append(" no tasks yet; add one with add_task(name, kind)")
-    return "\n".join(lines)
+    """Task, kind, state, density, bytes and hash, a line for each; the active task is starred."""
+    header = ("task", "kind", "state", "density", "bytes", "hash")
+    rows = [
+        (
+            ("* " if name == handle.active else "  ") + name,
+            record.kind.kind,
+            str(record.state),
+            "-" if record.density is None else f"{record.density:.4f}",
+            f"{record.bytes:,}",
+            "-" if record.hash is None else record.hash[:12],
+        )
+        for name, record in handle.tasks.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(("  " + header[0], *header[1:]), *rows, strict=True)]
+    left = (True, True, True, False, False, True)
+    lines = [
+        "  ".join(
+            cell.ljust(w) if to_left else cell.rjust(w) for cell, w, to_left in zip(row, widths, left, strict=True)
+        )
+        for row in [("  " + header[0], *header[1:]), *rows]
+    ]
+    if not rows:
+        lines.append("  no task yet: add_task(name, kind)")
+    return "\n".join(line.rstrip() for line in lines)
