@@ -89,11 +89,8 @@ def plant_after(monkeypatch, task, change):
 
 
 def flip_one_gate(handle):
-    tensors, metadata = handle.task_state("asc/phones")
-    name = next(name for name, tensor in tensors.items() if tensor.dtype == torch.uint8)
-    damaged = {key: value.clone() for key, value in tensors.items()}
-    damaged[name][0, 0] ^= 1
-    handle.load_task_state("asc/phones", damaged, metadata)
+    tensors, _ = handle.task_state("asc/phones")
+    next(tensor for tensor in tensors.values() if tensor.dtype == torch.uint8)[0, 0] ^= 1
 
 
 def nudge_backbone(handle):
@@ -105,11 +102,8 @@ def nudge_adapter(handle):
 
 
 def nudge_head(handle):
-    tensors, metadata = handle.task_state("asc/phones")
-    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
-    damaged = {key: value.clone() for key, value in tensors.items()}
-    damaged[name].view(-1)[0] += 1e-3
-    handle.load_task_state("asc/phones", damaged, metadata)
+    tensors, _ = handle.task_state("asc/phones")
+    next(tensor for tensor in tensors.values() if tensor.is_floating_point()).view(-1)[0] += 1e-3
 
 
 @pytest.mark.parametrize(
