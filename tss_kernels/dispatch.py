@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -52,7 +53,8 @@ class Choice(NamedTuple):
 class _Forced(threading.local):
     # One value per thread, each starting from the environment. Not a ContextVar: torch.compile cannot trace those,
     # while it guards on this attribute, so a compiled function follows `use_backend`.
-    backend: str | None = os.environ.get(VARIABLE) or None
+    def __init__(self) -> None:
+        self.backend: str | None = os.environ.get(VARIABLE) or None
 
 
 _forced = _Forced()
@@ -181,6 +183,7 @@ def configuration(op: str, backend: str, dtype: torch.dtype, shape: tuple[int, .
     return f"blocks of {kernels.BLOCK} elements, {kernels.WARPS} warps, one launch for all tensors of a dtype"
 
 
+@functools.cache
 def implementation(folder: str, backend: str) -> ModuleType:
     """The module of a backend in an operation's folder, imported at its first use."""
     return importlib.import_module(f"tss_kernels.{folder}.{backend}")

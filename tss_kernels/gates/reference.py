@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 
 BITS = 8
+# Eight gates are the bytes of one 64-bit word, the first column lowest, as memory has them (little-endian).
+GATHER = 0x0102040810204080  # the product moves the 0 or 1 of byte i to bit 56 + i, without a carry
+REPEAT = 0x0101010101010101  # the product copies one byte to all eight
+SELECT = 0x8040201008040201 - (1 << 64)  # leaves bit i of byte i; as a signed number
 
 
 def gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -14,9 +18,11 @@ def gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
 
 def pack(gate: torch.Tensor) -> torch.Tensor:
     """bool (out, in) to uint8 (out, ceil(in / 8)): bit i of byte j is column 8 j + i, the last byte padded with 0."""
-    padded = torch.nn.functional.pad(gate, (0, -gate.shape[1] % BITS))
-    values = 2 ** torch.arange(BITS, dtype=torch.uint8, device=gate.device)
-    return (padded.view(gate.shape[0], padded.shape[1] // BITS, BITS) * values).sum(-1, dtype=torch.uint8)
+    padding = -gate.shape[1] % BITS
+    padded = torch.nn.functional.pad(gate, (0, padding)) if padding else gate.contiguous()
+    if padded.numel() == 0:
+        return padded.new_empty((padded.shape[0], padded.shape[1] // BITS), dtype=torch.uint8)
+    return (padded.view(torch.int64) * GATHER >> 56).to(torch.uint8)
 
 
 def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -26,9 +32,10 @@ def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
 
 def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
     """uint8 (out, ceil(in / 8)) to bool (out, in); the padding is cut off."""
-    shifts = torch.arange(BITS, dtype=torch.uint8, device=packed.device)
-    bits = (packed.unsqueeze(-1) >> shifts) & 1
-    return bits.to(torch.bool).view(packed.shape[0], packed.shape[1] * BITS)[:, :in_features].contiguous()
+    if packed.numel() == 0:
+        return packed.new_empty((packed.shape[0], in_features), dtype=torch.bool)
+    spread = packed.to(torch.int64) * REPEAT & SELECT
+    return spread.contiguous().view(torch.uint8)[:, :in_features] != 0
 
 
 def masked(weight: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
