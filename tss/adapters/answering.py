@@ -11,6 +11,8 @@ from transformers.utils.generic import ModelOutput
 
 from tss.adapters.bank import Rows
 from tss.errors import StateError
+from tss.tasks.headed import HeadedKind
+from tss.tasks.heads import choose_stack, features
 
 if TYPE_CHECKING:
     from tss.adapters.handle import TssHandle
@@ -81,7 +83,7 @@ def check_generates(handle: TssHandle) -> None:
 
 
 def _answer_rows(model: Any, rows: Rows, heads: dict[str, Any], inputs: Inputs) -> MixedOutput:
-    """The rows of each task together, each group through its own head."""
+    """One pass of the backbone for all rows, then the rows of each task through its head."""
     handle: TssHandle = model.tss
     if missing := [name for name, head in heads.items() if head is None]:
         raise ValueError(
@@ -92,15 +94,17 @@ def _answer_rows(model: Any, rows: Rows, heads: dict[str, Any], inputs: Inputs) 
     if labels is not None and len(labels) != len(rows.names):
         raise ValueError(f"{len(labels)} labels for {len(rows.names)} rows: give one per row")
     logits: list[Any] = [None] * len(rows.names)
+    passed: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # stack -> hidden states and mask of all rows
     for name, head in heads.items():
+        kind = handle.tasks[name].kind
+        assert isinstance(kind, HeadedKind)
+        stack = choose_stack(model, kind.stack(model))
+        if stack not in passed:
+            passed[stack] = features(model, inputs, stack)
         index = [i for i, other in enumerate(rows.names) if other == name]
-        chosen = {
-            key: value[index] if isinstance(value, torch.Tensor) and len(value) == len(rows.names) else value
-            for key, value in inputs.items()
-        }
         own = None if labels is None else torch.stack([torch.as_tensor(labels[i]) for i in index]).to(handle.device)
-        with handle.selecting(name):
-            output = handle.tasks[name].kind.compute(model, head, chosen, own)
+        hidden, mask = passed[stack]
+        output = kind.read(model, head, hidden[index], mask[index], own)
         for i, row in zip(index, output.logits, strict=True):
             logits[i] = row
         if own is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +12,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from tss.metrics import classification as metrics
 from tss.tasks import base
-from tss.tasks.heads import Head, architecture, choose_stack, features, pool
+from tss.tasks.headed import HeadedKind
+from tss.tasks.heads import Head, architecture, pool
 
 # features -> (stack, pooling); "auto" depends on the architecture
 PLANS = {
@@ -24,7 +25,7 @@ AUTO = {"encoder-decoder": "decoder_last", "decoder": "decoder_last", "encoder":
 
 
 @dataclass(frozen=True)
-class Classification(base.TaskKind):
+class Classification(HeadedKind):
     """Examples {"text", "label"} with an optional "aspect"; an aspect comes first, as a segment of its own.
 
     Args:
@@ -78,26 +79,19 @@ class Classification(base.TaskKind):
             batch["labels"] = torch.tensor([row["labels"][0] for row in encoded], dtype=torch.long)
         return batch
 
-    def check_model(self, model: Any) -> None:
-        """The stack that `features` names must be there."""
-        choose_stack(model, self._plan(model)[0])
-
     def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> nn.Module:
         """A `Head` with one output per label."""
         return Head(hidden_size, len(self.labels), dropout, generator)
 
-    def compute(
-        self,
-        model: nn.Module,
-        head: nn.Module | None,
-        inputs: Mapping[str, torch.Tensor],
-        labels: torch.Tensor | None = None,
+    def stack(self, model: Any) -> str:
+        """The encoder or the decoder, by the `features` setting."""
+        return self._plan(model)[0]
+
+    def read(
+        self, model: Any, head: nn.Module, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None = None
     ) -> SequenceClassifierOutput:
-        """logits (B, classes) of the pooled features, and the mean cross-entropy."""
-        if head is None:
-            raise ValueError("a classification task cannot be computed without its head")
-        stack, how = self._plan(model)
-        logits = head(pool(*features(model, inputs, stack), how))
+        """logits (B, classes) of the pooled hidden states, and the mean cross-entropy."""
+        logits = head(pool(hidden, mask, self._plan(model)[1]))
         loss = None if labels is None else base.mean_loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
 

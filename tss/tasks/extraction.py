@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,13 +12,14 @@ from transformers.modeling_outputs import TokenClassifierOutput
 
 from tss.metrics import extraction as metrics
 from tss.tasks import base
-from tss.tasks.heads import Head, choose_stack, features
+from tss.tasks.headed import HeadedKind
+from tss.tasks.heads import Head
 
 OUTSIDE = "O"
 
 
 @dataclass(frozen=True)
-class Extraction(base.TaskKind):
+class Extraction(HeadedKind):
     """Examples {"tokens", "ner_tags"}: words and their BIO tags.
 
     A word is read off, and trained, at its first sub-word. Predictions of words that truncation cut off are "O".
@@ -68,25 +69,18 @@ class Extraction(base.TaskKind):
             batch["labels"] = base.pad_rows([row["labels"] for row in encoded], base.IGNORED)
         return batch
 
-    def check_model(self, model: Any) -> None:
-        """The stack that `features` names must be there."""
-        choose_stack(model, self.features)
-
     def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> nn.Module:
         """A `Head` with one output per tag, applied at every position."""
         return Head(hidden_size, len(self.labels), dropout, generator)
 
-    def compute(
-        self,
-        model: nn.Module,
-        head: nn.Module | None,
-        inputs: Mapping[str, torch.Tensor],
-        labels: torch.Tensor | None = None,
+    def stack(self, model: Any) -> str:
+        """The `features` setting."""
+        return self.features
+
+    def read(
+        self, model: Any, head: nn.Module, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None = None
     ) -> TokenClassifierOutput:
         """logits (B, L, tags), and the mean cross-entropy over first sub-words."""
-        if head is None:
-            raise ValueError("an extraction task cannot be computed without its head")
-        hidden, _ = features(model, inputs, self.features)
         logits = head(hidden)
         loss = None if labels is None else base.mean_loss(logits, labels)
         return TokenClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
