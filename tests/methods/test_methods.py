@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tss.adapters import AdapterConfig, attach
 
+from tss.adapters import AdapterConfig, attach
 from tss.methods import METHODS
 from tss.methods.base import NoOptions
 from tss.run.config import TaskSettings

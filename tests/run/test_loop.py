@@ -1,0 +1,113 @@
+"""One optimizer step and one evaluation, taken apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tss.adapters import AdapterConfig, attach
+from tss.methods import METHODS
+from tss.run.config import TaskSettings
+from tss.run.evaluate import evaluate, mean_loss
+from tss.run.events import EventLog
+from tss.run.examples import Split, by_length, encode_split, with_settings
+from tss.run.loop import Job, backward, steps_per_epoch
+from tss.run.runtime import Runtime
+from tss.tasks import Classification, Generation
+
+KIND = Classification(labels=("bad", "good"))
+ROWS = [{"text": " ".join(["phone"] * (1 + i * 7 % 5)), "label": ("bad", "good")[i % 2]} for i in range(7)]
+CPU = Runtime(torch.device("cpu"), "float32")
+
+
+@pytest.fixture
+def job(tiny_bart, tiny_tokenizer, tmp_path):
+    cls = METHODS["tss"]
+    method, settings = cls(cls.options_type()), TaskSettings(batch_size=2)
+    handle = attach(tiny_bart, AdapterConfig(bottleneck=4), method.layer_options())
+    method.begin_task(handle, "asc/a", KIND)
+    split = encode_split(ROWS, KIND, tiny_tokenizer, settings)
+    log = EventLog(tmp_path / "events.jsonl")
+    yield Job("asc/a", 0, KIND, settings, split, split, handle, method, tiny_tokenizer, CPU, 1, log)
+    log.close()
+
+
+def gradients(job: Job, group: list[list[int]]) -> tuple[float, list[torch.Tensor]]:
+    loss = backward(job, group, 0, 0)
+    parameters = [p for ps in job.handle.trainable_parameters().values() for p in ps]
+    found = [parameter.grad.clone() for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    return loss, found
+
+
+def test_accumulated_gradients_are_the_mean_of_their_batches(job):
+    job.handle.model.eval()  # without dropout the parts can be compared
+    loss, together = gradients(job, [[0, 1], [2, 3]])
+    (first_loss, first), (second_loss, second) = gradients(job, [[0, 1]]), gradients(job, [[2, 3]])
+    assert loss == pytest.approx((first_loss + second_loss) / 2)
+    for whole, a, b in zip(together, first, second, strict=True):
+        torch.testing.assert_close(whole, (a + b) / 2)
+    assert any(gradient.abs().sum() > 0 for gradient in together)
+
+
+def test_dropout_depends_on_the_place_in_the_run_alone(job):
+    job.handle.model.train()
+    torch.manual_seed(1)
+    first, _ = gradients(job, [[0, 1]])
+    torch.manual_seed(2)
+    assert gradients(job, [[0, 1]])[0] == first
+    assert backward(job, [[0, 1]], 0, 1) != first
+
+
+def test_steps_cover_every_example_once_an_epoch(job):
+    job.settings = TaskSettings(batch_size=2, grad_accumulation=3)
+    groups = job.groups(0)
+    assert len(groups) == job.steps_per_epoch() == steps_per_epoch(7, job.settings) == 2
+    assert sorted(row for group in groups for rows in group for row in rows) == list(range(7))
+    assert job.groups(0) == groups
+    assert any(job.groups(epoch) != groups for epoch in range(1, 5))
+
+
+class Echo(Classification):
+    """Answers with the second token of each row."""
+
+    def predict(self, model, batch, tokenizer, *, examples=None):
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        return batch["input_ids"][:, 1].tolist()
+
+    def references(self, examples):
+        return [example["place"] for example in examples]
+
+    def score(self, predictions, references):
+        return {"macro_f1": 100.0 * (predictions == references)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_predictions_come_back_in_the_datas_order(tiny_bart, tiny_tokenizer, batch_size):
+    lengths = [3, 9, 4, 9, 2, 6, 5]
+    split = Split(
+        [{"place": 10 + i} for i in range(7)],
+        [{"input_ids": [0, 10 + i, *[5] * n], "labels": [0]} for i, n in enumerate(lengths)],
+    )
+    kind = Echo(labels=("a", "b"))
+    result = evaluate(tiny_bart.train(), kind, split, tiny_tokenizer, batch_size=batch_size, runtime=CPU)
+    assert result.predictions == [10 + i for i in range(7)]
+    assert result.metrics == {"macro_f1": 100.0}
+    order = [row for rows in by_length(split, batch_size) for row in rows]
+    assert [lengths[row] for row in order] == sorted(lengths, reverse=True)
+
+
+def test_the_validation_loss_weighs_every_example_alike(job):
+    arguments = (job.handle.model, KIND, job.train, job.tokenizer)
+    by_ones = mean_loss(*arguments, batch_size=1, runtime=CPU)
+    for size in (2, 3, 7):
+        assert mean_loss(*arguments, batch_size=size, runtime=CPU) == pytest.approx(by_ones, rel=1e-5)
+
+
+def test_a_kind_takes_the_runs_settings():
+    settings = TaskSettings.model_validate({"metric": "bleu", "generation": {"num_beams": 2, "max_new_tokens": 9}})
+    kind = with_settings(Generation(), settings, "sum/a")
+    assert (kind.main_metric, kind.num_beams, kind.max_new_tokens) == ("bleu", 2, 9)
+    assert with_settings(KIND, TaskSettings.model_validate({"generation": {"num_beams": 2}}), "asc/a") == KIND
