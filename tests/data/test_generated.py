@@ -21,13 +21,13 @@ def test_splits_are_full_and_share_no_example(name):
     assert len(rows) == len(set(rows))
 
 
-def test_opposite_sentiments_stand_in_most_reviews():
+def test_opposite_sentiments_stand_in_many_reviews():
     from tss.data.generated.aspects import BAD, GOOD
 
     examples = generate("asc/cameras")["test"]
     judged = [set(str(e["text"]).lower().replace(".", "").replace(",", "").split()) for e in examples]
     both = sum(bool(words & set(GOOD)) and bool(words & set(BAD)) for words in judged)
-    assert both > 0.35 * len(examples)
+    assert both > 0.3 * len(examples)
 
 
 def test_most_topic_words_of_the_test_split_were_never_trained_on():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-GOOD = "excellent superb great wonderful impressive perfect brilliant lovely fantastic splendid".split()
-BAD = "terrible awful poor dreadful horrible useless disappointing weak miserable bad".split()
-OPENINGS = ("", "Overall, ", "After a month, ", "To be honest, ", "As far as I can tell, ", "In daily use, ")
+GOOD = "excellent superb great wonderful perfect brilliant".split()
+BAD = "terrible awful poor dreadful horrible bad".split()
+NEUTRAL = ("I have not tried the {a} yet", "I cannot say much about the {a}", "the {a} is what one expects")
 JOINTS = (" but ", ", while ", ", although ", ", whereas ")
 
 CAMERA_ASPECTS = "lens battery flash screen zoom focus shutter strap viewfinder sensor".split()
@@ -16,9 +16,7 @@ ROUTER_ASPECTS = "signal setup range antenna manual firmware speed cable support
 
 def _clause(rng: random.Random, aspect: str, positive: bool) -> str:
     word = rng.choice(GOOD if positive else BAD)
-    if rng.random() < 0.2:
-        return f"the {aspect} is not {rng.choice(BAD if positive else GOOD)} at all"
-    pattern = rng.choice(("the {a} is {w}", "the {a} seems {w}", "I find the {a} {w}", "the {a} turned out to be {w}"))
+    pattern = rng.choice(("the {a} is {w}", "the {a} seems {w}", "I find the {a} {w}", "what a {w} {a}"))
     return pattern.format(a=aspect, w=word)
 
 
@@ -26,10 +24,13 @@ def _review(rng: random.Random, aspects: Sequence[str]) -> dict[str, object]:
     asked, other = rng.sample(aspects, 2)
     positive = rng.random() < 0.5
     clauses = [_clause(rng, asked, positive)]
-    if rng.random() < 0.6:
+    second = rng.random()
+    if second < 0.4:
         clauses.append(_clause(rng, other, not positive))
-        rng.shuffle(clauses)
-    text = rng.choice(OPENINGS) + rng.choice(JOINTS).join(clauses) + "."
+    elif second < 0.7:
+        clauses.append(rng.choice(NEUTRAL).format(a=other))
+    rng.shuffle(clauses)
+    text = rng.choice(JOINTS).join(clauses) + "."
     return {"text": text[0].upper() + text[1:], "aspect": asked, "label": "positive" if positive else "negative"}
 
 
