@@ -4,7 +4,35 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from tss_kernels.dispatch import BACKENDS, PLANNED, why_not
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return DEVICE
+
+
+def _runs(backend: str, op: str, dtype: torch.dtype) -> None:
+    obstacle = why_not(backend, op, DEVICE, dtype)
+    if obstacle is not None:
+        pytest.skip(obstacle.reason)
+
+
+@pytest.fixture(params=[name for name in BACKENDS if name not in PLANNED])
+def backend(request):
+    """Every backend of this version by turns; its `runs(op, dtype)` skips, with the reason, what cannot run here."""
+
+    class Backend(str):
+        def runs(self, op: str, dtype: torch.dtype) -> None:
+            _runs(self, op, dtype)
+
+    return Backend(request.param)

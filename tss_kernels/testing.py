@@ -1,0 +1,52 @@
+"""What tests of the kernels share: the error bound, poisoned outputs and the layouts a gradient can arrive in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def assert_as_exact_as_pytorch(actual: torch.Tensor, pytorch: torch.Tensor, exact: torch.Tensor) -> None:
+    """The largest error is at most twice PyTorch's own in the same dtype, both against the same values in float64.
+
+    PyTorch's own error counts as one rounding of the largest value at least: on few elements it may be 0 by luck.
+    actual, pytorch: one shape and dtype; exact: the same shape in float64. Raises AssertionError.
+    """
+    assert actual.shape == pytorch.shape == exact.shape, f"{actual.shape}, {pytorch.shape}, {exact.shape}"
+    assert actual.dtype == pytorch.dtype, f"{actual.dtype} is not {pytorch.dtype}"
+    if exact.numel() == 0:
+        return
+    own = (pytorch.double() - exact).abs().max().item()
+    rounding = torch.finfo(actual.dtype).eps / 2 * exact.abs().max().item()
+    error = (actual.double() - exact).abs().max().item()
+    bound = 2 * max(own, rounding)
+    assert error <= bound, f"largest error {error:.3g} is over the bound {bound:.3g} (PyTorch's own: {own:.3g})"
+
+
+@contextmanager
+def poisoned_outputs() -> Iterator[None]:
+    """Every uninitialised tensor is filled with NaN (integers with their maximum), so that a gap in it shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        assert torch.empty(3).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def in_layout(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """The matrix with the same values in memory as named: contiguous, permuted, sliced; "expanded" repeats its first
+    row with stride 0."""
+    rows, columns = tensor.shape
+    if layout == "permuted":
+        return tensor.t().contiguous().t()
+    if layout == "sliced":
+        return tensor.new_zeros(rows, 2 * columns + 1)[:, 1::2].copy_(tensor)
+    if layout == "expanded":
+        return tensor[:1].expand(rows, columns)
+    return tensor.contiguous()
