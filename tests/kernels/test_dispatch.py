@@ -1,0 +1,200 @@
+"""Which backend runs: the default, forcing one, what cannot run, and what is said about it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+import tss_kernels
+from tss_kernels import BackendUnavailable, dispatch, explain, use_backend
+from tss_kernels.dispatch import OPERATIONS, choose, select, why_not
+
+CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
+X, W, S = torch.randn(4, 16), torch.randn(3, 16), torch.randn(3, 16)
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The code in a Python of its own, Triton's interpreter off unless asked for."""
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", dispatch.VARIABLE)
+    }
+    return subprocess.run([sys.executable, "-c", code], env=inherited | environment, capture_output=True, text=True)
+
+
+def test_import_needs_and_asks_nothing():
+    code = """
+import sys
+sys.modules["triton"] = None  # importing it raises
+import torch
+def asked(*_, **__):
+    raise AssertionError("a device was asked for")
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda.get_device_capability = torch.cuda._lazy_init = asked
+before = set(sys.modules)
+import tss_kernels
+assert "torch._dynamo" not in set(sys.modules) - before, "slow to import"
+x, w, s = torch.ones(2, 8), torch.ones(3, 8), torch.ones(3, 8, requires_grad=True)
+tss_kernels.gated_linear(x, w, s).sum().backward()
+assert s.grad.eq(2).all()
+"""
+    done = python(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_default_on_the_cpu_is_the_reference(op):
+    assert choose(op, CPU, torch.float32, (4, 16, 3)).backend == "reference"
+
+
+def test_default_on_cuda(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", True)
+    for op in OPERATIONS:
+        expected = "triton" if op in ("gated_linear", "soft_masked_adamw_") else "reference"
+        assert dispatch.default_backend(op, CUDA, torch.bfloat16) == expected
+        assert dispatch.default_backend(op, CUDA, torch.float64) == "reference"
+    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
+    assert dispatch.default_backend("gated_linear", CUDA, torch.bfloat16) == "reference"
+
+
+@pytest.mark.parametrize(
+    ("backend", "op", "device", "dtype", "says"),
+    [
+        ("native", "gated_linear", CPU, torch.float32, "not part of this version"),
+        ("cuda", "pack_gates", CUDA, torch.float32, "not part of this version"),
+        ("triton", "packed_linear", CUDA, torch.float32, "not packed_linear"),
+        ("triton", "gated_linear", CUDA, torch.float64, "not in torch.float64"),
+        ("triton", "gated_linear", META, torch.float32, "not on meta"),
+        ("triton", "gated_linear", CPU, torch.float32, "TRITON_INTERPRET"),
+    ],
+)
+def test_a_forced_backend_that_cannot_run_raises(backend, op, device, dtype, says, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", True)
+    with use_backend(backend), pytest.raises(BackendUnavailable, match=says) as raised:
+        select(op, device, dtype)
+    assert "Remedy: " in str(raised.value)
+    assert select(op, device, dtype) in ("reference", "triton")
+
+
+def test_missing_triton_is_said(monkeypatch):
+    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
+    with use_backend("triton"), pytest.raises(BackendUnavailable, match=r"not installed.*pip install"):
+        tss_kernels.gated_linear(X, W, S)
+
+
+CALLS = {
+    "gated_linear": lambda: tss_kernels.gated_linear(X, W, S),
+    "gated_adapter": lambda: tss_kernels.gated_adapter(X, W, S, W.T, S.T),
+    "pack_gates": lambda: tss_kernels.pack_gates(S),
+    "unpack_gates": lambda: tss_kernels.unpack_gates(torch.zeros(3, 2, dtype=torch.uint8), 16),
+    "packed_linear": lambda: tss_kernels.packed_linear(X, W, torch.zeros(3, 2, dtype=torch.uint8)),
+    "normalize_importance": lambda: tss_kernels.normalize_importance(S),
+    "accumulate_importance_": lambda: tss_kernels.accumulate_importance_(S.clone(), S),
+    "soft_masked_adamw_": lambda: tss_kernels.soft_masked_adamw_(
+        [W.clone()], [W], [W.clone()], [W.abs()], [None], step=1, lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8
+    ),
+}
+
+
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_every_operation_obeys(op):
+    with use_backend("reference"):
+        CALLS[op]()
+    with use_backend("cuda"), pytest.raises(BackendUnavailable, match=f"forced for {op} "):
+        CALLS[op]()
+
+
+def test_environment_variable():
+    code = "import torch, tss_kernels; tss_kernels.gated_linear(torch.ones(1, 8), torch.ones(2, 8), torch.ones(2, 8))"
+    assert python(code, TSS_KERNELS_BACKEND="reference").returncode == 0
+    assert "BackendUnavailable: backend 'cuda'" in python(code, TSS_KERNELS_BACKEND="cuda").stderr
+    assert "no backend 'cuad'" in python(code, TSS_KERNELS_BACKEND="cuad").stderr
+    inside = f"import tss_kernels\nwith tss_kernels.use_backend(None):\n    {code}"
+    assert python(inside, TSS_KERNELS_BACKEND="cuda").returncode == 0
+
+
+def test_blocks_nest_and_end_with_an_error():
+    with use_backend("reference"):
+        with pytest.raises(KeyError), use_backend("triton"):
+            raise KeyError
+        assert dispatch.forced_backend() == "reference"
+    assert dispatch.forced_backend() is None
+    with pytest.raises(ValueError, match=r"no backend 'fast'.*reference, native, triton, cuda"):
+        use_backend("fast")
+
+
+def test_a_thread_does_not_see_anothers_choice():
+    seen = []
+    with use_backend("cuda"):
+        thread = threading.Thread(target=lambda: seen.append(tss_kernels.gated_linear(X, W, S)))
+        thread.start()
+        thread.join()
+    assert len(seen) == 1
+
+
+def test_backward_runs_on_the_forwards_backend(monkeypatch):
+    scores = S.clone().requires_grad_()
+    with use_backend("reference"):
+        y = tss_kernels.gated_linear(X, W, scores)
+    with use_backend("cuda"):
+        y.sum().backward()
+    assert scores.grad is not None
+
+
+def test_explain_says_what_would_run():
+    told = explain("gated_linear", X.bfloat16(), W.bfloat16(), scores=S)
+    assert (told.op, told.backend, told.configuration) == ("gated_linear", "reference", "plain PyTorch")
+    assert told.bytes == 2 * (4 * 16 + 3 * 16 + 4 * 3) + 4 * 3 * 16
+    assert told.flops == 2 * 4 * 16 * 3
+    assert told.roofline_seconds is None
+    assert "no measured ceilings for cpu" in told.roofline_note
+    assert set(told.rejected) == {"native", "triton", "cuda"}
+    assert "not cuda: cuda (compiled CUDA C++) is not part of this version" in str(told)
+
+
+def test_explain_of_a_forced_backend():
+    if why_not("triton", "gated_linear", CPU, torch.float32) is not None:
+        pytest.skip("triton cannot run on CPU tensors here")
+    with use_backend("triton"):
+        told = explain(tss_kernels.gated_linear, X, W, S)
+    assert told.backend == "triton"
+    assert "forced" in told.reason
+    assert "Tile(" in told.configuration
+    assert "triton was forced" in told.rejected["reference"]
+
+
+def test_explain_every_operation_and_no_other():
+    tensors = {name: [W] for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")}
+    hyper = {"step": 1, "lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8}
+    packed = tss_kernels.pack_gates(S)
+    counted = {
+        "gated_adapter": explain("gated_adapter", X, W, S, W.T, S.T),
+        "packed_linear": explain("packed_linear", X, W, packed),
+        "pack_gates": explain("pack_gates", S),
+        "unpack_gates": explain("unpack_gates", packed, 16),
+        "normalize_importance": explain("normalize_importance", S, per="row"),
+        "accumulate_importance_": explain("accumulate_importance_", S, S),
+        "soft_masked_adamw_": explain("soft_masked_adamw_", **tensors, importances=[S], **hyper),
+    }
+    assert set(counted) | {"gated_linear"} == set(OPERATIONS)
+    assert counted["soft_masked_adamw_"].bytes == 32 * W.numel()
+    assert counted["gated_adapter"].flops == 2 * 2 * 4 * 16 * 3
+    assert counted["pack_gates"].bytes == 4 * S.numel() + packed.numel()
+    with pytest.raises(ValueError, match="no operation 'linear'"):
+        explain("linear", X)
+    with pytest.raises(TypeError, match="missing"):
+        explain("gated_linear", X)
+
+
+def test_environment_report():
+    done = subprocess.run([sys.executable, "-m", "tss_kernels"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"torch {torch.__version__}" in done.stdout
+    for backend in dispatch.BACKENDS:
+        assert f"\n  {backend}" in done.stdout
+    assert "native (compiled C++ for CPU) is not part of this version" in done.stdout
