@@ -98,7 +98,7 @@ def learn(handle, name, kind, *, seed=0, seal=True, lr=0.05):
     for batch in make_batches(kind, seed=seed):
         step(handle, batch, optimizer)
     if seal:
-        handle.seal_task(make_batches(kind, seed=seed))
+        handle.seal_task(make_batches(kind, seed=seed) if handle.config.gated else None)
     handle.model.eval()
 
 

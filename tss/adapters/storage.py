@@ -31,6 +31,11 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return sha.hexdigest()
 
 
+def _seal(tensors: Mapping[str, torch.Tensor], metadata: Any) -> str:
+    """sha256 over tensors and metadata."""
+    return hashlib.sha256(f"{digest(tensors)} {json.dumps(metadata, sort_keys=True)}".encode()).hexdigest()
+
+
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors and JSON-able metadata as one safetensors file; a crash leaves the old file or the new one.
 
@@ -40,7 +45,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
         OSError: for example a full disk; the old file is then still there.
     """
     ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    document = json.dumps({"sha256": digest(ready), "metadata": metadata}, sort_keys=True)
+    plain = json.loads(json.dumps(metadata))  # what a reader will see: string keys, lists in place of tuples
+    document = json.dumps({"sha256": _seal(ready, plain), "metadata": plain}, sort_keys=True)
     write_file(path, save_bytes(ready, metadata={KEY: document}))
 
 
@@ -85,7 +91,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             f"{path} cannot be read ({len(data)} bytes; {type(error).__name__}: {error}): it is truncated, edited or "
             "not a file of tss; restore it from a copy or run the task again"
         ) from error
-    found = digest(tensors)
+    found = _seal(tensors, metadata)
     if found != stored:
         raise StateError(
             f"{path} was changed after it was written: its content has sha256 {found}, expected {stored}; "

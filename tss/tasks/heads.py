@@ -71,7 +71,7 @@ def features(model: Any, inputs: Mapping[str, torch.Tensor], stack: str = "auto"
     encoded = model.get_encoder()(input_ids=input_ids, attention_mask=mask).last_hidden_state
     if stack == "encoder":
         return encoded, mask
-    start = model.config.decoder_start_token_id
+    start = getattr(model.config, "decoder_start_token_id", None)
     if start is None:
         raise ValueError(f"{type(model).__name__} has no config.decoder_start_token_id, which the decoder starts from")
     decoded = model.get_decoder()(

@@ -1,0 +1,193 @@
+"""What is on disk: tensors that can be trusted, and a handle that comes back bit for bit."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+
+import pytest
+import torch
+
+import tss
+from tss.adapters.storage import read_tensors, write_tensors
+
+from .conftest import ARCHITECTURES, NAMES, REPLIES, TOPICS, learn, logits, make_bart, make_batch, make_batches, step
+
+TENSORS = {
+    "bits": torch.arange(7, dtype=torch.uint8).reshape(7, 1),
+    "half": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16),
+    "nan": torch.tensor([float("nan"), -0.0]),
+    "scalar": torch.tensor(3),
+    "turned": torch.arange(6.0).reshape(2, 3).T,
+    "empty": torch.zeros(0, 5),
+}
+METADATA = {"name": "asc/laptop", "z": 1, "a": {"b": [1, None, "ü"]}}
+
+
+def test_tensors_come_back_bit_for_bit(tmp_path):
+    path = tmp_path / "new" / "t.safetensors"
+    write_tensors(path, TENSORS, METADATA)
+    tensors, metadata = read_tensors(path)
+    assert metadata == METADATA
+    assert set(tensors) == set(TENSORS)
+    for name, tensor in TENSORS.items():
+        found = tensors[name]
+        assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
+        assert found.reshape(-1).view(torch.uint8).tolist() == tensor.reshape(-1).view(torch.uint8).tolist()
+    assert [file.name for file in path.parent.iterdir()] == ["t.safetensors"]
+
+
+def test_equal_content_is_equal_bytes_in_any_order(tmp_path):
+    write_tensors(tmp_path / "a", TENSORS, METADATA)
+    write_tensors(tmp_path / "b", dict(reversed(TENSORS.items())), dict(reversed(METADATA.items())))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_every_truncation_and_every_flipped_byte_is_noticed(tmp_path):
+    path = tmp_path / "t.safetensors"
+    write_tensors(path, {"x": torch.arange(4.0), "bits": torch.ones(2, 2, dtype=torch.uint8)}, {"name": "n"})
+    whole = path.read_bytes()
+    damaged = [whole[:length] for length in range(len(whole))]
+    damaged += [whole[:i] + bytes([whole[i] ^ bit]) + whole[i + 1 :] for i in range(len(whole)) for bit in (1, 128)]
+    damaged += [whole + b"\0", b"{}"]
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(tss.StateError, match=r"t\.safetensors.*(truncated, edited|expected)"):
+            read_tensors(path)
+    with pytest.raises(tss.StateError, match="is missing"):
+        read_tensors(tmp_path / "none")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "t.safetensors"
+    write_tensors(path, {"x": torch.zeros(1)}, {})
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_tensors(path, {"x": torch.ones(1)}, {})
+    assert read_tensors(path)[0]["x"].item() == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["t.safetensors"]
+
+
+def content(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("name", ["bart", "bert"])
+def test_a_saved_handle_comes_back_and_learns_on_bit_for_bit(name, gated, tmp_path):
+    make = ARCHITECTURES[name][0]
+    config = tss.AdapterConfig(bottleneck=4, gated=gated, seed=5)
+    handle = tss.attach(make(), config, tss.TssOptions(importance_per="row"))
+    learn(handle, "asc/laptop.v1", TOPICS, seed=1)
+    learn(handle, "ner", NAMES, seed=2)
+    learn(handle, "learning", NAMES, seed=3, seal=False)
+    handle.add_task("new", TOPICS)
+    handle.save(tmp_path / "a")
+    files = content(tmp_path / "a")
+    other = tss.load(make(), tmp_path / "a")
+    assert (other.config, other.options, other.trainable) == (config, handle.options, "learning")
+    assert dict(other.tasks) == dict(handle.tasks)
+    for handle_now, folder in ((handle, "a"), (other, "b")):
+        for task, kind in (("asc/laptop.v1", TOPICS), ("ner", NAMES), ("learning", NAMES)):
+            expected = logits(handle.model, make_batch(kind), task)
+            assert torch.equal(logits(handle_now.model, make_batch(kind), task), expected)
+        handle_now.save(tmp_path / folder)
+    assert content(tmp_path / "b") == files
+    ends = []
+    for handle_now in (handle, other):
+        handle_now.use("learning")
+        optimizer = handle_now.optimizer(score_lr=0.05, head_lr=0.05)
+        handle_now.model.eval()
+        step(handle_now, make_batch(NAMES), optimizer)
+        handle_now.seal_task(make_batches(NAMES) if gated else None)
+        learn(handle_now, "next", TOPICS, seed=4)
+        ends.append((handle_now.fingerprint("next"), handle_now.shared_state()))
+    assert ends[0][0] == ends[1][0]
+    assert all(torch.equal(tensor, ends[1][1][key]) for key, tensor in ends[0][1].items())
+
+
+def test_no_backbone_is_saved_and_gates_take_a_bit_each(bart, tmp_path):
+    handle = tss.attach(bart, tss.AdapterConfig(bottleneck=8))
+    learn(handle, "replies", REPLIES)
+    handle.save(tmp_path)
+    tensors, metadata = read_tensors(tmp_path / "tasks" / "01-replies.safetensors")
+    assert metadata["kind"] == REPLIES.to_dict()
+    assert metadata["state"] == "sealed"
+    assert sum(tensor.numel() for tensor in tensors.values()) == 4 * 2 * 16 * 8 / 8 == metadata["bytes"]["total"]
+    stored, _ = read_tensors(tmp_path / "adapters.safetensors")
+    assert {key.split(".")[0] for key in stored} == {"frozen", "shared"}
+    assert all(layer in key for key in stored for layer in ["final_layer_norm"])
+    assert sorted(content(tmp_path)) == ["adapters.safetensors", "manifest.json", "tasks/01-replies.safetensors"]
+
+
+def test_what_cannot_be_loaded_is_named_and_leaves_the_model_alone(tmp_path):
+    handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4))
+    learn(handle, "topics", TOPICS)
+    handle.save(tmp_path)
+    wider = make_bart()
+    wider.resize_token_embeddings(70)
+    deeper = make_bart()
+    deeper.get_encoder().layers.append(make_bart().get_encoder().layers[0])
+    for model, message in (
+        (wider, "saved from another backbone: shapes_sha256"),
+        (deeper, "saved from another backbone: parameters"),
+        (ARCHITECTURES["t5"][0](), "saved from another backbone: class BartForConditionalGeneration there, T5"),
+    ):
+        with pytest.raises(tss.StateError, match=message):
+            tss.load(model, tmp_path)
+        assert not hasattr(model, "tss")
+    with pytest.raises(tss.StateError, match=r"the model has tasks \(topics\).*detach"):
+        tss.load(handle.model, tmp_path)
+    with pytest.raises(tss.StateError, match=r"holds no manifest\.json"):
+        tss.load(make_bart(), tmp_path / "tasks")
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "adapters.safetensors", "tasks/01-topics.safetensors"])
+def test_damaged_and_mixed_saves_are_refused(file, tmp_path):
+    handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4))
+    learn(handle, "topics", TOPICS)
+    handle.save(tmp_path)
+    path = tmp_path / file
+    whole = path.read_bytes()
+    for data in (whole[:-3], whole[: len(whole) // 2], b""):
+        path.write_bytes(data)
+        with pytest.raises(tss.StateError, match=path.name):
+            tss.load(make_bart(), tmp_path)
+    path.unlink()
+    with pytest.raises(tss.StateError, match=path.name):
+        tss.load(make_bart(), tmp_path)
+    path.write_bytes(whole)
+    if file == "manifest.json":
+        manifest = json.loads(whole)
+        manifest["sha256"]["adapters.safetensors"] = hashlib.sha256(b"other").hexdigest()
+        path.write_text(json.dumps(manifest))
+        with pytest.raises(tss.StateError, match=r"adapters\.safetensors is of another save"):
+            tss.load(make_bart(), tmp_path)
+
+
+def test_task_files_that_do_not_fit_add_nothing(bart):
+    handle = tss.attach(bart, tss.AdapterConfig(bottleneck=4))
+    learn(handle, "topics", TOPICS)
+    tensors, metadata = handle.task_state("topics")
+    other = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4))
+    gate = next(name for name in tensors if name.startswith("gates."))
+    head = next(name for name in tensors if name.startswith("head."))
+    for wrong, about, message in (
+        ({**tensors, gate: tensors[gate][:1]}, metadata, r"gates of .* are torch.uint8 \(1, .*expected"),
+        ({k: v for k, v in tensors.items() if k != gate}, metadata, "are missing, expected"),
+        ({**tensors, head: tensors[head][:1]}, metadata, f"{head} is .*expected"),
+        (tensors, {**metadata, "kind": {"kind": "poetry"}}, "does not describe a task.*poetry"),
+        (tensors, {}, "does not describe a task"),
+    ):
+        with pytest.raises(tss.StateError, match=message):
+            other.load_task_state("topics", wrong, about)
+        assert not other.tasks
+        assert not list(other.heads.parameters())
+    other.load_task_state("topics", tensors, metadata)
+    assert other.tasks == handle.tasks

@@ -1,0 +1,212 @@
+"""new -> learning -> sealed, which task runs, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tss
+from tss.adapters import AdapterConfig, TssOptions
+
+from .conftest import NAMES, REPLIES, TOPICS, learn, logits, make_batch, make_batches, make_gpt2, snapshot
+
+
+@pytest.fixture
+def handle(bart):
+    return tss.attach(bart, AdapterConfig(bottleneck=4))
+
+
+def test_states_follow_each_other(handle):
+    handle.add_task("topics", TOPICS)
+    assert (handle.tasks["topics"].state, handle.active, handle.trainable) == ("new", None, None)
+    with pytest.raises(tss.StateError, match=r"'topics' is new and has no gates yet; call train_task\('topics'\)"):
+        handle.use("topics")
+    handle.train_task("topics")
+    assert (handle.tasks["topics"].state, handle.active, handle.trainable) == ("learning", "topics", "topics")
+    handle.seal_task(make_batches(TOPICS))
+    record = handle.tasks["topics"]
+    assert (record.state, handle.active, handle.trainable) == ("sealed", "topics", None)
+    assert record.bytes == handle.bytes_per_task("topics")["total"]
+    assert record.density == pytest.approx(sum(handle.density().values()) / len(handle.layers))
+    assert record.hash == handle.fingerprint("topics")
+    with pytest.raises(TypeError):
+        handle.tasks["other"] = record
+
+
+def test_what_the_life_of_a_task_forbids(handle):
+    handle.add_task("topics", TOPICS)
+    handle.add_task("names", NAMES)
+    with pytest.raises(tss.StateError, match="'topics' exists already and is new"):
+        handle.add_task("topics", TOPICS)
+    with pytest.raises(tss.StateError, match="there is no task 'topic'; the tasks are: topics, names"):
+        handle.use("topic")
+    for call in (handle.seal_task, handle.learning_state, lambda: handle.optimizer(score_lr=1, head_lr=1)):
+        with pytest.raises(tss.StateError, match="being learned"):
+            call()
+    handle.train_task("topics")
+    with pytest.raises(tss.StateError, match="'topics' is being learned; seal it before training 'names'"):
+        handle.train_task("names")
+    with pytest.raises(tss.StateError, match="cannot seal names: the task being learned is topics"):
+        handle.seal_task(name="names")
+    with pytest.raises(tss.StateError, match="only what is sealed has a fingerprint"):
+        handle.fingerprint("topics")
+    handle.seal_task()
+    with pytest.raises(tss.StateError, match="'topics' is sealed and can never change"):
+        handle.train_task("topics")
+    with pytest.raises(tss.StateError, match="'topics' exists already and is sealed"):
+        handle.load_task_state("topics", *handle.task_state("topics"))
+    with pytest.raises(tss.StateError, match=r"has adapters already; call model\.tss\.detach"):
+        tss.attach(handle.model)
+
+
+def test_a_sealed_task_runs_from_its_bits_whatever_the_scores_become(handle):
+    learn(handle, "topics", TOPICS)
+    before = logits(handle.model, make_batch(TOPICS), "topics")
+    with torch.no_grad():
+        for layer in handle.layers.values():
+            layer.scores.fill_(float("nan"))
+    assert torch.equal(logits(handle.model, make_batch(TOPICS), "topics"), before)
+    assert not any(p.requires_grad for p in handle.model.parameters())
+
+
+def test_active_and_trainable_are_apart(handle):
+    learn(handle, "topics", TOPICS)
+    learn(handle, "names", NAMES, seal=False)
+    with handle.using("topics"):
+        assert (handle.active, handle.trainable) == ("topics", "names")
+        assert not handle.model(**make_batch(TOPICS)).loss.requires_grad
+        with handle.using(None):
+            assert handle.active is None
+    assert handle.active == "names"
+    assert handle.model(**make_batch(NAMES)).loss.requires_grad
+    with pytest.raises(KeyError), handle.using("topics"):
+        raise KeyError
+    assert handle.active == "names"
+
+
+def test_sealing_leaves_modes_and_a_failed_pass_leaves_the_task_learning(handle):
+    handle.add_task("topics", TOPICS)
+    handle.train_task("topics")
+    handle.model.train()
+    handle.model.get_encoder().eval()
+    modes = [module.training for module in handle.model.modules()]
+    scores, batch = snapshot(handle.model), make_batch(TOPICS)
+    broken = {**batch, "labels": None}
+    failures = [([], ValueError, "holds no batch"), ([batch, broken], ValueError, "batch 1 has no labels")]
+    for data, error, message in [*failures, ([{"text": "x"}], ValueError, r"set model\.tss\.tokenizer")]:
+        with pytest.raises(error, match=message):
+            handle.seal_task(data)
+        assert handle.trainable == "topics"
+        assert all(layer.importance is None and layer.mask_gradient for layer in handle.layers.values())
+    with torch.no_grad():
+        head = handle.trainable_parameters()["head"][0]
+        kept = head.clone()
+        head.fill_(float("nan"))
+    with pytest.raises(tss.StateError, match="is not finite"):
+        handle.seal_task([batch])
+    with torch.no_grad():
+        head.copy_(kept)
+    handle.seal_task([batch])
+    assert [module.training for module in handle.model.modules()] == modes
+    now = handle.model.state_dict()
+    assert all(torch.equal(tensor, now[name]) for name, tensor in scores.items())
+
+
+def test_examples_of_every_form_give_the_same_importance(bart, tiny_tokenizer):
+    texts = [{"text": "good phone", "label": "yes"}, {"text": "poor screen and battery", "label": "no"}]
+    encoded = TOPICS.encode_all(texts, tiny_tokenizer, source_length=128, target_length=128)
+    batch = TOPICS.collate(encoded, pad_id=1)
+    rows = [{**row, "labels": row["labels"][0]} for row in encoded]
+    loader = torch.utils.data.DataLoader([batch], batch_size=None)
+    importances = []
+    for data in (texts, encoded, rows, [batch], loader):
+        handle = tss.attach(bart, AdapterConfig(bottleneck=4))
+        handle.tokenizer = tiny_tokenizer
+        handle.add_task("topics", TOPICS)
+        handle.train_task("topics")
+        handle.seal_task(data)
+        importances.append(torch.cat([layer.importance.flatten() for layer in handle.layers.values()]))
+        handle.detach()
+    assert importances[0].max() > 0
+    assert all(torch.equal(importances[0], other) for other in importances[1:])
+
+
+def test_learning_and_shared_state_come_back(handle):
+    learn(handle, "topics", TOPICS)
+    learn(handle, "names", NAMES, seal=False)
+    learning = {name: tensor.clone() for name, tensor in handle.learning_state().items()}
+    shared = {name: tensor.clone() for name, tensor in handle.shared_state().items()}
+    first = logits(handle.model, make_batch(NAMES))
+    with torch.no_grad():
+        for tensor in (*handle.learning_state().values(), *handle.shared_state().values()):
+            tensor.add_(1)
+    assert not torch.equal(logits(handle.model, make_batch(NAMES)), first)
+    handle.load_shared_state(shared)
+    handle.load_learning_state(learning)
+    assert torch.equal(logits(handle.model, make_batch(NAMES)), first)
+    assert all(torch.equal(tensor, shared[name]) for name, tensor in handle.shared_state().items())
+    name = next(iter(learning))
+    for wrong in (learning | {name: learning[name][:1]}, {k: v for k, v in learning.items() if k != name}):
+        with pytest.raises(tss.StateError, match=f"{name} is .*expected"):
+            handle.load_learning_state(wrong)
+
+
+def test_gates_are_counted(handle):
+    handle.add_task("topics", TOPICS)
+    handle.train_task("topics")
+    since = handle.packed()
+    assert handle.flipped(since) == dict.fromkeys(handle.layers, 0.0)
+    name, layer = next(iter(handle.layers.items()))
+    with torch.no_grad():
+        on = int((layer.scores >= 0).sum())
+        layer.scores[0, :3] *= -1
+    assert handle.flipped(since)[name] == 3 / layer.scores.numel()
+    assert handle.density()[name] == pytest.approx(int((layer.scores >= 0).sum()) / layer.scores.numel())
+    assert abs(int((layer.scores >= 0).sum()) - on) in (1, 3)
+    with pytest.raises(tss.StateError, match="have no layer"):
+        handle.flipped({})
+    assert handle.bytes_per_task("topics")["gates"] == sum(packed.numel() for packed in since.values())
+
+
+def test_the_table_lists_every_task(handle):
+    assert "no task yet" in str(handle)
+    learn(handle, "asc/laptop.v1", TOPICS)
+    handle.add_task("replies", REPLIES)
+    lines = str(handle).splitlines()
+    assert lines[0].split() == ["task", "kind", "state", "density", "bytes", "hash"]
+    record = handle.tasks["asc/laptop.v1"]
+    expected = ["*", "asc/laptop.v1", "classification", "sealed", f"{record.density:.4f}", f"{record.bytes:,}"]
+    assert lines[1].split() == [*expected, record.hash[:12]]
+    assert lines[2].split()[:4] == ["replies", "generation", "new", "-"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bottleneck": 0}, "bottleneck must be a whole number of at least 1, got 0"),
+        ({"activation": "swish"}, "activation must be one of relu, gelu, silu, tanh, got 'swish'"),
+        ({"placement": "ffn"}, "placement must be one of feed_forward, attention, both, got 'ffn'"),
+        ({"preset": "gpt"}, "preset must be one of .*got 'gpt'"),
+        ({"sites": "("}, "is no regular expression"),
+        ({"weight_init": "ones"}, "weight_init must be one of"),
+        ({"threshold": "0"}, "threshold must be a number"),
+        ({"gated": 1}, "gated must be true or false"),
+        ({"seed": 0.5}, "seed must be a whole number"),
+    ],
+)
+def test_adapter_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        AdapterConfig(**settings)
+
+
+@pytest.mark.parametrize("key", ["soft_mask", "score_copy", "importance_per", "importance_of"])
+def test_options_are_checked(key):
+    with pytest.raises(ValueError, match=f"{key} must be .*got 'some'"):
+        TssOptions(**{key: "some"})
+
+
+def test_kinds_that_a_model_cannot_learn_are_refused():
+    handle = tss.attach(make_gpt2(), AdapterConfig(bottleneck=4, sites=r".*\.mlp"))
+    with pytest.raises(ValueError, match="generation tasks need an encoder-decoder"):
+        handle.add_task("replies", REPLIES)
+    assert not handle.tasks
