@@ -88,9 +88,10 @@ def _alone(runs: list[Run]) -> dict[str, float]:
 
 
 def _tell_apart(runs: list[Run]) -> None:
-    """Labels that differ: same labels get the method, then the folder's name and place appended."""
-    for extra in (lambda r: r.method, lambda r: r.folder.name, lambda r: str(r.folder)):
-        labels = [r.label for r in runs]
+    """Labels that differ: same labels get the method, then the folder's name, and at last their place appended."""
+    numbered = {id(run): str(place) for place, run in enumerate(runs, start=1)}
+    for extra in (lambda r: r.method, lambda r: r.folder.name, lambda r: numbered[id(r)]):
+        labels = [run.label for run in runs]
         for run in runs:
             if labels.count(run.label) > 1 and extra(run) != run.label:
                 run.label = f"{run.label} · {extra(run)}"

@@ -69,7 +69,7 @@ def overlap_picture(overlap: Overlap, name: str) -> Picture:
     grid[np.triu_indices(size)] = np.nan
     mean, expected = overlap.mean_off_diagonal()
     labels = [shorten(t, 22) for t in overlap.tasks]
-    low = min(float(np.nanmin(grid)), expected)
+    low = min(float(np.nanmin(grid)), expected) - 0.02  # so that the line for chance is inside the colour bar
     figure = heat_map(
         grid[1:, :-1],
         labels[1:],
@@ -83,7 +83,7 @@ def overlap_picture(overlap: Overlap, name: str) -> Picture:
     caption = (
         f"Share of the gates open in either task that are open in both. Mean over pairs {mean:.3f}; gates of the "
         f"same densities chosen independently would share {expected:.3f} (line on the colour bar). "
-        "A task starts from a copy of the scores of the task before it, so neighbours share most."
+        "Tasks that start from a copy of the scores before them share more than chance, and neighbours share most."
     )
     return picture(figure, name, caption)
 
@@ -135,7 +135,7 @@ def heat_map(
     colour_bar.set_label(bar)
     colour_bar.outline.set_visible(False)  # type: ignore[operator]
     if mark is not None:
-        colour_bar.ax.axhline(mark, color=INK, linewidth=1.5)
+        colour_bar.ax.axhline(mark, color="#ffffff", linewidth=1.5)
     axes.hlines(np.arange(count_rows + 1), 0, count_columns, color=GRID, linewidth=0.3)
     return figure
 
