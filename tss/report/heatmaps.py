@@ -10,7 +10,7 @@ import numpy as np
 from tss.report.names import distinct_parts, number, shorten
 from tss.report.overlap import Overlap
 from tss.report.reading import Run
-from tss.report.style import GRID, INK, Picture, new_figure, picture
+from tss.report.style import GRID, Picture, new_figure, picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

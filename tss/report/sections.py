@@ -18,7 +18,8 @@ from tss.report.tables import Table
 
 Summary = dict[str, Any]
 GATE_CAPTIONS = {
-    "density": "Share of open gates in each adapter matrix after each task. With threshold 0 the first task starts at half.",
+    "density": "Share of open gates in each adapter matrix after each task. With threshold 0 the first task starts at "
+    "half.",
     "flipped": "Share of gates that a task changed from where it started. Near zero means that the scores hardly "
     "moved: raise the score learning rate or train longer.",
 }
