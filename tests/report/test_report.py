@@ -167,6 +167,19 @@ def test_runs_side_by_side_show_what_each_forgot(make_run, tmp_path):
     assert (tmp_path / "out" / "plots" / "forgetting.svg").is_file()
 
 
+def test_runs_of_one_label_are_called_by_their_methods(make_run, tmp_path):
+    folders = [make_run("a", 2), make_run("b", 2, method="ncl")]
+    for folder in folders:
+        document = json.loads((folder / "matrix.json").read_text())
+        (folder / "matrix.json").write_text(json.dumps(document | {"label": "mine"}))
+    assert "mine: tss and ncl" in structure(build(folders, tmp_path / "two")).text
+    labels = [row[0] for row in read_csv(tmp_path / "two" / "tables" / "metrics.csv")[1:]]
+    assert labels == ["tss", "ncl"]
+    build([*folders, folders[0]], tmp_path / "three")
+    labels = [row[0] for row in read_csv(tmp_path / "three" / "tables" / "metrics.csv")[1:]]
+    assert labels == ["mine · tss · a · 1", "mine · ncl", "mine · tss · a · 3"]
+
+
 def test_the_soft_mask_site_is_stated(make_run, tmp_path):
     text = structure(build(make_run("tss", 2), tmp_path / "a")).text
     assert "update: (1 − I) scales the optimizer's whole step" in text

@@ -91,7 +91,8 @@ def _time_family(run: Run, family: str) -> FamilyEstimate:
         per_validation = per_example if decodes else step / settings.batch_size / settings.grad_accumulation / 3
         steps += of_member
         training += of_member * step + settings.epochs * len(member.validation) * per_validation
-        times = len(run.tasks) - run.tasks.index(member)
+        # with zero-shot evaluation every task is tested before the first one and after each
+        times = len(run.tasks) + 1 if run.config.zero_shot else len(run.tasks) - run.tasks.index(member)
         evaluation += times * len(member.test) * per_example
     return FamilyEstimate(family, task.name, step, steps, training, evaluation)
 

@@ -88,7 +88,13 @@ def _alone(runs: list[Run]) -> dict[str, float]:
 
 
 def _tell_apart(runs: list[Run]) -> None:
-    """Labels that differ: same labels get the method, then the folder's name, and at last their place appended."""
+    """Labels that differ: same labels get the method, then the folder's name, and at last their place appended.
+
+    Runs that share one label and differ by method alone are called by their methods.
+    """
+    if len({run.label for run in runs}) == 1 and len({run.method for run in runs}) == len(runs) > 1:
+        for run in runs:
+            run.series, run.label = run.label, run.method
     numbered = {id(run): str(place) for place, run in enumerate(runs, start=1)}
     for extra in (lambda r: r.method, lambda r: r.folder.name, lambda r: numbered[id(r)]):
         labels = [run.label for run in runs]

@@ -31,14 +31,14 @@ def learning_picture(runs: Sequence[Run], name: str) -> Picture | None:
     for axes, task in zip(grid.flat, panels, strict=False):
         metric = _draw_panel(axes, runs, task)
         axes.set_title(shorten(task, 24 if columns < 6 else 19), fontsize=8 if columns < 6 else 7)
-        axes.annotate(metric, (1, 0), (-2, 3), "axes fraction", "offset points", ha="right", fontsize=6.5, color=MUTED)
+        axes.set_title(metric, loc="right", fontsize=6.5, fontweight="normal", color=MUTED)
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
         axes.locator_params(axis="y", nbins=4)
         axes.tick_params(labelsize=7)
     figure.supxlabel("epoch", fontsize=8.5)
     run_legend(figure, [run.label for run in runs], lines=True)
     caption = (
-        "Validation after each epoch, by the measure named in the panel (a loss is better low). "
+        "Validation after each epoch, by the measure named at the right (a loss is better low). "
         "The dot is the state that was kept. Every panel has its own scale."
     )
     return picture(figure, name, caption)
@@ -93,7 +93,7 @@ def capacity_picture(run: Run, name: str) -> Picture | None:
     if not means:
         return None
     shares = [100 * sum(layers.values()) / len(layers) for layers in means]
-    figure = new_figure(min(FULL_WIDTH, 4 + 0.3 * len(means)), 2.4)
+    figure = new_figure(min(FULL_WIDTH, 3.6 + 0.3 * len(means)), 2.4)
     axes = figure.add_subplot()
     axes.plot(range(1, len(shares) + 1), shares, marker="o", markersize=3, color=run_colour(0))
     axes.set_ylim(0, 100)

@@ -21,6 +21,7 @@ class Run:
 
     `matrix[i][j]` is the main metric (0 to 100) of task j after task i, None where unmeasured; rows that a run
     never reached hold None alone. `gates[task][layer]` is the packed uint8 tensor (out, ceil(in / 8));
+    `series` is what runs called by their methods have in common;
     `signatures[kind]` says how this installation computes the scores of a kind of task.
     """
 
@@ -39,6 +40,7 @@ class Run:
     gates: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     signatures: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    series: str = ""
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """The events of one name, in the order in which they were written."""

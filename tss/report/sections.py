@@ -17,6 +17,8 @@ from tss.report.style import Picture
 from tss.report.tables import Table
 
 Summary = dict[str, Any]
+HALF_PAGE = 520
+"""CSS pixels that two figures side by side have each."""
 GATE_CAPTIONS = {
     "density": "Share of open gates in each adapter matrix after each task. With threshold 0 the first task starts at "
     "half.",
@@ -39,6 +41,14 @@ class Part:
         if picture is not None:
             self.pictures.append(picture)
             self.parts.append(html.figure(picture, least))
+
+    def draw_beside(self, pictures: Sequence[Picture | None], least: int = 0) -> None:
+        """Adds figures that stand side by side where all are narrow and the page is wide, else below each other."""
+        there = [picture for picture in pictures if picture is not None]
+        narrow = all(picture.width <= HALF_PAGE for picture in there)
+        self.pictures += there
+        figures = "".join(html.figure(picture, least) for picture in there)
+        self.parts.append(f'<div class="pair">{figures}</div>' if narrow else figures)
 
     def tabulate(self, table: Table | None, *, show: bool = True, colours: bool = False) -> None:
         """Adds a table, if there is one; with `show` off it is only written as CSV."""
@@ -67,7 +77,8 @@ def assemble(runs: Sequence[Run], summaries: Sequence[Summary], alone: dict[str,
 
 def title(runs: Sequence[Run]) -> str:
     """The page's title."""
-    return " · ".join(run.label for run in runs)
+    names = [run.label for run in runs]
+    return f"{runs[0].series}: {' and '.join(names)}" if runs[0].series else " · ".join(names)
 
 
 def header(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
@@ -144,7 +155,7 @@ def _matrices(runs: Sequence[Run]) -> Part:
         if not run.tasks:
             continue
         if len(runs) > 1:
-            part.say("h3", f"{run.label} ({run.method})")
+            part.say("h3", run.label if run.label == run.method else f"{run.label} ({run.method})")
         name = _named("matrix", runs, index)
         if run.learned:
             part.draw(heatmaps.matrix_picture(run, name), least=560 if len(run.tasks) <= 12 else 960)
@@ -174,18 +185,20 @@ def _gates(runs: Sequence[Run]) -> Part:
             continue
         if len(runs) > 1:
             part.say("h3", run.label)
+        pictures = []
         for key, caption in GATE_CAPTIONS.items():
             values = {task: dict(end.get(key) or {}) for task, end in ends.items()}
             name = _named(key, runs, index)
             what = "gates open, %" if key == "density" else "gates flipped, %"
-            part.draw(heatmaps.layers_picture(values, name, what=what, scale=100, caption=caption), least=560)
+            pictures.append(heatmaps.layers_picture(values, name, what=what, scale=100, caption=caption))
             part.tabulate(tables.layers_table(values, name), show=False)
-        overlap = gate_overlap(run.gates)
+        part.draw_beside(pictures, least=560)
+        pictures, overlap = [curves.capacity_picture(run, _named("capacity", runs, index))], gate_overlap(run.gates)
         if overlap is not None:
             name = _named("overlap", runs, index)
-            part.draw(heatmaps.overlap_picture(overlap, name), least=560)
+            pictures.insert(0, heatmaps.overlap_picture(overlap, name))
             part.tabulate(tables.overlap_table(overlap, name), show=False)
-        part.draw(curves.capacity_picture(run, _named("capacity", runs, index)))
+        part.draw_beside(pictures, least=420)
     return part
 
 

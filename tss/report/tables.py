@@ -173,7 +173,7 @@ def tasks_table(run: Run, name: str) -> Table:
             **{"gates open": percent, "gates flipped": percent},
         },
         caption="Scores on tests of a few dozen examples are noisy: mind the column with the number of test examples. "
-        "Gates flipped: share of gates that differ from where this task started.",
+        + ("Gates flipped: share of gates that differ from where this task started." if run.gates else ""),
     )
     for j, task in enumerate(run.tasks):
         end, begin, lost = ends.get(task, {}), begins.get(task, {}), drop(run, task)
