@@ -98,6 +98,18 @@ def test_predict_keeps_order_and_answers_as_the_run_did(tss, finished_run, cli_d
     assert [a["prediction"] for a in answers[1::2]] == expected[1]
 
 
+def test_predict_answers_each_row_whatever_the_batches(tss, finished_run, tmp_path):
+    lengths = [1, 6, 3, 5, 2, 4]
+    rows = [{"task": "ner/people", "tokens": ["Alice", *["visits"] * (length - 1)]} for length in lengths]
+    rows.insert(2, {"text": "the phone is good", "task": "asc/phones"})
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = tss("predict", finished_run, "--input", tmp_path / "in.jsonl")
+    assert done.code == 0, done.err
+    answers = [json.loads(line)["prediction"] for line in done.out.splitlines()]
+    assert answers.pop(2) in ("plus", "minus")
+    assert [len(answer) for answer in answers] == lengths
+
+
 def test_predict_reads_and_writes_streams(tss, finished_run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO('{"text": "the phone is good"}\n\n'))
     done = tss("predict", finished_run, "--task", "asc/phones")
