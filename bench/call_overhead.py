@@ -1,4 +1,4 @@
-"""Time per call on tiny CPU tensors, where the arithmetic is nothing and the way to it is all: python bench/call_overhead.py
+"""Time per call on tiny CPU tensors, where only the way to the arithmetic costs: python bench/call_overhead.py
 
 The best of many short repeats in processor time of one thread, so that other work on the machine disturbs little.
 """

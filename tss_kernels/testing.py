@@ -28,15 +28,14 @@ def assert_as_exact_as_pytorch(actual: torch.Tensor, pytorch: torch.Tensor, exac
 @contextmanager
 def poisoned_outputs() -> Iterator[None]:
     """Every uninitialised tensor is filled with NaN (integers with their maximum), so that a gap in it shows."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    # In deterministic mode PyTorch fills what it allocates, unless that was turned off.
+    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
     try:
-        assert torch.empty(3).isnan().all()
+        assert torch.empty(3).isnan().all(), "set torch.utils.deterministic.fill_uninitialized_memory = True"
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        torch.use_deterministic_algorithms(before)
 
 
 def in_layout(tensor: torch.Tensor, layout: str) -> torch.Tensor:
