@@ -59,6 +59,16 @@ def test_what_the_life_of_a_task_forbids(handle):
         tss.attach(handle.model)
 
 
+def test_a_detached_handle_says_so(handle):
+    learn(handle, "topics", TOPICS)
+    handle.detach()
+    for call in (handle.detach, lambda: handle.add_task("names", NAMES), handle.frozen_fingerprint):
+        with pytest.raises(tss.StateError, match=r"taken off their model: call tss\.attach"):
+            call()
+    with pytest.raises(tss.StateError, match="there is no task 'topics'"):
+        handle.use("topics")
+
+
 def test_a_sealed_task_runs_from_its_bits_whatever_the_scores_become(handle):
     learn(handle, "topics", TOPICS)
     before = logits(handle.model, make_batch(TOPICS), "topics")
@@ -93,6 +103,7 @@ def test_sealing_leaves_modes_and_a_failed_pass_leaves_the_task_learning(handle)
     scores, batch = snapshot(handle.model), make_batch(TOPICS)
     broken = {**batch, "labels": None}
     failures = [([], ValueError, "holds no batch"), ([batch, broken], ValueError, "batch 1 has no labels")]
+    failures.append(([(1, 2)], ValueError, "gives a tuple, expected dicts"))
     for data, error, message in [*failures, ([{"text": "x"}], ValueError, r"set model\.tss\.tokenizer")]:
         with pytest.raises(error, match=message):
             handle.seal_task(data)

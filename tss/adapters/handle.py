@@ -290,7 +290,9 @@ class TssHandle(Lifecycle):
         """Take everything off the model and return it as it was before `attach`, bit for bit."""
         from tss.adapters.attaching import remove
 
+        model = self.model
         remove(self)
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in model.named_parameters():
             parameter.requires_grad_(self._required_grad.get(name, parameter.requires_grad))
-        return self.model
+        self._model, self.trainable, self._records = None, None, {}
+        return model

@@ -107,6 +107,8 @@ def _batches(handle: TssHandle, kind: TaskKind, data: Any, batch_size: int) -> I
     """Batches as they are; single examples (raw, or encoded rows) encoded and collated, `batch_size` at a time."""
     group: list[Mapping[str, Any]] = []
     for item in data:
+        if not isinstance(item, Mapping):
+            raise ValueError(f"seal_task: data gives a {type(item).__name__}, expected dicts with input_ids and labels")
         if isinstance(item.get("input_ids"), torch.Tensor) and item["input_ids"].dim() > 1:
             yield item
             continue

@@ -39,7 +39,7 @@ class Lifecycle:
     def __init__(
         self, model: Any, config: AdapterConfig, options: TssOptions, banks: dict[str, Bank], heads: TaskHeads
     ) -> None:
-        self.model, self.config, self.options = model, config, options
+        self._model, self.config, self.options = model, config, options
         self.banks, self.heads = banks, heads
         self.trainable: str | None = None
         self.selection: Selection = None
@@ -50,6 +50,17 @@ class Lifecycle:
     def tasks(self) -> Mapping[str, TaskRecord]:
         """Name -> record, in the order in which the tasks were added."""
         return MappingProxyType(self._records)
+
+    @property
+    def model(self) -> Any:
+        """The model.
+
+        Raises:
+            StateError: it was detached.
+        """
+        if self._model is None:
+            raise StateError("these adapters were taken off their model: call tss.attach(model) for new ones")
+        return self._model
 
     @property
     def device(self) -> torch.device:
