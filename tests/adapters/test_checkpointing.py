@@ -75,6 +75,15 @@ def test_checkpointing_that_was_on_before_attaching(form):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_reentrant_checkpointing_needs_no_inputs_that_require_gradients(learning):
+    """As in releases of transformers that do not make the embeddings require gradients by themselves."""
+    model, expected = learning
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.disable_input_require_grads()
+    assert_same(gradients(model, make_batch(TOPICS)), expected, {"use_reentrant": True})
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_two_forward_passes_of_different_tasks_before_one_backward(bart):
     """The plain adapter is shared by all tasks, so its gradient is the sum of both passes, in whatever order."""
     handle = tss.attach(bart, tss.AdapterConfig(bottleneck=4, gated=False))

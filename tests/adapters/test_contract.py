@@ -136,6 +136,17 @@ def test_the_signature_names_task_labels_and_what_the_model_takes(architecture):
     assert model.can_generate() == hasattr(model, "generate")
 
 
+def test_it_compiles_without_graph_breaks(bart):
+    handle = tss.attach(bart, tss.AdapterConfig(bottleneck=4))
+    learn(handle, "topics", TOPICS)
+    learn(handle, "replies", REPLIES)
+    batch = make_batch(TOPICS)
+    compiled = torch.compile(bart, fullgraph=True, backend="eager")
+    for task in ("topics", "replies", None):
+        handle.use(task)
+        assert torch.equal(logits(compiled, batch), logits(bart, batch))
+
+
 def test_positional_inputs_and_tuples(bart):
     handle = tss.attach(bart, tss.AdapterConfig(bottleneck=4))
     learn(handle, "topics", TOPICS)
