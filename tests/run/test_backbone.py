@@ -125,3 +125,15 @@ def test_seeds_depend_on_their_parts_alone():
     parts = [(2021, "asc/a", e, s, p) for e in range(3) for s in range(12) for p in range(2)]
     assert len({stable_seed(*part) for part in parts}) == len(parts)
     assert 0 <= stable_seed("x") < 2**63
+
+
+def test_the_embedded_backbone_is_small_and_fills_its_text_back_in():
+    backbone = load_backbone("embedded")
+    assert 7_000_000 < backbone.parameters < 8_000_000
+    inputs = backbone.tokenizer("The captain ordered his crew to lower the boat into the sea.", return_tensors="pt")
+    words = inputs["input_ids"]
+    with torch.no_grad():
+        logits = backbone.model(input_ids=words, labels=words).logits
+        random = load_backbone("embedded-random").model(input_ids=words, labels=words).logits
+    assert (logits.argmax(-1) == words).float().mean() > 0.9
+    assert (random.argmax(-1) == words).float().mean() < 0.1

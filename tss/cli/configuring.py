@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", metavar="quick|paper", help="which variant of the preset")
     parser.add_argument("--data", metavar="DIR", help="folder of <family>/<task>/*.jsonl, `generated`, or hub:NAME")
     parser.add_argument(
-        "--backbone", metavar="X", help="embedded, bart-large, bart-large-random, a model folder or a hub name"
+        "--backbone", metavar="X", help="embedded, bart-large (either with -random), a model folder or a hub name"
     )
     parser.add_argument("--method", metavar="M", help="tss, or ncl for plain sequential training")
     parser.add_argument(

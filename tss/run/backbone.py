@@ -64,19 +64,26 @@ def load_backbone(
     """Load a model and its tokenizer and check that they fit together.
 
     Args:
-        name: "embedded", "bart-large", "bart-large-random", a model folder, or a hub name.
+        name: "embedded", "embedded-random" (its shape, random weights), "bart-large", "bart-large-random", a model
+            folder, or a hub name.
         tokenizer: folder or hub name of another tokenizer than the model's own.
         precision: "float32" or "bfloat16", the type of all its weights.
         device: where it goes; None: the CPU.
-        seed: for the weights of "bart-large-random".
+        seed: for the weights of the random ones.
 
     Raises:
         ConfigError: if it cannot be loaded, or if the tokenizer has more entries than the model embeds.
     """
+    from transformers import AutoConfig
+
     dtype = getattr(torch, precision)
     if name == "bart-large-random":
         model = random_model(bart_large_config(), dtype=dtype, seed=seed)
         origin = "BART-Large's shape with random weights"
+    elif name == "embedded-random":
+        folder = embedded_folder()
+        model = random_model(AutoConfig.from_pretrained(folder), dtype=dtype, seed=seed)
+        origin, tokenizer = "the embedded backbone's shape with random weights", tokenizer or str(folder)
     else:
         source = _source(name)
         model, origin = _pretrained(source, dtype), str(source)

@@ -81,7 +81,7 @@ class RunConfig(_Section):
     method_options: dict[str, Any] = {}
     """Options of the method; for tss the fields of `TssOptions`."""
     backbone: str = "embedded"
-    """"embedded", "bart-large", "bart-large-random", a model folder, or a hub name."""
+    """"embedded", "embedded-random", "bart-large", "bart-large-random", a model folder, or a hub name."""
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer; None: the backbone's own."""
     adapters: AdapterConfig = AdapterConfig()
