@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import transformers
@@ -127,13 +129,11 @@ def test_seeds_depend_on_their_parts_alone():
     assert 0 <= stable_seed("x") < 2**63
 
 
-def test_the_embedded_backbone_is_small_and_fills_its_text_back_in():
+def test_the_embedded_backbone_is_small_and_knows_more_than_its_shape():
     backbone = load_backbone("embedded")
     assert 7_000_000 < backbone.parameters < 8_000_000
-    inputs = backbone.tokenizer("The captain ordered his crew to lower the boat into the sea.", return_tensors="pt")
-    words = inputs["input_ids"]
+    words = backbone.tokenizer("The captain ordered his crew to lower the boat.", return_tensors="pt")["input_ids"]
+    uniform = math.log(backbone.model.config.vocab_size)
     with torch.no_grad():
-        logits = backbone.model(input_ids=words, labels=words).logits
-        random = load_backbone("embedded-random").model(input_ids=words, labels=words).logits
-    assert (logits.argmax(-1) == words).float().mean() > 0.9
-    assert (random.argmax(-1) == words).float().mean() < 0.1
+        assert float(backbone.model(input_ids=words, labels=words).loss) < uniform / 2
+        assert float(load_backbone("embedded-random").model(input_ids=words, labels=words).loss) > 0.9 * uniform
