@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import transformers
@@ -133,7 +131,7 @@ def test_the_embedded_backbone_is_small_and_knows_more_than_its_shape():
     backbone = load_backbone("embedded")
     assert 7_000_000 < backbone.parameters < 8_000_000
     words = backbone.tokenizer("The captain ordered his crew to lower the boat.", return_tensors="pt")["input_ids"]
-    uniform = math.log(backbone.model.config.vocab_size)
     with torch.no_grad():
-        assert float(backbone.model(input_ids=words, labels=words).loss) < uniform / 2
-        assert float(load_backbone("embedded-random").model(input_ids=words, labels=words).loss) > 0.9 * uniform
+        loss = float(backbone.model(input_ids=words, labels=words).loss)
+        untrained = float(load_backbone("embedded-random").model(input_ids=words, labels=words).loss)
+    assert loss < untrained - 2, "nats per token, of a sentence to be reproduced"
