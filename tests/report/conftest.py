@@ -165,6 +165,7 @@ def main_of(task):
 
 def _write_gates(folder: Path, tasks: list[str], rng: np.random.Generator) -> None:
     import torch
+
     from tss.adapters.storage import write_tensors
 
     folder.mkdir()
