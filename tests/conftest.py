@@ -12,6 +12,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two threads on tiny tensors cost more than they save, and much more on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
+
+# Triton reads this when it is first imported, which any test of a whole run may be the first to do.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 WORDS = (
     "the a of and to in is was it he she they we you good bad great poor battery screen phone router camera price "
     "likes hates buys sells visits Paris London Berlin Alice Bob Carol works at Acme Globex hotel train taxi cheap"
@@ -20,7 +26,6 @@ WORDS = (
 
 def make_tiny_bart(vocabulary: int, layers: int):
     """A BART of width 16 with random weights from a fixed seed."""
-    import torch
     from transformers import BartConfig, BartForConditionalGeneration
 
     torch.manual_seed(0)

@@ -1,14 +1,9 @@
-"""Triton runs through its interpreter where there is no GPU; the variable must be set before Triton is imported."""
+"""The backends and devices that the kernels' tests run on."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tss_kernels.dispatch import BACKENDS, PLANNED, why_not
 
