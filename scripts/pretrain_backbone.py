@@ -2,6 +2,7 @@
 """Pretrain the embedded backbone: a small BART, by BART's text infilling, on free English text.
 
     python scripts/pretrain_backbone.py --text DIR --work DIR --minutes 80
+    python scripts/pretrain_backbone.py --text DIR --work DIR --start-from tss/assets/backbone --minutes 60
     python scripts/pretrain_backbone.py --text DIR --work DIR --export tss/assets/backbone
 
 DIR of --text holds *.txt or *.txt.xz, one passage per line. The run checkpoints into --work and goes on from there when
@@ -16,6 +17,7 @@ import json
 import lzma
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,8 +79,9 @@ def encode_corpus(tokenizer: Tokenizer, folder: Path) -> np.ndarray:
 def prepare(text: Path, work: Path) -> tuple[PreTrainedTokenizerFast, np.ndarray]:
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "tokens.npy").exists():
-        tokenizer = train_tokenizer(text)
-        tokenizer.save(str(work / "tokenizer.json"))
+        if not (work / "tokenizer.json").exists():
+            train_tokenizer(text).save(str(work / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
         np.save(work / "tokens.partial.npy", encode_corpus(tokenizer, text))
         os.replace(work / "tokens.partial.npy", work / "tokens.npy")
     fast = PreTrainedTokenizerFast(
@@ -196,14 +199,17 @@ def learning_rate(share: float, step: int, peak: float) -> float:
 
 
 def batch_shape(share: float, step: int) -> tuple[int, int, float]:
-    """Rows, length and share of copied tokens in the loss: 4,096 tokens a step, short first.
+    """Rows, length and share of copied tokens in the loss: 4,096 tokens a step, short rows first.
 
-    Cross-attention learns to copy soonest on short rows with every token in the loss; later rows are longer, and one
-    step in eight trains all 512 positions.
+    Cross-attention learns to copy soonest on short rows with every token in the loss. Later rows have all lengths, since
+    a model forgets the lengths that it stops seeing; one step in eight trains all 512 positions.
     """
-    if share < 0.45:
-        return (128, 32, 1.0) if share < 0.3 else (64, 64, 1.0)
-    return (8, 512, 0.25) if step % 8 == 7 else (32, 128, 0.25)
+    if share < 0.2:
+        return 128, 32, 1.0
+    if step % 8 == 7:
+        return 8, 512, 0.25
+    length = (16, 32, 64, 128)[step % 4]
+    return 4096 // length, length, 1.0 if length < 64 else 0.25
 
 
 @torch.no_grad()
@@ -222,6 +228,11 @@ def held_out_losses(model: BartForConditionalGeneration, stream: np.ndarray) -> 
 def save_checkpoint(work: Path, state: dict) -> None:
     torch.save(state, work / "checkpoint.partial")
     os.replace(work / "checkpoint.partial", work / "checkpoint.pt")
+
+
+def load_weights(model: BartForConditionalGeneration, folder: Path) -> None:
+    """Start from the weights of an exported model folder; the optimizer starts afresh."""
+    model.load_state_dict(BartForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict())
 
 
 def train(model: BartForConditionalGeneration, stream: np.ndarray, work: Path, minutes: float, peak: float) -> None:
@@ -283,9 +294,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=80.0)
     parser.add_argument("--peak-lr", type=float, default=1.5e-3)
     parser.add_argument("--export", type=Path)
+    parser.add_argument("--start-from", type=Path, help="exported folder to go on from; its tokenizer is used too")
     arguments = parser.parse_args()
+    if arguments.start_from:
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        shutil.copy(arguments.start_from / "tokenizer.json", arguments.work)
     tokenizer, stream = prepare(arguments.text, arguments.work)
     model = new_model()
+    if arguments.start_from:
+        load_weights(model, arguments.start_from)
     if arguments.export:
         export(model, tokenizer, arguments.work, arguments.export)
     else:
