@@ -201,8 +201,8 @@ def learning_rate(share: float, step: int, peak: float) -> float:
 def batch_shape(share: float, step: int) -> tuple[int, int, float]:
     """Rows, length and share of copied tokens in the loss: 4,096 tokens a step, short rows first.
 
-    Cross-attention learns to copy soonest on short rows with every token in the loss. Later rows have all lengths, since
-    a model forgets the lengths that it stops seeing; one step in eight trains all 512 positions.
+    Cross-attention learns to copy soonest on short rows with every token in the loss. Later rows have all lengths,
+    since a model forgets the lengths that it stops seeing; one step in eight trains all 512 positions.
     """
     if share < 0.2:
         return 128, 32, 1.0
