@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tss.adapters import attach
-from tss.adapters.storage import read_tensors
 from tss.errors import StateError
 from tss.run.backbone import Backbone, load_backbone, resolve_device
 from tss.run.config import RunConfig, load_config, settings_for
 from tss.run.examples import by_length, collate, encode_split
-from tss.run.prepare import make_method, restore_shared
+from tss.run.prepare import make_method, restore
 from tss.run.runtime import Runtime
-from tss.run.state import Layout, check_file, load_state
+from tss.run.state import Layout, load_state
 from tss.tasks import TaskKind
 
 if TYPE_CHECKING:
@@ -84,15 +83,6 @@ def open_learned(folder: Path | str) -> Learned:
     )
     method = make_method(config)
     handle = attach(backbone.model, config.adapters, method.layer_options())
-    if handle.frozen_fingerprint() != state.frozen:
-        raise StateError(f"{folder}: the backbone {config.backbone!r} is not the one that the run was made with")
-    for index, sealed in enumerate(state.sealed):
-        path = layout.task(index, sealed.name)
-        check_file(path, sealed.sha256)
-        handle.load_task_state(sealed.name, *read_tensors(path))
-    if state.shared_sha256 is not None:
-        shared = layout.shared(len(state.sealed) - 1)
-        check_file(shared, state.shared_sha256)
-        restore_shared(read_tensors(shared)[0], handle, method)
+    restore(state, layout, handle, method)
     backbone.model.eval()
     return Learned(config, backbone, handle, runtime, {name: record.kind for name, record in handle.tasks.items()})
