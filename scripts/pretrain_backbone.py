@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pretrain the embedded backbone: a small BART, by BART's text infilling, on free English text.
+"""Pretrain the embedded backbone: a small BART, by BART's denoising, on free English text.
 
     python scripts/pretrain_backbone.py --text DIR --work DIR --minutes 80
     python scripts/pretrain_backbone.py --text DIR --work DIR --start-from tss/assets/backbone --minutes 60
@@ -27,10 +27,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
+from tss.run.backbone import resolve_precision
+
 VOCABULARY = 8000
 BOS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 4
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 HELD_OUT_TOKENS = 200_000
+MASKED_SHARE = 0.12  # tokens masked one for one, which the encoder predicts itself
+TOKENS_A_STEP = 2048
 
 
 # ---- text to tokens ------------------------------------------------------------------------------------------------
@@ -128,22 +132,32 @@ def infill(
     return np.concatenate([*pieces, tokens[position:]]), removed
 
 
+def mask_tokens(noised: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """BART's token masking on top: MASKED_SHARE of the tokens become <mask>. Returns the tokens and where."""
+    masked = (rng.random(len(noised)) < MASKED_SHARE) & (noised != MASK)
+    return np.where(masked, MASK, noised), masked
+
+
 def make_batch(
     stream: np.ndarray, rng: np.random.Generator, rows: int, length: int, copied_share: float
 ) -> dict[str, torch.Tensor]:
     """One batch. Labels are kept where the token was removed, and on `copied_share` of the tokens that were not:
 
     the vocabulary product and its softmax are a third of a step on a CPU, and copied tokens teach least.
+    `encoder_labels` holds the tokens that were masked one for one, -100 elsewhere.
     """
     starts = rng.integers(0, len(stream) - length, size=rows)
     source = torch.full((rows, length), PAD)
+    encoder_labels = torch.full((rows, length), -100)
     target = torch.full((rows, length), PAD)
     keep = torch.ones((rows, length), dtype=torch.bool)
     for row, start in enumerate(starts):
         chunk = np.asarray(stream[start : start + length - 2]).astype(np.int64)
         noised, removed = infill(chunk, rng)
         noised = noised[: length - 2]
-        source[row, : len(noised) + 2] = torch.from_numpy(np.concatenate([[BOS], noised, [EOS]]))
+        shown, masked = mask_tokens(noised, rng)
+        source[row, : len(noised) + 2] = torch.from_numpy(np.concatenate([[BOS], shown, [EOS]]))
+        encoder_labels[row, 1 : len(noised) + 1] = torch.from_numpy(np.where(masked, noised, -100))
         target[row] = torch.from_numpy(np.concatenate([[BOS], chunk, [EOS]]))
         keep[row, 1:-1] = torch.from_numpy(removed | (rng.random(len(chunk)) < copied_share))
     decoder_input = target.roll(1, dims=1)
@@ -154,16 +168,25 @@ def make_batch(
         "decoder_input_ids": decoder_input,
         "labels": target,
         "keep": keep,
+        "encoder_labels": encoder_labels,
     }
 
 
-def denoising_loss(model: BartForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy in nats over the kept target positions; the vocabulary product runs on those alone."""
-    keep, labels = batch.pop("keep"), batch.pop("labels")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model.model(**batch).last_hidden_state[keep]
-        logits = model.lm_head(hidden)
-    return torch.nn.functional.cross_entropy(logits.float(), labels[keep])
+def denoising_losses(
+    model: BartForConditionalGeneration, batch: dict[str, torch.Tensor], bfloat16: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross-entropies in nats: the decoder's over the kept positions, the encoder's over the masked ones.
+
+    The vocabulary product, the same tied one for both, runs on those positions alone.
+    """
+    keep, labels, encoder_labels = (batch.pop(name) for name in ("keep", "labels", "encoder_labels"))
+    masked = encoder_labels != -100
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+        output = model.model(**batch)
+        logits = model.lm_head(output.last_hidden_state[keep])
+        encoder_logits = model.lm_head(output.encoder_last_hidden_state[masked])
+    cross_entropy = torch.nn.functional.cross_entropy
+    return cross_entropy(logits.float(), labels[keep]), cross_entropy(encoder_logits.float(), encoder_labels[masked])
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -198,29 +221,39 @@ def learning_rate(share: float, step: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / 200) * max(0.0, 1.0 - share)
 
 
-def batch_shape(share: float, step: int) -> tuple[int, int, float]:
-    """Rows, length and share of copied tokens in the loss: 4,096 tokens a step, short rows first.
+def batch_shape(share: float, step: int, short_share: float) -> tuple[int, int, float]:
+    """Rows, length and share of copied tokens in the loss: TOKENS_A_STEP tokens, short rows first.
 
     Cross-attention learns to copy soonest on short rows with every token in the loss. Later rows have all lengths,
     since a model forgets the lengths that it stops seeing; one step in eight trains all 512 positions.
     """
-    if share < 0.2:
-        return 128, 32, 1.0
+    if share < short_share:
+        return TOKENS_A_STEP // 32, 32, 1.0
     if step % 8 == 7:
-        return 8, 512, 0.25
+        return TOKENS_A_STEP // 512, 512, 0.25
     length = (16, 32, 64, 128)[step % 4]
-    return 4096 // length, length, 1.0 if length < 64 else 0.25
+    return TOKENS_A_STEP // length, length, 1.0 if length < 64 else 0.25
 
 
 @torch.no_grad()
-def held_out_losses(model: BartForConditionalGeneration, stream: np.ndarray) -> dict[str, float]:
-    """Nats per token on text that is never trained on, with fixed noise: all tokens, and those that were removed."""
+def held_out_losses(model: BartForConditionalGeneration, stream: np.ndarray, bfloat16: bool) -> dict[str, float]:
+    """Nats per token on text that is never trained on, with fixed noise.
+
+    All tokens and those that were removed, in rows of 128; all tokens in rows of 16; the encoder's masked ones.
+    """
     model.eval()
     means = {}
-    for name, copied_share in (("held_out", 1.0), ("held_out_removed", 0.0)):
+    for name, rows, length, copied_share in (
+        ("held_out", 16, 128, 1.0),
+        ("held_out_removed", 16, 128, 0.0),
+        ("held_out_short", 128, 16, 1.0),
+    ):
         rng = np.random.default_rng(1)
-        losses = [float(denoising_loss(model, make_batch(stream, rng, 16, 128, copied_share))) for _ in range(8)]
-        means[name] = round(sum(losses) / len(losses), 4)
+        batches = [make_batch(stream, rng, rows, length, copied_share) for _ in range(8)]
+        losses = torch.stack([torch.stack(denoising_losses(model, batch, bfloat16)) for batch in batches]).mean(0)
+        means[name] = round(float(losses[0]), 4)
+        if name == "held_out":
+            means["held_out_encoder"] = round(float(losses[1]), 4)
     model.train()
     return means
 
@@ -235,7 +268,15 @@ def load_weights(model: BartForConditionalGeneration, folder: Path) -> None:
     model.load_state_dict(BartForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict())
 
 
-def train(model: BartForConditionalGeneration, stream: np.ndarray, work: Path, minutes: float, peak: float) -> None:
+def train(
+    model: BartForConditionalGeneration,
+    stream: np.ndarray,
+    work: Path,
+    minutes: float,
+    peak: float,
+    short_share: float,
+    bfloat16: bool,
+) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=peak, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, fused=True
     )
@@ -250,11 +291,11 @@ def train(model: BartForConditionalGeneration, stream: np.ndarray, work: Path, m
     while spent < minutes * 60:
         began = time.perf_counter()
         rng = np.random.default_rng([2021, step])
-        rows, length, copied_share = batch_shape(spent / (minutes * 60), step)
+        rows, length, copied_share = batch_shape(spent / (minutes * 60), step, short_share)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(spent / (minutes * 60), step, peak)
-        loss = denoising_loss(model, make_batch(training, rng, rows, length, copied_share))
-        loss.backward()
+        loss, encoder_loss = denoising_losses(model, make_batch(training, rng, rows, length, copied_share), bfloat16)
+        (loss + encoder_loss).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if not math.isfinite(float(norm)):
             raise SystemExit(f"gradient norm {float(norm)} at step {step}: lower --peak-lr")
@@ -272,7 +313,7 @@ def train(model: BartForConditionalGeneration, stream: np.ndarray, work: Path, m
                 "loss": round(float(loss.detach()), 3),
             }
             if step % 500 == 0 or spent >= minutes * 60:
-                record |= held_out_losses(model, held_out)
+                record |= held_out_losses(model, held_out, bfloat16)
             print(json.dumps(record), flush=True)
             with open(work / "log.jsonl", "a") as log:
                 log.write(json.dumps(record) + "\n")
@@ -295,10 +336,14 @@ def main() -> None:
     parser.add_argument("--peak-lr", type=float, default=1.5e-3)
     parser.add_argument("--export", type=Path)
     parser.add_argument("--start-from", type=Path, help="exported folder to go on from; its tokenizer is used too")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's own choice")
     arguments = parser.parse_args()
     if arguments.start_from:
         arguments.work.mkdir(parents=True, exist_ok=True)
         shutil.copy(arguments.start_from / "tokenizer.json", arguments.work)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    bfloat16 = resolve_precision("auto", torch.device("cpu")) == "bfloat16"
     tokenizer, stream = prepare(arguments.text, arguments.work)
     model = new_model()
     if arguments.start_from:
@@ -307,7 +352,9 @@ def main() -> None:
         export(model, tokenizer, arguments.work, arguments.export)
     else:
         print(f"{model.num_parameters():,} parameters, {len(stream):,} tokens of text", flush=True)
-        train(model, stream, arguments.work, arguments.minutes, arguments.peak_lr)
+        # A model that knows how to copy needs no phase of short rows alone.
+        short_share = 0.0 if arguments.start_from else 0.2
+        train(model, stream, arguments.work, arguments.minutes, arguments.peak_lr, short_share, bfloat16)
 
 
 if __name__ == "__main__":
