@@ -1,0 +1,58 @@
+"""Gates in Triton: packing and unpacking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+
+from tss_kernels._triton import launch
+from tss_kernels.gates.triton_kernels import pack_kernel, unpack_kernel
+
+OUT, IN, WARPS = 8, 256, 4  # rows and columns that one program takes
+
+
+def _tiles(out_features: int, in_features: int) -> int:
+    return triton.cdiv(out_features, OUT) * triton.cdiv(in_features, IN)
+
+
+def _pack(pair: Sequence[torch.Tensor], threshold: float) -> list[torch.Tensor]:
+    """Packs one matrix or two in one launch."""
+    scores = [tensor.contiguous() for tensor in pair]
+    packed = [
+        torch.empty((tensor.shape[0], (tensor.shape[1] + 7) // 8), dtype=torch.uint8, device=tensor.device)
+        for tensor in scores
+    ]
+    tiles = [_tiles(*tensor.shape) for tensor in scores]
+    if sum(tiles) > 0:
+        launch(
+            pack_kernel, sum(tiles),
+            scores[0], packed[0], scores[-1], packed[-1], float(threshold), *scores[0].shape, *scores[-1].shape,
+            tiles[0], OUT=OUT, IN=IN, num_warps=WARPS,
+        )  # fmt: skip
+    return packed
+
+
+def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    """The gates of scores (out, in), packed: uint8 (out, ceil(in / 8)).
+
+    scores: float32, float16 or bfloat16 with any strides; the threshold is rounded to their dtype, as PyTorch does.
+    """
+    return _pack([scores], threshold)[0]
+
+
+def pack_gates_many(matrices: Sequence[torch.Tensor], threshold: float) -> list[torch.Tensor]:
+    """`pack_gates` of each matrix, two in a launch; all are on one device, their dtypes and shapes may differ."""
+    return [packed for at in range(0, len(matrices), 2) for packed in _pack(matrices[at : at + 2], threshold)]
+
+
+def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
+    """uint8 (out, ceil(in / 8)) with any strides to bool (out, in); the padding is cut off."""
+    gate = torch.empty((packed.shape[0], in_features), dtype=torch.bool, device=packed.device)
+    if gate.numel() > 0:
+        launch(
+            unpack_kernel, _tiles(*gate.shape),
+            packed.contiguous(), gate.view(torch.uint8), *gate.shape, OUT=OUT, IN=IN, num_warps=WARPS,
+        )  # fmt: skip
+    return gate
