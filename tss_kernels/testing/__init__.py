@@ -1,0 +1,6 @@
+"""For tests of operations, these or anybody's: the error bound, poisoned outputs, layouts, and `check_op` with all of
+it. `python -m tss_kernels.testing.resources` compiles the Triton kernels without a GPU and says what they use."""
+
+from tss_kernels.testing.exactness import assert_as_exact_as_pytorch, in_layout, poisoned_outputs
+
+__all__ = ["assert_as_exact_as_pytorch", "in_layout", "poisoned_outputs"]
