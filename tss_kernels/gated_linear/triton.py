@@ -1,45 +1,43 @@
 """The gated linear map in Triton: product, input gradient and score gradient, each with its mask inside the kernel.
 
-The launch configuration is a function of dtype and shape alone, without tuning at run time. Every sum has a fixed
+The launch configuration is a function of architecture, dtype and shape alone, without tuning at run time; where the
+tables in `configs` say that it wins, W * g is written once and the vendor's product runs on it. Every sum has a fixed
 order that depends on shapes and strides alone, so equal inputs give equal bits.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 import triton
 
 from tss_kernels._triton import dot_precision, launch
-from tss_kernels.gated_linear.triton_kernels import forward_kernel, input_grad_kernel, partial_kernel, reduce_kernel
+from tss_kernels.configs import Masking, Product, Table, Tile, kind_of, materialises, table_for, width_of
+from tss_kernels.gated_linear.triton_kernels import (
+    forward_kernel,
+    input_grad_kernel,
+    mask_kernel,
+    partial_kernel,
+    reduce_kernel,
+)
 
-
-class Tile(NamedTuple):
-    """Launch configuration: how much of each dimension a program takes at a time, its warps and its pipeline depth."""
-
-    out: int
-    inner: int
-    rows: int
-    warps: int
-    stages: int
-
+Strategy = Literal["fused", "materialise"]
 
 # Enough programs to give every multiprocessor of a large GPU one; a constant, so that sums do not depend on the device.
 PROGRAMS = 132
 MAX_SPLITS = 64
 MIN_SPLIT_ROWS = 256
 REDUCE_BLOCK = 256
+MASK_TILE = (16, 128)  # out, in
 
-# Per kernel: tiles in falling order of rows. Shared memory and registers of each are checked by compiling for sm_90.
-FORWARD_NARROW = (Tile(64, 64, 128, 4, 3), Tile(64, 64, 64, 4, 3), Tile(64, 64, 32, 4, 3))
-FORWARD_WIDE = (Tile(128, 64, 128, 8, 3), Tile(128, 64, 64, 8, 3), Tile(128, 64, 32, 8, 3))
-INPUT_NARROW = (Tile(64, 64, 128, 4, 3), Tile(64, 64, 64, 4, 3), Tile(64, 64, 32, 4, 3))
-INPUT_WIDE = (Tile(64, 128, 128, 8, 3), Tile(64, 128, 64, 8, 3), Tile(64, 128, 32, 8, 3))
-FLOAT32 = (Tile(64, 64, 32, 4, 2),)
-# Where rows do not start on 16-byte boundaries every element has its own address: larger tiles run out of registers.
-UNEVEN = (Tile(64, 64, 32, 8, 2),)
-UNEVEN_FLOAT32 = (Tile(64, 64, 16, 8, 2),)
+
+def strategy_for(
+    table: Table, product: Masking, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool
+) -> tuple[Strategy, str]:
+    """ "fused" or "materialise" (W * g written once, then the vendor's product), and why; `even` as by `is_even`."""
+    chosen, why = materialises(table, product, dtype, rows, in_features, out_features, even)
+    return ("materialise" if chosen else "fused"), why
 
 
 def _pipelined(tile: Tile, steps: int) -> Tile:
@@ -52,7 +50,7 @@ def _fit(tiles: tuple[Tile, ...], columns: int, rows: int) -> Tile:
     return next((tile for tile in tiles if columns * triton.cdiv(rows, tile.rows) >= PROGRAMS), tiles[-1])
 
 
-def _is_even(features: tuple[int, int], *tensors: torch.Tensor) -> bool:
+def is_even(features: tuple[int, int], *tensors: torch.Tensor) -> bool:
     """Whether Triton can prove that 16 bytes may be loaded at once: aligned starts, one stride of 1, the rest and the
     numbers of features multiples of 16."""
     return all(size % 16 == 0 for size in features) and all(
@@ -63,74 +61,55 @@ def _is_even(features: tuple[int, int], *tensors: torch.Tensor) -> bool:
     )
 
 
-def _tiles(
-    dtype: torch.dtype, even: bool, narrow: tuple[Tile, ...], wide: tuple[Tile, ...], features: int
-) -> tuple[Tile, ...]:
-    """The tiles to choose from."""
-    if dtype == torch.float32:
-        return FLOAT32 if even else UNEVEN_FLOAT32
-    if not even:
-        return UNEVEN
-    return narrow if features <= 64 else wide
+def _tiles(table: Table, product: Product, dtype: torch.dtype, features: int, even: bool) -> tuple[Tile, ...]:
+    return table.tiles[product, kind_of(dtype), width_of(features, even)]
 
 
-def forward_tile(dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool) -> Tile:
-    """Configuration of the forward product; `even` as by `_is_even`."""
-    tiles = _tiles(dtype, even, FORWARD_NARROW, FORWARD_WIDE, out_features)
+def forward_tile(
+    table: Table, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool
+) -> Tile:
+    """Configuration of the fused forward product; `even` as by `is_even`."""
+    tiles = _tiles(table, "forward", dtype, out_features, even)
     tile = _fit(tiles, triton.cdiv(out_features, tiles[0].out), rows)
     return _pipelined(tile, triton.cdiv(in_features, tile.inner))
 
 
-def input_grad_tile(dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool) -> Tile:
-    """Configuration of the input gradient; `even` as by `_is_even`."""
-    tiles = _tiles(dtype, even, INPUT_NARROW, INPUT_WIDE, in_features)
+def input_grad_tile(
+    table: Table, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool
+) -> Tile:
+    """Configuration of the fused input gradient; `even` as by `is_even`."""
+    tiles = _tiles(table, "input_grad", dtype, in_features, even)
     tile = _fit(tiles, triton.cdiv(in_features, tiles[0].inner), rows)
     return _pipelined(tile, triton.cdiv(out_features, tile.out))
 
 
 def scores_grad_tile(
-    dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool
+    table: Table, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool
 ) -> tuple[Tile, int]:
     """Configuration of the score gradient and the number of row ranges (a power of two) whose sums are added after."""
-    out, inner = (64 if features <= 64 else 128 for features in (out_features, in_features))
-    wide = (Tile(out, inner, 64, 8 if out * inner > 8192 else 4, 3),)
-    tile = _tiles(dtype, even, wide, wide, in_features)[0]
-    tiles = triton.cdiv(out_features, tile.out) * triton.cdiv(in_features, tile.inner)
+    tiles = _tiles(table, "scores_grad", dtype, min(in_features, out_features), even)
+    # The largest tile that is not wider than it needs to be in either direction.
+    fitting = [tile for tile in tiles if tile.out < 2 * max(out_features, 64) and tile.inner < 2 * max(in_features, 64)]
+    tile = max(fitting, key=lambda tile: tile.out * tile.inner)
+    tiles_of_one = triton.cdiv(out_features, tile.out) * triton.cdiv(in_features, tile.inner)
     splits = 1
-    while splits < MAX_SPLITS and tiles * splits < PROGRAMS and rows >= 2 * splits * MIN_SPLIT_ROWS:
+    while splits < MAX_SPLITS and tiles_of_one * splits < PROGRAMS and rows >= 2 * splits * MIN_SPLIT_ROWS:
         splits *= 2
     return _pipelined(tile, triton.cdiv(triton.cdiv(rows, splits), tile.rows)), splits
 
 
-def forward(
-    x: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor, bias: torch.Tensor | None, threshold: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """y = x @ where(scores >= threshold, weight, 0).T + bias, and the gates used, for the backward pass.
-
-    x (rows, in) with any strides; weight (out, in) of x's dtype; scores (out, in) float32; bias (out,) or None.
-    Returns y (rows, out) of x's dtype and uint8 (out, ceil(in / 8)): bit i of byte j is column 8 j + i, padding is 0.
-    """
-    rows, in_features = x.shape
-    out_features = weight.shape[0]
-    weight, scores = weight.contiguous(), scores.contiguous()
-    y = torch.empty((rows, out_features), dtype=x.dtype, device=x.device)
-    packed = torch.empty((out_features, (in_features + 7) // 8), dtype=torch.uint8, device=x.device)
-    if out_features == 0:
-        return y, packed
-    tile = forward_tile(x.dtype, rows, in_features, out_features, _is_even((in_features, out_features), x))
-    # Without rows one row tile still runs, to write the gates.
-    programs = triton.cdiv(out_features, tile.out) * max(1, triton.cdiv(rows, tile.rows))
-    launch(
-        forward_kernel, programs,
-        x, weight, scores, weight if bias is None else bias.contiguous(), y, packed, float(threshold),
-        rows, in_features, out_features, x.stride(0), x.stride(1),
-        HAS_BIAS=bias is not None, PRECISION=dot_precision(), OUT=tile.out, IN=tile.inner, ROWS=tile.rows,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    return y, packed
+def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    """How the forward product of shape (rows, in, out) runs, and why."""
+    del op
+    rows, in_features, out_features = shape
+    table, even = table_for(device), in_features % 16 == 0 and out_features % 16 == 0
+    strategy, why = strategy_for(table, "forward", dtype, rows, in_features, out_features, even)
+    if strategy == "materialise":
+        return f"W * g written once, then the vendor's product; {why}"
+    return f"{forward_tile(table, dtype, rows, in_features, out_features, even)}; {why}"
 
 
-def _gate_words(packed: torch.Tensor) -> tuple[torch.Tensor, int]:
+def gate_words(packed: torch.Tensor) -> tuple[torch.Tensor, int]:
     """The gates as 32-bit words where whole words fill a row, else as bytes, and the number of gates in each."""
     packed = packed.contiguous()
     if packed.shape[1] % 4 == 0 and packed.storage_offset() % 4 == 0:
@@ -138,20 +117,110 @@ def _gate_words(packed: torch.Tensor) -> tuple[torch.Tensor, int]:
     return packed, 8
 
 
-def input_grad(dy: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+def _empty_packed(weight: torch.Tensor) -> torch.Tensor:
+    return torch.empty((weight.shape[0], (weight.shape[1] + 7) // 8), dtype=torch.uint8, device=weight.device)
+
+
+def _materialise(weight: torch.Tensor, gates: torch.Tensor, bits: int, packed: torch.Tensor, threshold: float
+                 ) -> torch.Tensor:  # fmt: skip
+    """W * g in W's dtype, contiguous; bits 0: gates are scores, which are packed into `packed` as well."""
+    out_features, in_features = weight.shape
+    masked = torch.empty_like(weight)
+    out, inner = MASK_TILE
+    programs = triton.cdiv(out_features, out) * triton.cdiv(in_features, inner)
+    if programs:
+        launch(
+            mask_kernel, programs,
+            weight, gates, masked, packed, threshold, in_features, out_features, gates.shape[1],
+            BITS=bits, OUT=out, IN=inner, num_warps=4,
+        )  # fmt: skip
+    return masked
+
+
+def _product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    gates: torch.Tensor,
+    bits: int,
+    bias: torch.Tensor | None,
+    packed: torch.Tensor,
+    threshold: float,
+    strategy: Strategy | None,
+) -> torch.Tensor:
+    """y = x (W * g)ᵀ + b by words of gates, or (bits 0) by scores, whose gates are written to `packed` then."""
+    (rows, in_features), out_features = x.shape, weight.shape[0]
+    weight = weight.contiguous()
+    even, table = is_even((in_features, out_features), x), table_for(x.device)
+    if strategy is None:
+        strategy, _ = strategy_for(table, "forward", x.dtype, rows, in_features, out_features, even)
+    if strategy == "materialise":
+        return torch.nn.functional.linear(x, _materialise(weight, gates, bits, packed, threshold), bias)
+    y = torch.empty((rows, out_features), dtype=x.dtype, device=x.device)
+    # Without rows one row tile still runs, to write the gates.
+    tiled_rows = rows if bits else max(1, rows)
+    if out_features == 0 or tiled_rows == 0:
+        return y
+    tile = forward_tile(table, x.dtype, rows, in_features, out_features, even)
+    launch(
+        forward_kernel, triton.cdiv(out_features, tile.out) * triton.cdiv(tiled_rows, tile.rows),
+        x, weight, gates, weight if bias is None else bias.contiguous(), y, packed, threshold,
+        rows, in_features, out_features, gates.shape[1], x.stride(0), x.stride(1),
+        HAS_BIAS=bias is not None, BITS=bits, PRECISION=dot_precision(), OUT=tile.out, IN=tile.inner, ROWS=tile.rows,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return y
+
+
+def forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    bias: torch.Tensor | None,
+    threshold: float,
+    strategy: Strategy | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y = x @ where(scores >= threshold, weight, 0).T + bias, and the gates used, for the backward pass.
+
+    x (rows, in) with any strides; weight (out, in) of x's dtype; scores (out, in) float32; bias (out,) or None;
+    strategy: None takes the table's. Returns y (rows, out) of x's dtype and uint8 (out, ceil(in / 8)): bit i of byte j
+    is column 8 j + i, padding is 0.
+    """
+    packed = _empty_packed(weight)
+    return _product(x, weight, scores.contiguous(), 0, bias, packed, float(threshold), strategy), packed
+
+
+def packed_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    bias: torch.Tensor | None,
+    strategy: Strategy | None = None,
+) -> torch.Tensor:
+    """The same y, to the last bit, from the gates that `forward` or pack_gates made: uint8 (out, ceil(in / 8))."""
+    gates, bits = gate_words(packed)
+    return _product(x, weight, gates, bits, bias, packed, 0.0, strategy)
+
+
+def input_grad(
+    dy: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, strategy: Strategy | None = None
+) -> torch.Tensor:
     """dx = dy @ (weight * gate), the gates from their bits, so an off entry adds exactly 0 whatever its weight.
 
     dy (rows, out) with any strides; weight (out, in) of dy's dtype; packed uint8 (out, ceil(in / 8)) as `forward`
     writes it. Returns dx (rows, in) of dy's dtype.
     """
-    rows, out_features = dy.shape
-    in_features = weight.shape[1]
+    (rows, out_features), in_features = dy.shape, weight.shape[1]
+    weight = weight.contiguous()
+    gates, bits = gate_words(packed)
+    even, table = is_even((in_features, out_features), dy), table_for(dy.device)
+    if strategy is None:
+        strategy, _ = strategy_for(table, "input_grad", dy.dtype, rows, in_features, out_features, even)
+    if strategy == "materialise":
+        return dy @ _materialise(weight, gates, bits, packed, 0.0)
     dx = torch.empty((rows, in_features), dtype=dy.dtype, device=dy.device)
     if dx.numel() == 0:
         return dx
-    weight = weight.contiguous()
-    gates, bits = _gate_words(packed)
-    tile = input_grad_tile(dy.dtype, rows, in_features, out_features, _is_even((in_features, out_features), dy))
+    tile = input_grad_tile(table, dy.dtype, rows, in_features, out_features, even)
     launch(
         input_grad_kernel, triton.cdiv(in_features, tile.inner) * triton.cdiv(rows, tile.rows),
         dy, weight, gates, dx,
@@ -170,14 +239,12 @@ def scores_grad(
     dy (rows, out) and x (rows, in) with any strides; weight (out, in); importance (out, in) in [0, 1] or None.
     Returns float32 (out, in). The rows are summed in ranges and the ranges in order: no atomics, equal bits every time.
     """
-    rows, out_features = dy.shape
-    in_features = x.shape[1]
+    (rows, out_features), in_features = dy.shape, x.shape[1]
     grad = torch.empty((out_features, in_features), dtype=torch.float32, device=x.device)
     if grad.numel() == 0:
         return grad
-    tile, splits = scores_grad_tile(
-        x.dtype, rows, in_features, out_features, _is_even((in_features, out_features), dy, x)
-    )
+    even = is_even((in_features, out_features), dy, x)
+    tile, splits = scores_grad_tile(table_for(x.device), x.dtype, rows, in_features, out_features, even)
     partial = torch.empty((splits, out_features, in_features), dtype=torch.float32, device=x.device)
     split_rows = triton.cdiv(triton.cdiv(rows, splits), tile.rows) * tile.rows
     tiles = triton.cdiv(out_features, tile.out) * triton.cdiv(in_features, tile.inner)

@@ -14,32 +14,64 @@ import triton
 import triton.language as tl
 
 from tss_kernels._triton import dot_operand, from_float32, to_float32
+from tss_kernels.gates.triton_kernels import pack_gates
 
 
 @triton.jit
-def pack_gates(
-    scores_ptr, packed_ptr, threshold, in_features, out, out_mask, first, step, OUT: tl.constexpr, IN: tl.constexpr
+def select_columns(words, weight, BITS: tl.constexpr):
+    """W * g by selection: weight [OUT, IN], words [OUT, IN / BITS] of gates; bit i of a word is column i of its BITS."""
+    bits = (words[:, :, None] >> tl.arange(0, BITS)[None, None, :]) & 1
+    return tl.where(tl.reshape(bits, weight.shape) != 0, weight, tl.zeros_like(weight))
+
+
+@triton.jit
+def select_rows(words, weight, BITS: tl.constexpr):
+    """The same transposed: weight [IN, OUT], words [IN / BITS, OUT]."""
+    bits = (words[:, None, :] >> tl.arange(0, BITS)[None, :, None]) & 1
+    return tl.where(tl.reshape(bits, weight.shape) != 0, weight, tl.zeros_like(weight))
+
+
+@triton.jit
+def mask_kernel(
+    weight_ptr,
+    gates_ptr,
+    masked_ptr,
+    packed_ptr,
+    threshold,
+    in_features,
+    out_features,
+    row_words,
+    BITS: tl.constexpr,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
 ):
-    """Writes the gates of the rows `out` as bits, for blocks of IN columns from `first` on, `step` columns apart."""
-    row_bytes = (in_features + 7) // 8
-    for start in tl.range(first, in_features, step, num_stages=1):
-        column = start + tl.arange(0, IN)
-        at = out.to(tl.int64)[:, None] * in_features + column[None, :]
-        mask = out_mask[:, None] & (column < in_features)[None, :]
-        # NaN compares false with every threshold, so padding stays 0.
-        on = tl.load(scores_ptr + at, mask=mask, other=float("nan")) >= threshold
-        bits = tl.reshape(on.to(tl.int32), [OUT, IN // 8, 8]) << tl.arange(0, 8)[None, None, :]
-        byte = start // 8 + tl.arange(0, IN // 8)
-        packed_at = out.to(tl.int64)[:, None] * row_bytes + byte[None, :]
-        packed_mask = out_mask[:, None] & (byte < row_bytes)[None, :]
-        tl.store(packed_ptr + packed_at, tl.sum(bits, axis=2).to(tl.uint8), mask=packed_mask)
+    """One OUT x IN tile of W * g for the vendor's product, from words of gates or (BITS 0) from scores, packed too."""
+    in_tiles = tl.cdiv(in_features, IN)
+    first = tl.program_id(0) % in_tiles * IN
+    out = tl.program_id(0) // in_tiles * OUT + tl.arange(0, OUT)
+    column = first + tl.arange(0, IN)
+    out_mask = out < out_features
+    mask = out_mask[:, None] & (column < in_features)[None, :]
+    at = out.to(tl.int64)[:, None] * in_features + column[None, :]
+    weight = tl.load(weight_ptr + at, mask=mask, other=0.0)
+    if BITS == 0:
+        on = tl.load(gates_ptr + at, mask=mask, other=float("nan")) >= threshold
+        masked = tl.where(on, weight, tl.zeros_like(weight))
+        pack_gates(gates_ptr, packed_ptr, threshold, in_features, out, out_mask, first, in_features, OUT, IN)
+    else:
+        word = first // BITS + tl.arange(0, IN // BITS)
+        words_mask = out_mask[:, None] & (word < row_words)[None, :]
+        words_at = out.to(tl.int64)[:, None] * row_words + word[None, :]
+        words = tl.load(gates_ptr + words_at, mask=words_mask, other=0).to(tl.int32)
+        masked = select_columns(words, weight, BITS)
+    tl.store(masked_ptr + at, masked, mask=mask)
 
 
 @triton.jit
 def forward_kernel(
     x_ptr,
     weight_ptr,
-    scores_ptr,
+    gates_ptr,
     bias_ptr,
     y_ptr,
     packed_ptr,
@@ -47,15 +79,20 @@ def forward_kernel(
     rows,
     in_features,
     out_features,
+    row_words,
     x_row_stride,
     x_column_stride,
     HAS_BIAS: tl.constexpr,
+    BITS: tl.constexpr,
     PRECISION: tl.constexpr,
     OUT: tl.constexpr,
     IN: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """One OUT x ROWS tile of the transposed output; the row tiles of one output tile share the packing of its gates."""
+    """One OUT x ROWS tile of the transposed output, by words of BITS gates each, one load per word, or by scores.
+
+    With BITS 0 gates_ptr holds the scores, and the row tiles of one output tile share the packing of its gates.
+    """
     out_tiles = tl.cdiv(out_features, OUT)
     row_tiles = tl.num_programs(0) // out_tiles
     row_tile = tl.program_id(0) // out_tiles
@@ -63,7 +100,11 @@ def forward_kernel(
     row = row_tile * ROWS + tl.arange(0, ROWS)
     inner = tl.arange(0, IN)
     out_mask = out < out_features
-    pack_gates(scores_ptr, packed_ptr, threshold, in_features, out, out_mask, row_tile * IN, row_tiles * IN, OUT, IN)
+    if BITS == 0:
+        pack_gates(gates_ptr, packed_ptr, threshold, in_features, out, out_mask, row_tile * IN, row_tiles * IN, OUT, IN)
+    else:
+        word = tl.arange(0, IN // BITS)
+        words_at = out.to(tl.int64)[:, None] * row_words + word[None, :]
     weight_at = out.to(tl.int64)[:, None] * in_features + inner[None, :]
     x_at = row.to(tl.int64)[None, :] * x_row_stride + inner.to(tl.int64)[:, None] * x_column_stride
     zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
@@ -72,10 +113,15 @@ def forward_kernel(
         inside = inner < in_features - start
         weight_mask = out_mask[:, None] & inside[None, :]
         weight = tl.load(weight_ptr + weight_at + start, mask=weight_mask, other=0.0)
-        score = tl.load(scores_ptr + weight_at + start, mask=weight_mask, other=0.0)
+        if BITS == 0:
+            score = tl.load(gates_ptr + weight_at + start, mask=weight_mask, other=0.0)
+            masked = tl.where(score >= threshold, weight, tl.zeros_like(weight))
+        else:
+            words_mask = out_mask[:, None] & (word < row_words - start // BITS)[None, :]
+            words = tl.load(gates_ptr + words_at + start // BITS, mask=words_mask, other=0).to(tl.int32)
+            masked = select_columns(words, weight, BITS)
         x_mask = inside[:, None] & (row < rows)[None, :]
         x = tl.load(x_ptr + x_at + (zero + start) * x_column_stride, mask=x_mask, other=0.0)
-        masked = tl.where(score >= threshold, weight, tl.zeros_like(weight))
         sums = tl.dot(dot_operand(masked), dot_operand(x), sums, input_precision=PRECISION)
     if HAS_BIAS:
         sums += to_float32(tl.load(bias_ptr + out, mask=out_mask, other=0.0))[:, None]
@@ -120,11 +166,10 @@ def input_grad_kernel(
         weight_mask = (column < in_features)[:, None] & inside[None, :]
         weight = tl.load(weight_ptr + weight_at + first * in_features, mask=weight_mask, other=0.0)
         gates_mask = (word < row_words)[:, None] & inside[None, :]
-        gates = tl.load(gates_ptr + gates_at + first * row_words, mask=gates_mask, other=0).to(tl.int32)
+        words = tl.load(gates_ptr + gates_at + first * row_words, mask=gates_mask, other=0).to(tl.int32)
         dy_mask = inside[:, None] & (row < rows)[None, :]
         dy = tl.load(dy_ptr + dy_at + first * dy_column_stride, mask=dy_mask, other=0.0)
-        bits = (gates[:, None, :] >> tl.arange(0, BITS)[None, :, None]) & 1
-        masked = tl.where(tl.reshape(bits, [IN, OUT]) != 0, weight, tl.zeros_like(weight))
+        masked = select_rows(words, weight, BITS)
         sums = tl.dot(dot_operand(masked), dot_operand(dy), sums, input_precision=PRECISION)
     dx_at = row.to(tl.int64)[None, :] * in_features + column[:, None]
     dx = from_float32(sums, dx_ptr.dtype.element_ty)

@@ -1,0 +1,48 @@
+"""Hopper (sm_90), and Blackwell's data-centre chips, whose shared memory is as large. Nothing here was measured yet:
+
+tiles were chosen by compiling (registers, shared memory, no spills), crossovers by counting bytes and operations.
+"""
+
+from __future__ import annotations
+
+from tss_kernels.configs.table import ALWAYS, Bound, Crossover, Kind, Masking, Product, Table, Tile, Width
+
+# Where rows do not start on 16-byte boundaries every element has its own address: larger tiles run out of registers.
+_UNEVEN = (Tile(64, 64, 32, 8, 2),)
+_UNEVEN_FLOAT32 = (Tile(64, 64, 16, 8, 2),)
+_FLOAT32 = (Tile(64, 64, 32, 4, 2),)
+_NARROW = (Tile(64, 64, 128, 4, 3), Tile(64, 64, 64, 4, 3), Tile(64, 64, 32, 4, 3))
+
+TILES: dict[tuple[Product, Kind, Width], tuple[Tile, ...]] = {
+    ("forward", "half", "narrow"): _NARROW,
+    ("forward", "half", "wide"): (Tile(128, 64, 128, 8, 3), Tile(128, 64, 64, 8, 3), Tile(128, 64, 32, 8, 3)),
+    ("input_grad", "half", "narrow"): _NARROW,
+    ("input_grad", "half", "wide"): (Tile(64, 128, 128, 8, 3), Tile(64, 128, 64, 8, 3), Tile(64, 128, 32, 8, 3)),
+}
+_PRODUCTS: tuple[Product, ...] = ("forward", "input_grad", "scores_grad")
+for _product in _PRODUCTS:
+    TILES[_product, "half", "uneven"] = _UNEVEN
+    TILES[_product, "float32", "narrow"] = TILES[_product, "float32", "wide"] = _FLOAT32
+    TILES[_product, "float32", "uneven"] = _UNEVEN_FLOAT32
+# The score gradient has a tile of out x in: narrow, where one of the two has at most 64 features.
+TILES["scores_grad", "half", "narrow"] = (Tile(64, 64, 64, 4, 3), Tile(64, 128, 64, 4, 3), Tile(128, 64, 64, 4, 3))
+TILES["scores_grad", "half", "wide"] = (Tile(128, 128, 64, 8, 3),)
+
+# To beat writing W * g and then the vendor's product at in = 1024, a fused kernel must reach this share of the vendor's
+# speed: 71 % at 4,096 rows and 1,024 outputs, 91 % at 16,384, 97 % at 65,536. Expected of these tiles: 85 %.
+_ARITHMETIC = Crossover(8192, "predicted: beyond, the product must reach over 85 % of the vendor's speed to win")
+_MEMORY = Crossover(ALWAYS, "predicted: both are limited by moving x and y once")
+_UNEVEN_ROWS = Crossover(512, "predicted: loads of single elements; few rows save the second launch")
+_FLOAT32_ROWS = Crossover(512, "predicted: the vendor's float32 product is faster; few rows save the second launch")
+
+CROSSOVERS: dict[tuple[Masking, Kind, bool, Bound], Crossover] = {}
+_BOUNDS: tuple[Bound, ...] = ("memory", "arithmetic")
+_MASKING: tuple[Masking, ...] = ("forward", "input_grad")
+for _product in _MASKING:
+    CROSSOVERS[_product, "half", True, "memory"] = _MEMORY
+    CROSSOVERS[_product, "half", True, "arithmetic"] = _ARITHMETIC
+    for _bound in _BOUNDS:
+        CROSSOVERS[_product, "half", False, _bound] = _UNEVEN_ROWS
+        CROSSOVERS[_product, "float32", True, _bound] = CROSSOVERS[_product, "float32", False, _bound] = _FLOAT32_ROWS
+
+TABLE = Table("sm_90", 232_448, 184.0, TILES, CROSSOVERS)

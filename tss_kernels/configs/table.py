@@ -1,0 +1,84 @@
+"""What a configuration table holds; one table per architecture lies beside this file."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+
+Kind = Literal["half", "float32"]
+Width = Literal["narrow", "wide", "uneven"]
+Masking = Literal["forward", "input_grad"]  # the products with W * g
+Product = Literal["forward", "input_grad", "scores_grad"]
+Bound = Literal["memory", "arithmetic"]
+
+ALWAYS = math.inf
+NARROW = 64  # features that one narrow tile covers
+
+
+class Tile(NamedTuple):
+    """Launch configuration: how much of each dimension a program takes at a time, its warps and its pipeline depth."""
+
+    out: int
+    inner: int
+    rows: int
+    warps: int
+    stages: int
+
+
+class Crossover(NamedTuple):
+    """Up to how many rows the fused kernel runs; beyond, W * g is written once and the vendor's product runs on it.
+
+    basis: how the number was found, "measured ..." or "predicted ...".
+    """
+
+    rows: float
+    basis: str
+
+
+class Table(NamedTuple):
+    """The configurations of one architecture: pure data, looked up by dtype and shape class.
+
+    Attributes:
+        name: the architecture.
+        shared_memory: bytes that one program may use.
+        balance: operations per element moved, above which a product of 16-bit operands is bound by arithmetic.
+        tiles: (product, kind, width) -> tiles in falling order of rows.
+        crossovers: (product, kind, even, bound) -> where the fused kernel ends.
+    """
+
+    name: str
+    shared_memory: int
+    balance: float
+    tiles: dict[tuple[Product, Kind, Width], tuple[Tile, ...]]
+    crossovers: dict[tuple[Masking, Kind, bool, Bound], Crossover]
+
+
+def kind_of(dtype: torch.dtype) -> Kind:
+    """float32 is multiplied without tensor cores (or as tf32); the 16-bit types share everything."""
+    return "float32" if dtype == torch.float32 else "half"
+
+
+def width_of(features: int, even: bool) -> Width:
+    """The class of the tiled features; `even` says that 16 bytes can be loaded at once everywhere."""
+    if not even:
+        return "uneven"
+    return "narrow" if features <= NARROW else "wide"
+
+
+def bound_of(table: Table, in_features: int, out_features: int) -> Bound:
+    """What limits the product of many rows: 2 in out operations against in + out elements moved, for each row."""
+    elements = max(in_features + out_features, 1)
+    return "memory" if in_features * out_features <= table.balance * elements else "arithmetic"
+
+
+def materialises(
+    table: Table, product: Masking, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool
+) -> tuple[bool, str]:
+    """Whether W * g should be written once for the vendor's product, and why or why not."""
+    bound = bound_of(table, in_features, out_features)
+    crossover = table.crossovers[product, kind_of(dtype), even, bound]
+    chosen = rows > crossover.rows
+    limit = "any number of" if crossover.rows == ALWAYS else f"up to {int(crossover.rows)}"
+    return chosen, f"{bound}-bound: fused for {limit} rows on {table.name} ({crossover.basis})"
