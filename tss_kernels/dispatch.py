@@ -12,19 +12,21 @@ from typing import NamedTuple
 
 import torch
 
-OPERATIONS = (
-    "gated_linear",
-    "gated_adapter",
-    "pack_gates",
-    "unpack_gates",
-    "packed_linear",
-    "normalize_importance",
-    "accumulate_importance_",
-    "soft_masked_adamw_",
-)
+# The folder of each operation, whose files are its backends.
+FOLDERS = {
+    "gated_linear": "gated_linear",
+    "gated_adapter": "gated_adapter",
+    "pack_gates": "gates",
+    "unpack_gates": "gates",
+    "packed_linear": "gates",
+    "normalize_importance": "importance",
+    "accumulate_importance_": "importance",
+    "soft_masked_adamw_": "adamw",
+}
+OPERATIONS = tuple(FOLDERS)
 BACKENDS = ("reference", "native", "triton", "cuda")
 VARIABLE = "TSS_KERNELS_BACKEND"
-TRITON_OPERATIONS = ("gated_linear", "soft_masked_adamw_")
+TRITON_OPERATIONS = ("gated_linear", "packed_linear", "soft_masked_adamw_")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Looked up once: finding a package costs more than a small kernel. It is not imported here.
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
@@ -170,17 +172,17 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, 
     else:
         obstacle = why_not("triton", op, device, dtype)
         reason = obstacle.reason if obstacle is not None else "Triton's interpreter is on, which is for tests"
-    return Choice(backend, configuration(op, backend, dtype, shape), reason)
+    return Choice(backend, configuration(op, backend, device, dtype, shape), reason)
 
 
-def configuration(op: str, backend: str, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """The launch configuration in words; for Triton's products the tile at rows that start on 16-byte boundaries."""
-    if backend != "triton":
+def configuration(op: str, backend: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    """The launch configuration in words; of products, for operands whose rows start on 16-byte boundaries if sizes do.
+
+    A backend's file that has launches to choose says it in a function of this name: (op, device, dtype, shape) -> str.
+    """
+    if backend == "reference":
         return "plain PyTorch"
-    kernels = implementation("gated_linear" if op == "gated_linear" else "adamw", "triton")
-    if op == "gated_linear":
-        return str(kernels.forward_tile(dtype, *shape, even=all(size % 16 == 0 for size in shape[1:])))
-    return f"blocks of {kernels.BLOCK} elements, {kernels.WARPS} warps, one launch for all tensors of a dtype"
+    return implementation(FOLDERS[op], backend).configuration(op, device, dtype, shape)
 
 
 @functools.cache

@@ -176,7 +176,7 @@ def explain(op: str | Callable[..., Any], *args: object, **kwargs: object) -> Ex
     choice = choose(name, device, dtype, cost.shape)
     backend, reason, setting = select(name, device, dtype), choice.reason, choice.configuration
     if forced_backend() is not None:
-        reason, setting = f"forced by use_backend or {VARIABLE}", configuration(name, backend, dtype, cost.shape)
+        reason, setting = f"forced by use_backend or {VARIABLE}", configuration(name, backend, device, dtype, cost.shape)
     if name == "gated_adapter":
         setting = f"two gated_linear around the activation, each by {select('gated_linear', device, dtype)}"
     seconds, note = _roofline(device, dtype, cost.bytes, cost.flops)

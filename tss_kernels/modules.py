@@ -14,6 +14,7 @@ from tss_kernels.gated_adapter.api import gated_adapter
 from tss_kernels.gated_adapter.reference import ACTIVATIONS, compose
 from tss_kernels.gated_linear.api import gated_linear
 from tss_kernels.gates.api import pack_gates, packed_linear, unpack_gates
+from tss_kernels.gates.scores import Scores
 
 WEIGHT_INITS = ("normal", "signed_constant")
 WEIGHT_STD = 0.02
@@ -30,7 +31,7 @@ class GatedAdapterLinear(nn.Module):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
-    scores: nn.Parameter
+    scores: Scores
     importance: torch.Tensor | None
     packed: torch.Tensor | None
 
@@ -58,7 +59,7 @@ class GatedAdapterLinear(nn.Module):
         self.bias = (
             nn.Parameter(torch.empty(out_features, device=device, dtype=dtype), requires_grad=False) if bias else None
         )
-        self.scores = nn.Parameter(torch.empty((out_features, in_features), device=device, dtype=torch.float32))
+        self.scores = Scores(torch.empty((out_features, in_features), device=device, dtype=torch.float32))
         self.register_buffer("importance", None)
         self.register_buffer("packed", None, persistent=False)
         self.reset_parameters()
@@ -73,7 +74,7 @@ class GatedAdapterLinear(nn.Module):
         )  # fmt: skip
         layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
         layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        layer.scores = nn.Parameter(torch.empty(weight.shape, device=weight.device, dtype=torch.float32))
+        layer.scores = Scores(torch.empty(weight.shape, device=weight.device, dtype=torch.float32))
         layer.reset_scores()
         return layer
 

@@ -6,6 +6,7 @@ backward pass. They have no gradients of their own: the functions that call them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -50,6 +51,17 @@ def _scores_grad(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *_: ob
     return weight.new_empty(weight.shape, dtype=torch.float32)
 
 
+def _hidden(x: torch.Tensor, down_weight: torch.Tensor) -> torch.Tensor:
+    return down_weight.new_empty((math.prod(x.shape[:-1]), down_weight.shape[0]))
+
+
+def _adapter_input_grad(
+    dy: torch.Tensor, hidden: torch.Tensor, *rest: object
+) -> tuple[torch.Tensor, torch.Tensor]:
+    for_x = rest[-2]
+    return dy.new_empty(dy.shape if for_x else (0, dy.shape[-1])), hidden.new_empty(hidden.shape)
+
+
 _define(
     "gated_linear(Tensor x, Tensor weight, Tensor scores, Tensor? bias, float threshold, str backend)"
     " -> (Tensor y, Tensor packed)",
@@ -71,6 +83,16 @@ _define(
     "gated_linear_weight_grad(Tensor dy, Tensor x, Tensor packed, str backend) -> Tensor",
     lambda dy, x, packed, backend: x.new_empty((dy.shape[-1], x.shape[-1])),
 )
+_define(
+    "gated_adapter(Tensor x, Tensor down_weight, Tensor down_packed, Tensor up_weight, Tensor up_packed,"
+    " Tensor? down_bias, Tensor? up_bias, str activation, str backend) -> (Tensor y, Tensor hidden)",
+    lambda x, down_weight, *_: (x.new_empty(x.shape), _hidden(x, down_weight)),
+)
+_define(
+    "gated_adapter_input_grad(Tensor dy, Tensor hidden, Tensor down_weight, Tensor down_packed, Tensor up_weight,"
+    " Tensor up_packed, str activation, bool for_x, str backend) -> (Tensor dx, Tensor d_hidden)",
+    _adapter_input_grad,
+)
 _define("pack_gates(Tensor scores, float threshold, str backend) -> Tensor", lambda scores, *_: _packed(scores))
 _define("unpack_gates(Tensor packed, SymInt in_features, str backend) -> Tensor", _gates)
 _define("normalize_importance(Tensor raw, str per, str backend) -> Tensor", _as_float32)
@@ -81,6 +103,11 @@ _define(
     " str site, str backend) -> ()",
     _nothing,
 )
+
+
+def packed_linear_operator() -> torch._ops.OpOverload:
+    """The product with packed gates, for the operations beside it in which the same product stands."""
+    return torch.ops.tss_kernels.packed_linear.default
 
 
 def rows_of(tensor: torch.Tensor) -> torch.Tensor:

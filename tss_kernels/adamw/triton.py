@@ -51,6 +51,12 @@ def _launch(group: list[Tensors], scalars: tuple[float, ...], update_site: bool)
     )  # fmt: skip
 
 
+def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    """How a step is launched."""
+    del op, device, dtype, shape
+    return f"blocks of {BLOCK} elements, {WARPS} warps, one launch for all tensors of a dtype"
+
+
 def _contiguous(tensor: torch.Tensor, copies: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """The tensor, or a contiguous copy that is noted beside it to be copied back."""
     if tensor.is_contiguous():

@@ -11,7 +11,8 @@ from tss_kernels.autocast import autocast_inputs, outside_autocast
 from tss_kernels.checks import check_importance, check_linear, check_scores
 from tss_kernels.dispatch import implementation, select
 from tss_kernels.gated_linear import reference
-from tss_kernels.operators import implement, rows_of, shaped_like
+from tss_kernels.gates.scores import keep_gates, kept_gates
+from tss_kernels.operators import implement, packed_linear_operator, rows_of, shaped_like
 
 
 @outside_autocast
@@ -57,6 +58,23 @@ def bias_grad(dy: torch.Tensor) -> torch.Tensor:
     return rows_of(dy).sum(0)
 
 
+def _by_gates(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    bias: torch.Tensor | None,
+    threshold: float,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y and the packed gates; scores whose gates are known are not compared again."""
+    packed = kept_gates(scores, threshold, backend)
+    if packed is not None:
+        return packed_linear_operator()(x, weight, packed, bias, backend), packed
+    y, packed = forward_operator(x, weight, scores, bias, threshold, backend)
+    keep_gates(scores, threshold, backend, packed)
+    return y, packed
+
+
 class _GatedLinear(torch.autograd.Function):
     """Keeps the packed gates, not the scores: 1 bit for 32, and no step taken in between can change the gradient."""
 
@@ -71,7 +89,7 @@ class _GatedLinear(torch.autograd.Function):
         importance: torch.Tensor | None,
         backend: str,
     ) -> torch.Tensor:
-        y, packed = forward_operator(x, weight, scores, bias, threshold, backend)
+        y, packed = _by_gates(x, weight, scores, bias, threshold, backend)
         ctx.save_for_backward(x, weight, packed, importance)
         ctx.backend = backend
         return y
@@ -117,4 +135,4 @@ def gated_linear(
         x.requires_grad or scores.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
         return _GatedLinear.apply(x, weight, scores, bias, threshold, importance, backend)
-    return forward_operator(x, weight, scores, bias, threshold, backend)[0]
+    return _by_gates(x, weight, scores, bias, threshold, backend)[0]

@@ -65,9 +65,7 @@ def _tiles(table: Table, product: Product, dtype: torch.dtype, features: int, ev
     return table.tiles[product, kind_of(dtype), width_of(features, even)]
 
 
-def forward_tile(
-    table: Table, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool
-) -> Tile:
+def forward_tile(table: Table, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool) -> Tile:
     """Configuration of the fused forward product; `even` as by `is_even`."""
     tiles = _tiles(table, "forward", dtype, out_features, even)
     tile = _fit(tiles, triton.cdiv(out_features, tiles[0].out), rows)

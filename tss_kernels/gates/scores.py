@@ -66,7 +66,11 @@ class Scores(nn.Parameter):
     def wants_gates(self) -> float | None:
         """The threshold of the gates that are worth emitting with the next step, None if none are."""
         threshold = self.__dict__.get("_threshold")
-        if threshold is None or self._notice_capture() or not _reuses(self, select("gated_linear", self.device, self.dtype)):
+        if (
+            threshold is None
+            or self._notice_capture()
+            or not _reuses(self, select("gated_linear", self.device, self.dtype))
+        ):
             return None
         return threshold
 

@@ -8,6 +8,7 @@ import torch
 import triton
 
 from tss_kernels._triton import launch
+from tss_kernels.gated_linear import triton as products
 from tss_kernels.gates.triton_kernels import pack_kernel, unpack_kernel
 
 OUT, IN, WARPS = 8, 256, 4  # rows and columns that one program takes
@@ -56,3 +57,17 @@ def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
             packed.contiguous(), gate.view(torch.uint8), *gate.shape, OUT=OUT, IN=IN, num_warps=WARPS,
         )  # fmt: skip
     return gate
+
+
+def packed_linear(
+    x: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """y = x @ (W * g).T + bias: gated_linear's product by words of gates."""
+    return products.packed_linear(x, weight, packed, bias)
+
+
+def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    """How an operation on gates is launched."""
+    if op == "packed_linear":
+        return products.configuration(op, device, dtype, shape)
+    return f"tiles of {OUT} x {IN} gates, {WARPS} warps"
