@@ -12,11 +12,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+def _is_cast(dtype: torch.dtype) -> bool:
     # Autocast leaves float64 and integers alone.
-    if tensor is None or not tensor.dtype.is_floating_point or tensor.dtype == torch.float64:
-        return tensor
-    return tensor.to(dtype)
+    return dtype.is_floating_point and dtype != torch.float64
+
+
+def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return tensor.to(dtype) if tensor is not None and _is_cast(tensor.dtype) else tensor
 
 
 def autocast_inputs(
@@ -28,6 +30,17 @@ def autocast_inputs(
         return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
     return _cast(x, dtype), _cast(weight, dtype), _cast(bias, dtype)  # type: ignore[return-value]
+
+
+def autocast_weights(
+    x: torch.Tensor, *weights: torch.Tensor | None
+) -> tuple[torch.dtype, tuple[torch.Tensor | None, ...]]:
+    """The dtype that torch's linear computes in for x, and weights as it would cast them; x itself is not cast here."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return x.dtype, weights
+    dtype = torch.get_autocast_dtype(device)
+    return dtype if _is_cast(x.dtype) else x.dtype, tuple(_cast(weight, dtype) for weight in weights)
 
 
 def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
