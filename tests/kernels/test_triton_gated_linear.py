@@ -10,7 +10,10 @@ import torch
 
 pytest.importorskip("triton")
 
+from tss_kernels.configs import TABLES, table_of
 from tss_kernels.gated_linear import triton as linear
+
+TABLE = TABLES["sm_90"]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -67,24 +70,27 @@ def assert_close(actual: torch.Tensor, pytorch: torch.Tensor, exact: torch.Tenso
     assert (actual.double() - exact).abs().max().item() <= 2 * max(own, rounding)
 
 
-def check(tensors: dict[str, torch.Tensor], threshold: float = 0.1, importance: bool = True, bias: bool = True) -> None:
-    """All three kernels against the same formulas in float64 and in PyTorch in the same dtype."""
+def check(tensors: dict[str, torch.Tensor], threshold: float = 0.1, importance: bool = True, bias: bool = True,
+          strategies: tuple = ("fused",)) -> None:  # fmt: skip
+    """All products against the same formulas in float64 and in PyTorch in the same dtype."""
     x, dy, weight, scores = (tensors[name] for name in ("x", "dy", "weight", "scores"))
     b = tensors["bias"] if bias else torch.zeros_like(tensors["bias"])
     keep = 1 - tensors["importance"].double() if importance else torch.ones_like(scores).double()
     gate = scores >= threshold
     masked = torch.where(gate, weight, 0)
+    bits = torch.from_numpy(np.packbits(gate.cpu().numpy(), axis=1, bitorder="little"))
 
-    y, packed = linear.forward(x, weight, scores, b if bias else None, threshold)
-    assert y.dtype == x.dtype
-    assert_close(y, torch.nn.functional.linear(x, masked, b), x.double() @ masked.double().T + b.double())
-    bits = np.packbits(gate.cpu().numpy(), axis=1, bitorder="little")
-    assert packed.dtype == torch.uint8
-    assert torch.equal(packed.cpu(), torch.from_numpy(bits))
+    for strategy in strategies:
+        y, packed = linear.forward(x, weight, scores, b if bias else None, threshold, strategy)
+        assert y.dtype == x.dtype
+        assert_close(y, torch.nn.functional.linear(x, masked, b), x.double() @ masked.double().T + b.double())
+        assert packed.dtype == torch.uint8
+        assert torch.equal(packed.cpu(), bits)
+        assert torch.equal(linear.packed_linear(x, weight, packed, b if bias else None, strategy), y)
 
-    dx = linear.input_grad(dy, weight, packed)
-    assert dx.dtype == dy.dtype
-    assert_close(dx, dy @ masked, dy.double() @ masked.double())
+        dx = linear.input_grad(dy, weight, packed, strategy)
+        assert dx.dtype == dy.dtype
+        assert_close(dx, dy @ masked, dy.double() @ masked.double())
 
     ds = linear.scores_grad(dy, x, weight, tensors["importance"] if importance else None)
     assert ds.dtype == torch.float32
@@ -95,7 +101,7 @@ def check(tensors: dict[str, torch.Tensor], threshold: float = 0.1, importance: 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_float64(shape, dtype):
-    check(inputs(*shape, dtype))
+    check(inputs(*shape, dtype), strategies=("fused", "materialise"))
 
 
 def test_without_bias_and_importance():
@@ -105,7 +111,7 @@ def test_without_bias_and_importance():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_row_ranges_are_summed(dtype):
     tensors = inputs(1100, 16, 5, dtype)
-    _, ranges = linear.scores_grad_tile(dtype, 1100, 16, 5, False)
+    _, ranges = linear.scores_grad_tile(TABLE, dtype, 1100, 16, 5, False)
     assert ranges > 1
     check(tensors)
 
@@ -116,6 +122,43 @@ def test_every_tile(programs, dtype, monkeypatch):
     monkeypatch.setattr(linear, "PROGRAMS", programs)
     check(inputs(130, 144, 80, dtype))
     check(inputs(130, 48, 16, dtype))
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name != "sm_90"])
+def test_tiles_of_other_architectures(name, monkeypatch):
+    monkeypatch.setattr(linear, "table_for", lambda device: TABLES[name])
+    for dtype in (torch.float32, torch.bfloat16):
+        check(inputs(70, 144, 80, dtype), strategies=("fused", None))
+
+
+def test_the_strategy_follows_the_table():
+    def strategy(rows: int, in_features: int, out_features: int, dtype: torch.dtype, even: bool = True) -> str:
+        return linear.strategy_for(TABLE, "forward", dtype, rows, in_features, out_features, even)[0]
+
+    assert strategy(65536, 1024, 64, torch.bfloat16) == "fused"
+    assert strategy(8192, 1024, 1024, torch.bfloat16) == "fused"
+    assert strategy(8193, 1024, 1024, torch.bfloat16) == "materialise"
+    assert strategy(513, 1024, 64, torch.float32) == "materialise"
+    assert strategy(513, 100, 50, torch.bfloat16, even=False) == "materialise"
+    for table in TABLES.values():
+        assert {key[:1] for key in table.crossovers} == {("forward",), ("input_grad",)}
+        assert len(table.crossovers) == 16
+        assert all(crossover.basis.split(":")[0] for crossover in table.crossovers.values())
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [
+        ((8, 0), "sm_80"),
+        ((8, 6), "sm_86"),
+        ((8, 9), "sm_86"),
+        ((9, 0), "sm_90"),
+        ((10, 0), "sm_90"),
+        ((12, 0), "sm_86"),
+    ],
+)
+def test_an_architecture_takes_the_table_whose_tiles_fit(capability, name):
+    assert table_of(*capability).name == name
 
 
 LAYOUTS = {
@@ -184,7 +227,7 @@ def test_gates_of_a_sliced_bank():
 def test_equal_bits_in_twenty_runs(monkeypatch):
     monkeypatch.setattr(linear, "MIN_SPLIT_ROWS", 16)
     tensors = inputs(67, 24, 9, torch.float32)
-    assert linear.scores_grad_tile(torch.float32, 67, 24, 9, False)[1] == 4
+    assert linear.scores_grad_tile(TABLE, torch.float32, 67, 24, 9, False)[1] == 4
     x, dy, weight, scores = (tensors[name] for name in ("x", "dy", "weight", "scores"))
 
     def run() -> list[torch.Tensor]:

@@ -110,7 +110,7 @@ def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tupl
 def gate_words(packed: torch.Tensor) -> tuple[torch.Tensor, int]:
     """The gates as 32-bit words where whole words fill a row, else as bytes, and the number of gates in each."""
     packed = packed.contiguous()
-    if packed.shape[1] % 4 == 0 and packed.storage_offset() % 4 == 0:
+    if packed.numel() > 0 and packed.shape[1] % 4 == 0 and packed.storage_offset() % 4 == 0:
         return packed.view(torch.int32), 32
     return packed, 8
 

@@ -19,7 +19,7 @@ from tss_kernels.gates.triton_kernels import pack_gates
 
 @triton.jit
 def select_columns(words, weight, BITS: tl.constexpr):
-    """W * g by selection: weight [OUT, IN], words [OUT, IN / BITS] of gates; bit i of a word is column i of its BITS."""
+    """W * g by selection: weight [OUT, IN], words [OUT, IN / BITS] of gates; bit i of a word is its column i."""
     bits = (words[:, :, None] >> tl.arange(0, BITS)[None, None, :]) & 1
     return tl.where(tl.reshape(bits, weight.shape) != 0, weight, tl.zeros_like(weight))
 
