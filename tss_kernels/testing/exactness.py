@@ -1,4 +1,4 @@
-"""What tests of the kernels share: the error bound, poisoned outputs and the layouts a gradient can arrive in."""
+"""The error bound, poisoned outputs and the layouts that a tensor can arrive in."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def poisoned_outputs() -> Iterator[None]:
 
 
 def in_layout(tensor: torch.Tensor, layout: str) -> torch.Tensor:
-    """The matrix with the same values in memory as named: contiguous, permuted, sliced; "expanded" repeats its first
-    row with stride 0."""
-    rows, columns = tensor.shape
+    """The tensor, of one dimension or more, with the same values in memory as named: contiguous, permuted (the first
+    dimension innermost), sliced (every second element); "expanded" repeats its first row with stride 0."""
     if layout == "permuted":
-        return tensor.t().contiguous().t()
+        backwards = tuple(reversed(range(tensor.dim())))
+        return tensor.permute(backwards).contiguous().permute(backwards)
     if layout == "sliced":
-        return tensor.new_zeros(rows, 2 * columns + 1)[:, 1::2].copy_(tensor)
+        return tensor.new_zeros(*tensor.shape[:-1], 2 * tensor.shape[-1] + 1)[..., 1::2].copy_(tensor)
     if layout == "expanded":
-        return tensor[:1].expand(rows, columns)
+        return tensor[:1].expand(tensor.shape)
     return tensor.contiguous()

@@ -1,0 +1,242 @@
+"""What each Triton kernel takes of a GPU, found without one: registers, shared memory, instructions, and their limits.
+
+    python -m tss_kernels.testing.resources                    # compile every launch and print what it takes
+    python -m tss_kernels.testing.resources --write FOLDER     # write it to FOLDER/triton-<version>.md
+    python -m tss_kernels.testing.resources --launches FILE    # other kernels: FILE defines KERNELS and OPERATIONS
+
+Ends with 1 if a launch breaks a limit. Limits hold for every Triton version; a written table shows, line by line, what
+moved since. `launches.py` beside this file says which launches are compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+MODULE = "tss_kernels.testing.resources"
+REWRITE = "make resources"
+# Bytes of shared memory that one block may use.
+SHARED_MEMORY = MappingProxyType({80: 166_912, 90: 232_448})
+UNITS = MappingProxyType({80: "HMMA", 90: "HGMMA"})
+
+
+class Case(NamedTuple):
+    """One call of an operation's host functions; `even`: all rows start on 16-byte boundaries."""
+
+    label: str
+    even: bool
+    call: Callable[[], object]
+
+
+class Kernel(NamedTuple):
+    """What a kernel must show in its machine code.
+
+    Attributes:
+        product: 16-bit operands are multiplied on tensor cores.
+        masked: its left operand is masked in registers and may not go back to shared memory (sm_90).
+        wide: even rows are loaded and stored 16 bytes at a time.
+    """
+
+    product: bool = False
+    masked: bool = False
+    wide: bool = False
+
+
+class Resources(NamedTuple):
+    """What one launch takes; instructions are counted as they stand in the machine code, not as often as they run."""
+
+    architecture: int
+    kernel: str
+    launch: str
+    constants: str
+    warps: int
+    stages: int
+    shared: int
+    registers: int
+    stack: int
+    spills: int
+    tensor_core: int
+    a_registers: int
+    a_shared: int
+    async_copies: int
+    wide_loads: int
+    wide_stores: int
+    narrow_stores: int
+    even: bool
+    fast: bool
+
+
+COLUMNS = tuple(name for name in Resources._fields if name not in ("architecture", "even", "fast"))
+Rows = dict[tuple[str, ...], dict[str, str]]
+
+
+def violations(seen: Resources, kernel: Kernel) -> list[str]:
+    """The limits that a launch breaks, in words; they hold whatever the Triton version."""
+    found = []
+    if seen.stack or seen.spills:
+        found.append(f"registers spill: {seen.stack} bytes of stack, {seen.spills} local loads and stores")
+    limit = SHARED_MEMORY[seen.architecture]
+    if seen.shared > limit:
+        found.append(f"shared memory {seen.shared} is over the {limit} bytes of a block")
+    if kernel.product and seen.fast:
+        if not seen.tensor_core:
+            found.append(f"no tensor core: no {UNITS[seen.architecture]} instruction")
+        if seen.stages > 1 and seen.even and not seen.async_copies:
+            found.append(f"{seen.stages} stages, but no asynchronous copy")
+    if kernel.masked and seen.fast and seen.architecture >= 90 and (seen.a_shared or not seen.a_registers):
+        found.append(f"masked operand: {seen.a_registers} products from registers, {seen.a_shared} from shared memory")
+    if kernel.wide and seen.even and not (seen.wide_loads and seen.wide_stores):
+        found.append(f"{seen.wide_loads} loads and {seen.wide_stores} stores of 16 bytes, both must be there")
+    return [f"sm_{seen.architecture} {seen.kernel}, {seen.launch}: {text}" for text in found]
+
+
+def all_violations(launches: Iterable[Resources], kernels: dict[str, Kernel]) -> list[str]:
+    """The limits that any launch breaks; a kernel that `kernels` lacks counts as one."""
+    found = []
+    for seen in launches:
+        if seen.kernel in kernels:
+            found += violations(seen, kernels[seen.kernel])
+        else:
+            found.append(f"{seen.kernel}: not in KERNELS, which says what a kernel must show")
+    return found
+
+
+def measure(launches_file: Path | None = None, architectures: Sequence[int] = (90, 80)) -> list[Resources]:
+    """Compiles every launch in a process without Triton's interpreter. Raises RuntimeError if that fails."""
+    command = [sys.executable, "-m", MODULE, "--json", "--architectures", *map(str, architectures)]
+    command += [] if launches_file is None else ["--launches", str(launches_file)]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    return [Resources(**json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def rows_of(launches: Iterable[Resources]) -> Rows:
+    """The lines of a table by architecture, kernel and launch; launches that share all three are numbered."""
+    rows: Rows = {}
+    often: Counter[tuple[str, ...]] = Counter()
+    for seen in launches:
+        key = (f"sm_{seen.architecture}", seen.kernel, seen.launch)
+        often[key] += 1
+        label = seen.launch if often[key] == 1 else f"{seen.launch} ({often[key]})"
+        rows[*key[:2], label] = {name: str(getattr(seen, name)) for name in COLUMNS} | {"launch": label}
+    return rows
+
+
+def to_text(rows: Rows, version: str) -> str:
+    """A table as Markdown, one line per launch."""
+    lines = [
+        f"# What every kernel takes of a GPU, by Triton {version}",
+        "",
+        f"Compiled without a GPU. Written by `{REWRITE}`, compared by `tests/kernels/test_triton_compile.py`.",
+    ]
+    architecture = ""
+    for key, row in rows.items():
+        if key[0] != architecture:
+            architecture = key[0]
+            lines += ["", f"## {architecture}", "", _line(name.replace("_", " ") for name in COLUMNS)]
+            lines.append(_line("---" for _ in COLUMNS))
+        lines.append(_line(row.values()))
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def from_text(text: str) -> Rows:
+    """The rows of a table that `to_text` wrote."""
+    rows: Rows = {}
+    architecture = ""
+    names: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("## "):
+            architecture, names = line[3:], []
+        elif line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if not names:
+                names = [cell.replace(" ", "_") for cell in cells]
+            elif cells[0] != "---":
+                row = dict(zip(names, cells, strict=True))
+                rows[architecture, row["kernel"], row["launch"]] = row
+    return rows
+
+
+def differences(old: Rows, new: Rows) -> list[str]:
+    """What moved, one line per launch: old -> new."""
+    lines = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if before is None or after is None:
+            moved = "is new" if before is None else "is gone"
+        else:
+            names = [*after, *(name for name in before if name not in after)]
+            moved = ", ".join(
+                f"{name} {before.get(name, 'none')} -> {after.get(name, 'none')}"
+                for name in names
+                if before.get(name) != after.get(name)
+            )
+        if moved:
+            lines.append(f"{key[0]} {key[1]}, {key[2]}: {moved}")
+    return lines
+
+
+def table_path(folder: Path, version: str | None = None) -> Path:
+    """Where the table of a Triton version lies, the installed one's by default."""
+    return folder / f"triton-{version or triton_version()}.md"
+
+
+def triton_version() -> str:
+    """The installed version without a local part such as +git."""
+    return metadata.version("triton").split("+")[0]
+
+
+def main() -> int:
+    """The command line; see this file's beginning."""
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the table of this Triton version there")
+    parser.add_argument("--launches", type=Path, metavar="FILE", help="a Python file with KERNELS and OPERATIONS")
+    parser.add_argument("--architectures", type=int, nargs="+", choices=sorted(SHARED_MEMORY), default=[90, 80])
+    parser.add_argument("--json", action="store_true", help="print one JSON object per launch, judge nothing")
+    options = parser.parse_args()
+    if os.environ.pop("TRITON_INTERPRET", None):
+        return subprocess.call([sys.executable, "-m", MODULE, *sys.argv[1:]])
+    from tss_kernels.testing import offline
+
+    where = options.launches or Path(__file__).with_name("launches.py")
+    listed = runpy.run_path(str(where))
+    launches = [one for number in options.architectures for one in offline.record(number, listed["OPERATIONS"])]
+    found = []
+    for seen in offline.inspect_all(launches):
+        found.append(seen)
+        if options.json:
+            print(json.dumps(seen._asdict()), flush=True)
+    if options.json:
+        return 0
+    text = to_text(rows_of(found), triton_version())
+    if options.write is None:
+        print(text)
+    else:
+        options.write.mkdir(parents=True, exist_ok=True)
+        path = table_path(options.write)
+        moved = differences(from_text(path.read_text()) if path.exists() else {}, rows_of(found))
+        path.write_text(text)
+        print(*moved, f"wrote {path}: {len(found)} launches, {len(moved)} moved", sep="\n")
+    broken = all_violations(found, listed["KERNELS"])
+    print(*broken, f"{len(found)} launches, {len(broken)} limits broken", sep="\n")
+    return bool(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
