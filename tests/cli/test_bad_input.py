@@ -109,7 +109,7 @@ def test_report_of_a_folder_that_is_no_run(tss, tmp_path):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ('{"text": "good"', "in.jsonl:2: not JSON"),
+        ('{"text": "good"', "in.jsonl:2: not JSON (Expecting ',' delimiter at character 16)"),
         ("[1]", "in.jsonl:2: expected a JSON object"),
         (
             '{"text": "good", "task": "asc/x"}',
@@ -129,6 +129,12 @@ def test_predict_names_the_line(tss, finished_run, tmp_path, line, expected):
 def test_predict_needs_a_task(tss, finished_run, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "good"}\n')
     assert "give --task NAME" in only_line(tss("predict", finished_run, "--input", tmp_path / "in.jsonl"))
+
+
+def test_predict_checks_the_task_before_it_reads(tss, finished_run, tmp_path):
+    (tmp_path / "in.jsonl").write_text("no JSON\n")
+    done = tss("predict", finished_run, "--task", "asc/phone", "--input", tmp_path / "in.jsonl")
+    assert "--task: task 'asc/phone' is not learned in this run; it has: asc/phones" in only_line(done)
 
 
 def test_predict_from_a_damaged_run_names_the_file(tss, finished_run, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterable
@@ -38,10 +39,15 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     where = "<stdin>" if args.input is None else str(args.input)
-    lines = sys.stdin if args.input is None else args.input.read_text(encoding="utf-8").splitlines()
-    rows = read_rows(lines, where, args.task)
-    learned = _open(args.folder)
-    check_rows(rows, where, {name: kind.kind for name, kind in learned.kinds.items()})
+    # Nothing is answered before every line is known to be right: the output has a line for each, or is not there.
+    opened = contextlib.nullcontext(sys.stdin) if args.input is None else open(args.input, encoding="utf-8")
+    with opened as lines:
+        learned = _open(args.folder)
+        kinds = {name: kind.kind for name, kind in learned.kinds.items()}
+        if args.task is not None and args.task not in kinds:
+            raise DataError(f"task {args.task!r} is not learned in this run; it has: {', '.join(kinds)}", "--task")
+        rows = read_rows(lines, where, args.task)
+    check_rows(rows, where, kinds)
     answers = learned.predict([(row["task"], example_of(row)) for _, row in rows])
     text = "".join(
         json.dumps({**row, "prediction": answer}, ensure_ascii=False) + "\n"
@@ -65,9 +71,9 @@ def read_rows(lines: Iterable[str], where: str, task: str | None) -> list[tuple[
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"not JSON ({error})", where, number) from None
+            row = json.loads(line.rstrip("\n"))
+        except json.JSONDecodeError as error:
+            raise DataError(f"not JSON ({error.msg} at character {error.colno})", where, number) from None
         if not isinstance(row, dict):
             raise DataError(f"expected a JSON object, found {type(row).__name__}", where, number)
         row.setdefault("task", task)
