@@ -1,0 +1,127 @@
+"""`python -m bench.measure GROUP ...`: checks and times groups of operations, and writes every piece at once."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.measure.cases import GROUPS
+from bench.measure.cases.dispatch import proposal
+from bench.measure.cases.sizes import Sizes, bart_large, tiny
+from bench.measure.ceilings import measure_ceilings, read_ceilings
+from bench.measure.report import Report, table
+from bench.measure.runner import Budget, DeviceLost, run_cases
+from bench.measure.step import VARIANTS, measure_step
+from bench.measure.timing import Timer, timer_for
+
+PART = "measure.{}"
+NAMES = ("ceilings", *GROUPS, "step")
+PER_VARIANT = 0.15  # seconds of repeats; checks and compilations come on top
+PER_STEP = 3.0
+MISSING, LOST = 3, 4  # exit codes
+
+
+class Missing(RuntimeError):
+    """Something that a group needs is not on this machine."""
+
+
+def _measure_group(name: str, sizes: Sizes, timer: Timer, budget: Budget, report: Report, go_on: bool) -> None:
+    part = PART.format(name)
+    if name == "ceilings":
+        report.update(part, result=measure_ceilings(timer, sizes.tiny))
+        return
+    if name == "step":
+        if importlib.util.find_spec("transformers") is None:
+            raise Missing("the package transformers is not installed: pip install transformers")
+        budget = budget._replace(per_variant=0.0 if sizes.tiny else PER_STEP)
+        measure_step(timer, budget, sizes.tiny, lambda records: report.update(part, result={"cases": records}))
+        return
+    ceilings = read_ceilings(report.part(PART.format("ceilings")).get("result"))
+    if name == "dispatch":
+        _check_triton(timer.device)
+
+    def keep(records: list[dict[str, Any]]) -> None:
+        report.update(part, result={"cases": records})
+
+    known = (report.part(part).get("result") or {}).get("cases", []) if go_on else []
+    records = run_cases(list(GROUPS[name](sizes)), timer, budget, ceilings, keep, known)
+    if name == "dispatch":
+        kind = torch.cuda.get_device_name(timer.device) if timer.device.type == "cuda" else "CPU, for tests"
+        proposed = proposal(records, timer.device, f"on {kind}, {date.today()}, torch {torch.__version__}")
+        report.update(part, result={"cases": records, "proposal": proposed})
+
+
+def _check_triton(device: torch.device) -> None:
+    from tss_kernels.dispatch import why_not
+
+    obstacle = why_not("triton", "gated_linear", device, torch.float32)
+    if obstacle is not None:
+        raise Missing(f"{obstacle.reason}; {obstacle.remedy}")
+
+
+def plan(names: Sequence[str], sizes: Sizes) -> list[str]:
+    """What would be measured, one line a case; nothing is drawn or compiled."""
+    lines = []
+    for name in names:
+        if name == "ceilings":
+            lines.append("measure.ceilings: copy bandwidth, products in bfloat16, float16 and float32, smallest kernel")
+        elif name == "step":
+            lines.append(f"measure.step: a BART-Large training step of 32 x 128 in bfloat16: {', '.join(VARIANTS)}")
+        else:
+            for case in GROUPS[name](sizes):
+                lines.append(f"measure.{name}: {case}: {', '.join(variant.name for variant in case.variants)}")
+    return lines
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.measure", description=__doc__)
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(NAMES)}; all if none is named")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to see that everything runs")
+    parser.add_argument("--seconds", type=float, default=600.0, help="start nothing more after so many seconds")
+    parser.add_argument("--out", type=Path, default=None, help="the JSON file (made, or added to)")
+    parser.add_argument("--continue", dest="go_on", action="store_true", help="only what the file does not have yet")
+    parser.add_argument("--list", action="store_true", help="say what would be measured")
+    chosen = parser.parse_args(arguments)
+    unknown = [name for name in chosen.groups if name not in NAMES]
+    if unknown:
+        parser.error(f"no group {', '.join(unknown)}: there are {', '.join(NAMES)}")
+    return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0; MISSING where a group lacks something, which is said; LOST where another process has to go on."""
+    start, chosen = time.monotonic(), _arguments(arguments)
+    names, device = chosen.groups or NAMES, torch.device(chosen.device)
+    sizes = tiny(device) if chosen.tiny else bart_large(device)
+    if chosen.list:
+        print("\n".join(plan(names, sizes)))
+        return 0
+    report = Report(chosen.out or Path(f"bench/results/measured-{date.today()}.json"))
+    budget = Budget(0.0 if chosen.tiny else PER_VARIANT, start + chosen.seconds)
+    timer, missing = timer_for(device), False
+    for name in names:
+        try:
+            _measure_group(name, sizes, timer, budget, report, chosen.go_on)
+        except Missing as error:
+            print(f"measure.{name}: {error}", file=sys.stderr)
+            missing = True
+            continue
+        except DeviceLost as error:
+            print(f"measure.{name}: {error}", file=sys.stderr)
+            return LOST
+        cases = report.part(PART.format(name)).get("result", {}).get("cases", [])
+        print(f"measure.{name}\n{table(cases)}" if cases else f"measure.{name}: done", flush=True)
+    return MISSING if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

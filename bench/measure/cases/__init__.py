@@ -1,0 +1,19 @@
+"""The operations that are measured, one group a file; `GROUPS` lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from bench.measure.case import Case
+from bench.measure.cases import adamw, dispatch, gated_adapter, gated_linear, gates, importance, packed_linear
+from bench.measure.cases.sizes import Sizes
+
+GROUPS: dict[str, Callable[[Sizes], Iterable[Case]]] = {
+    "gated_linear": gated_linear.cases,
+    "adamw": adamw.cases,
+    "gated_adapter": gated_adapter.cases,
+    "packed_linear": packed_linear.cases,
+    "gates": gates.cases,
+    "importance": importance.cases,
+    "dispatch": dispatch.cases,
+}

@@ -1,0 +1,62 @@
+"""packed_linear, the forward pass of a sealed task: gates at one bit each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch.nn.functional import linear
+
+import tss_kernels
+from bench.measure import rivals
+from bench.measure.case import Case, Cost, Inputs, Outputs, Precision, Role, Variant
+from bench.measure.cases import gated_linear
+from bench.measure.cases.sizes import Sizes, late_compiled
+
+Tensor = torch.Tensor
+
+
+def _formula(t: Inputs, precision: Precision) -> Outputs:
+    return {"y": gated_linear.formula(t, precision)["y"]}
+
+
+def _eager(x: Tensor, weight: Tensor, packed: Tensor) -> Tensor:
+    return linear(x, weight * rivals.unpack(packed, weight.shape[1], weight.dtype))
+
+
+def _materialise(x: Tensor, weight: Tensor, packed: Tensor) -> Tensor:
+    return linear(x, torch.where(tss_kernels.unpack_gates(packed, weight.shape[1]), weight, 0))
+
+
+def _bind(run: Callable[[Tensor, Tensor, Tensor], Tensor], t: Inputs) -> Callable[[], Outputs]:
+    def call() -> Outputs:
+        with torch.no_grad():
+            return {"y": run(t["x"], t["weight"], t["packed"])}
+
+    return call
+
+
+def _variants(sizes: Sizes) -> tuple[Variant, ...]:
+    eager = late_compiled(_eager, sizes)
+    runs: list[tuple[str, Role, Callable[[Tensor, Tensor, Tensor], Tensor]]] = [
+        ("tss", "ours", tss_kernels.packed_linear),
+        ("ungated", "floor", lambda x, weight, packed: linear(x, weight)),
+        ("materialise", "rival", _materialise),
+        ("eager", "rival", _eager),
+        ("compile", "rival", lambda x, weight, packed: eager()(x, weight, packed)),
+    ]
+    return tuple(Variant(name, role, partial(_bind, run), late=name == "compile") for name, role, run in runs)
+
+
+def cases(sizes: Sizes) -> Iterator[Case]:
+    """Every shape; the bytes are those of gated_linear with bits in the place of scores."""
+    for rows in sizes.rows:
+        for in_features, out_features in sizes.features:
+            forward = gated_linear.forward_cost(sizes, rows, in_features, out_features)
+            bits = in_features * out_features // 8
+            yield Case(
+                "packed_linear forward", {"rows": rows, "in": in_features, "out": out_features}, sizes.dtype,
+                partial(gated_linear.draw, sizes, rows, in_features, out_features), _formula, _variants(sizes),
+                Cost(forward.bytes - 4 * in_features * out_features + bits, forward.flops),
+            )  # fmt: skip

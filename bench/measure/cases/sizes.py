@@ -1,0 +1,79 @@
+"""At which sizes everything is measured, and random inputs of those sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from bench.measure import rivals
+from bench.measure.case import Inputs, Outputs
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """BART-Large's sizes, or tiny ones that only show that everything runs.
+
+    rows: batch x length, the most telling first. features: (in, out) of one map. hidden, bottleneck: of one adapter.
+    scores: name -> shapes of the tensors of one optimizer step.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    tiny: bool
+    rows: tuple[int, ...]
+    features: tuple[tuple[int, int], ...]
+    hidden: int
+    bottleneck: int
+    scores: dict[str, tuple[tuple[int, int], ...]]
+
+
+def bart_large(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Sizes:
+    """The sizes that are published: 48 gated matrices of 24 adapters, 3.1 M scores."""
+    return Sizes(
+        device, dtype, False, (16384, 4096, 65536), ((1024, 64), (64, 1024), (1024, 1024)), 1024, 64,
+        {"3 M scores in 48 tensors": ((64, 1024), (1024, 64)) * 24, "100 M scores": ((1024, 1024),) * 100},
+    )  # fmt: skip
+
+
+def tiny(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Sizes:
+    """Sizes at which nothing is worth timing."""
+    return Sizes(device, dtype, True, (33,), ((24, 8),), 24, 8, {"two tensors": ((8, 24), (24, 8))})
+
+
+class Draw:
+    """Random tensors from a seed, on the device and in the order of the calls."""
+
+    def __init__(self, sizes: Sizes, seed: int) -> None:
+        self.device, self.dtype = sizes.device, sizes.dtype
+        self.generator = torch.Generator(sizes.device).manual_seed(seed)
+
+    def normal(self, *shape: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:
+        """N(0, scale^2), in the sizes' dtype unless another is named."""
+        drawn = torch.randn(shape, generator=self.generator, device=self.device, dtype=torch.float32)
+        return (drawn * scale).to(dtype or self.dtype)
+
+    def unit(self, *shape: int) -> Tensor:
+        """U(0, 1) in float32."""
+        return torch.rand(shape, generator=self.generator, device=self.device)
+
+
+def once(make: Callable[[], Callable[..., Any]]) -> Callable[[], Callable[..., Any]]:
+    """What a compiler makes, made at its first use: a plan lists cases without compiling any."""
+    return cache(make)
+
+
+def late_compiled(function: Callable[..., Any], sizes: Sizes) -> Callable[[], Callable[..., Any]]:
+    """torch.compile of a rival, made at its first use."""
+    return once(lambda: rivals.compiled(function, sizes.tiny))
+
+
+def gradients(outputs: Tensor, names: tuple[str, ...], inputs: Inputs) -> Outputs:
+    """The gradients of the named inputs for the inputs' "dy", named "d" + name."""
+    found = torch.autograd.grad(outputs, [inputs[name] for name in names], inputs["dy"])
+    return {f"d{name}": grad for name, grad in zip(names, found, strict=True)}

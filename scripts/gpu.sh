@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Everything that needs an NVIDIA GPU: environment, tests, memory and race checks, measurements; see docs/performance.md.
+#   scripts/gpu.sh [--parts env,tests,sanitize,measure] [--out DIR] [--resume] [--wheels DIR] [--dry-run] [--help]
+# Runs straight from a checkout, without a network and without installing; PYTHON names another interpreter.
+set -eu
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+if [ -z "${PYTHON:-}" ]; then
+  if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
+fi
+exec "$PYTHON" -m bench.gpu "$@"
