@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Iterable
@@ -39,14 +38,13 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     where = "<stdin>" if args.input is None else str(args.input)
+    lines = sys.stdin if args.input is None else args.input.read_text(encoding="utf-8").splitlines()
+    learned = _open(args.folder)
+    kinds = {name: kind.kind for name, kind in learned.kinds.items()}
+    if args.task is not None and args.task not in kinds:
+        raise DataError(f"task {args.task!r} is not learned in this run; it has: {', '.join(kinds)}", "--task")
     # Nothing is answered before every line is known to be right: the output has a line for each, or is not there.
-    opened = contextlib.nullcontext(sys.stdin) if args.input is None else open(args.input, encoding="utf-8")
-    with opened as lines:
-        learned = _open(args.folder)
-        kinds = {name: kind.kind for name, kind in learned.kinds.items()}
-        if args.task is not None and args.task not in kinds:
-            raise DataError(f"task {args.task!r} is not learned in this run; it has: {', '.join(kinds)}", "--task")
-        rows = read_rows(lines, where, args.task)
+    rows = read_rows(lines, where, args.task)
     check_rows(rows, where, kinds)
     answers = learned.predict([(row["task"], example_of(row)) for _, row in rows])
     text = "".join(
