@@ -10,7 +10,7 @@ from tss_kernels.explain import Explanation, explain
 from tss_kernels.gated_adapter.api import gated_adapter
 from tss_kernels.gated_linear.api import gated_linear
 from tss_kernels.gates.api import pack_gates, packed_linear, unpack_gates
-from tss_kernels.importance.api import accumulate_importance_, normalize_importance
+from tss_kernels.importance.api import accumulate_importance_, normalize_importance, update_importance_
 from tss_kernels.modules import GatedAdapter, GatedAdapterLinear
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "packed_linear",
     "soft_masked_adamw_",
     "unpack_gates",
+    "update_importance_",
     "use_backend",
 ]

@@ -21,13 +21,30 @@ FOLDERS = {
     "packed_linear": "gates",
     "normalize_importance": "importance",
     "accumulate_importance_": "importance",
+    "update_importance_": "importance",
     "soft_masked_adamw_": "adamw",
 }
 OPERATIONS = tuple(FOLDERS)
 BACKENDS = ("reference", "native", "triton", "cuda")
 VARIABLE = "TSS_KERNELS_BACKEND"
-TRITON_OPERATIONS = ("gated_linear", "packed_linear", "soft_masked_adamw_")
+TRITON_OPERATIONS = (
+    "gated_linear",
+    "pack_gates",
+    "unpack_gates",
+    "packed_linear",
+    "normalize_importance",
+    "accumulate_importance_",
+    "update_importance_",
+    "soft_masked_adamw_",
+)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# What an operation takes beside those: packed gates are bytes, and importance is computed in float64.
+TRITON_FURTHER_DTYPES = {
+    "unpack_gates": torch.uint8,
+    "normalize_importance": torch.float64,
+    "accumulate_importance_": torch.float64,
+    "update_importance_": torch.float64,
+}
 # Looked up once: finding a package costs more than a small kernel. It is not imported here.
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 PLANNED = {"native": "compiled C++ for CPU", "cuda": "compiled CUDA C++"}
@@ -120,7 +137,7 @@ def why_not(backend: str, op: str, device: torch.device, dtype: torch.dtype) -> 
         return obstacle
     if op not in TRITON_OPERATIONS:
         return Obstacle(
-            f"triton implements {' and '.join(TRITON_OPERATIONS)}, not {op}, in this version",
+            f"triton implements {', '.join(TRITON_OPERATIONS)}, not {op}, in this version",
             "use the reference backend for this operation",
         )
     if device.type == "cpu" and not interpreted():
@@ -130,7 +147,7 @@ def why_not(backend: str, op: str, device: torch.device, dtype: torch.dtype) -> 
         )
     if device.type not in ("cpu", "cuda"):
         return Obstacle(f"triton runs on CUDA devices, not on {device.type}", "use the reference backend")
-    if dtype not in TRITON_DTYPES:
+    if dtype not in TRITON_DTYPES and dtype != TRITON_FURTHER_DTYPES.get(op):
         return Obstacle(f"triton computes in float32, float16 and bfloat16, not in {dtype}", "use another dtype")
     return None
 

@@ -110,12 +110,17 @@ def _accumulate(values: dict[str, Any]) -> _Cost:
     return _Cost(2 * _bytes(total) + _bytes(new), total.numel(), total, tuple(total.shape))
 
 
+def _update(values: dict[str, Any]) -> _Cost:
+    total, raw = values["total"], values["raw"]
+    return _Cost(2 * _bytes(raw) + 2 * _bytes(total), 8 * raw.numel(), total, tuple(raw.shape))
+
+
 def _adamw(values: dict[str, Any]) -> _Cost:
     changed: Sequence[Tensor] = [*values["params"], *values["exp_avgs"], *values["exp_avg_sqs"]]
     if not values["params"]:
         raise ValueError("params is empty: there is nothing to explain")
     elements = sum(param.numel() for param in values["params"])
-    moved = 2 * _bytes(*changed) + _bytes(*values["grads"], *values["importances"])
+    moved = 2 * _bytes(*changed) + _bytes(*values["grads"], *values["importances"], *(values["packed"] or ()))
     return _Cost(moved, 15 * elements, values["params"][0], (elements,))
 
 
@@ -127,6 +132,7 @@ _COSTS: dict[str, Callable[[dict[str, Any]], _Cost]] = {
     "packed_linear": _packed_linear,
     "normalize_importance": _normalize,
     "accumulate_importance_": _accumulate,
+    "update_importance_": _update,
     "soft_masked_adamw_": _adamw,
 }
 

@@ -7,7 +7,7 @@ backward pass. They have no gradients of their own: the functions that call them
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch.library import Library
@@ -25,6 +25,12 @@ def implement(name: str, function: Callable[..., object]) -> torch._ops.OpOverlo
     """Gives an operator its body for every device and returns it, ready to be called."""
     LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     return getattr(torch.ops.tss_kernels, name).default
+
+
+def count_writes(tensors: Iterable[torch.Tensor]) -> None:
+    """Tells autograd that an operator wrote to these tensors, which it does not find out from the schema."""
+    if not torch.compiler.is_compiling():  # a compiled graph writes by operations that count
+        torch.autograd.graph.increment_version(tensors)
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -97,10 +103,11 @@ _define("pack_gates(Tensor scores, float threshold, str backend) -> Tensor", lam
 _define("unpack_gates(Tensor packed, SymInt in_features, str backend) -> Tensor", _gates)
 _define("normalize_importance(Tensor raw, str per, str backend) -> Tensor", _as_float32)
 _define("accumulate_importance_(Tensor(a!) total, Tensor new, str backend) -> ()", _nothing)
+_define("update_importance_(Tensor(a!) total, Tensor raw, str per, str backend) -> ()", _nothing)
 _define(
     "soft_masked_adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
-    " Tensor?[] importances, float step, float lr, float beta1, float beta2, float eps, float weight_decay,"
-    " str site, str backend) -> ()",
+    " Tensor?[] importances, Tensor(d!)[] packed, int[] gated, float[] thresholds, Tensor(e!)? flips, float step,"
+    " float lr, float beta1, float beta2, float eps, float weight_decay, str site, str backend) -> ()",
     _nothing,
 )
 

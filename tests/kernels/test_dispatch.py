@@ -54,9 +54,11 @@ def test_default_on_cuda(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(dispatch, "TRITON_INSTALLED", True)
     for op in OPERATIONS:
-        expected = "triton" if op in ("gated_linear", "soft_masked_adamw_") else "reference"
+        expected = "reference" if op == "gated_adapter" else "triton"
         assert dispatch.default_backend(op, CUDA, torch.bfloat16) == expected
-        assert dispatch.default_backend(op, CUDA, torch.float64) == "reference"
+        expected = "triton" if "importance" in op else "reference"  # computed in float64 anyway
+        assert dispatch.default_backend(op, CUDA, torch.float64) == expected
+    assert dispatch.default_backend("unpack_gates", CUDA, torch.uint8) == "triton"
     monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
     assert dispatch.default_backend("gated_linear", CUDA, torch.bfloat16) == "reference"
 
@@ -66,7 +68,7 @@ def test_default_on_cuda(monkeypatch):
     [
         ("native", "gated_linear", CPU, torch.float32, "not part of this version"),
         ("cuda", "pack_gates", CUDA, torch.float32, "not part of this version"),
-        ("triton", "packed_linear", CUDA, torch.float32, "not packed_linear"),
+        ("triton", "gated_adapter", CUDA, torch.float32, "not gated_adapter"),
         ("triton", "gated_linear", CUDA, torch.float64, "not in torch.float64"),
         ("triton", "gated_linear", META, torch.float32, "not on meta"),
         ("triton", "gated_linear", CPU, torch.float32, "TRITON_INTERPRET"),
@@ -95,6 +97,7 @@ CALLS = {
     "packed_linear": lambda: tss_kernels.packed_linear(X, W, torch.zeros(3, 2, dtype=torch.uint8)),
     "normalize_importance": lambda: tss_kernels.normalize_importance(S),
     "accumulate_importance_": lambda: tss_kernels.accumulate_importance_(S.clone(), S),
+    "update_importance_": lambda: tss_kernels.update_importance_(S.abs(), S),
     "soft_masked_adamw_": lambda: tss_kernels.soft_masked_adamw_(
         [W.clone()], [W], [W.clone()], [W.abs()], [None], step=1, lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8
     ),
@@ -179,10 +182,12 @@ def test_explain_every_operation_and_no_other():
         "unpack_gates": explain("unpack_gates", packed, 16),
         "normalize_importance": explain("normalize_importance", S, per="row"),
         "accumulate_importance_": explain("accumulate_importance_", S, S),
+        "update_importance_": explain("update_importance_", S, S),
         "soft_masked_adamw_": explain("soft_masked_adamw_", **tensors, importances=[S], **hyper),
     }
     assert set(counted) | {"gated_linear"} == set(OPERATIONS)
     assert counted["soft_masked_adamw_"].bytes == 32 * W.numel()
+    assert counted["update_importance_"].bytes == 16 * S.numel()
     assert counted["gated_adapter"].flops == 2 * 2 * 4 * 16 * 3
     assert counted["pack_gates"].bytes == 4 * S.numel() + packed.numel()
     with pytest.raises(ValueError, match="no operation 'linear'"):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tss.errors import StateError
-from tss_kernels import GatedAdapterLinear, accumulate_importance_, normalize_importance
+from tss_kernels import GatedAdapterLinear, update_importance_
 
 if TYPE_CHECKING:
     from tss.adapters.handle import TssHandle
@@ -57,10 +57,10 @@ def raw_importance(layers: Layers, losses: Iterable[torch.Tensor], of: str) -> d
 def accumulate(layers: Layers, raw: Mapping[str, torch.Tensor], per: str) -> None:
     """I <- max(I, |tanh((a - mean a) / (std a + 1e-6))|) in every layer, starting from 0."""
     for name, layer in layers.items():
-        new = normalize_importance(raw[name], per=per).to(layer.scores.dtype)  # type: ignore[arg-type]
-        if layer.importance is None:
-            layer.importance = torch.zeros_like(new)
-        accumulate_importance_(layer.importance, new)
+        total = layer.importance
+        if total is None:
+            total = torch.zeros_like(raw[name], dtype=layer.scores.dtype)
+        layer.importance = update_importance_(total, raw[name], per=per)
 
 
 @contextmanager

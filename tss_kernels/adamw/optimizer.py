@@ -14,6 +14,11 @@ from tss_kernels.checks import check_choice
 UNSUPPORTED = ("amsgrad", "capturable", "differentiable")
 
 
+def _wanted(parameter: Any) -> float | None:
+    """The threshold of the gates that a parameter would have made by its step, None for most parameters."""
+    return parameter.wants_gates() if hasattr(type(parameter), "wants_gates") else None
+
+
 class SoftMaskedAdamW(torch.optim.Optimizer):
     """AdamW whose step (site "update") or gradient (site "gradient") is scaled by 1 - importance.
 
@@ -22,6 +27,8 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
     AdamW's keys; importance is not part of `state_dict`: it stays as set when a state is loaded. `foreach` and `fused`
     are accepted and change nothing: a group is one operation anyway. Raises ValueError, TypeError.
     """
+
+    counts_writes = True  # its steps are seen by the version counters of what they change
 
     def __init__(
         self,
@@ -116,6 +123,13 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
 
     def _update(self, params: list[torch.Tensor], number: float, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
+        # Scores that keep their gates have the new ones made by the step, in fresh memory: a backward pass to come
+        # may hold those of before.
+        thresholds = [_wanted(param) for param in params]
+        packed = [
+            None if threshold is None else param.new_empty((len(param), (param.shape[1] + 7) // 8), dtype=torch.uint8)
+            for param, threshold in zip(params, thresholds, strict=True)
+        ]
         soft_masked_adamw_(
             params,
             [-param.grad if group["maximize"] else param.grad for param in params],  # type: ignore[misc, operator]
@@ -129,7 +143,12 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             weight_decay=group["weight_decay"],
             site=group["site"],
+            packed=packed,
+            thresholds=[0.0 if threshold is None else threshold for threshold in thresholds],
         )
+        for param, threshold, bits in zip(params, thresholds, packed, strict=True):
+            if bits is not None:
+                param.keep_gates(threshold, bits)  # type: ignore[attr-defined]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "importance": self.importance}

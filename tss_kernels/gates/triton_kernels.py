@@ -43,9 +43,7 @@ def pack_gates(
 
 
 @triton.jit
-def _pack_tile(
-    scores_ptr, packed_ptr, threshold, out_features, in_features, tile, OUT: tl.constexpr, IN: tl.constexpr
-):
+def _pack_tile(scores_ptr, packed_ptr, threshold, out_features, in_features, tile, OUT: tl.constexpr, IN: tl.constexpr):
     """One OUT x IN tile of one matrix."""
     in_tiles = tl.cdiv(in_features, IN)
     out = tile // in_tiles * OUT + tl.arange(0, OUT)

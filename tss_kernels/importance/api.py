@@ -1,4 +1,4 @@
-"""normalize_importance and accumulate_importance_: checks and the registered operators."""
+"""normalize_importance, accumulate_importance_ and update_importance_: checks and the registered operators."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from tss_kernels.checks import check_choice, check_device
 from tss_kernels.dispatch import implementation, select
-from tss_kernels.operators import implement
+from tss_kernels.operators import count_writes, implement
 
 
 def _normalize(raw: torch.Tensor, per: str, backend: str) -> torch.Tensor:
@@ -17,8 +17,31 @@ def _accumulate(total: torch.Tensor, new: torch.Tensor, backend: str) -> None:
     implementation("importance", backend).accumulate_importance_(total, new)
 
 
+def _update(total: torch.Tensor, raw: torch.Tensor, per: str, backend: str) -> None:
+    implementation("importance", backend).update_importance_(total, raw, per)
+
+
 _normalize_operator = implement("normalize_importance", _normalize)
 _accumulate_operator = implement("accumulate_importance_", _accumulate)
+_update_operator = implement("update_importance_", _update)
+
+
+def _check_raw(raw: torch.Tensor, per: str) -> None:
+    check_choice("per", per, ("tensor", "row"))
+    if not raw.dtype.is_floating_point:
+        raise TypeError(f"raw importance must have a floating dtype but has {raw.dtype}: convert it with .float()")
+    if raw.dim() == 0:
+        raise ValueError("raw importance must have at least one dimension but is a single number: pass a whole layer's")
+
+
+def _check_pair(total: torch.Tensor, name: str, other: torch.Tensor) -> None:
+    if total.shape != other.shape:
+        raise ValueError(
+            f"importances must have one shape, but total has {tuple(total.shape)}, {name} {tuple(other.shape)}"
+        )
+    if not (total.dtype.is_floating_point and other.dtype.is_floating_point):
+        raise TypeError(f"importances must have floating dtypes, but total has {total.dtype} and {name} {other.dtype}")
+    check_device(name, other, total)
 
 
 def normalize_importance(raw: torch.Tensor, *, per: str = "tensor") -> torch.Tensor:
@@ -27,11 +50,7 @@ def normalize_importance(raw: torch.Tensor, *, per: str = "tensor") -> torch.Ten
     raw (out, in), floating: the mean over batches of (dL/ds) * g. per "tensor" or "row": what mean and population
     deviation are taken over. Returns float32 (out, in) in [0, 1]. Raises ValueError, TypeError.
     """
-    check_choice("per", per, ("tensor", "row"))
-    if not raw.dtype.is_floating_point:
-        raise TypeError(f"raw importance must have a floating dtype but has {raw.dtype}: convert it with .float()")
-    if raw.dim() == 0:
-        raise ValueError("raw importance must have at least one dimension but is a single number: pass a whole layer's")
+    _check_raw(raw, per)
     backend = select("normalize_importance", raw.device, raw.dtype)
     return _normalize_operator(raw.detach().contiguous(), per, backend)
 
@@ -41,10 +60,21 @@ def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> torch.Tens
 
     total, new: one shape, floating, one device. Raises ValueError, TypeError.
     """
-    if total.shape != new.shape:
-        raise ValueError(f"importances must have one shape, but total has {tuple(total.shape)}, new {tuple(new.shape)}")
-    if not (total.dtype.is_floating_point and new.dtype.is_floating_point):
-        raise TypeError(f"importances must have floating dtypes, but total has {total.dtype} and new {new.dtype}")
-    check_device("new", new, total)
+    _check_pair(total, "new", new)
     _accumulate_operator(total, new, select("accumulate_importance_", total.device, total.dtype))
+    count_writes([total])
+    return total
+
+
+def update_importance_(total: torch.Tensor, raw: torch.Tensor, *, per: str = "tensor") -> torch.Tensor:
+    """total <- max(total, normalize_importance(raw, per=per)) in place, in one operation; returns total.
+
+    total: floating, of raw's shape and device; raw (out, in), floating. NaN in either stays visible. Raises ValueError,
+    TypeError.
+    """
+    _check_raw(raw, per)
+    _check_pair(total, "raw", raw)
+    backend = select("update_importance_", total.device, total.dtype)
+    _update_operator(total, raw.detach().contiguous(), per, backend)
+    count_writes([total])
     return total

@@ -24,3 +24,8 @@ def normalize_importance(raw: torch.Tensor, per: str) -> torch.Tensor:
 def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> None:
     """total <- max(total, new), elementwise and in place."""
     total.copy_(torch.maximum(total, new.to(total.dtype)))
+
+
+def update_importance_(total: torch.Tensor, raw: torch.Tensor, per: str) -> None:
+    """total <- max(total, I) in place, with I = normalize_importance(raw, per)."""
+    accumulate_importance_(total, normalize_importance(raw, per))
