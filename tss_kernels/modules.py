@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tss_kernels.checks import check_choice, check_packed
-from tss_kernels.gated_adapter.api import gated_adapter
-from tss_kernels.gated_adapter.reference import ACTIVATIONS, compose
+from tss_kernels.gated_adapter.api import gated_adapter, gated_adapter_from_packed
+from tss_kernels.gated_adapter.reference import ACTIVATIONS
 from tss_kernels.gated_linear.api import gated_linear
 from tss_kernels.gates.api import pack_gates, packed_linear, unpack_gates
 from tss_kernels.gates.scores import Scores
@@ -136,6 +136,10 @@ class GatedAdapterLinear(nn.Module):
         """The share of gates that are on, in [0, 1]."""
         return self.gate().float().mean().item()
 
+    def fixed_or_packed(self) -> torch.Tensor:
+        """The gates that the forward pass uses at one bit each, uint8 (out, ceil(in / 8)); those set, not a copy."""
+        return self.packed if self.packed is not None else pack_gates(self.scores, self.threshold)
+
     def pack(self) -> torch.Tensor:
         """The gates that the forward pass uses at one bit each, a new uint8 (out, ceil(in / 8))."""
         return self.packed.clone() if self.packed is not None else pack_gates(self.scores, self.threshold)
@@ -206,13 +210,21 @@ class GatedAdapter(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., hidden_size) to the same shape and dtype."""
         down, up = self.down, self.up
-        if down.packed is not None or up.packed is not None or down.threshold != up.threshold:
-            return compose(x, lambda h: _product(down, h), lambda h: _product(up, h), self.activation)
         (down_weight, down_bias), (up_weight, up_bias) = _frozen(down, x.dtype), _frozen(up, x.dtype)
-        return gated_adapter(
-            x, down_weight, down.scores, up_weight, up.scores, down_bias, up_bias,
-            activation=self.activation, threshold=down.threshold,
-            down_importance=down.active_importance(), up_importance=up.active_importance(),
+        options: dict[str, Any] = {
+            "activation": self.activation,
+            "down_importance": down.active_importance(),
+            "up_importance": up.active_importance(),
+        }
+        if down.packed is None and up.packed is None and down.threshold == up.threshold:
+            return gated_adapter(
+                x, down_weight, down.scores, up_weight, up.scores, down_bias, up_bias, threshold=down.threshold,
+                **options,
+            )  # fmt: skip
+        return gated_adapter_from_packed(
+            x, down_weight, down.fixed_or_packed(), up_weight, up.fixed_or_packed(), down_bias, up_bias,
+            down_scores=None if down.packed is not None else down.scores,
+            up_scores=None if up.packed is not None else up.scores, **options,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -224,10 +236,3 @@ def _frozen(layer: GatedAdapterLinear, dtype: torch.dtype) -> tuple[torch.Tensor
     """Weight and bias in this dtype; themselves if they have it."""
     return layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype)
 
-
-def _product(layer: GatedAdapterLinear, x: torch.Tensor) -> torch.Tensor:
-    """The layer's map in x's dtype."""
-    weight, bias = _frozen(layer, x.dtype)
-    if layer.packed is not None:
-        return packed_linear(x, weight, layer.packed, bias)
-    return gated_linear(x, weight, layer.scores, bias, threshold=layer.threshold, importance=layer.active_importance())

@@ -100,6 +100,10 @@ _define(
     _adapter_input_grad,
 )
 _define("pack_gates(Tensor scores, float threshold, str backend) -> Tensor", lambda scores, *_: _packed(scores))
+_define(
+    "pack_gates_pair(Tensor first, Tensor second, float threshold, str backend) -> (Tensor, Tensor)",
+    lambda first, second, *_: (_packed(first), _packed(second)),
+)
 _define("unpack_gates(Tensor packed, SymInt in_features, str backend) -> Tensor", _gates)
 _define("normalize_importance(Tensor raw, str per, str backend) -> Tensor", _as_float32)
 _define("accumulate_importance_(Tensor(a!) total, Tensor new, str backend) -> ()", _nothing)

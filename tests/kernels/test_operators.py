@@ -26,6 +26,7 @@ def samples(backend: str, layout: str) -> dict[str, tuple]:
         "gated_linear_weight_grad": (dy3, x, packed, backend),
         "packed_linear": (x, weight, packed, bias, backend),
         "pack_gates": (scores, 0.0, backend),
+        "pack_gates_pair": (scores, importance, 0.5, backend),
         "unpack_gates": (packed, 9, backend),
         "normalize_importance": (importance, "row", backend),
         "accumulate_importance_": (importance.clone(), 2 * importance, backend),

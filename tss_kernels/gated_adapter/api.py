@@ -12,7 +12,7 @@ from tss_kernels.checks import check_choice, check_importance, check_linear, che
 from tss_kernels.dispatch import implementation, select
 from tss_kernels.gated_adapter.reference import ACTIVATIONS, active_hidden
 from tss_kernels.gated_linear.api import bias_grad, scores_grad_operator, weight_grad_operator
-from tss_kernels.gates.api import pack_gates
+from tss_kernels.gates.api import gates_of_pair
 from tss_kernels.operators import implement, rows_of, shaped_like
 
 
@@ -207,7 +207,7 @@ def gated_adapter(
     ):
         check_scores(scores, weight)
         check_importance(importance, weight)
-    packed = pack_gates(down_scores, threshold), pack_gates(up_scores, threshold)
+    packed = gates_of_pair(down_scores, up_scores, threshold, checked[-1])
     return _call(checked, packed, (down_scores, up_scores), (down_importance, up_importance), activation)
 
 

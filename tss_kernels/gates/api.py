@@ -11,11 +11,18 @@ from tss_kernels.autocast import autocast_inputs, outside_autocast
 from tss_kernels.checks import check_linear, check_packed
 from tss_kernels.dispatch import implementation, select
 from tss_kernels.gated_linear.api import bias_grad, input_grad_operator, weight_grad_operator
+from tss_kernels.gates.scores import keep_gates, kept_gates
 from tss_kernels.operators import implement, rows_of, shaped_like
 
 
 def _pack_gates(scores: torch.Tensor, threshold: float, backend: str) -> torch.Tensor:
     return implementation("gates", backend).pack_gates(scores, threshold)
+
+
+def _pack_gates_pair(
+    first: torch.Tensor, second: torch.Tensor, threshold: float, backend: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return implementation("gates", backend).pack_gates_pair(first, second, threshold)
 
 
 def _unpack_gates(packed: torch.Tensor, in_features: int, backend: str) -> torch.Tensor:
@@ -31,6 +38,7 @@ def _packed_linear(
 
 
 _pack_gates_operator = implement("pack_gates", _pack_gates)
+_pack_gates_pair_operator = implement("pack_gates_pair", _pack_gates_pair)
 _unpack_gates_operator = implement("unpack_gates", _unpack_gates)
 _packed_linear_operator = implement("packed_linear", _packed_linear)
 
@@ -76,6 +84,20 @@ def pack_gates(scores: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
     if not scores.dtype.is_floating_point:
         raise TypeError(f"scores must have a floating dtype but have {scores.dtype}: pack what gated_linear trained")
     return _pack_gates_operator(scores.detach(), threshold, select("pack_gates", scores.device, scores.dtype))
+
+
+def gates_of_pair(
+    first: torch.Tensor, second: torch.Tensor, threshold: float, backend: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The packed gates of two score matrices (out, in) for an operation of this backend, compared if not known."""
+    known = kept_gates(first, threshold, backend), kept_gates(second, threshold, backend)
+    if known[0] is not None and known[1] is not None:
+        return known[0], known[1]
+    packing = select("pack_gates", first.device, first.dtype)
+    packed = _pack_gates_pair_operator(first.detach(), second.detach(), threshold, packing)
+    keep_gates(first, threshold, backend, packed[0])
+    keep_gates(second, threshold, backend, packed[1])
+    return packed
 
 
 def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:

@@ -30,6 +30,11 @@ def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
     return pack(gates(scores, threshold))
 
 
+def pack_gates_pair(first: torch.Tensor, second: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`pack_gates` of two matrices, which other backends do in one launch."""
+    return pack_gates(first, threshold), pack_gates(second, threshold)
+
+
 def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
     """uint8 (out, ceil(in / 8)) to bool (out, in); the padding is cut off."""
     if packed.numel() == 0:

@@ -43,9 +43,10 @@ def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
     return _pack([scores], threshold)[0]
 
 
-def pack_gates_many(matrices: Sequence[torch.Tensor], threshold: float) -> list[torch.Tensor]:
-    """`pack_gates` of each matrix, two in a launch; all are on one device, their dtypes and shapes may differ."""
-    return [packed for at in range(0, len(matrices), 2) for packed in _pack(matrices[at : at + 2], threshold)]
+def pack_gates_pair(first: torch.Tensor, second: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`pack_gates` of two matrices in one launch; both are on one device, their dtypes and shapes may differ."""
+    packed = _pack((first, second), threshold)
+    return packed[0], packed[1]
 
 
 def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
