@@ -11,6 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two threads on tiny tensors cost more than they save, and much more on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# In deterministic mode, which poisons outputs, PyTorch refuses cuBLAS unless its workspace is fixed.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 

@@ -43,13 +43,16 @@ def _products(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, i
 
 def _updates(device: torch.device, dtype: torch.dtype) -> int:
     shapes = [(1,), (1023,), (1025,), (33, 5), (2500,)]
-    lists = [[torch.rand(shape, device=device, dtype=dtype) for shape in shapes] for _ in range(4)]
+    params, grads, exp_avgs, exp_avg_sqs = (
+        [torch.rand(shape, device=device, dtype=dtype) for shape in shapes] for _ in range(4)
+    )
     importances = [None if i == 1 else torch.rand(shape, device=device) for i, shape in enumerate(shapes)]
     for site in ("update", "gradient"):
         tss_kernels.soft_masked_adamw_(
-            *lists, importances, step=3, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=0.01, site=site
-        )
-    _finite(*lists[0])
+            params, grads, exp_avgs, exp_avg_sqs, importances,
+            step=3, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=0.01, site=site,
+        )  # fmt: skip
+    _finite(*params, *exp_avgs, *exp_avg_sqs)
     return 2
 
 
