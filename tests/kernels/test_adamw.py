@@ -180,6 +180,11 @@ def test_lr_scheduler_and_closure():
 
 
 P = torch.zeros(2, 3, requires_grad=True)
+BITS = torch.zeros(2, 1, dtype=torch.uint8)
+
+
+def gated(params: list[torch.Tensor], packed: list, **options) -> None:
+    tss_kernels.soft_masked_adamw_(params, params, params, params, [None], step=1, **HYPER, packed=packed, **options)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +212,14 @@ P = torch.zeros(2, 3, requires_grad=True)
             ValueError,
             "counts from 1 but is 0",
         ),
+        (lambda: gated([P[0]], [BITS]), ValueError, r"packed\[0\] needs a float32 matrix .* of shape \(3,\)"),
+        (lambda: gated([P.detach().double()], [BITS]), ValueError, "its parameter is torch.float64"),
+        (lambda: gated([P], [BITS[:1]]), ValueError, r"\(2, 1\) but have \(1, 1\)"),
+        (lambda: gated([P], [BITS.long()]), TypeError, "uint8 but are torch.int64"),
+        (lambda: gated([P], [BITS, None]), ValueError, "packed must have one entry per parameter, 1, but has 2"),
+        (lambda: gated([P], [BITS], thresholds=[]), ValueError, "thresholds must have one entry per parameter, 1"),
+        (lambda: gated([P], [BITS], flips=torch.zeros(1)), ValueError, r"\(1,\), but is torch.float32"),
+        (lambda: gated([P], [BITS], flips=torch.zeros(2).long()), ValueError, r"torch.int64 of shape \(2,\)"),
     ],
 )
 def test_errors_name_condition_and_values(call, error, says):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import tss_kernels
-from tss_kernels.testing import assert_as_exact_as_pytorch, in_layout
+from tss_kernels.dispatch import implementation
+from tss_kernels.testing import assert_as_exact_as_pytorch, in_layout, poisoned_outputs
 
 floats = st.floats(width=32, allow_nan=True, allow_infinity=True)
 scores_arrays = st.tuples(st.integers(0, 5), st.integers(0, 70)).flatmap(
@@ -18,14 +19,34 @@ scores_arrays = st.tuples(st.integers(0, 5), st.integers(0, 70)).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=80)
+def numpy_bits(gate: torch.Tensor) -> torch.Tensor:
+    """numpy's bit i of byte j is column 8 j + i for little bit order, with zero padding: the layout in question."""
+    return torch.from_numpy(np.packbits(gate.cpu().numpy(), axis=1, bitorder="little"))
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(scores_arrays, floats)
-def test_bit_layout(scores, threshold):
-    packed = tss_kernels.pack_gates(torch.from_numpy(scores), threshold)
-    gate = scores >= np.float32(threshold)
-    # numpy's bit i of byte j is column 8 j + i for little bit order, with zero padding: the layout in question.
-    assert np.array_equal(packed.numpy(), np.packbits(gate, axis=1, bitorder="little"))
-    assert np.array_equal(tss_kernels.unpack_gates(packed, scores.shape[1]).numpy(), gate)
+def test_bit_layout(backend, device, scores, threshold):
+    backend.runs("pack_gates", torch.float32)
+    gate = torch.from_numpy(scores >= np.float32(threshold))
+    with tss_kernels.use_backend(backend), poisoned_outputs():
+        packed = tss_kernels.pack_gates(torch.from_numpy(scores).to(device), threshold)
+        unpacked = tss_kernels.unpack_gates(packed, scores.shape[1])
+    assert torch.equal(packed.cpu(), numpy_bits(gate))
+    assert torch.equal(unpacked.cpu(), gate)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (9, 264), (17, 257), (8, 256), (3, 515), (0, 5), (5, 0)], ids=str)
+def test_bit_layout_over_many_tiles(backend, device, dtype, shape):
+    backend.runs("pack_gates", dtype)
+    torch.manual_seed(0)
+    scores = torch.randn(shape).to(dtype).to(device)
+    with tss_kernels.use_backend(backend), poisoned_outputs():
+        packed = tss_kernels.pack_gates(scores, 0.25)
+        unpacked = tss_kernels.unpack_gates(packed, shape[1])
+    assert torch.equal(packed.cpu(), numpy_bits(scores >= 0.25))
+    assert torch.equal(unpacked, scores >= 0.25)
 
 
 def test_bit_layout_by_example():
@@ -34,18 +55,52 @@ def test_bit_layout_by_example():
     assert tss_kernels.pack_gates(scores).tolist() == [[0b1001, 0], [0, 0b10]]
 
 
-def test_edge_scores():
-    scores = torch.tensor([[0.0, -0.0, float("nan"), float("inf"), -float("inf"), -1e-45, 1e-45]])
-    assert tss_kernels.pack_gates(scores).tolist() == [[0b1001011]]
-    assert tss_kernels.pack_gates(scores, float("nan")).tolist() == [[0]]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_edge_scores(backend, device, dtype):
+    backend.runs("pack_gates", dtype)
+    small = {torch.float32: 1e-45, torch.bfloat16: 9.2e-41, torch.float16: 6e-8}[dtype]  # the smallest subnormals
+    scores = [[0.0, -0.0, float("nan"), float("inf"), -float("inf"), -small, small]]
+    scores = torch.tensor(scores, dtype=dtype, device=device)
+    assert (scores[0, 5:] != 0).all()
+    with tss_kernels.use_backend(backend):
+        for threshold, bits in ((0.0, 0b1001011), (-0.0, 0b1001011), (small, 0b1001000), (float("inf"), 0b1000)):
+            assert tss_kernels.pack_gates(scores, threshold).tolist() == [[bits]], threshold
+        assert tss_kernels.pack_gates(scores, -float("inf")).tolist() == [[0b1111011]]
+        assert tss_kernels.pack_gates(scores, float("nan")).tolist() == [[0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("threshold", [0.1, 0.3, -0.7, 1e-3])
+def test_a_threshold_has_the_precision_of_the_scores(backend, device, dtype, threshold):
+    """A score set to the threshold is on, whichever way its dtype rounds it, and the next smaller one is off."""
+    backend.runs("pack_gates", dtype)
+    at = torch.tensor([[threshold]], dtype=dtype, device=device)
+    below = (at.view(torch.int16) + (1 if threshold < 0 else -1)).view(dtype)
+    with tss_kernels.use_backend(backend):
+        assert tss_kernels.pack_gates(torch.cat([at, below], dim=1), threshold).tolist() == [[1]]
 
 
 @pytest.mark.parametrize("layout", ["permuted", "sliced", "expanded"])
-def test_scores_and_bits_in_any_layout(layout):
-    scores = in_layout(torch.randn(6, 21), layout)
-    packed = tss_kernels.pack_gates(scores)
-    assert torch.equal(packed, tss_kernels.pack_gates(scores.clone()))
-    assert torch.equal(tss_kernels.unpack_gates(in_layout(packed, layout), 21), in_layout(scores, layout) >= 0)
+def test_scores_and_bits_in_any_layout(backend, device, layout):
+    backend.runs("pack_gates", torch.float32)
+    scores = in_layout(torch.randn(6, 21, device=device), layout)
+    with tss_kernels.use_backend(backend):
+        packed = tss_kernels.pack_gates(scores)
+        unpacked = tss_kernels.unpack_gates(in_layout(packed, layout), 21)
+    assert torch.equal(packed.cpu(), numpy_bits(scores >= 0))
+    assert torch.equal(unpacked, in_layout(scores, layout) >= 0)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((9, 40), (40, 9)), ((3, 300), (0, 5)), ((0, 5), (17, 8)), ((5, 0), (0, 5))], ids=str
+)
+def test_a_pair_is_packed_as_its_two(backend, device, shapes):
+    backend.runs("pack_gates", torch.float32)
+    pair = [torch.randn(shape, device=device) for shape in shapes]
+    with poisoned_outputs():
+        packed = implementation("gates", backend).pack_gates_pair(pair[0], pair[1].bfloat16(), 0.5)
+    assert torch.equal(packed[0].cpu(), numpy_bits(pair[0] >= 0.5))
+    assert torch.equal(packed[1].cpu(), numpy_bits(pair[1].bfloat16() >= 0.5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -64,7 +64,7 @@ def _rows(group: list[Entry], gates: bool) -> tuple[list[tuple[int, ...]], int]:
     return rows, blocks
 
 
-def _launch(group: list[Entry], scalars: tuple[float, ...], update_site: bool) -> None:
+def _launch(group: list[Entry], scalars: tuple[float, ...], update_site: bool, decay: bool) -> None:
     """Updates parameters on one device whose tensors agree in dtype."""
     gates = any(entry.packed is not None for entry in group)
     rows, blocks = _rows(group, gates)
@@ -74,7 +74,7 @@ def _launch(group: list[Entry], scalars: tuple[float, ...], update_site: bool) -
     stream = torch.cuda.current_stream(param.device).cuda_stream if param.is_cuda else 0
     launch(
         adamw_kernel, blocks, _table(tuple(rows), param.device, stream), len(rows), *scalars,
-        UPDATE_SITE=update_site, GATES=gates, RAGGED=any(map(_columns, group)),
+        UPDATE_SITE=update_site, DECAY=decay, GATES=gates, RAGGED=any(map(_columns, group)),
         PARAM=DTYPES[param.dtype], GRAD=DTYPES[grad.dtype], EXP_AVG=DTYPES[exp_avg.dtype],
         EXP_AVG_SQ=DTYPES[exp_avg_sq.dtype], IMPORTANCE=DTYPES[importance.dtype], ALIGNED=aligned,
         TENSORS=triton.next_power_of_2(len(rows)), BLOCK=BLOCK, num_warps=WARPS,
@@ -148,6 +148,6 @@ def soft_masked_adamw_(
             )
         )
     for group in groups.values():
-        _launch(group, tuple(map(float, scalars)), update_site=site == "update")
+        _launch(group, tuple(map(float, scalars)), update_site=site == "update", decay=weight_decay != 0)
     for tensor, copy in copies:
         tensor.copy_(copy)

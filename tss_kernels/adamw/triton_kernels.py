@@ -45,7 +45,7 @@ def _emit_gates(table_ptr, tensors, tensor, before, after, mask, start, size, BL
 @triton.jit
 def _update(
     param_ptr, grad_ptr, exp_avg_ptr, exp_avg_sq_ptr, importance_ptr, at, mask, importance_mask,
-    decay, take1, beta2, take2, step_size, root_correction, eps, UPDATE_SITE: tl.constexpr,
+    decay, take1, beta2, take2, step_size, root_correction, eps, UPDATE_SITE: tl.constexpr, DECAY: tl.constexpr,
 ):  # fmt: skip
     """AdamW on one block; 1 - importance scales the gradient or, at the update site, the whole step with its decay.
 
@@ -60,7 +60,9 @@ def _update(
         grad *= keep
     exp_avg += take1 * (grad - exp_avg)
     exp_avg_sq = beta2 * exp_avg_sq + take2 * grad * grad
-    step = step_size * exp_avg / (tl.sqrt_rn(exp_avg_sq) / root_correction + eps) + decay * before
+    step = step_size * exp_avg / (tl.sqrt_rn(exp_avg_sq) / root_correction + eps)
+    if DECAY:
+        step += decay * before
     after = before - (step * keep if UPDATE_SITE else step)
     tl.store(param_ptr + at, from_float32(after, param_ptr.dtype.element_ty), mask=mask)
     tl.store(exp_avg_ptr + at, from_float32(exp_avg, exp_avg_ptr.dtype.element_ty), mask=mask)
@@ -71,9 +73,9 @@ def _update(
 @triton.jit
 def adamw_kernel(
     table_ptr, tensors, decay, take1, beta2, take2, step_size, root_correction, eps,
-    UPDATE_SITE: tl.constexpr, GATES: tl.constexpr, RAGGED: tl.constexpr, PARAM: tl.constexpr, GRAD: tl.constexpr,
-    EXP_AVG: tl.constexpr, EXP_AVG_SQ: tl.constexpr, IMPORTANCE: tl.constexpr, ALIGNED: tl.constexpr,
-    TENSORS: tl.constexpr, BLOCK: tl.constexpr,
+    UPDATE_SITE: tl.constexpr, DECAY: tl.constexpr, GATES: tl.constexpr, RAGGED: tl.constexpr, PARAM: tl.constexpr,
+    GRAD: tl.constexpr, EXP_AVG: tl.constexpr, EXP_AVG_SQ: tl.constexpr, IMPORTANCE: tl.constexpr,
+    ALIGNED: tl.constexpr, TENSORS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One block of one tensor.
 
@@ -104,7 +106,7 @@ def adamw_kernel(
         importance_mask = tl.zeros_like(at) < importance_size
         before, after = _update(
             param_ptr, grad_ptr, exp_avg_ptr, exp_avg_sq_ptr, importance_ptr, at, mask, importance_mask,
-            decay, take1, beta2, take2, step_size, root_correction, eps, UPDATE_SITE,
+            decay, take1, beta2, take2, step_size, root_correction, eps, UPDATE_SITE, DECAY,
         )  # fmt: skip
         if GATES:
             _emit_gates(table_ptr, tensors, tensor, before, after, mask, start, size, BLOCK)
@@ -118,7 +120,7 @@ def adamw_kernel(
             mask = mask & (column <= tl.where(columns == 0, 0, columns - 1))
         before, after = _update(
             param_ptr, grad_ptr, exp_avg_ptr, exp_avg_sq_ptr, importance_ptr, at, mask, mask & (at < importance_size),
-            decay, take1, beta2, take2, step_size, root_correction, eps, UPDATE_SITE,
+            decay, take1, beta2, take2, step_size, root_correction, eps, UPDATE_SITE, DECAY,
         )  # fmt: skip
         if GATES:
             _emit_gates(table_ptr, tensors, tensor, before, after, mask, start, size, BLOCK)
