@@ -225,8 +225,36 @@ def test_the_optimizer_may_hand_over_the_next_gates():
 def test_a_step_of_soft_masked_adamw_leaves_true_gates():
     module = layer()
     optimizer = SoftMaskedAdamW([module.scores], lr=0.5)
+    first = module.gate()
     for _ in range(3):
         assert_fresh(module)
         optimizer.step()
         optimizer.zero_grad()
+        assert not torch.equal(module.gate(), first)
+        assert known(module)
+        assert torch.equal(module.scores.kept_gates(0.0), tss_kernels.pack_gates(module.scores))
     assert_fresh(module)
+
+
+def test_a_step_under_another_backend_makes_gates_be_forgotten():
+    module = layer()
+    optimizer = SoftMaskedAdamW([module.scores], lr=0.5)
+    module(X).sum().backward()
+    with tss_kernels.use_backend("reference"):
+        optimizer.step()
+    assert not known(module)
+    assert_fresh(module)
+
+
+def test_adapters_keep_the_gates_of_both_layers():
+    torch.manual_seed(0)
+    adapter = tss_kernels.GatedAdapter(12, 5).to(DEVICE)
+    first = adapter(X)
+    assert known(adapter.down)
+    assert known(adapter.up)
+    assert torch.equal(adapter(X), first)
+    torch.no_grad()(flip)(adapter.up.scores)
+    hidden = torch.relu(linear(X, torch.where(adapter.down.gate(), adapter.down.weight, 0), adapter.down.bias))
+    torch.testing.assert_close(
+        adapter(X), X + linear(hidden, torch.where(adapter.up.gate(), adapter.up.weight, 0), adapter.up.bias)
+    )

@@ -30,6 +30,9 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
 
     counts_writes = True  # its steps are seen by the version counters of what they change
 
+    # Version counters tell of its writes, and scores have their new gates from it: they need not forget them.
+    counts_writes = True
+
     def __init__(
         self,
         params: Any,
