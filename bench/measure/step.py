@@ -159,9 +159,11 @@ def measure_step(timer: Timer, budget: Budget, tiny: bool, keep: Callable[[list[
     for name, (role, make) in VARIANTS.items():
         if role != "floor" and failure is not None:
             variants[name] = {"role": role, "failed": failure}
+            keep([record])
             continue
         if budget.over():
             variants[name] = {"role": role, "skipped": "the time was up"}
+            keep([record])
             continue
         with _replaced(model, make):
             step = _bind(model, name, batch)

@@ -136,7 +136,8 @@ class CpuTimer(Timer):
         for call in calls:
             call()
         times, end = [], time.perf_counter() + seconds
-        while len(times) < FEWEST or (len(times) < MOST and time.perf_counter() < end):
+        fewest = FEWEST if seconds > 0 else 2  # no time at all: only to see that it runs
+        while len(times) < fewest or (len(times) < MOST and time.perf_counter() < end):
             before = time.perf_counter()
             calls[len(times) % len(calls)]()
             times.append((time.perf_counter() - before) * 1e6)

@@ -1,0 +1,88 @@
+"""The CUDA timer on a clock of its own: what it measures, how often it flushes, whether it goes round its inputs."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import torch
+
+from bench.measure import timing
+from bench.measure.timing import CudaTimer, summary
+
+
+class Machine:
+    """A device on which time passes when something is called, and a processor that needs `host` for each call."""
+
+    def __init__(self, host: float) -> None:
+        self.now, self.wall, self.host, self.flushes = 0.0, 0.0, host, 0
+
+    def flush(self, *_, **__) -> None:
+        self.flushes += 1
+        self.now += 0.2  # milliseconds
+
+    def call(self, milliseconds: float):
+        def run() -> None:
+            self.now += milliseconds
+            self.wall += self.host
+
+        return run
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    made = Machine(host=1e-3)
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = made.now
+
+        def elapsed_time(self, end: Event) -> float:
+            return end.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: types.SimpleNamespace(L2_cache_size=1024))
+    monkeypatch.setattr(timing, "FLUSH_BYTES", 4096)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: made.wall)
+    monkeypatch.setattr(torch, "sum", made.flush)
+    return made
+
+
+def test_the_flush_outlasts_the_processor_and_is_not_measured(machine):
+    timer = CudaTimer(torch.device("cpu"))
+    machine.flushes = 0
+    found = timer.measure([machine.call(0.05)], seconds=0.01)
+    assert found.median == pytest.approx(50)
+    assert found.host == pytest.approx(1000)
+    # 1.5 x 1 ms of the processor are 8 flushes of 0.2 ms, before each repeat and before the one that sets their number
+    assert machine.flushes == 8 * (found.repeats + 1)
+
+
+def test_a_call_much_longer_than_its_launch_is_still_flushed(machine):
+    machine.host = 0.0
+    timer = CudaTimer(torch.device("cpu"))
+    machine.flushes = 0
+    found = timer.measure([machine.call(5.0)], seconds=0.1)
+    assert machine.flushes == found.repeats + 1
+
+
+def test_warm_calls_are_not_flushed(machine):
+    timer = CudaTimer(torch.device("cpu"))
+    machine.flushes = 0
+    timer.measure([machine.call(5.0)], seconds=0.1, cold=False)
+    assert machine.flushes == 0
+
+
+def test_repeats_go_round_the_inputs(machine):
+    calls = [machine.call(milliseconds) for milliseconds in (1.0, 2.0, 3.0)]
+    found = CudaTimer(torch.device("cpu")).measure(calls, seconds=0.06)
+    assert (found.low, found.median, found.high) == pytest.approx((1000, 2000, 3000))
+    assert 10 <= found.repeats <= 100
+
+
+def test_median_and_percentiles():
+    assert summary([5.0, 1.0, 3.0, 2.0, 4.0, 6.0, 7.0, 8.0, 9.0, 10.0, 100.0], 7.0) == (6.0, 2.0, 10.0, 7.0, 11)
