@@ -29,6 +29,7 @@ BACKENDS = ("reference", "native", "triton", "cuda")
 VARIABLE = "TSS_KERNELS_BACKEND"
 TRITON_OPERATIONS = (
     "gated_linear",
+    "gated_adapter",
     "pack_gates",
     "unpack_gates",
     "packed_linear",
