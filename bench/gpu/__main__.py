@@ -213,7 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         report = Report(chosen.out / _file_name(machine, chosen))
         commit, changed = revision()
-        stamp = {"revision": commit, "uncommitted_changes": changed, "sources": sources(), "tiny": chosen.tiny}
+        stamp = {
+            "revision": commit, "uncommitted_changes": changed, "sources": sources(), "tiny": chosen.tiny,
+            **{name: machine["packages"][name] for name in ("torch", "triton")},
+        }  # fmt: skip
         report.set_machine(machine)
         context = Context(sys.executable, chosen.device, chosen.tiny, report, machine, site)
         print(f"results: {report.path}\n", flush=True)

@@ -10,7 +10,7 @@ import torch
 from bench.measure.runner import Ceilings
 from bench.measure.timing import Timer
 
-COPY_BYTES = 4 * 2**30
+COPY_BYTES = 2**30
 SIDE = 8192  # of the square matrices
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
