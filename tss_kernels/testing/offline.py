@@ -10,10 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -23,11 +20,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from tss_kernels.testing.resources import Resources
+from tss_kernels import configs
+from tss_kernels.testing.machine_code import code_of, disassemble, registers_and_stack
+from tss_kernels.testing.resources import UNITS, Kernel, Resources
 
-BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg", "enable_fp_fusion")
 TYPES = {
+    torch.float64: "*fp64",
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -86,35 +85,64 @@ def _specialize(parameter: Any, value: Any) -> tuple[str, object, bool]:
     return ("i32" if -(2**31) <= value < 2**31 else "i64"), None, special and value % 16 == 0
 
 
-def record(architecture: int, operations: dict[str, Any]) -> list[Launch]:
-    """Every distinct launch of the operations' cases on one architecture; nothing is compiled yet."""
+def record(architecture: int, kernels: dict[str, Kernel], operations: dict[str, Any]) -> list[Launch]:
+    """Every distinct launch of the operations' cases on one architecture that is compiled for it; nothing is yet."""
     recorder = Recorder()
     recorder.architecture = architecture
-    # A function, which Python binds to the kernel that is launched.
-    with patch.object(JITFunction, "run", lambda kernel, *args, **kwargs: recorder(kernel, *args, **kwargs)):
+    with (
+        # A function, which Python binds to the kernel that is launched.
+        patch.object(JITFunction, "run", lambda kernel, *args, **kwargs: recorder(kernel, *args, **kwargs)),
+        # Tensors that are on no CUDA device take the table of this name.
+        patch.object(configs.sm_90, "TABLE", configs.table_of(*divmod(architecture, 10))),
+    ):
         for cases in operations.values():
             for case in cases():
+                if architecture != 90 and not case.everywhere:
+                    continue
                 recorder.label, recorder.even = case.label, case.even
                 case.call()
-    return list(recorder.launches.values())
+    return [
+        launch
+        for launch in recorder.launches.values()
+        if architecture == 90 or (launch.source.fn.__name__ in kernels and kernels[launch.source.fn.__name__].product)
+    ]
 
 
-def _dump(cubin: str, flag: str) -> str:
-    return subprocess.run([str(BINARIES / "cuobjdump"), flag, cubin], check=True, capture_output=True, text=True).stdout
+class Compiled(NamedTuple):
+    """A launch after the compiler: what its files say, and its machine code."""
+
+    warps: int
+    stages: int
+    shared: int
+    registers: int
+    stack: int
+    a_registers: int
+    a_shared: int
+    code: bytes
 
 
-def inspect(launch: Launch) -> Resources:
-    """Compiles one launch and reads registers, stack and instructions from the machine code."""
+def compile_launch(launch: Launch) -> Compiled:
+    """Compiles one launch."""
     target = GPUTarget("cuda", launch.architecture, 32)
     compiled = triton.compile(launch.source, target=target, options=launch.options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
-        cubin.flush()
-        usage, sass = _dump(cubin.name, "-res-usage"), _dump(cubin.name, "-sass")
-    ptx, fields = compiled.asm["ptx"], dict(re.findall(r"(REG|STACK):(\d+)", usage))
+    registers, stack = registers_and_stack(compiled.asm["cubin"])
+    ptx, chosen = compiled.asm["ptx"], compiled.metadata
+    return Compiled(
+        chosen.num_warps,
+        chosen.num_stages,
+        chosen.shared,
+        registers,
+        stack,
+        # The first operand is a list of registers, or the address of a description of shared memory.
+        a_registers=len(re.findall(r"wgmma\.mma_async\S+ \{[^}]*\}, \{", ptx)),
+        a_shared=len(re.findall(r"wgmma\.mma_async\S+ \{[^}]*\}, %rd?\d", ptx)),
+        code=code_of(compiled.asm["cubin"]),
+    )
 
-    def count(pattern: str, text: str = sass) -> int:
-        return len(re.findall(pattern, text))
+
+def _resources(launch: Launch, compiled: Compiled, instructions: str) -> Resources:
+    def count(pattern: str) -> int:
+        return len(re.findall(pattern, instructions))
 
     constants = {
         parameter.name: launch.source.constants[(parameter.num,)]
@@ -126,15 +154,9 @@ def inspect(launch: Launch) -> Resources:
         kernel=launch.source.fn.__name__,
         launch=launch.label,
         constants=" ".join(f"{name}={value}" for name, value in constants.items() if type(value) is int),
-        warps=compiled.metadata.num_warps,
-        stages=compiled.metadata.num_stages,
-        shared=compiled.metadata.shared,
-        registers=int(fields["REG"]),
-        stack=int(fields["STACK"]),
+        **{name: value for name, value in compiled._asdict().items() if name != "code"},
         spills=count(r"\b(?:LDL|STL)\b"),
-        tensor_core=count(r"\bHGMMA\b" if launch.architecture == 90 else r"\bHMMA\b"),
-        a_registers=count(r"wgmma\.mma_async\S+ \{[^}]*\}, \{", ptx),
-        a_shared=count(r"wgmma\.mma_async\S+ \{[^}]*\}, %rd?\d", ptx),
+        tensor_core=count(rf"\b{UNITS[launch.architecture]}\b"),
         async_copies=count(r"\b(?:LDGSTS|UTMALDG)\b"),
         wide_loads=count(r"\b(?:LDG|LDGSTS)\.E\S*\.128\b"),
         wide_stores=count(r"\bSTG\.E\S*\.128\b"),
@@ -152,13 +174,19 @@ def _multiplies_fast(signature: dict[str, str], constants: dict[str, object]) ->
 _LAUNCHES: list[Launch] = []
 
 
-def _inspect_number(number: int) -> Resources:
-    return inspect(_LAUNCHES[number])
+def _compile_number(number: int) -> Compiled:
+    return compile_launch(_LAUNCHES[number])
 
 
-def inspect_all(launches: Iterable[Launch]) -> Iterator[Resources]:
-    """`inspect` on every launch in order, as many at a time as there are processors."""
+def inspect(launches: Iterable[Launch]) -> list[Resources]:
+    """Compiles launches, as many at a time as there are processors, and reads what each takes."""
     _LAUNCHES[:] = launches
     # Forked, because launches hold functions that cannot be sent to another process.
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        yield from pool.imap(_inspect_number, range(len(_LAUNCHES)))
+        compiled = pool.map(_compile_number, range(len(_LAUNCHES)), chunksize=1)
+    texts = {}
+    for architecture in {launch.architecture for launch in _LAUNCHES}:
+        numbers = [number for number, launch in enumerate(_LAUNCHES) if launch.architecture == architecture]
+        listed = disassemble(architecture, [compiled[number].code for number in numbers])
+        texts |= dict(zip(numbers, listed, strict=True))
+    return [_resources(launch, compiled[number], texts[number]) for number, launch in enumerate(_LAUNCHES)]

@@ -21,21 +21,28 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MODULE = "tss_kernels.testing.resources"
 REWRITE = "make resources"
 # Bytes of shared memory that one block may use.
-SHARED_MEMORY = MappingProxyType({80: 166_912, 90: 232_448})
-UNITS = MappingProxyType({80: "HMMA", 90: "HGMMA"})
+SHARED_MEMORY = MappingProxyType({90: 232_448, 80: 166_912, 86: 101_376})
+UNITS = MappingProxyType({90: "HGMMA", 80: "HMMA", 86: "HMMA"})
 
 
 class Case(NamedTuple):
-    """One call of an operation's host functions; `even`: all rows start on 16-byte boundaries."""
+    """One call of an operation's host functions.
+
+    Attributes:
+        even: all rows start on 16-byte boundaries, so that 16 bytes may be loaded and stored at once.
+        everywhere: its products are compiled for all architectures, each with the tiles of its own table; the rest is
+            compiled for sm_90 alone.
+    """
 
     label: str
-    even: bool
     call: Callable[[], object]
+    even: bool = False
+    everywhere: bool = False
 
 
 class Kernel(NamedTuple):
@@ -111,7 +118,13 @@ def all_violations(launches: Iterable[Resources], kernels: dict[str, Kernel]) ->
     return found
 
 
-def measure(launches_file: Path | None = None, architectures: Sequence[int] = (90, 80)) -> list[Resources]:
+def kernels_and_operations(launches_file: Path | None = None) -> tuple[dict[str, Kernel], dict[str, Any]]:
+    """KERNELS and OPERATIONS of a file of launches, by default of this package's."""
+    names = runpy.run_path(str(launches_file or Path(__file__).with_name("launches.py")))
+    return names["KERNELS"], names["OPERATIONS"]
+
+
+def measure(launches_file: Path | None = None, architectures: Sequence[int] = tuple(SHARED_MEMORY)) -> list[Resources]:
     """Compiles every launch in a process without Triton's interpreter. Raises RuntimeError if that fails."""
     command = [sys.executable, "-m", MODULE, "--json", "--architectures", *map(str, architectures)]
     command += [] if launches_file is None else ["--launches", str(launches_file)]
@@ -207,22 +220,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the table of this Triton version there")
     parser.add_argument("--launches", type=Path, metavar="FILE", help="a Python file with KERNELS and OPERATIONS")
-    parser.add_argument("--architectures", type=int, nargs="+", choices=sorted(SHARED_MEMORY), default=[90, 80])
+    parser.add_argument("--architectures", type=int, nargs="+", choices=SHARED_MEMORY, default=SHARED_MEMORY)
     parser.add_argument("--json", action="store_true", help="print one JSON object per launch, judge nothing")
     options = parser.parse_args()
     if os.environ.pop("TRITON_INTERPRET", None):
         return subprocess.call([sys.executable, "-m", MODULE, *sys.argv[1:]])
     from tss_kernels.testing import offline
 
-    where = options.launches or Path(__file__).with_name("launches.py")
-    listed = runpy.run_path(str(where))
-    launches = [one for number in options.architectures for one in offline.record(number, listed["OPERATIONS"])]
-    found = []
-    for seen in offline.inspect_all(launches):
-        found.append(seen)
-        if options.json:
-            print(json.dumps(seen._asdict()), flush=True)
+    kernels, operations = kernels_and_operations(options.launches)
+    launches = [one for number in options.architectures for one in offline.record(number, kernels, operations)]
+    found = offline.inspect(launches)
     if options.json:
+        print(*(json.dumps(seen._asdict()) for seen in found), sep="\n")
         return 0
     text = to_text(rows_of(found), triton_version())
     if options.write is None:
@@ -233,7 +242,7 @@ def main() -> int:
         moved = differences(from_text(path.read_text()) if path.exists() else {}, rows_of(found))
         path.write_text(text)
         print(*moved, f"wrote {path}: {len(found)} launches, {len(moved)} moved", sep="\n")
-    broken = all_violations(found, listed["KERNELS"])
+    broken = all_violations(found, kernels)
     print(*broken, f"{len(found)} launches, {len(broken)} limits broken", sep="\n")
     return bool(broken)
 
