@@ -85,7 +85,8 @@ def _gated_adapter(values: dict[str, Any]) -> _Cost:
     x, down = values["x"], values["down_weight"]
     operands = [values[f"{layer}_{part}"] for layer in ("down", "up") for part in ("weight", "scores", "bias")]
     rows = x.numel() // max(down.shape[1], 1)
-    return _Cost(2 * _bytes(x) + _bytes(*operands), 4 * rows * down.numel(), x, (rows, down.shape[1], down.shape[0]))
+    moved = 2 * _bytes(x) + rows * down.shape[0] * down.element_size() + _bytes(*operands)
+    return _Cost(moved, 4 * rows * down.numel(), x, (rows, down.shape[1], down.shape[0]))
 
 
 def _pack_gates(values: dict[str, Any]) -> _Cost:
@@ -182,9 +183,8 @@ def explain(op: str | Callable[..., Any], *args: object, **kwargs: object) -> Ex
     choice = choose(name, device, dtype, cost.shape)
     backend, reason, setting = select(name, device, dtype), choice.reason, choice.configuration
     if forced_backend() is not None:
-        reason, setting = f"forced by use_backend or {VARIABLE}", configuration(name, backend, device, dtype, cost.shape)
-    if name == "gated_adapter":
-        setting = f"two gated_linear around the activation, each by {select('gated_linear', device, dtype)}"
+        reason = f"forced by use_backend or {VARIABLE}"
+        setting = configuration(name, backend, device, dtype, cost.shape)
     seconds, note = _roofline(device, dtype, cost.bytes, cost.flops)
     rejected = _rejected(name, backend, choice.backend, cost.main)
     return Explanation(name, backend, setting, reason, cost.bytes, cost.flops, seconds, note, rejected)

@@ -61,9 +61,7 @@ def _hidden(x: torch.Tensor, down_weight: torch.Tensor) -> torch.Tensor:
     return down_weight.new_empty((math.prod(x.shape[:-1]), down_weight.shape[0]))
 
 
-def _adapter_input_grad(
-    dy: torch.Tensor, hidden: torch.Tensor, *rest: object
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _adapter_input_grad(dy: torch.Tensor, hidden: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
     for_x = rest[-2]
     return dy.new_empty(dy.shape if for_x else (0, dy.shape[-1])), hidden.new_empty(hidden.shape)
 

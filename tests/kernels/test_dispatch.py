@@ -54,8 +54,7 @@ def test_default_on_cuda(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(dispatch, "TRITON_INSTALLED", True)
     for op in OPERATIONS:
-        expected = "reference" if op == "gated_adapter" else "triton"
-        assert dispatch.default_backend(op, CUDA, torch.bfloat16) == expected
+        assert dispatch.default_backend(op, CUDA, torch.bfloat16) == "triton"
         expected = "triton" if "importance" in op else "reference"  # computed in float64 anyway
         assert dispatch.default_backend(op, CUDA, torch.float64) == expected
     assert dispatch.default_backend("unpack_gates", CUDA, torch.uint8) == "triton"
@@ -68,7 +67,6 @@ def test_default_on_cuda(monkeypatch):
     [
         ("native", "gated_linear", CPU, torch.float32, "not part of this version"),
         ("cuda", "pack_gates", CUDA, torch.float32, "not part of this version"),
-        ("triton", "gated_adapter", CUDA, torch.float32, "not gated_adapter"),
         ("triton", "gated_linear", CUDA, torch.float64, "not in torch.float64"),
         ("triton", "gated_linear", META, torch.float32, "not on meta"),
         ("triton", "gated_linear", CPU, torch.float32, "TRITON_INTERPRET"),
@@ -81,6 +79,13 @@ def test_a_forced_backend_that_cannot_run_raises(backend, op, device, dtype, say
         select(op, device, dtype)
     assert "Remedy: " in str(raised.value)
     assert select(op, device, dtype) in ("reference", "triton")
+
+
+def test_an_operation_that_triton_lacks_is_said(monkeypatch):
+    monkeypatch.setattr(dispatch, "TRITON_OPERATIONS", ("gated_linear",))
+    with use_backend("triton"), pytest.raises(BackendUnavailable, match="implements gated_linear, not gated_adapter"):
+        CALLS["gated_adapter"]()
+    assert explain("gated_adapter", X, W, S, W.T, S.T).rejected["triton"].startswith("triton implements gated_linear")
 
 
 def test_missing_triton_is_said(monkeypatch):
@@ -171,6 +176,24 @@ def test_explain_of_a_forced_backend():
     assert "triton was forced" in told.rejected["reference"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "bottleneck", "says"),
+    [
+        (4, 3, "Tile(hidden=64, features=32, rows=32, warps=8, stages=2); x is read once"),
+        (4, 70, "two packed_linear around the activation; 70 hidden units are more than the 64"),
+        (600, 3, "two packed_linear around the activation; predicted: float32 without tensor cores"),
+    ],
+)
+def test_explain_says_how_the_adapter_runs(rows, bottleneck, says):
+    x, weight = torch.empty(rows, 16), torch.empty(bottleneck, 16)
+    arguments = (x, weight, weight, weight.T, weight.T)
+    assert explain("gated_adapter", *arguments).configuration == "plain PyTorch"
+    if why_not("triton", "gated_adapter", CPU, torch.float32) is not None:
+        pytest.skip("triton cannot run on CPU tensors here")
+    with use_backend("triton"):
+        assert explain("gated_adapter", *arguments).configuration.startswith(says)
+
+
 def test_explain_every_operation_and_no_other():
     tensors = {name: [W] for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")}
     hyper = {"step": 1, "lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8}
@@ -189,6 +212,8 @@ def test_explain_every_operation_and_no_other():
     assert counted["soft_masked_adamw_"].bytes == 32 * W.numel()
     assert counted["update_importance_"].bytes == 16 * S.numel()
     assert counted["gated_adapter"].flops == 2 * 2 * 4 * 16 * 3
+    # x, y and the hidden units; two weights and scores of 48 entries
+    assert counted["gated_adapter"].bytes == 4 * (2 * 4 * 16 + 4 * 3 + 4 * 48)
     assert counted["pack_gates"].bytes == 4 * S.numel() + packed.numel()
     with pytest.raises(ValueError, match="no operation 'linear'"):
         explain("linear", X)

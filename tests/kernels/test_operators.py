@@ -16,6 +16,7 @@ def samples(backend: str, layout: str) -> dict[str, tuple]:
     rows, dy, weight, scores = (in_layout(torch.randn(shape), layout) for shape in ((15, 9), (15, 6), (6, 9), (6, 9)))
     x, dy3 = rows.view(5, 3, 9) if layout == "contiguous" else rows, dy.view(5, 3, 6) if layout == "contiguous" else dy
     bias, importance, packed = torch.randn(6), torch.rand(6, 9), tss_kernels.pack_gates(scores)
+    adapter = (weight, packed, weight.t(), tss_kernels.pack_gates(scores.t()))
     step = (1.0, 0.1, 0.9, 0.99, 1e-8, 0.01, "update", backend)
     both = [weight.clone(), bias.clone()]
     moments = [[torch.zeros(6, 9), torch.zeros(6)] for _ in range(2)]
@@ -24,6 +25,8 @@ def samples(backend: str, layout: str) -> dict[str, tuple]:
         "gated_linear_input_grad": (dy3, weight, packed, backend),
         "gated_linear_scores_grad": (dy3, x, weight, importance, backend),
         "gated_linear_weight_grad": (dy3, x, packed, backend),
+        "gated_adapter": (x, *adapter, bias, None, "gelu", backend),
+        "gated_adapter_input_grad": (x, dy, *adapter, "gelu", True, backend),
         "packed_linear": (x, weight, packed, bias, backend),
         "pack_gates": (scores, 0.0, backend),
         "pack_gates_pair": (scores, importance, 0.5, backend),
@@ -45,7 +48,18 @@ def test_opcheck(name, layout):
     torch.library.opcheck(getattr(torch.ops.tss_kernels, name).default, samples("reference", layout)[name])
 
 
-@pytest.mark.parametrize("name", ["gated_linear", "gated_linear_scores_grad", "soft_masked_adamw_"])
+def test_opcheck_of_the_adapter_without_input_gradient():
+    *arguments, _, backend = samples("reference", "contiguous")["gated_adapter_input_grad"]
+    torch.library.opcheck(torch.ops.tss_kernels.gated_adapter_input_grad.default, (*arguments, False, backend))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gated_linear", "gated_linear_scores_grad", "gated_adapter", "gated_adapter_input_grad"),
+        "soft_masked_adamw_",
+    ],
+)
 def test_opcheck_of_triton(name, device):
     if tss_kernels.dispatch.why_not("triton", "gated_linear", device, torch.float32) is not None:
         pytest.skip("triton cannot run here")
