@@ -50,14 +50,13 @@ ALIKE = (
     (BFLOAT16, 4096, 1000, 1000),
     (FLOAT32, 4096, 1024, 1024),
 )
-# dtype, rows, d, bottleneck
+# dtype, rows, d, bottleneck: every tile
 ADAPTERS = (
     *((BFLOAT16, rows, 1024, 64) for rows in (65536, 8448, 512)),
-    *((BFLOAT16, rows, 1024, 128) for rows in (65536, 8448, 512)),
+    *((BFLOAT16, rows, 1024, 128) for rows in (65536, 512)),
     (BFLOAT16, 512, 100, 50),
     (BFLOAT16, 512, 100, 100),
     (FLOAT32, 512, 1024, 64),
-    (FLOAT32, 512, 1024, 128),
 )
 
 
@@ -97,19 +96,24 @@ def gated_adapter() -> Iterator[Case]:
     """Forward pass and input gradient in one kernel each; gelu is the activation with most registers."""
     from tss_kernels.gated_adapter import triton
 
-    def call(dtype: torch.dtype, rows: int, features: int, bottleneck: int, activation: str) -> None:
-        x = empty(rows, features, dtype=dtype)
+    def call(
+        dtype: torch.dtype, rows: int, features: int, bottleneck: int, activation: str, x_dtype: torch.dtype
+    ) -> None:
+        x = empty(rows, features, dtype=x_dtype)
         down, up = empty(bottleneck, features, dtype=dtype), empty(features, bottleneck, dtype=dtype)
         gates = [empty(shape[0], (shape[1] + 7) // 8, dtype=torch.uint8) for shape in (down.shape, up.shape)]
         biases = empty(bottleneck, dtype=dtype), empty(features, dtype=dtype)
         _, hidden = triton.forward(x, down, gates[0], up, gates[1], *biases, activation)
         triton.input_grad(x, hidden, down, gates[0], up, gates[1], activation, True)
 
-    others = ((*ADAPTERS[0], activation) for activation in ("relu", "silu", "tanh"))
-    for dtype, rows, features, bottleneck, activation in (*((*shape, "gelu") for shape in ADAPTERS), *others):
+    activations = ((*ADAPTERS[0], activation, BFLOAT16) for activation in ("relu", "silu", "tanh"))
+    wider = ((*ADAPTERS[number], "gelu", FLOAT32) for number in (0, 3))  # autocast leaves x in float32
+    for shape in (*((*shape, "gelu", shape[0]) for shape in ADAPTERS), *activations, *wider):
+        dtype, rows, features, bottleneck, activation, x_dtype = shape
+        names = name_of(dtype) if x_dtype == dtype else f"{name_of(x_dtype)} and {name_of(dtype)}"
         yield Case(
-            f"{name_of(dtype)} {rows} x {features}, {bottleneck} hidden, {activation}",
-            lambda shape=(dtype, rows, features, bottleneck, activation): call(*shape),
+            f"{names} {rows} x {features}, {bottleneck} hidden, {activation}",
+            lambda shape=shape: call(*shape),
             features % 16 == 0 and bottleneck % 16 == 0,
             everywhere=activation == "gelu",
         )
