@@ -7,12 +7,13 @@ TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint gpu clean
+.PHONY: help setup demo test lint resources gpu clean
 
 help:
 	@echo "make demo   set up, then learn six generated tasks with TSS and without, and write a report (minutes)"
 	@echo "make test   set up, then run the test suite"
 	@echo "make lint   set up, then ruff and pyright"
+	@echo "make resources  compile every kernel without a GPU; writes what it takes to tests/kernels/resources"
 	@echo "make gpu    on a machine with an NVIDIA GPU: tests, memory checks, measurements (scripts/gpu.sh; sets nothing up)"
 	@echo "make clean  remove the environment and demo runs"
 
@@ -39,6 +40,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+resources: setup
+	$(BIN)/python -m tss_kernels.testing.resources --write tests/kernels/resources
 
 gpu:
 	scripts/gpu.sh
