@@ -93,19 +93,22 @@ def test_a_gate_lost_to_nan_is_a_flip(backend, device):
 @pytest.mark.parametrize("layout", ["permuted", "sliced"])
 def test_gates_in_any_layout(backend, device, layout):
     backend.runs("soft_masked_adamw_", torch.float32)
-    params, grads = torch.randn(12, 20, device=device), torch.randn(12, 20, device=device)
-    moments = [torch.zeros_like(params), torch.zeros_like(params)]
-    expected = [params.clone(), grads, moments[0].clone(), moments[1].clone()]
-    values = [in_layout(tensor, layout) for tensor in (params, grads, *moments)]
-    packed = in_layout(torch.full((12, 3), 255, dtype=torch.uint8, device=device), layout)
-    counts = torch.zeros(3, dtype=torch.int64, device=device)
+    shapes = [(12, 20), (9, 16)]
+    lists = [[torch.randn(shape, device=device) for shape in shapes] for _ in range(2)]
+    lists += [[torch.zeros(shape, device=device) for shape in shapes] for _ in range(2)]
+    before = [param.clone() for param in lists[0]]
+    strided = [[in_layout(tensor, layout) for tensor in tensors] for tensors in lists]
+    packed = [in_layout(torch.full(size, 255, dtype=torch.uint8, device=device), layout) for size in ((12, 3), (9, 2))]
+    counts = torch.zeros(5, dtype=torch.int64, device=device)
     with tss_kernels.use_backend(backend):
         options = {"step": 1, **HYPER, "lr": 0.5}
-        tss_kernels.soft_masked_adamw_(*([t] for t in expected), [None], **options)
-        tss_kernels.soft_masked_adamw_(*([t] for t in values), [None], **options, packed=[packed], flips=counts[1::2])
-    assert torch.equal(values[0], expected[0])
-    assert torch.equal(packed, tss_kernels.pack_gates(expected[0]))
-    assert counts.tolist() == [0, ((params >= 0) != (expected[0] >= 0)).sum().item(), 0]
+        tss_kernels.soft_masked_adamw_(*lists, [None] * 2, **options)
+        tss_kernels.soft_masked_adamw_(*strided, [None] * 2, **options, packed=packed, flips=counts[1::2])
+    changed = [((old >= 0) != (new >= 0)).sum().item() for old, new in zip(before, lists[0], strict=True)]
+    assert all(torch.equal(one, two) for one, two in zip(strided[0], lists[0], strict=True))
+    assert all(torch.equal(bits, tss_kernels.pack_gates(new)) for bits, new in zip(packed, lists[0], strict=True))
+    assert counts.tolist() == [0, changed[0], 0, changed[1], 0]
+    assert all(changed)
 
 
 def test_flips_beside_parameters_of_other_dtypes(backend, device):

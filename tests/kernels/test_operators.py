@@ -57,7 +57,8 @@ def test_opcheck_of_the_adapter_without_input_gradient():
     "name",
     [
         *("gated_linear", "gated_linear_scores_grad", "gated_adapter", "gated_adapter_input_grad"),
-        "soft_masked_adamw_",
+        *("pack_gates", "pack_gates_pair", "unpack_gates", "soft_masked_adamw_"),
+        *("normalize_importance", "accumulate_importance_", "update_importance_"),
     ],
 )
 def test_opcheck_of_triton(name, device):

@@ -62,6 +62,26 @@ def gated_linear(short: int) -> None:
             triton.scores_grad(dy, x, weight, importance)
 
 
+def gated_adapter(short: int) -> None:
+    """Both passes, by bytes and by words of gates, keeping the hidden values or their inputs; short: of a bias."""
+    from tss_kernels.gated_adapter import triton
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for rows, features, bottleneck, activation in ((3, 5, 7, "relu"), (33, 70, 96, "gelu"), (31, 96, 48, "tanh")):
+            x, dy = (guarded(torch.randn(rows, features).to(dtype)) for _ in range(2))
+            down, up = (
+                guarded(torch.randn(shape).to(dtype)) for shape in ((bottleneck, features), (features, bottleneck))
+            )
+            down_bits, up_bits = (
+                guarded(torch.randint(256, (weight.shape[0], math.ceil(weight.shape[1] / 8)), dtype=torch.uint8))
+                for weight in (down, up)
+            )
+            biases = guarded(torch.randn(bottleneck - short).to(dtype)), guarded(torch.randn(features).to(dtype))
+            _, hidden = triton.forward(x, down, down_bits, up, up_bits, *biases, activation)
+            for for_x in (True, False):
+                triton.input_grad(dy, hidden, down, down_bits, up, up_bits, activation, for_x)
+
+
 def gates(short: int) -> None:
     """Packing of one and of two matrices, and unpacking; short: that many bytes less in a row."""
     from tss_kernels.gates import triton
@@ -106,6 +126,7 @@ def adamw(short: int) -> None:
 # A family is one function: it runs all kernels of a folder, and with `short` above 0 one tensor is too small for them.
 FAMILIES: dict[str, Callable[[int], None]] = {
     "gated_linear": gated_linear,
+    "gated_adapter": gated_adapter,
     "gates": gates,
     "importance": importance,
     "adamw": adamw,
