@@ -116,6 +116,7 @@ def adapter_forward_kernel(
         sums = tl.dot(dot_operand(masked), narrow(x, dtype), sums, input_precision=PRECISION)
     if HAS_DOWN_BIAS:
         sums += to_float32(tl.load(down_bias_ptr + unit, mask=unit_mask, other=0.0))[:, None]
+    sums = tl.where(unit_mask[:, None], sums, 0.0)  # units that fill the tile are NaN where x is not finite
     if KEEPS_RESULT:
         hidden = from_float32(activate(sums, ACTIVATION), dtype)
         active = hidden
@@ -186,6 +187,7 @@ def adapter_input_grad_kernel(
         dy = tl.load(dy_ptr + dy_at + first * dy_column_stride, mask=inside[:, None] & row_mask, other=0.0)
         masked = select_rows(words, up, UP_BITS)
         sums = tl.dot(dot_operand(masked), narrow(dy, dtype), sums, input_precision=PRECISION)
+    sums = tl.where(unit_mask[:, None], sums, 0.0)  # units that fill the tile are NaN where dy is not finite
     hidden_at = row.to(tl.int64)[None, :] * bottleneck + unit[:, None]
     hidden_mask = unit_mask[:, None] & row_mask
     hidden = to_float32(tl.load(hidden_ptr + hidden_at, mask=hidden_mask, other=0.0))
