@@ -33,6 +33,11 @@ class Scores(nn.Parameter):
     tensors unseen. What writes to their memory and tells PyTorch nothing must call `forget_gates`.
     """
 
+    _alias: torch.Tensor | None = None
+    _kept: _Kept | None = None
+    _threshold: float | None = None
+    _captured: bool = False
+
     def __new__(cls, data: torch.Tensor, requires_grad: bool = True) -> Scores:
         _follow_optimizers()
         return super().__new__(cls, data, requires_grad)  # type: ignore[return-value]
@@ -41,15 +46,15 @@ class Scores(nn.Parameter):
     def data(self) -> torch.Tensor:  # type: ignore[override]
         """The values without gradient; always the same tensor, whose version counter tells of writes through it."""
         raw = torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
-        alias = self.__dict__.get("_alias")
+        alias = self._alias
         if alias is None or alias.data_ptr() != raw.data_ptr() or alias.shape != raw.shape or alias.dtype != raw.dtype:
-            alias = self.__dict__["_alias"] = raw
+            alias = self._alias = raw
             self.forget_gates()
         return alias
 
     @data.setter
     def data(self, values: torch.Tensor) -> None:
-        self.__dict__.pop("_alias", None)
+        self._alias = None
         self.forget_gates()
         torch.Tensor.data.__set__(self, values)  # type: ignore[attr-defined]
 
@@ -61,11 +66,11 @@ class Scores(nn.Parameter):
     def forget_gates(self) -> None:
         """Make the next use compare the scores anew."""
         self._notice_capture()
-        self.__dict__.pop("_kept", None)
+        self._kept = None
 
     def wants_gates(self) -> float | None:
         """The threshold of the gates that are worth emitting with the next step, None if none are."""
-        threshold = self.__dict__.get("_threshold")
+        threshold = self._threshold
         if (
             threshold is None
             or self._notice_capture()
@@ -79,14 +84,14 @@ class Scores(nn.Parameter):
         # Tensors of inference mode cannot be saved for a backward pass, those of a tracer are no data.
         if self._notice_capture() or packed.is_inference() or type(packed) is not torch.Tensor:
             return
-        self.__dict__["_threshold"] = threshold
-        self.__dict__["_kept"] = _Kept(packed, threshold, self._state())
+        self._threshold = threshold
+        self._kept = _Kept(packed, threshold, self._state())
 
     def kept_gates(self, threshold: float) -> torch.Tensor | None:
         """The packed gates of the present values if they are known, else None."""
         if self._notice_capture():
             return None
-        kept: _Kept | None = self.__dict__.get("_kept")
+        kept = self._kept
         if kept is None or kept.threshold != threshold or kept.state != self._state():
             return None
         return kept.packed
@@ -94,11 +99,11 @@ class Scores(nn.Parameter):
     def _notice_capture(self) -> bool:
         """Whether a CUDA graph holds these scores: it is being captured now, or was."""
         if self.is_cuda and torch.cuda.is_current_stream_capturing():
-            self.__dict__["_captured"] = True
-        return self.__dict__.get("_captured", False)
+            self._captured = True
+        return self._captured
 
     def _state(self) -> tuple[object, ...]:
-        alias = self.__dict__.get("_alias")
+        alias = self._alias
         stream = torch.cuda.current_stream(self.device).cuda_stream if self.is_cuda else 0
         return self._version, 0 if alias is None else alias._version, self.data_ptr(), stream
 
