@@ -37,6 +37,7 @@ PRODUCTS = (
     *((BFLOAT16, rows, 64, 1024) for rows in (65536, 8448, 512)),
     *((BFLOAT16, rows, 1024, 1024) for rows in (4096, 1088, 512)),
     (BFLOAT16, 4096, 128, 128),
+    (BFLOAT16, 4096, 64, 64),
     (BFLOAT16, 512, 100, 50),
     (BFLOAT16, 512, 1000, 1000),
     (FLOAT32, 512, 1024, 64),
