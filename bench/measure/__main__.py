@@ -15,6 +15,7 @@ import torch
 
 from bench.measure.cases import GROUPS
 from bench.measure.cases.dispatch import proposal
+from bench.measure.cases.dispatch_adapter import proposal as adapter_proposal
 from bench.measure.cases.sizes import Sizes, bart_large, tiny
 from bench.measure.ceilings import measure_ceilings, read_ceilings
 from bench.measure.report import Report, table
@@ -55,7 +56,8 @@ def _measure_group(name: str, sizes: Sizes, timer: Timer, budget: Budget, report
     records = run_cases(list(GROUPS[name](sizes)), timer, budget, ceilings, keep, known)
     if name == "dispatch":
         kind = torch.cuda.get_device_name(timer.device) if timer.device.type == "cuda" else "CPU, for tests"
-        proposed = proposal(records, timer.device, f"on {kind}, {date.today()}, torch {torch.__version__}")
+        basis = f"on {kind}, {date.today()}, torch {torch.__version__}"
+        proposed = proposal(records, timer.device, basis) | {"gated_adapter": adapter_proposal(records, basis)}
         report.update(part, result={"cases": records, "proposal": proposed})
 
 

@@ -10,8 +10,12 @@ import torch
 pytest.importorskip("triton")
 
 from bench.measure.__main__ import MISSING, main
+from bench.measure.cases import dispatch_adapter
 from bench.measure.cases.dispatch import proposal
+from bench.measure.cases.dispatch_adapter import proposal as adapter_proposal
+from bench.measure.cases.sizes import tiny
 from tss_kernels.configs import table_for
+from tss_kernels.dispatch import why_not
 
 CPU = torch.device("cpu")
 
@@ -70,3 +74,27 @@ def test_every_strategy_runs(tmp_path, monkeypatch):
     for case in result["cases"]:
         assert [set(variant) >= {"median_us"} for variant in case["variants"].values()] == [True, True], case
     assert len(result["proposal"]["crossovers"]) == 4
+    assert [entry["bottleneck"] for entry in result["proposal"]["gated_adapter"]] == [16]
+
+
+def test_the_adapter_is_proposed_apart():
+    records = [
+        {
+            "operation": "dispatch gated_adapter", "dtype": "float32",
+            "shape": {"rows": rows, "hidden": 1024, "bottleneck": 64},
+            "variants": {"one kernel": {"median_us": one}, "two products": {"median_us": 2.0}},
+        }
+        for rows, one in ((256, 1.0), (1024, 1.5), (4096, 2.5))
+    ]  # fmt: skip
+    assert rows_of(*records) == []
+    (entry,) = adapter_proposal(records, "here")
+    assert (entry["dtype"], entry["rows"], entry["basis"]) == ("float32", 1024, "measured here")
+
+
+def test_forcing_one_kernel_leaves_the_choice_as_it_was():
+    from tss_kernels.gated_adapter import triton
+
+    before, (case,) = triton.SLOW_ROWS, dispatch_adapter.cases(tiny(CPU))
+    if why_not("triton", "gated_adapter", CPU, torch.float32) is None:
+        case.variants[0].bind(case.draw(0))()
+    assert before == triton.SLOW_ROWS

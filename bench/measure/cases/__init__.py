@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 from bench.measure.case import Case
-from bench.measure.cases import adamw, dispatch, gated_adapter, gated_linear, gates, importance, packed_linear
+from bench.measure.cases import (
+    adamw,
+    dispatch,
+    dispatch_adapter,
+    gated_adapter,
+    gated_linear,
+    gates,
+    importance,
+    packed_linear,
+)
 from bench.measure.cases.sizes import Sizes
 
 GROUPS: dict[str, Callable[[Sizes], Iterable[Case]]] = {
@@ -15,5 +25,5 @@ GROUPS: dict[str, Callable[[Sizes], Iterable[Case]]] = {
     "packed_linear": packed_linear.cases,
     "gates": gates.cases,
     "importance": importance.cases,
-    "dispatch": dispatch.cases,
+    "dispatch": lambda sizes: chain(dispatch.cases(sizes), dispatch_adapter.cases(sizes)),
 }

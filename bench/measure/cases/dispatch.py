@@ -20,6 +20,7 @@ STRATEGIES = ("fused", "materialise")  # a compiled CUDA backend will be one mor
 ROWS = (4096, 16384, 1024, 65536, 256)
 EVEN, UNEVEN = ((1024, 64), (64, 1024), (1024, 1024)), ((1001, 57), (57, 1001), (1001, 1001))
 PRODUCTS = ("forward", "input_grad")
+OPERATIONS = tuple(f"dispatch {product}" for product in PRODUCTS)
 
 
 def _bind(product: str, strategy: str, t: Inputs) -> Callable[[], Outputs]:
@@ -60,7 +61,7 @@ def _class_of(record: dict[str, Any], table: Any) -> tuple[str, str, bool, str]:
     return record["operation"].removeprefix("dispatch "), kind, even, bound_of(table, *features)
 
 
-def _crossover(points: Sequence[tuple[int, float]]) -> float | None:
+def crossover(points: Sequence[tuple[int, float]]) -> float | None:
     """The most rows up to which fused is not slower anywhere; None for always. points: (rows, fused / materialise)."""
     slower = [rows for rows, ratio in points if ratio > 1]
     if not slower:
@@ -78,6 +79,8 @@ def proposal(records: Sequence[dict[str, Any]], device: torch.device, basis: str
     table = table_for(device)
     points: dict[tuple[str, str, bool, str], list[tuple[int, float]]] = {}
     for record in records:
+        if record["operation"] not in OPERATIONS:
+            continue
         times = [record["variants"].get(name, {}).get("median_us") for name in STRATEGIES]
         if None not in times:
             points.setdefault(_class_of(record, table), []).append((record["shape"]["rows"], times[0] / times[1]))
@@ -85,7 +88,7 @@ def proposal(records: Sequence[dict[str, Any]], device: torch.device, basis: str
     for (product, kind, even, bound), found in sorted(points.items()):
         present = table.crossovers.get((product, kind, even, bound))  # type: ignore[arg-type]
         entries.append({
-            "product": product, "kind": kind, "even": even, "bound": bound, "rows": _crossover(found),
+            "product": product, "kind": kind, "even": even, "bound": bound, "rows": crossover(found),
             "basis": f"measured {basis}", "points": sorted(found),
             "present": None if present is None else {
                 "rows": None if present.rows == float("inf") else present.rows, "basis": present.basis
