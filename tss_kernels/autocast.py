@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -32,9 +32,7 @@ def autocast_inputs(
     return _cast(x, dtype), _cast(weight, dtype), _cast(bias, dtype)  # type: ignore[return-value]
 
 
-def autocast_weights(
-    x: torch.Tensor, *weights: torch.Tensor | None
-) -> tuple[torch.dtype, tuple[torch.Tensor | None, ...]]:
+def autocast_weights(x: torch.Tensor, *weights: torch.Tensor | None) -> tuple[torch.dtype, tuple[Any, ...]]:
     """The dtype that torch's linear computes in for x, and weights as it would cast them; x itself is not cast here."""
     device = x.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):

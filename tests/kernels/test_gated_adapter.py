@@ -83,14 +83,15 @@ def test_edge_scores_and_weights_that_are_not_finite(backend, bottleneck, device
     check(expected, clean, "gelu", 0.25)
 
 
-def test_infinite_inputs_reach_what_they_reach_in_pytorch(backend, device):
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_infinite_inputs_reach_what_they_reach_in_pytorch(backend, activation, device):
     """Units that only fill a tile multiply infinity by 0: they must not spread the NaN that this makes."""
     backend.runs("gated_adapter", torch.float32)
     tensors = draw(6, 9, 5, torch.float32, device)
     tensors |= {name: tensors[name].abs() for name in ("x", "dy", "down_weight", "up_weight")}
     tensors["x"][0, 0] = tensors["dy"][1, 1] = float("inf")
-    actual = run(tensors, backend, "relu", threshold=-99.0, trained=("x",))
-    pytorch = by_hand(tensors, "relu", -99.0, torch.float32)
+    actual = run(tensors, backend, activation, threshold=-99.0, trained=("x",))
+    pytorch = by_hand(tensors, activation, -99.0, torch.float32)
     assert actual["y"][0].isposinf().all()
     assert actual["x"][1].isposinf().any()
     for name in ("y", "x"):

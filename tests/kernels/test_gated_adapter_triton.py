@@ -62,8 +62,9 @@ def test_without_input_gradient():
 def test_offsets_beyond_31_bits(transposed):
     stride, rows, width = 2**30 + 16, 4, 16
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    room = mmap.mmap(-1, ((rows - 1) * stride + width) * 2, flags=flags)
-    far = torch.frombuffer(room, dtype=torch.float16).as_strided((rows, width), (stride, 1))
+    before = 2**31  # elements of 0, which an offset that wraps to a negative one would find
+    room = mmap.mmap(-1, (before + (rows - 1) * stride + width) * 2, flags=flags)
+    far = torch.frombuffer(room, dtype=torch.float16).as_strided((rows, width), (stride, 1), before)
     far = far.t() if transposed else far
     tensors = draw(*far.shape, 8, torch.float16, "cpu")
     weights = [tensors["down_weight"], None, tensors["up_weight"], None]

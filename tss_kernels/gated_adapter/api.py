@@ -13,6 +13,7 @@ from tss_kernels.dispatch import implementation, select
 from tss_kernels.gated_adapter.reference import ACTIVATIONS, active_hidden
 from tss_kernels.gated_linear.api import bias_grad, scores_grad_operator, weight_grad_operator
 from tss_kernels.gates.api import gates_of_pair
+from tss_kernels.gates.reference import pack
 from tss_kernels.operators import implement, rows_of, shaped_like
 
 
@@ -57,11 +58,11 @@ _input_grad_operator = implement("gated_adapter_input_grad", _input_grad)
 
 
 _NOTHING = (None, None, None)
-_NO_GRADIENTS = (None,) * 6  # of packed gates, importance, activation and backend
+_NO_GRADIENTS = (None,) * 6  # of gates, importance, activation and backend
 
 
 class _GatedAdapter(torch.autograd.Function):
-    """Keeps packed gates, not scores, and one value per hidden unit. Scores are arguments for their gradients alone."""
+    """Keeps gates, not scores, and one value per hidden unit. Scores are arguments for their gradients alone."""
 
     @staticmethod
     def forward(
@@ -73,20 +74,20 @@ class _GatedAdapter(torch.autograd.Function):
         up_scores: torch.Tensor | None,
         down_bias: torch.Tensor | None,
         up_bias: torch.Tensor | None,
-        down_packed: torch.Tensor,
-        up_packed: torch.Tensor,
+        down_gates: torch.Tensor,
+        up_gates: torch.Tensor,
         down_importance: torch.Tensor | None,
         up_importance: torch.Tensor | None,
         activation: str,
         backend: str,
     ) -> torch.Tensor:
         y, hidden = _forward_operator(
-            x, down_weight, down_packed, up_weight, up_packed, down_bias, up_bias, activation, backend
+            x, down_weight, down_gates, up_weight, up_gates, down_bias, up_bias, activation, backend
         )
         _, for_down, _, for_down_scores, *_ = ctx.needs_input_grad
         ctx.save_for_backward(
             x if for_down or for_down_scores else None,
-            hidden, down_weight, down_packed, up_weight, up_packed, down_importance, up_importance,
+            hidden, down_weight, down_gates, up_weight, up_gates, down_importance, up_importance,
         )  # fmt: skip
         ctx.options = activation, backend
         return y
@@ -94,23 +95,23 @@ class _GatedAdapter(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, hidden, down_weight, down_packed, up_weight, up_packed, down_importance, up_importance = ctx.saved_tensors
+        x, hidden, down_weight, down_gates, up_weight, up_gates, down_importance, up_importance = ctx.saved_tensors
         activation, backend = ctx.options
         for_x, for_down, for_up, for_down_scores, for_up_scores, for_down_bias, for_up_bias = ctx.needs_input_grad[:7]
         dx, down, up = None, _NOTHING, _NOTHING
         if for_x or for_down or for_down_scores or for_down_bias:
             dx, d_hidden = _input_grad_operator(
-                dy, hidden, down_weight, down_packed, up_weight, up_packed, activation, for_x, backend
+                dy, hidden, down_weight, down_gates, up_weight, up_gates, activation, for_x, backend
             )
             narrow = None if x is None else rows_of(x).to(down_weight.dtype)
             down = _parameter_gradients(
-                d_hidden, narrow, down_weight, down_packed, down_importance, (for_down, for_down_scores, for_down_bias),
+                d_hidden, narrow, down_weight, down_gates, down_importance, (for_down, for_down_scores, for_down_bias),
                 backend,
             )  # fmt: skip
         if for_up or for_up_scores or for_up_bias:
             active = active_hidden(hidden, activation)
             up = _parameter_gradients(
-                rows_of(dy).to(up_weight.dtype), active, up_weight, up_packed, up_importance,
+                rows_of(dy).to(up_weight.dtype), active, up_weight, up_gates, up_importance,
                 (for_up, for_up_scores, for_up_bias), backend,
             )  # fmt: skip
         return (dx if for_x else None, down[0], up[0], down[1], up[1], down[2], up[2], *_NO_GRADIENTS)
@@ -120,7 +121,7 @@ def _parameter_gradients(
     dy: torch.Tensor,
     x: torch.Tensor | None,
     weight: torch.Tensor,
-    packed: torch.Tensor,
+    gates: torch.Tensor,
     importance: torch.Tensor | None,
     wanted: tuple[bool, bool, bool],
     backend: str,
@@ -128,7 +129,9 @@ def _parameter_gradients(
     """Those gradients of one map's weight, scores and bias that are wanted; dy (rows, out), x (rows, in), one dtype."""
     for_weight, for_scores, for_bias = wanted
     return (
-        weight_grad_operator(dy, x, packed, backend) if for_weight else None,
+        weight_grad_operator(dy, x, pack(gates) if gates.dtype == torch.bool else gates, backend)
+        if for_weight
+        else None,
         scores_grad_operator(dy, x, weight, importance, backend) if for_scores else None,
         bias_grad(dy) if for_bias else None,
     )
@@ -161,7 +164,7 @@ def _checked(
 
 def _call(
     checked: tuple[Any, ...],
-    packed: tuple[torch.Tensor, torch.Tensor],
+    gates: tuple[torch.Tensor, torch.Tensor],
     scores: tuple[torch.Tensor | None, torch.Tensor | None],
     importance: tuple[torch.Tensor | None, torch.Tensor | None],
     activation: str,
@@ -173,11 +176,12 @@ def _call(
         for tensor in (x, *scores, down_weight, up_weight, down_bias, up_bias)
     ):
         return _GatedAdapter.apply(
-            x, down_weight, up_weight, *scores, down_bias, up_bias, *packed, *importance, activation, backend
+            x, down_weight, up_weight, *scores, down_bias, up_bias, *gates, *importance, activation, backend
         )
-    return _forward_operator(x, down_weight, packed[0], up_weight, packed[1], down_bias, up_bias, activation, backend)[
-        0
-    ]
+    y, _ = _forward_operator(
+        x, down_weight, gates[0], up_weight, gates[1], down_bias, up_bias, activation, backend
+    )  # fmt: skip
+    return y
 
 
 def gated_adapter(
@@ -207,8 +211,12 @@ def gated_adapter(
     ):
         check_scores(scores, weight)
         check_importance(importance, weight)
-    packed = gates_of_pair(down_scores, up_scores, threshold, checked[-1])
-    return _call(checked, packed, (down_scores, up_scores), (down_importance, up_importance), activation)
+    if checked[-1] == "reference":
+        # Packing gates here and unpacking them in both passes would take longer than everything else with few rows.
+        gates = down_scores >= threshold, up_scores >= threshold
+    else:
+        gates = gates_of_pair(down_scores, up_scores, threshold, checked[-1])
+    return _call(checked, gates, (down_scores, up_scores), (down_importance, up_importance), activation)
 
 
 def gated_adapter_from_packed(
