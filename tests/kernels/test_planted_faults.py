@@ -128,7 +128,7 @@ def test_the_resource_gate_notices_a_mask_that_leaves_the_registers(tmp_path):
     path = tmp_path / "launches.py"
     path.write_text(LAUNCHES.format(folder=str(tmp_path)))
     kernels, _ = kernels_and_operations()
-    seen = {one.kernel: one for one in measure(path, [90])}
+    seen = {one.kernel: one for one in measure(path, [90]) if one.launch.startswith("bfloat16")}
     assert (
         "masked operand: 0 products from registers" in violations(seen["forward_kernel"], kernels["forward_kernel"])[0]
     )

@@ -71,6 +71,16 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def as_tf32(call: Callable[[], None]) -> None:
+    """The call as it is where PyTorch may round float32 operands to tf32."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        call()
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 def gated_linear() -> Iterator[Case]:
     """Product by scores and by packed gates, input gradient and score gradient."""
     from tss_kernels.gated_linear import triton
@@ -91,6 +101,7 @@ def gated_linear() -> Iterator[Case]:
         label, even = f"{name_of(dtype)} {rows} x {in_features} -> {out_features}", shape[2] % 16 == shape[3] % 16 == 0
         yield Case(label, lambda shape=shape: call(False, *shape), even, everywhere=shape in PRODUCTS)
         yield Case(f"{label}, packed", lambda shape=shape: call(True, *shape), even)
+    yield Case("tf32 512 x 1024 -> 64", lambda: as_tf32(lambda: call(False, FLOAT32, 512, 1024, 64)), even=True)
 
 
 def gated_adapter() -> Iterator[Case]:
@@ -116,7 +127,7 @@ def gated_adapter() -> Iterator[Case]:
             f"{names} {rows} x {features}, {bottleneck} hidden, {activation}",
             lambda shape=shape: call(*shape),
             features % 16 == 0 and bottleneck % 16 == 0,
-            everywhere=activation == "gelu",
+            everywhere=activation == "gelu" and x_dtype == dtype,
         )
 
 
