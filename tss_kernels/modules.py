@@ -235,4 +235,3 @@ class GatedAdapter(nn.Module):
 def _frozen(layer: GatedAdapterLinear, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias in this dtype; themselves if they have it."""
     return layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype)
-
