@@ -333,3 +333,9 @@ def test_gated_adapter(backend, device):
         device=device,
         rows=ROWS,
     )
+
+
+@pytest.mark.parametrize("empty", ["rows", "dtypes", "checks"])
+def test_nothing_to_check_is_an_error(empty):
+    with pytest.raises(ValueError, match=f"{empty} is empty"):
+        check_op(product, reference, make_inputs, **{empty: ()})

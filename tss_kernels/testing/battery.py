@@ -290,6 +290,9 @@ def check_op(
 
         check_op(my_linear, lambda x, weight: x @ weight.T, make_inputs, trained=("x", "weight"))
     """
+    for name, given in (("rows", rows), ("dtypes", dtypes), ("checks", checks)):
+        if not given:
+            raise ValueError(f"{name} is empty, so nothing would be checked: give at least one, or leave it out")
     unknown = [name for name in checks if name not in CHECKS]
     if unknown:
         raise ValueError(f"no check {', '.join(map(repr, unknown))}: choose from {', '.join(CHECKS)}")
