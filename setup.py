@@ -1,5 +1,14 @@
-"""Build script; metadata lives in pyproject.toml."""
+"""Build script: metadata lives in pyproject.toml, what is compiled and how in csrc/build."""
+
+import sys
+from pathlib import Path
 
 from setuptools import setup
 
-setup()
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from csrc.build.command import commands, extensions  # noqa: E402
+from csrc.build.install import Plan  # noqa: E402
+
+plan = Plan()
+setup(ext_modules=extensions(plan), cmdclass=commands(plan))

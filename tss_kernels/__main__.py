@@ -7,16 +7,8 @@ import platform
 
 import torch
 
-from tss_kernels.dispatch import (
-    BACKENDS,
-    OPERATIONS,
-    VARIABLE,
-    default_backend,
-    forced_backend,
-    interpreted,
-    missing,
-    why_not,
-)
+from tss_kernels.backends import BACKENDS, OPERATIONS, interpreted, missing, why_not
+from tss_kernels.dispatch import VARIABLE, default_backend, forced_backend
 
 
 def _version(package: str) -> str:

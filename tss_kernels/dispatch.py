@@ -1,10 +1,9 @@
-"""Which backend runs an operation: the choice by device and dtype, what each backend lacks, and how to force one."""
+"""Which backend runs an operation: the choice by device and dtype, and how to force one."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import os
 import threading
 from types import ModuleType, TracebackType
@@ -12,54 +11,14 @@ from typing import NamedTuple
 
 import torch
 
-# The folder of each operation, whose files are its backends.
-FOLDERS = {
-    "gated_linear": "gated_linear",
-    "gated_adapter": "gated_adapter",
-    "pack_gates": "gates",
-    "unpack_gates": "gates",
-    "packed_linear": "gates",
-    "normalize_importance": "importance",
-    "accumulate_importance_": "importance",
-    "update_importance_": "importance",
-    "soft_masked_adamw_": "adamw",
-}
-OPERATIONS = tuple(FOLDERS)
-BACKENDS = ("reference", "native", "triton", "cuda")
+from tss_kernels.backends import BACKENDS, FOLDERS, OPERATIONS, interpreted, why_not
+from tss_kernels.configs.preferences import Preference, preferences
+
 VARIABLE = "TSS_KERNELS_BACKEND"
-TRITON_OPERATIONS = (
-    "gated_linear",
-    "gated_adapter",
-    "pack_gates",
-    "unpack_gates",
-    "packed_linear",
-    "normalize_importance",
-    "accumulate_importance_",
-    "update_importance_",
-    "soft_masked_adamw_",
-)
-TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# What an operation takes beside those: packed gates are bytes, and importance is computed in float64.
-TRITON_FURTHER_DTYPES = {
-    "unpack_gates": torch.uint8,
-    "normalize_importance": torch.float64,
-    "accumulate_importance_": torch.float64,
-    "update_importance_": torch.float64,
-}
-# Looked up once: finding a package costs more than a small kernel. It is not imported here.
-TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
-PLANNED = {"native": "compiled C++ for CPU", "cuda": "compiled CUDA C++"}
 
 
 class BackendUnavailable(RuntimeError):
     """A backend was forced that cannot run this operation on this input; the message says why and what to do."""
-
-
-class Obstacle(NamedTuple):
-    """Why a backend cannot run something, and what would change that."""
-
-    reason: str
-    remedy: str
 
 
 class Choice(NamedTuple):
@@ -113,51 +72,20 @@ def _check_name(backend: str) -> None:
         raise ValueError(f"no backend {backend!r}: use_backend and {VARIABLE} take one of {', '.join(BACKENDS)}")
 
 
-def interpreted() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, which needs no GPU."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
-
-
-def missing(backend: str) -> Obstacle | None:
-    """What keeps a backend from running anything here, or None; never imports the backend."""
-    if backend in PLANNED:
-        return Obstacle(
-            f"{backend} ({PLANNED[backend]}) is not part of this version", "use another backend or leave it unforced"
-        )
-    if backend == "triton" and not TRITON_INSTALLED:
-        return Obstacle("the package triton is not installed", "pip install 'tss[triton]' (Linux)")
-    return None
-
-
-def why_not(backend: str, op: str, device: torch.device, dtype: torch.dtype) -> Obstacle | None:
-    """What keeps a backend from running an operation on tensors of this device and dtype, or None."""
-    if backend == "reference":
-        return None
-    obstacle = missing(backend)
-    if obstacle is not None:
-        return obstacle
-    if op not in TRITON_OPERATIONS:
-        return Obstacle(
-            f"triton implements {', '.join(TRITON_OPERATIONS)}, not {op}, in this version",
-            "use the reference backend for this operation",
-        )
-    if device.type == "cpu" and not interpreted():
-        return Obstacle(
-            "tensors on the CPU need Triton's interpreter, and TRITON_INTERPRET is not set",
-            "move the tensors to a CUDA device, or set TRITON_INTERPRET=1 before Python starts (slow, for tests)",
-        )
-    if device.type not in ("cpu", "cuda"):
-        return Obstacle(f"triton runs on CUDA devices, not on {device.type}", "use the reference backend")
-    if dtype not in TRITON_DTYPES and dtype != TRITON_FURTHER_DTYPES.get(op):
-        return Obstacle(f"triton computes in float32, float16 and bfloat16, not in {dtype}", "use another dtype")
+def _preferred(op: str, device: torch.device, dtype: torch.dtype) -> Preference | None:
+    for preference in preferences(op, device, dtype):
+        # Triton's interpreter is for tests, which ask for it.
+        if preference.backend == "triton" and interpreted():
+            continue
+        if why_not(preference.backend, op, device, dtype) is None:
+            return preference
     return None
 
 
 def default_backend(op: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that runs an operation when none is forced; depends on nothing that is measured at run time."""
-    if device.type == "cuda" and not interpreted() and why_not("triton", op, device, dtype) is None:
-        return "triton"
-    return "reference"
+    preference = _preferred(op, device, dtype)
+    return "reference" if preference is None else preference.backend
 
 
 def select(op: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -182,15 +110,20 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, 
     """
     if op not in OPERATIONS:
         raise ValueError(f"no operation {op!r}: choose one of {', '.join(OPERATIONS)}")
-    backend = default_backend(op, device, dtype)
-    if backend == "triton":
-        reason = "fused kernel for CUDA tensors"
-    elif device.type == "cpu":
-        reason = "the only backend of this version for CPU tensors that is not an interpreter"
+    preference = _preferred(op, device, dtype)
+    if preference is not None:
+        backend, reason = preference
     else:
-        obstacle = why_not("triton", op, device, dtype)
-        reason = obstacle.reason if obstacle is not None else "Triton's interpreter is on, which is for tests"
+        backend, reason = "reference", _why_reference(op, device, dtype)
     return Choice(backend, configuration(op, backend, device, dtype, shape), reason)
+
+
+def _why_reference(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    wanted = preferences(op, device, dtype)
+    if not wanted:
+        return f"nothing that was measured is faster on {device.type}"
+    obstacle = why_not(wanted[0].backend, op, device, dtype)
+    return obstacle.reason if obstacle is not None else "Triton's interpreter is on, which is for tests"
 
 
 def configuration(op: str, backend: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tss_kernels.dispatch import BACKENDS, OPERATIONS, VARIABLE, choose, configuration, forced_backend, select, why_not
+from tss_kernels.backends import BACKENDS, OPERATIONS, why_not
+from tss_kernels.dispatch import VARIABLE, choose, configuration, forced_backend, select
 
 Tensor = torch.Tensor
 

@@ -62,7 +62,7 @@ def _measure_group(name: str, sizes: Sizes, timer: Timer, budget: Budget, report
 
 
 def _check_triton(device: torch.device) -> None:
-    from tss_kernels.dispatch import why_not
+    from tss_kernels.backends import why_not
 
     obstacle = why_not("triton", "gated_linear", device, torch.float32)
     if obstacle is not None:

@@ -15,7 +15,7 @@ from bench.measure.cases.dispatch import proposal
 from bench.measure.cases.dispatch_adapter import proposal as adapter_proposal
 from bench.measure.cases.sizes import tiny
 from tss_kernels.configs import table_for
-from tss_kernels.dispatch import why_not
+from tss_kernels.backends import why_not
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tss_kernels.dispatch import BACKENDS, PLANNED, why_not
+from tss_kernels.backends import BACKENDS, why_not
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -22,7 +22,7 @@ def _runs(backend: str, op: str, dtype: torch.dtype) -> None:
         pytest.skip(obstacle.reason)
 
 
-@pytest.fixture(params=[name for name in BACKENDS if name not in PLANNED])
+@pytest.fixture(params=BACKENDS)
 def backend(request):
     """Every backend of this version by turns; its `runs(op, dtype)` skips, with the reason, what cannot run here."""
 

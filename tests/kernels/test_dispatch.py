@@ -12,7 +12,8 @@ import torch
 
 import tss_kernels
 from tss_kernels import BackendUnavailable, dispatch, explain, use_backend
-from tss_kernels.dispatch import OPERATIONS, choose, select, why_not
+from tss_kernels.backends import OPERATIONS, why_not
+from tss_kernels.dispatch import choose, select
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
 X, W, S = torch.randn(4, 16), torch.randn(3, 16), torch.randn(3, 16)

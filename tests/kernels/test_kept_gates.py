@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 import tss_kernels
 from tss_kernels import GatedAdapterLinear, SoftMaskedAdamW
-from tss_kernels.dispatch import why_not
+from tss_kernels.backends import why_not
 from tss_kernels.gates.scores import Scores
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

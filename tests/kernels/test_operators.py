@@ -62,7 +62,7 @@ def test_opcheck_of_the_adapter_without_input_gradient():
     ],
 )
 def test_opcheck_of_triton(name, device):
-    if tss_kernels.dispatch.why_not("triton", "gated_linear", device, torch.float32) is not None:
+    if tss_kernels.backends.why_not("triton", "gated_linear", device, torch.float32) is not None:
         pytest.skip("triton cannot run here")
     values = samples("triton", "contiguous")[name]
     torch.library.opcheck(

@@ -1,0 +1,1 @@
+"""The native sources of tss_kernels and what builds them; nothing here is installed."""

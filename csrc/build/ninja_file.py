@@ -1,0 +1,73 @@
+"""A module as a ninja file, and ninja's run of it."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from csrc.build.plan import Module
+
+
+class BuildFailed(RuntimeError):
+    """A compiler refused a source; the message ends with what it printed."""
+
+
+def _escape(path: Path | str) -> str:
+    """A path in a build line: ninja's own escapes."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _shell(words: tuple[str, ...] | list[str]) -> str:
+    """Words in a command: quoted for the shell, then for ninja."""
+    return " ".join(map(shlex.quote, words)).replace("$", "$$")
+
+
+def suffix() -> str:
+    """How the file of an extension module ends for this Python."""
+    return sysconfig.get_config_var("EXT_SUFFIX")
+
+
+def text(module: Module, compilers: dict[str, str], folder: Path) -> str:
+    """The ninja file that builds a module in this folder; compilers: "cxx" and, where it is used, "nvcc"."""
+    lines = [f"builddir = {_escape(folder)}", "ninja_required_version = 1.5"]
+    for name, path in compilers.items():
+        depend = "-MD -MF $out.d" if name == "cxx" else "-MD -MF $out.d -MT $out"
+        lines += [
+            f"rule {name}",
+            f"  command = {_shell([path])} {depend} $flags -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+        ]
+    lines += ["rule link", f"  command = {_shell([compilers['cxx']])} -shared -o $out $in $flags"]
+    objects = []
+    for source in module.sources:
+        objects.append(f"{source.object_name}.o")
+        lines += [f"build {objects[-1]}: {source.compiler} {_escape(source.path)}", f"  flags = {_shell(source.flags)}"]
+    lines += [f"build {module.name}{suffix()}: link {' '.join(objects)}", f"  flags = {_shell(module.link)}", ""]
+    return "\n".join(lines)
+
+
+def _ninja() -> str:
+    try:
+        import ninja
+    except ImportError:
+        return "ninja"
+    return str(Path(ninja.BIN_DIR) / "ninja")
+
+
+def build(module: Module, compilers: dict[str, str], folder: Path, jobs: int, verbose: bool = False) -> Path:
+    """Brings the module in the folder up to date and returns its file. Raises BuildFailed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{module.name}.ninja"
+    content = text(module, compilers, folder)
+    if not file.exists() or file.read_text() != content:
+        file.write_text(content)
+    command = [_ninja(), "-C", str(folder), "-f", file.name, "-j", str(jobs), *(["-v"] if verbose else ["--quiet"])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if verbose:
+        print(done.stdout, end="")
+    if done.returncode != 0:
+        raise BuildFailed(f"building {module.name} failed (exit {done.returncode}):\n{done.stdout.strip()}")
+    return folder / f"{module.name}{suffix()}"

@@ -1,0 +1,125 @@
+"""What is compiled from which source with which flags: one page for all extension modules and their test builds."""
+
+from __future__ import annotations
+
+import platform
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+from csrc.build.settings import Settings
+from csrc.build.toolchain import Missing, Tool, cuda_home
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+X86 = ("x86_64", "AMD64")
+# One object of csrc/cpu/kernels.cpp for each; which one runs is decided when the module is loaded.
+INSTRUCTION_SETS = {
+    "portable": (),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512", "-mf16c"),
+}
+# No contraction: a rounding that the reference makes is made here too.
+COMMON = (
+    "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra",
+)  # fmt: skip
+FAST = ("-O3",)
+CHECKED = (
+    "-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
+)  # fmt: skip
+# Deprecation warnings are about nvcc's own next release.
+NVCC = (
+    "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-diag-suppress", "177", "-Wno-deprecated-gpu-targets",
+)  # fmt: skip
+GIB_OF_NVCC, GIB_OF_CXX = 2.0, 1.0
+
+
+class Source(NamedTuple):
+    """One compilation: the file, a name for its object, the compiler ("cxx" or "nvcc") and flags of its own."""
+
+    path: Path
+    object_name: str
+    compiler: str
+    flags: tuple[str, ...] = ()
+
+
+class Module(NamedTuple):
+    """One extension module: its name in tss_kernels, what it is made of and what it is linked with."""
+
+    name: str
+    sources: tuple[Source, ...]
+    link: tuple[str, ...] = ()
+    gib_each: float = GIB_OF_CXX
+
+
+def _includes() -> tuple[str, ...]:
+    import pybind11
+
+    folders = (str(CSRC), pybind11.get_include(), sysconfig.get_paths()["include"])
+    return (f"-I{folders[0]}", *(part for folder in folders[1:] for part in ("-isystem", folder)))
+
+
+def native(checked: bool = False) -> Module:
+    """The module for CPUs; `checked` builds it with address and undefined-behaviour sanitizers."""
+    flags = (*COMMON, *(CHECKED if checked else FAST), *_includes())
+    sets = INSTRUCTION_SETS if platform.machine() in X86 else {"portable": ()}
+    sources = []
+    for path in sorted((CSRC / "cpu").glob("*.cpp")):
+        if path.stem == "kernels":
+            sources += [
+                Source(path, f"kernels_{name}", "cxx", (*flags, f"-DTSS_ISA={name}", *own))
+                for name, own in sets.items()
+            ]
+        else:
+            sources.append(Source(path, path.stem, "cxx", flags))
+    return Module("_native", tuple(sources), ("-pthread", *(CHECKED[-2:-1] if checked else ())))
+
+
+def gencode(architectures: tuple[str, ...]) -> tuple[str, ...]:
+    """nvcc's flags for architectures such as "80", "90a" and "90+PTX"."""
+    flags: list[str] = []
+    for name in architectures:
+        number, ptx = name.removesuffix("+PTX"), name.endswith("+PTX")
+        flags += ["-gencode", f"arch=compute_{number},code={'compute' if ptx else 'sm'}_{number}"]
+    return tuple(flags)
+
+
+def cuda_sources() -> list[Path]:
+    """The files that hold kernels, one per operation."""
+    return sorted((CSRC / "cuda").glob("*.cu"))
+
+
+def nvcc_flags(architectures: tuple[str, ...]) -> tuple[str, ...]:
+    """The flags that kernels are compiled with."""
+    return (*NVCC, f"-I{CSRC}", *gencode(architectures))
+
+
+def cuda(settings: Settings, nvcc: Tool) -> Module | Missing:
+    """The module for GPUs, linked with the static CUDA runtime: it imports where there is no driver."""
+    home = cuda_home(nvcc)
+    libraries = [] if home is None else [home / "lib64", home / "lib", home / "targets" / "x86_64-linux" / "lib"]
+    library = next((folder for folder in libraries if (folder / "libcudart_static.a").exists()), None)
+    if home is None or library is None:
+        return Missing(
+            f"{nvcc.path} has no {'include/cuda_runtime.h' if home is None else 'libcudart_static.a'} beside it",
+            "install the whole CUDA toolkit (the development files of the runtime are missing)",
+        )
+    kernels = tuple(
+        Source(path, f"{path.stem}_cu", "nvcc", nvcc_flags(settings.architectures)) for path in cuda_sources()
+    )
+    host = (*COMMON, *FAST, *_includes(), "-isystem", str(home / "include"))
+    bindings = tuple(Source(path, path.stem, "cxx", host) for path in sorted((CSRC / "cuda").glob("*.cpp")))
+    link = (f"-L{library}", "-lcudart_static", "-ldl", "-lrt", "-pthread")
+    return Module("_cuda", kernels + bindings, link, GIB_OF_NVCC)
+
+
+def emulated(checked: bool = False) -> Module:
+    """The GPU module's own sources compiled for the CPU against csrc/emulator: for tests, never installed."""
+    # Unrolled loops over fragments read much better than they compile at -O3 with sanitizers.
+    flags = (*COMMON, *(CHECKED if checked else ("-O2",)), "-DTSS_EMULATED", "-Wno-unknown-pragmas", *_includes())
+    sources = [Source(path, f"{path.stem}_cu", "cxx", (*flags, "-x", "c++")) for path in cuda_sources()]
+    for folder in ("cuda", "emulator"):
+        sources += [
+            Source(path, f"{folder}_{path.stem}", "cxx", flags) for path in sorted((CSRC / folder).glob("*.cpp"))
+        ]
+    return Module("_cuda_emulated", tuple(sources), ("-pthread", *(CHECKED[-2:-1] if checked else ())))

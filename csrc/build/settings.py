@@ -1,0 +1,67 @@
+"""The environment variables that a build listens to, in one table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+PARTS = ("auto", "off", "cpu", "cuda")
+# Machine code for data-centre Ampere (and, by compatibility, its smaller relatives) and Hopper; the PTX of plain
+# compute_90 is what every later architecture can be compiled from by the driver: code for 90a runs on 90 alone.
+ARCHITECTURES = "80 90a 90+PTX"
+
+VARIABLES = {
+    "TSS_KERNELS_BUILD": f"what to build: {', '.join(PARTS)}; auto (the default) takes what the compilers found allow, "
+    "cpu and cuda fail where they cannot be built",
+    "TSS_KERNELS_ARCHITECTURES": f"GPU architectures, default {ARCHITECTURES!r}; +PTX adds code for later ones",
+    "TSS_KERNELS_NVCC": "path of nvcc; else CUDA_HOME/bin/nvcc, CUDA_PATH/bin/nvcc, nvcc on the PATH, /usr/local/cuda",
+    "CXX": "C++ compiler; else c++, g++, clang++ on the PATH",
+    "MAX_JOBS": "compilers run at once; else one per core, and one per 2 GiB of free memory",
+}
+
+
+class SettingError(ValueError):
+    """A variable has a value that means nothing."""
+
+
+class Settings(NamedTuple):
+    """What the environment asks of a build."""
+
+    parts: str
+    architectures: tuple[str, ...]
+    nvcc: str | None
+    cxx: str | None
+    jobs: int | None
+
+
+def read(environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this environment. Raises SettingError with the variable, its value and what is allowed."""
+    variables = os.environ if environment is None else environment
+    parts = variables.get("TSS_KERNELS_BUILD") or "auto"
+    if parts not in PARTS:
+        raise SettingError(f"TSS_KERNELS_BUILD must be one of {', '.join(PARTS)} but is {parts!r}")
+    architectures = (variables.get("TSS_KERNELS_ARCHITECTURES") or ARCHITECTURES).replace(";", " ").split()
+    for name in architectures:
+        number = name.removesuffix("+PTX").rstrip("af")
+        if not number.isdigit() or int(number) < 80:
+            raise SettingError(
+                f"TSS_KERNELS_ARCHITECTURES must list architectures from 80 on, such as {ARCHITECTURES!r}, but has "
+                f"{name!r}"
+            )
+    jobs = variables.get("MAX_JOBS") or None
+    if jobs is not None and (not jobs.isdigit() or int(jobs) < 1):
+        raise SettingError(f"MAX_JOBS must be a number from 1 on but is {jobs!r}")
+    return Settings(
+        parts,
+        tuple(architectures),
+        variables.get("TSS_KERNELS_NVCC") or None,
+        variables.get("CXX") or None,
+        None if jobs is None else int(jobs),
+    )
+
+
+def table() -> str:
+    """The variables and what they mean, one line each, as Markdown."""
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in VARIABLES.items()]
+    return "\n".join(["| variable | meaning |", "|---|---|", *rows])

@@ -1,0 +1,111 @@
+"""Which compilers this machine has, and why one that is there cannot be used."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from csrc.build.settings import Settings
+
+# Kernel arguments of more than 4 KB, which describe all tensors of an optimizer step, came with 12.1.
+OLDEST_NVCC = (12, 1)
+CXX_NAMES = ("c++", "g++", "clang++")
+NVCC_HOMES = ("CUDA_HOME", "CUDA_PATH")
+USUAL_HOME = "/usr/local/cuda"
+
+
+class Tool(NamedTuple):
+    """A compiler and its version as it prints it, for the record."""
+
+    path: str
+    version: str
+
+
+class Missing(NamedTuple):
+    """Why a compiler cannot be used, and what would change that."""
+
+    reason: str
+    remedy: str
+
+
+def _output(command: list[str]) -> str | None:
+    """What a command prints, or None where it cannot run."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def find_cxx(settings: Settings) -> Tool | Missing:
+    """The C++ compiler that the settings name, else the first of the usual ones."""
+    names = [settings.cxx] if settings.cxx else list(CXX_NAMES)
+    for name in names:
+        path = shutil.which(name)
+        text = None if path is None else _output([path, "--version"])
+        if path is not None and text:
+            return Tool(path, text.splitlines()[0])
+    if settings.cxx:
+        return Missing(f"CXX names {settings.cxx!r}, which does not run", "set CXX to a C++17 compiler or unset it")
+    return Missing("no C++ compiler was found", "install g++ or clang++ (C++17), or set CXX")
+
+
+def _nvcc_candidates(settings: Settings, variables: Mapping[str, str]) -> list[str]:
+    if settings.nvcc:
+        return [settings.nvcc]
+    homes = [variables[name] for name in NVCC_HOMES if variables.get(name)]
+    in_homes = [str(Path(home) / "bin" / "nvcc") for home in homes]
+    return [*in_homes, *filter(None, [shutil.which("nvcc")]), str(Path(USUAL_HOME) / "bin" / "nvcc")]
+
+
+def find_nvcc(settings: Settings, variables: Mapping[str, str] | None = None) -> Tool | Missing:
+    """nvcc, if there is one that is new enough."""
+    for path in _nvcc_candidates(settings, os.environ if variables is None else variables):
+        text = _output([path, "--version"])
+        version = re.search(r"release (\d+)\.(\d+)", text or "")
+        if version is None:
+            continue
+        if (int(version[1]), int(version[2])) < OLDEST_NVCC:
+            oldest = ".".join(map(str, OLDEST_NVCC))
+            return Missing(
+                f"nvcc at {path} is release {version[1]}.{version[2]}, older than {oldest}",
+                f"install a CUDA toolkit of {oldest} or newer, or name one with TSS_KERNELS_NVCC",
+            )
+        return Tool(path, f"nvcc {version[1]}.{version[2]}")
+    if settings.nvcc:
+        return Missing(f"TSS_KERNELS_NVCC names {settings.nvcc!r}, which does not run", "correct or unset it")
+    return Missing("no nvcc was found", "install the CUDA toolkit (12.1 or newer), or set TSS_KERNELS_NVCC")
+
+
+def cuda_home(nvcc: Tool) -> Path | None:
+    """The folder with the toolkit's `include` and `lib64`, by what nvcc itself says it would use."""
+    text = subprocess.run(
+        [nvcc.path, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull],
+        capture_output=True, text=True, timeout=60, check=False,
+    ).stderr  # fmt: skip
+    top = re.search(r"^#\$ TOP=(.*)$", text, re.MULTILINE)
+    places = [Path(top[1])] if top else []
+    places += [Path(nvcc.path).resolve().parent.parent, Path(USUAL_HOME)]
+    return next((place for place in places if (place / "include" / "cuda_runtime.h").exists()), None)
+
+
+def jobs(settings: Settings, gib_each: float) -> int:
+    """How many compilers to run at once, each of which may need so much memory."""
+    if settings.jobs is not None:
+        return settings.jobs
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, int(_free_gib() / gib_each)))
+
+
+def _free_gib() -> float:
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return 8.0
+    free = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    return int(free[1]) / 2**20 if free else 8.0

@@ -1,0 +1,129 @@
+// Soft-masked AdamW: one pass over many tensors. Included once for each instruction set.
+#pragma once
+
+#include "gates.h"
+
+namespace tss::TSS_ISA {
+namespace {
+
+enum class Site { none, gradient, update };
+
+// What `AdamWStep` says, in the precision of the step.
+template <class T>
+struct Factors {
+    T decay, one_minus_beta1, beta2, one_minus_beta2, step_size, root_correction, eps;
+
+    explicit Factors(const AdamWStep& step)
+        : decay(static_cast<T>(step.decay)),
+          one_minus_beta1(static_cast<T>(step.one_minus_beta1)),
+          beta2(static_cast<T>(step.beta2)),
+          one_minus_beta2(static_cast<T>(step.one_minus_beta2)),
+          step_size(static_cast<T>(step.step_size)),
+          root_correction(static_cast<T>(step.root_correction)),
+          eps(static_cast<T>(step.eps)) {}
+};
+
+inline float root(float value) { return __builtin_sqrtf(value); }
+inline double root(double value) { return __builtin_sqrt(value); }
+
+// Operation for operation what the reference does, so that all bits are its bits.
+template <class T, Site site, bool decays>
+void step_some(T* __restrict p, const T* __restrict grad, T* __restrict m, T* __restrict v,
+               const T* __restrict importance, int64_t count, const Factors<T>& factors) {
+    const Factors<T> f = factors;
+    for (int64_t i = 0; i < count; ++i) {
+        T g = grad[i];
+        if constexpr (site == Site::gradient) g = g * (T(1) - importance[i]);
+        const T mean = m[i] + f.one_minus_beta1 * (g - m[i]);
+        const T square = f.beta2 * v[i] + f.one_minus_beta2 * g * g;
+        T change = f.step_size * mean / (root(square) / f.root_correction + f.eps);
+        if constexpr (decays) change = change + f.decay * p[i];
+        if constexpr (site == Site::update) change = change * (T(1) - importance[i]);
+        p[i] = p[i] - change;
+        m[i] = mean;
+        v[i] = square;
+    }
+}
+
+template <class T>
+using StepSome = void (*)(T*, const T*, T*, T*, const T*, int64_t, const Factors<T>&);
+
+template <class T>
+StepSome<T> step_for(bool softly, const AdamWStep& step) {
+    if (!softly) return step.decays ? step_some<T, Site::none, true> : step_some<T, Site::none, false>;
+    if (step.update_site) return step.decays ? step_some<T, Site::update, true> : step_some<T, Site::update, false>;
+    return step.decays ? step_some<T, Site::gradient, true> : step_some<T, Site::gradient, false>;
+}
+
+// A block of one parameter; its gates before and after are compared as bits.
+template <class T>
+void step_block(const AdamWEntry& entry, const AdamWStep& step, int64_t at, int64_t byte, int64_t count) {
+    T buffers[5][block];
+    uint8_t before[block / 8];
+    T* p = values_of(entry.param, at, count, buffers[0]);
+    const T* g = values_of(entry.grad, at, count, buffers[1]);
+    T* m = values_of(entry.exp_avg, at, count, buffers[2]);
+    T* v = values_of(entry.exp_avg_sq, at, count, buffers[3]);
+    const bool softly = entry.importance.data != nullptr;
+    const T* importance = softly ? values_of(entry.importance, at, count, buffers[4]) : nullptr;
+    const Float32Scores scores(entry.threshold);
+    const float* gated = static_cast<const float*>(entry.param.data) + at;
+    if (entry.flips != nullptr) pack_some(scores, gated, count, before);
+    step_for<T>(softly, step)(p, g, m, v, importance, count, Factors<T>(step));
+    put_back(p, count, entry.param, at);
+    put_back(m, count, entry.exp_avg, at);
+    put_back(v, count, entry.exp_avg_sq, at);
+    if (entry.packed == nullptr) return;
+    uint8_t* packed = entry.packed + byte;
+    pack_some(scores, gated, count, packed);
+    if (entry.flips == nullptr) return;
+    int64_t flips = 0;
+    for (int64_t i = 0; i < (count + 7) / 8; ++i) flips += __builtin_popcount(before[i] ^ packed[i]);
+    __atomic_fetch_add(entry.flips, flips, __ATOMIC_RELAXED);
+}
+
+// The blocks of all parameters, numbered through.
+struct AdamWBlocks {
+    const AdamWEntry* entries;
+    int64_t count;
+    const AdamWStep& step;
+
+    static Blocks blocks_of(const AdamWEntry& entry) {
+        // Without gates nothing depends on where a row ends.
+        return entry.packed != nullptr ? Blocks(entry.rows, entry.columns) : Blocks(1, entry.rows * entry.columns);
+    }
+
+    void run(int64_t begin, int64_t end) const {
+        int64_t first = 0;
+        for (int64_t i = 0; i < count && first < end; ++i) {
+            const AdamWEntry& entry = entries[i];
+            const Blocks blocks = blocks_of(entry);
+            const int64_t from = begin > first ? begin - first : 0;
+            const int64_t to = end - first < blocks.count() ? end - first : blocks.count();
+            blocks.each(from, to, [&](int64_t at, int64_t byte, int64_t size) {
+                if (entry.param.kind == Kind::float64)
+                    step_block<double>(entry, step, at, byte, size);
+                else
+                    step_block<float>(entry, step, at, byte, size);
+            });
+            first += blocks.count();
+        }
+    }
+};
+
+void adamw(const AdamWEntry* entries, int64_t count, const AdamWStep& step, int threads) {
+    AdamWBlocks all{entries, count, step};
+    int64_t units = 0, elements = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        units += AdamWBlocks::blocks_of(entries[i]).count();
+        elements += entries[i].rows * entries[i].columns;
+    }
+    if (elements == 0) return;
+    const int64_t pieces = (elements + share - 1) / share;
+    parallel_for(
+        units, (units + pieces - 1) / pieces, threads,
+        [](void* data, int64_t begin, int64_t end) { static_cast<AdamWBlocks*>(data)->run(begin, end); }, &all);
+}
+
+}  // namespace
+}  // namespace tss::TSS_ISA

@@ -1,0 +1,113 @@
+// The module tss_kernels._native. Tensors come as addresses, sizes and kinds, checked by the caller; 0 is no tensor.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+template <class T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+tss::Numbers numbers(Address address, int kind) { return {at<void>(address), static_cast<tss::Kind>(kind)}; }
+
+void pack(Address scores, int kind, double threshold, Address packed, int64_t rows, int64_t columns, int threads) {
+    tss::kernels().pack(numbers(scores, kind), threshold, at<uint8_t>(packed), rows, columns, threads);
+}
+
+void unpack(Address packed, Address gate, int64_t rows, int64_t columns, int threads) {
+    tss::kernels().unpack(at<uint8_t>(packed), at<uint8_t>(gate), rows, columns, threads);
+}
+
+void mask_by_scores(Address weight, Address masked, int width, Address scores, int kind, double threshold,
+                    Address packed, int64_t rows, int64_t columns, int threads) {
+    tss::kernels().mask_by_scores(at<void>(weight), at<void>(masked), width, numbers(scores, kind), threshold,
+                                  at<uint8_t>(packed), rows, columns, threads);
+}
+
+void mask_by_bits(Address weight, Address masked, int width, Address packed, int64_t rows, int64_t columns,
+                  int threads) {
+    tss::kernels().mask_by_bits(at<void>(weight), at<void>(masked), width, at<uint8_t>(packed), rows, columns, threads);
+}
+
+void scores_grad(Address product, int product_kind, Address weight, int weight_kind, Address importance,
+                 int importance_kind, Address grad, int64_t count, int threads) {
+    tss::kernels().scores_grad(numbers(product, product_kind), numbers(weight, weight_kind),
+                               numbers(importance, importance_kind), at<float>(grad), count, threads);
+}
+
+// `table` has this many integers for each parameter: the addresses of param, grad, exp_avg, exp_avg_sq, importance, then
+// their kinds (four bits each, param lowest), rows, columns, the addresses of packed and of the count of flips.
+constexpr size_t columns_of_table = 10;
+
+void adamw(const std::vector<int64_t>& table, const std::vector<double>& thresholds, double decay,
+           double one_minus_beta1, double beta2, double one_minus_beta2, double step_size, double root_correction,
+           double eps, bool update_site, bool decays, int threads) {
+    if (table.size() != columns_of_table * thresholds.size()) throw std::invalid_argument("table of another length");
+    std::vector<tss::AdamWEntry> entries;
+    entries.reserve(thresholds.size());
+    for (size_t i = 0; i < thresholds.size(); ++i) {
+        const int64_t* row = table.data() + columns_of_table * i;
+        const auto tensor = [row](int index) {
+            return numbers(static_cast<Address>(row[index]), static_cast<int>(row[5] >> (4 * index) & 15));
+        };
+        entries.push_back({tensor(0), tensor(1), tensor(2), tensor(3), tensor(4), row[6], row[7],
+                           at<uint8_t>(static_cast<Address>(row[8])), at<int64_t>(static_cast<Address>(row[9])),
+                           thresholds[i]});
+    }
+    const tss::AdamWStep step{decay,          one_minus_beta1, beta2,       one_minus_beta2, step_size,
+                              root_correction, eps,             update_site, decays};
+    tss::kernels().adamw(entries.data(), static_cast<int64_t>(entries.size()), step, threads);
+}
+
+void importance(Address raw, int raw_kind, Address target, int target_kind, bool update, int64_t groups, int64_t size,
+                int threads) {
+    tss::kernels().importance(numbers(raw, raw_kind), numbers(target, target_kind), update, groups, size, threads);
+}
+
+void accumulate(Address total, Address other, int kind, int64_t count, int threads) {
+    tss::kernels().accumulate(at<void>(total), at<void>(other), static_cast<tss::Kind>(kind), count, threads);
+}
+
+std::vector<std::string> instruction_sets() {
+    int count = 0;
+    const tss::Kernels* const* tables = tss::available_kernels(&count);
+    std::vector<std::string> names;
+    for (int i = 0; i < count; ++i) names.emplace_back(tables[i]->name);
+    return names;
+}
+
+void use_instruction_set(const std::string& name) {
+    if (tss::use_kernels(name.c_str())) return;
+    std::string known;
+    for (const std::string& one : instruction_sets()) known += (known.empty() ? "" : ", ") + one;
+    throw std::invalid_argument("no instruction set '" + name + "' here: this processor runs " + known);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+    using NoGil = py::call_guard<py::gil_scoped_release>;
+    module.def("pack", pack, NoGil());
+    module.def("unpack", unpack, NoGil());
+    module.def("mask_by_scores", mask_by_scores, NoGil());
+    module.def("mask_by_bits", mask_by_bits, NoGil());
+    module.def("scores_grad", scores_grad, NoGil());
+    module.def("adamw", adamw, NoGil());
+    module.def("importance", importance, NoGil());
+    module.def("accumulate", accumulate, NoGil());
+    module.def("instruction_set", [] { return std::string(tss::kernels().name); });
+    module.def("instruction_sets", instruction_sets);
+    module.def("use_instruction_set", use_instruction_set);
+}

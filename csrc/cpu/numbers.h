@@ -1,0 +1,136 @@
+// Reading and writing numbers of any kind, a block at a time. Included once for each instruction set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "kernels.h"
+
+namespace tss::TSS_ISA {
+namespace {
+
+// Elements that are worked on at a time: what is converted stays in the first-level cache. A multiple of 8.
+constexpr int64_t block = 1024;
+
+inline uint32_t bits_of(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+inline float float_of(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline float from_half(uint16_t half) {
+    const uint32_t size = half & 0x7fffu, sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+    uint32_t bits = (size << 13) + (112u << 23);
+    if (size >= 0x7c00u) bits += 112u << 23;
+    if (size > 0x7c00u) bits |= 0x400000u;
+    if (size < 0x400u) bits = bits_of(static_cast<float>(static_cast<int32_t>(size)) * 0x1p-24f);
+    return float_of(bits | sign);
+}
+
+// To the nearest, ties to even.
+inline uint16_t to_half(float value) {
+    const uint32_t bits = bits_of(value), size = bits & 0x7fffffffu;
+    const uint32_t sign = (bits >> 16) & 0x8000u;
+    uint32_t half = (size - (112u << 23) + 0xfffu + ((size >> 13) & 1u)) >> 13;
+    // Below the normal range a sum with 0.5 moves the bits into place and rounds them.
+    if (size < 113u << 23) half = bits_of(float_of(size) + 0.5f) - 0x3f000000u;
+    if (size >= 143u << 23) half = 0x7c00u;
+    if (size > 0x7f800000u) half = 0x7e00u | ((size >> 13) & 0x3ffu);
+    return static_cast<uint16_t>(half | sign);
+}
+
+inline float from_bfloat(uint16_t bfloat) { return float_of(static_cast<uint32_t>(bfloat) << 16); }
+
+inline uint16_t to_bfloat(float value) {
+    const uint32_t bits = bits_of(value);
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+template <class T>
+void read_halves(const uint16_t* from, int64_t count, T* to) {
+    int64_t i = 0;
+#if defined(__F16C__)
+    if constexpr (sizeof(T) == 4)
+        for (; i + 8 <= count; i += 8)
+            _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+#endif
+    for (; i < count; ++i) to[i] = from_half(from[i]);
+}
+
+template <class T>
+void write_halves(const T* from, int64_t count, uint16_t* to) {
+    int64_t i = 0;
+#if defined(__F16C__)
+    if constexpr (sizeof(T) == 4)
+        for (; i + 8 <= count; i += 8)
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
+                             _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+    for (; i < count; ++i) to[i] = to_half(static_cast<float>(from[i]));
+}
+
+// T is float or double.
+template <class T>
+constexpr Kind kind_of = sizeof(T) == 4 ? Kind::float32 : Kind::float64;
+
+// `count` numbers from `at` on, rounded to T where they are wider.
+template <class T>
+void read(Numbers from, int64_t at, int64_t count, T* to) {
+    if (from.kind == Kind::float32) {
+        const float* values = static_cast<const float*>(from.data) + at;
+        for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(values[i]);
+    } else if (from.kind == Kind::float64) {
+        const double* values = static_cast<const double*>(from.data) + at;
+        for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(values[i]);
+    } else if (from.kind == Kind::float16) {
+        read_halves(static_cast<const uint16_t*>(from.data) + at, count, to);
+    } else {
+        const uint16_t* values = static_cast<const uint16_t*>(from.data) + at;
+        for (int64_t i = 0; i < count; ++i) to[i] = from_bfloat(values[i]);
+    }
+}
+
+// Rounded to the nearest, ties to even; 16-bit kinds through float, as PyTorch does.
+template <class T>
+void write(const T* from, int64_t count, Numbers to, int64_t at) {
+    if (to.kind == Kind::float32) {
+        float* values = static_cast<float*>(to.data) + at;
+        for (int64_t i = 0; i < count; ++i) values[i] = static_cast<float>(from[i]);
+    } else if (to.kind == Kind::float64) {
+        double* values = static_cast<double*>(to.data) + at;
+        for (int64_t i = 0; i < count; ++i) values[i] = static_cast<double>(from[i]);
+    } else if (to.kind == Kind::float16) {
+        write_halves(from, count, static_cast<uint16_t*>(to.data) + at);
+    } else {
+        uint16_t* values = static_cast<uint16_t*>(to.data) + at;
+        for (int64_t i = 0; i < count; ++i) values[i] = to_bfloat(static_cast<float>(from[i]));
+    }
+}
+
+// Those numbers where they lie if they are of type T, else in the buffer, which has room for a block.
+template <class T>
+T* values_of(Numbers numbers, int64_t at, int64_t count, T* buffer) {
+    if (numbers.kind == kind_of<T>) return static_cast<T*>(numbers.data) + at;
+    read(numbers, at, count, buffer);
+    return buffer;
+}
+
+// The opposite, after a change of what `values_of` returned.
+template <class T>
+void put_back(const T* values, int64_t count, Numbers numbers, int64_t at) {
+    if (numbers.kind != kind_of<T>) write(values, count, numbers, at);
+}
+
+}  // namespace
+}  // namespace tss::TSS_ISA

@@ -1,0 +1,126 @@
+// Packing gates to bits, unpacking them, and W * g written out for a product of the vendor's library.
+#include "cuda/gates.cuh"
+#include "cuda/operations.h"
+
+namespace tss {
+namespace {
+
+struct Pair {
+    GateMatrix matrices[2];
+};
+
+template <class T>
+__global__ void __launch_bounds__(gate_threads) pack_kernel(Pair pair, float threshold, bool aligned) {
+    std::int64_t byte = std::int64_t(blockIdx.x) * gate_threads + threadIdx.x;
+    const bool second = byte >= pair.matrices[0].bytes();
+    const GateMatrix matrix = second ? pair.matrices[1] : pair.matrices[0];
+    if (second) byte -= pair.matrices[0].bytes();
+    if (byte >= matrix.bytes()) return;
+    const ByteOfGates at(byte, matrix.columns);
+    float scores[gates_of_byte];
+    load_eight(static_cast<const T*>(matrix.scores) + at.first, at.valid, aligned, scores, NAN);
+    matrix.packed[byte] = static_cast<std::uint8_t>(bits_of(scores, bound_of<T>(threshold)));
+}
+
+__global__ void __launch_bounds__(gate_threads) unpack_kernel(GateMatrix matrix, bool* gates, bool aligned) {
+    const std::int64_t byte = std::int64_t(blockIdx.x) * gate_threads + threadIdx.x;
+    if (byte >= matrix.bytes()) return;
+    const ByteOfGates at(byte, matrix.columns);
+    const unsigned bits = matrix.packed[byte];
+    if (aligned && at.valid == gates_of_byte) {
+        unsigned halves[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const unsigned four = bits >> (4 * half);
+            halves[half] = (four & 1) | (four & 2) << 7 | (four & 4) << 14 | (four & 8) << 21;
+        }
+        *reinterpret_cast<uint2*>(gates + at.first) = uint2{halves[0], halves[1]};
+    } else {
+        for (int i = 0; i < at.valid; ++i) gates[at.first + i] = bits >> i & 1;
+    }
+}
+
+// kFromScores: gates are compared and, as a by-product, packed; else they are read as bits. `Word` only has W's size: a
+// weight is kept or becomes 0 whatever it holds.
+template <class Word, bool kFromScores>
+__global__ void __launch_bounds__(gate_threads)
+    mask_kernel(GateMatrix matrix, const Word* weight, Word* masked, float threshold, bool aligned) {
+    const std::int64_t byte = std::int64_t(blockIdx.x) * gate_threads + threadIdx.x;
+    if (byte >= matrix.bytes()) return;
+    const ByteOfGates at(byte, matrix.columns);
+    unsigned bits;
+    if constexpr (kFromScores) {
+        float scores[gates_of_byte];
+        load_eight(static_cast<const float*>(matrix.scores) + at.first, at.valid, aligned, scores, NAN);
+        bits = bits_of(scores, threshold);
+        matrix.packed[byte] = static_cast<std::uint8_t>(bits);
+    } else {
+        bits = matrix.packed[byte];
+    }
+    if (aligned && at.valid == gates_of_byte) {
+        alignas(16) Word words[gates_of_byte];
+#pragma unroll
+        for (int part = 0; part < int(sizeof(words) / 16); ++part) {
+            reinterpret_cast<uint4*>(words)[part] = reinterpret_cast<const uint4*>(weight + at.first)[part];
+        }
+#pragma unroll
+        for (int i = 0; i < gates_of_byte; ++i) words[i] = bits >> i & 1 ? words[i] : Word(0);
+#pragma unroll
+        for (int part = 0; part < int(sizeof(words) / 16); ++part) {
+            reinterpret_cast<uint4*>(masked + at.first)[part] = reinterpret_cast<const uint4*>(words)[part];
+        }
+    } else {
+        for (int i = 0; i < at.valid; ++i) masked[at.first + i] = bits >> i & 1 ? weight[at.first + i] : Word(0);
+    }
+}
+
+bool aligned_to(std::size_t bytes, std::initializer_list<const void*> addresses) {
+    for (const void* address : addresses) {
+        if (reinterpret_cast<std::uintptr_t>(address) % bytes != 0) return false;
+    }
+    return true;
+}
+
+// Rows start on the boundary that their first one has.
+bool whole_bytes(std::int64_t columns) { return columns % gates_of_byte == 0; }
+
+template <class Word>
+void mask_words(const GateMatrix& matrix, const void* weight, void* masked, float threshold, Target target) {
+    const bool aligned = whole_bytes(matrix.columns) && aligned_to(16, {matrix.scores, weight, masked});
+    launch(matrix.scores != nullptr ? mask_kernel<Word, true> : mask_kernel<Word, false>,
+           divide_up(matrix.bytes(), gate_threads), gate_threads, 0, target, matrix, static_cast<const Word*>(weight),
+           static_cast<Word*>(masked), threshold, aligned);
+}
+
+}  // namespace
+
+void pack_gates(const PackArguments& first, const PackArguments& second, Dtype dtype, float threshold, Target target) {
+    Pair pair;
+    const PackArguments* both[] = {&first, &second};
+    for (int i = 0; i < 2; ++i) {
+        pair.matrices[i] = GateMatrix{both[i]->scores, both[i]->packed, both[i]->rows, both[i]->columns};
+    }
+    const bool aligned = whole_bytes(first.columns) && whole_bytes(second.columns) && aligned_to(16, {first.scores, second.scores});
+    const std::int64_t blocks = divide_up(pair.matrices[0].bytes() + pair.matrices[1].bytes(), gate_threads);
+    const auto kernel = dtype == Dtype::float32   ? pack_kernel<float>
+                        : dtype == Dtype::float16 ? pack_kernel<float16>
+                                                  : pack_kernel<bfloat16>;
+    launch(kernel, blocks, gate_threads, 0, target, pair, threshold, aligned);
+}
+
+void unpack_gates(const std::uint8_t* packed, bool* gates, std::int64_t rows, std::int64_t columns, Target target) {
+    const GateMatrix matrix{nullptr, const_cast<std::uint8_t*>(packed), rows, columns};
+    const bool aligned = whole_bytes(columns) && aligned_to(8, {gates});
+    launch(unpack_kernel, divide_up(matrix.bytes(), gate_threads), gate_threads, 0, target, matrix, gates, aligned);
+}
+
+void mask_weight(const MaskArguments& arguments, Target target) {
+    const GateMatrix matrix{arguments.scores, arguments.packed, arguments.rows, arguments.columns};
+    if (arguments.element_bytes == 2) {
+        mask_words<std::uint16_t>(matrix, arguments.weight, arguments.masked, arguments.threshold, target);
+    } else {
+        mask_words<std::uint32_t>(matrix, arguments.weight, arguments.masked, arguments.threshold, target);
+    }
+}
+
+}  // namespace tss

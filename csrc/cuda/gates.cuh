@@ -1,0 +1,64 @@
+// Gates as bits: a byte holds eight neighbouring columns, the first lowest; rows start on bytes and are padded with 0.
+#pragma once
+
+#include "cuda/device.cuh"
+
+namespace tss {
+
+constexpr int gate_threads = 256;
+constexpr int gates_of_byte = 8;
+
+// The threshold as PyTorch compares with it: rounded to the scores' type.
+template <class T>
+__device__ __forceinline__ float bound_of(float threshold) {
+    return to_float(from_float<T>(threshold));
+}
+
+// Eight values from an address of any alignment, or 16 bytes at a time where `aligned` promises so.
+template <class T>
+__device__ __forceinline__ void load_eight(const T* from, int valid, bool aligned, float (&values)[gates_of_byte], float other) {
+    if (aligned && valid == gates_of_byte) {
+        alignas(16) T raw[gates_of_byte];
+#pragma unroll
+        for (int part = 0; part < int(sizeof(raw) / 16); ++part) {
+            reinterpret_cast<uint4*>(raw)[part] = reinterpret_cast<const uint4*>(from)[part];
+        }
+#pragma unroll
+        for (int i = 0; i < gates_of_byte; ++i) values[i] = to_float(raw[i]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < gates_of_byte; ++i) values[i] = i < valid ? to_float(from[i]) : other;
+    }
+}
+
+__device__ __forceinline__ unsigned bits_of(const float (&scores)[gates_of_byte], float bound) {
+    unsigned byte = 0;
+#pragma unroll
+    for (int i = 0; i < gates_of_byte; ++i) byte |= unsigned(scores[i] >= bound) << i;  // false for NaN
+    return byte;
+}
+
+// A contiguous matrix whose gates are made, read or used: a thread takes one of its bytes.
+struct GateMatrix {
+    const void* scores = nullptr;
+    std::uint8_t* packed = nullptr;
+    std::int64_t rows = 0, columns = 0;
+
+    __host__ __device__ std::int64_t row_bytes() const { return (columns + gates_of_byte - 1) / gates_of_byte; }
+    __host__ __device__ std::int64_t bytes() const { return rows * row_bytes(); }
+};
+
+// Where one byte of gates lies: its row and first column, how many columns it has and their place in the matrix.
+struct ByteOfGates {
+    std::int64_t first;
+    int valid;
+
+    __device__ ByteOfGates(std::int64_t byte, std::int64_t columns) {
+        const std::int64_t row_bytes = (columns + gates_of_byte - 1) / gates_of_byte;
+        const std::int64_t row = byte / row_bytes, column = (byte - row * row_bytes) * gates_of_byte;
+        first = row * columns + column;
+        valid = static_cast<int>(min(static_cast<std::int64_t>(gates_of_byte), columns - column));
+    }
+};
+
+}  // namespace tss

@@ -1,0 +1,115 @@
+// The tensor-core and copy instructions by name. With TSS_EMULATED their meaning is carried out on the CPU instead.
+#pragma once
+
+#ifdef TSS_EMULATED
+#include "emulator/instructions.h"
+#else
+
+#include <cstdint>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace tss {
+
+using bfloat16 = __nv_bfloat16;
+using float16 = __half;
+
+__device__ __forceinline__ unsigned shared_address(const void* pointer) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
+
+// Copies of 16 or 4 bytes to shared memory that run on; bytes beyond the valid ones become 0.
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, unsigned valid_bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(valid_bytes)
+                 : "memory");
+}
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global, unsigned valid_bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(valid_bytes)
+                 : "memory");
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int pending>
+__device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+// Four 8 x 8 matrices of 16-bit elements; lane 8 m + r gives the address of row r of matrix m.
+template <bool transposed>
+__device__ __forceinline__ void load_matrices(unsigned (&registers)[4], const void* row) {
+    if constexpr (transposed) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+                     : "r"(shared_address(row))
+                     : "memory");
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+                     : "r"(shared_address(row))
+                     : "memory");
+    }
+}
+
+// d (16 x 8) += a (16 x 16) b (16 x 8), float32 sums.
+template <class T>
+__device__ __forceinline__ void multiply_16816(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
+
+#define TSS_MULTIPLY_16816(TYPE, NAME)                                                                                  \
+    template <>                                                                                                         \
+    __device__ __forceinline__ void multiply_16816<TYPE>(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) { \
+        asm("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "  \
+            "{%0, %1, %2, %3};"                                                                                         \
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                            \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                        \
+    }
+TSS_MULTIPLY_16816(bfloat16, "bf16")
+TSS_MULTIPLY_16816(float16, "f16")
+#undef TSS_MULTIPLY_16816
+
+// Descriptor of an operand in shared memory: rows of 128 bytes along k, swizzled, eight rows after another 1,024 bytes on.
+__device__ __forceinline__ std::uint64_t shared_descriptor(const void* start) {
+    return std::uint64_t(shared_address(start) & 0x3FFFF) >> 4 | std::uint64_t(1) << 16 | std::uint64_t(64) << 32 |
+           std::uint64_t(1) << 62;
+}
+
+// Instructions of Hopper alone (sm_90a); kernels that use them are compiled empty for other architectures.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define TSS_HAS_WARPGROUPS 1
+__device__ __forceinline__ void warpgroup_arrive() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int pending>
+__device__ __forceinline__ void warpgroup_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
+// What this thread wrote to shared memory is there for the tensor cores that read it by descriptor.
+__device__ __forceinline__ void fence_shared_for_warpgroup() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+#define TSS_F8(i)                                                                                          \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+
+// d (64 x n) += a (64 x 16, in registers) b (16 x n, in shared memory, k contiguous); each warp holds 16 rows of d.
+template <class T, int n>
+__device__ __forceinline__ void warpgroup_multiply(float (&d)[n / 2], const unsigned (&a)[4], std::uint64_t descriptor);
+
+#define TSS_WARPGROUP_128(TYPE, NAME)                                                                                   \
+    template <>                                                                                                         \
+    __device__ __forceinline__ void warpgroup_multiply<TYPE, 128>(float (&d)[64], const unsigned (&a)[4],               \
+                                                                 std::uint64_t descriptor) {                           \
+        asm volatile(                                                                                                   \
+            "{.reg .pred add; setp.eq.u32 add, 1, 1; "                                                                  \
+            "wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " "                                            \
+            "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "  \
+            "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "   \
+            "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "       \
+            "{%64, %65, %66, %67}, %68, add, 1, 1, 0;}"                                                                 \
+            : TSS_F8(0), TSS_F8(8), TSS_F8(16), TSS_F8(24), TSS_F8(32), TSS_F8(40), TSS_F8(48), TSS_F8(56)              \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor));                                             \
+    }
+TSS_WARPGROUP_128(bfloat16, "bf16")
+TSS_WARPGROUP_128(float16, "f16")
+#undef TSS_WARPGROUP_128
+#undef TSS_F8
+#endif
+
+}  // namespace tss
+#endif

@@ -1,0 +1,55 @@
+// The threads of one block as fibers on one thread of the CPU: they switch at barriers alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+struct dim3 {
+    unsigned x = 1, y = 1, z = 1;
+    constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace tss::emulator {
+
+// Runs body as every thread of every block, one block after the other. Threads of a block run in the order that
+// TSS_EMULATED_ORDER names ("forward", the default, or "reverse") from one barrier to the next: a result that depends on
+// it has a race. Shared memory has exactly the bytes asked for and is full of NaN when a block starts.
+// Throws std::runtime_error where threads wait for each other forever.
+void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& body);
+
+// Waits for every thread of the block.
+void block_barrier();
+// Waits for every thread of the warp.
+void warp_barrier();
+
+// The start of the block's dynamic shared memory, and its size.
+char* shared_memory();
+std::size_t shared_bytes();
+
+constexpr std::size_t slot_bytes = 64;
+// This warp's buffer of 32 slots for the exchange at hand. Two take turns, so one barrier between writing and reading
+// is enough: nobody writes to a buffer again before all have passed the barrier of the next exchange.
+char* next_exchange_buffer();
+unsigned lane();
+
+// Every lane gives a value and sees all 32, until the exchange after the next.
+template <class T>
+const T* exchange(const T& mine, unsigned stride_check = sizeof(T)) {
+    static_assert(sizeof(T) <= slot_bytes, "a slot is too small");
+    (void)stride_check;
+    T* values = reinterpret_cast<T*>(next_exchange_buffer());
+    values[lane()] = mine;
+    warp_barrier();
+    return values;
+}
+
+// Copies that are promised now and made when they are waited for, as cp.async may: what is read too early is NaN.
+void promise_copy(void* target, const void* source, unsigned bytes, unsigned valid_bytes);
+void commit_copies();
+// Waits until at most so many of this thread's committed groups are unmade.
+void wait_for_copies(unsigned pending_groups);
+
+}  // namespace tss::emulator

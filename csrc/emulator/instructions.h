@@ -1,0 +1,96 @@
+// The tensor-core and copy instructions, as their documentation says what each lane holds and gets (PTX ISA, "Matrix
+// multiply-accumulate" and "Asynchronous warpgroup level matrix"). Everything else in a kernel is its own source.
+#pragma once
+
+#include "emulator/language.h"
+
+namespace tss {
+
+inline void copy_async_16(void* shared, const void* global, unsigned valid_bytes) {
+    emulator::promise_copy(shared, global, 16, valid_bytes);
+}
+inline void copy_async_4(void* shared, const void* global, unsigned valid_bytes) {
+    emulator::promise_copy(shared, global, 4, valid_bytes);
+}
+inline void commit_copies() { emulator::commit_copies(); }
+template <int pending>
+void wait_for_copies() { emulator::wait_for_copies(pending); }
+
+// Four 8 x 8 matrices of 16-bit elements; lane 8 m + r gives the address of row r of matrix m.
+template <bool transposed>
+void load_matrices(unsigned (&registers)[4], const void* row) {
+    const void* const* rows = emulator::exchange(row);
+    const unsigned lane = emulator::lane();
+    for (unsigned matrix = 0; matrix < 4; ++matrix) {
+        std::uint16_t pair[2];
+        for (unsigned i = 0; i < 2; ++i) {
+            const unsigned r = transposed ? 2 * (lane % 4) + i : lane / 4, c = transposed ? lane / 4 : 2 * (lane % 4) + i;
+            std::memcpy(&pair[i], static_cast<const char*>(rows[8 * matrix + r]) + 2 * c, 2);
+        }
+        std::memcpy(&registers[matrix], pair, 4);
+    }
+}
+
+namespace emulator {
+
+struct Fragments { unsigned a[4], b[2]; };
+
+template <class T>
+float half_of(unsigned pair, unsigned index) {
+    return to_float(T{std::uint16_t(pair >> (16 * index))});
+}
+
+// Element (row, k) of the 16 x 16 operand A that 32 lanes hold.
+template <class T>
+float a_element(const Fragments* lanes, unsigned row, unsigned k) {
+    const unsigned register_index = (row / 8) + 2 * (k / 8);
+    return half_of<T>(lanes[4 * (row % 8) + k % 8 / 2].a[register_index], k % 2);
+}
+
+}  // namespace emulator
+
+// d (16 x 8) += a (16 x 16) b (16 x 8), float32 sums.
+template <class T>
+void multiply_16816(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    const auto* lanes = emulator::exchange(emulator::Fragments{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
+    const unsigned lane = emulator::lane();
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+        for (unsigned k = 0; k < 16; ++k) {
+            const float b_element = emulator::half_of<T>(lanes[4 * column + k % 8 / 2].b[k / 8], k % 2);
+            d[i] += emulator::a_element<T>(lanes, row, k) * b_element;
+        }
+    }
+}
+
+// Descriptor of an operand in shared memory: rows of 128 bytes along k, swizzled, eight rows after another 1,024 bytes on.
+inline std::uint64_t shared_descriptor(const void* start) {
+    const auto offset = static_cast<const char*>(start) - emulator::shared_memory();
+    return (std::uint64_t(offset) & 0x3FFFF) >> 4 | std::uint64_t(1) << 16 | std::uint64_t(64) << 32 | std::uint64_t(1) << 62;
+}
+
+inline void warpgroup_arrive() {}
+inline void warpgroup_commit() {}
+template <int pending>
+void warpgroup_wait() {}
+inline void fence_shared_for_warpgroup() {}
+
+// d (64 x n) += a (64 x 16, in registers) b (16 x n, in shared memory, k contiguous): this warp's 16 rows of it.
+template <class T, int n>
+void warpgroup_multiply(float (&d)[n / 2], const unsigned (&a)[4], std::uint64_t descriptor) {
+    const auto* lanes = emulator::exchange(emulator::Fragments{{a[0], a[1], a[2], a[3]}, {}});
+    const unsigned lane = emulator::lane();
+    const std::uint64_t start = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
+    for (unsigned i = 0; i < n / 2; ++i) {
+        const unsigned row = lane / 4 + 8 * (i % 4 / 2), column = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
+        for (unsigned k = 0; k < 16; ++k) {
+            std::uint64_t at = start + column / 8 * stride + column % 8 * 128 + 2 * k;
+            at ^= (at >> 7 & 7) << 4;
+            T b;
+            std::memcpy(&b, emulator::shared_memory() + at, 2);
+            d[i] += emulator::a_element<T>(lanes, row, k) * to_float(b);
+        }
+    }
+}
+
+}  // namespace tss

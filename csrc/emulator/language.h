@@ -1,0 +1,66 @@
+// What nvcc adds to C++, for a C++ compiler: enough of it for the kernels of csrc/cuda.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "common/half.h"
+#include "emulator/fibers.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+using cudaStream_t = void*;
+struct float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+
+inline void __syncthreads() { tss::emulator::block_barrier(); }
+inline void __syncwarp() { tss::emulator::warp_barrier(); }
+
+inline unsigned __ballot_sync(unsigned, bool value) {
+    const bool* all = tss::emulator::exchange(value);
+    unsigned bits = 0;
+    for (unsigned lane = 0; lane < 32; ++lane) bits |= unsigned(all[lane]) << lane;
+    return bits;
+}
+
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+    return tss::emulator::exchange(value)[lane & 31];
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+    return tss::emulator::exchange(value)[tss::emulator::lane() ^ unsigned(mask)];
+}
+
+template <class T>
+T __shfl_down_sync(unsigned, T value, unsigned delta) {
+    const unsigned from = tss::emulator::lane() + delta;
+    const T* all = tss::emulator::exchange(value);
+    return from < 32 ? all[from] : value;
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline float __uint_as_float(unsigned bits) { float value; std::memcpy(&value, &bits, 4); return value; }
+inline unsigned __float_as_uint(float value) { unsigned bits; std::memcpy(&bits, &value, 4); return bits; }
+inline float __fsqrt_rn(float value) { return std::sqrt(value); }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+
+template <class T, class U>
+T atomicAdd(T* target, U value) {
+    const T before = *target;
+    *target = before + static_cast<T>(value);
+    return before;
+}
+
+using std::max;
+using std::min;

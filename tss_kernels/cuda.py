@@ -1,0 +1,57 @@
+"""What the CUDA C++ backend's files share: the extension module, where a launch goes, and dtypes as numbers."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from tss_kernels.backends import EMULATED
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+
+
+@functools.cache
+def _compiled() -> Any:
+    module = importlib.import_module("tss_kernels._cuda")
+    obstacle = module.obstacle()
+    if obstacle:
+        raise RuntimeError(
+            f"the compiled CUDA kernels cannot run on this machine: {obstacle}. Remedy: install a driver"
+        )
+    return module
+
+
+@functools.cache
+def _emulated(file: str) -> ModuleType:
+    """The kernels compiled for the CPU, from the file that the environment names."""
+    spec = importlib.util.spec_from_file_location("_cuda_emulated", file)
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"{EMULATED} names {file!r}, which is no extension module: see csrc/README.md")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module
+    return module
+
+
+def kernels(device: torch.device) -> Any:
+    """The module whose kernels run on tensors of this device."""
+    return _compiled() if device.type == "cuda" else _emulated(os.environ[EMULATED])
+
+
+def target(device: torch.device) -> tuple[int, int]:
+    """The device's number and the address of its current stream; zeros where kernels are emulated."""
+    if device.type != "cuda":
+        return 0, 0
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return index, torch.cuda.current_stream(index).cuda_stream
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """Where a tensor's elements start; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
