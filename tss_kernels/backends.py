@@ -52,7 +52,9 @@ _FURTHER: dict[str, tuple[torch.dtype, ...]] = {
 }
 _THREE = "float32, float16 and bfloat16"
 COMPILED = {
-    "native": Compiled(OPERATIONS, (torch.float32, *HALVES), _FURTHER, _THREE),
+    "native": Compiled(
+        OPERATIONS, (torch.float32, *HALVES, torch.float64), _FURTHER, "float32, float16, bfloat16 and float64"
+    ),
     "triton": Compiled(OPERATIONS, (torch.float32, *HALVES), _FURTHER, _THREE),
     "cuda": Compiled(OPERATIONS, (torch.float32, *HALVES), _FURTHER, _THREE),
 }

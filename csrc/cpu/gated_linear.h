@@ -95,8 +95,7 @@ void mask_by_scores(const void* weight, void* masked, int width, Numbers scores,
 template <class T>
 void scores_grad_of(Numbers product, Numbers weight, Numbers importance, float* grad, int64_t count, int threads) {
     const T* products = static_cast<const T*>(product.data);
-    Blocks(1, (count + 7) / 8 * 8).share_out(threads, [&](int64_t at, int64_t, int64_t size) {
-        if (size > count - at) size = count - at;
+    Blocks(1, count).share_out(threads, [&](int64_t at, int64_t, int64_t size) {
         T weight_buffer[block], importance_buffer[block];
         const T* weights = values_of(weight, at, size, weight_buffer);
         if (importance.data == nullptr) {

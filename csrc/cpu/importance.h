@@ -185,8 +185,7 @@ void importance(Numbers raw, Numbers target, bool update, int64_t groups, int64_
 
 void accumulate(void* total, const void* other, Kind kind, int64_t count, int threads) {
     const int64_t width = kind == Kind::float64 ? 8 : kind == Kind::float32 ? 4 : 2;
-    Blocks(1, (count + 7) / 8 * 8).share_out(threads, [&](int64_t at, int64_t, int64_t size) {
-        if (size > count - at) size = count - at;
+    Blocks(1, count).share_out(threads, [&](int64_t at, int64_t, int64_t size) {
         maximum(Numbers{total, kind}, at, static_cast<const char*>(other) + at * width, size);
     });
 }

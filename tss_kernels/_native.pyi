@@ -1,0 +1,26 @@
+"""The compiled module of csrc/cpu. Tensors are given as addresses of contiguous memory, 0 for none; kinds as in
+`tss_kernels.native.KINDS`. csrc/cpu/kernels.h says what each function computes. Nothing is checked."""
+
+def pack(scores: int, kind: int, threshold: float, packed: int, rows: int, columns: int, threads: int) -> None: ...
+def unpack(packed: int, gate: int, rows: int, columns: int, threads: int) -> None: ...
+def mask_by_scores(
+    weight: int, masked: int, width: int, scores: int, kind: int, threshold: float, packed: int,
+    rows: int, columns: int, threads: int,
+) -> None: ...  # fmt: skip
+def mask_by_bits(weight: int, masked: int, width: int, packed: int, rows: int, columns: int, threads: int) -> None: ...
+def scores_grad(
+    product: int, product_kind: int, weight: int, weight_kind: int, importance: int, importance_kind: int,
+    grad: int, count: int, threads: int,
+) -> None: ...  # fmt: skip
+def adamw(
+    table: list[int], thresholds: list[float], decay: float, one_minus_beta1: float, beta2: float,
+    one_minus_beta2: float, step_size: float, root_correction: float, eps: float,
+    update_site: bool, decays: bool, threads: int,
+) -> None: ...  # fmt: skip
+def importance(
+    raw: int, raw_kind: int, target: int, target_kind: int, update: bool, groups: int, size: int, threads: int
+) -> None: ...
+def accumulate(total: int, other: int, kind: int, count: int, threads: int) -> None: ...
+def instruction_set() -> str: ...
+def instruction_sets() -> list[str]: ...
+def use_instruction_set(name: str) -> None: ...

@@ -1,0 +1,74 @@
+"""The gated linear map in C++: the weight is masked in one pass, PyTorch's BLAS multiplies, and the score gradient's
+last factors are one pass more. The products are the reference's, with the same operands, and have its bits."""
+
+from __future__ import annotations
+
+import torch
+
+from tss_kernels.gated_linear import reference
+from tss_kernels.gates import reference as gates
+from tss_kernels.native import KINDS, described, empty_packed, kernels
+
+
+def forward(
+    x: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor, bias: torch.Tensor | None, threshold: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y and the packed gates as `reference.forward` returns them."""
+    if not (weight.is_contiguous() and scores.is_contiguous()):
+        # Rare, and the order in which a product sums depends on how its operands lie in memory.
+        return reference.forward(x, weight, scores, bias, threshold)
+    rows, columns = weight.shape
+    masked, packed = torch.empty_like(weight), empty_packed(rows, columns)
+    kernels.mask_by_scores(
+        weight.data_ptr(), masked.data_ptr(), weight.itemsize, scores.data_ptr(), KINDS[scores.dtype], threshold,
+        packed.data_ptr(), rows, columns, torch.get_num_threads(),
+    )  # fmt: skip
+    return torch.nn.functional.linear(x, masked, bias), packed
+
+
+def masked_by_bits(weight: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    """W * g of weight (out, in) from packed uint8 (out, ceil(in / 8))."""
+    rows, columns = weight.shape
+    if not weight.is_contiguous():
+        return gates.masked(weight, gates.unpack_gates(packed, columns))
+    packed, masked = packed.contiguous(), torch.empty_like(weight)
+    kernels.mask_by_bits(
+        weight.data_ptr(), masked.data_ptr(), weight.itemsize, packed.data_ptr(), rows, columns,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return masked
+
+
+def packed_linear(
+    x: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """y = x @ (W * g).T + bias with x (rows, in), weight (out, in), packed uint8 (out, ceil(in / 8)), bias (out,)."""
+    return torch.nn.functional.linear(x, masked_by_bits(weight, packed), bias)
+
+
+def input_grad(dy: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    """dL/dx = dY (W * g). dy (rows, out); weight (out, in); packed as `forward` returns it. Returns (rows, in)."""
+    return dy @ masked_by_bits(weight, packed)
+
+
+def scores_grad(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, importance: torch.Tensor | None
+) -> torch.Tensor:
+    """dL/ds = (dYᵀ x) * W * (1 - I) in float32, as the reference multiplies it. dy (rows, out); x (rows, in)."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    product = (dy.to(wide).T @ x.to(wide)).contiguous()
+    grad = product if wide == torch.float32 else torch.empty_like(product, dtype=torch.float32)
+    weight = weight.contiguous()
+    importance = None if importance is None else importance.contiguous()
+    kernels.scores_grad(
+        product.data_ptr(), KINDS[wide], weight.data_ptr(), KINDS[weight.dtype],
+        0 if importance is None else importance.data_ptr(), 0 if importance is None else KINDS[importance.dtype],
+        grad.data_ptr(), grad.numel(), torch.get_num_threads(),
+    )  # fmt: skip
+    return grad
+
+
+def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    """How the products run."""
+    del op, device, dtype, shape
+    return described("W * g written once, then PyTorch's product")

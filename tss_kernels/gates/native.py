@@ -1,0 +1,50 @@
+"""Gates in C++: packing and unpacking."""
+
+from __future__ import annotations
+
+import torch
+
+from tss_kernels.gated_linear import native as products
+from tss_kernels.native import KINDS, described, empty_packed, kernels
+
+
+def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    """The gates of scores (out, in), packed: uint8 (out, ceil(in / 8)).
+
+    scores: float32, float16, bfloat16 or float64 with any strides; the threshold is rounded to their dtype, as PyTorch
+    does.
+    """
+    scores = scores.contiguous()
+    rows, columns = scores.shape
+    packed = empty_packed(rows, columns)
+    kernels.pack(
+        scores.data_ptr(), KINDS[scores.dtype], threshold, packed.data_ptr(), rows, columns, torch.get_num_threads()
+    )
+    return packed
+
+
+def pack_gates_pair(first: torch.Tensor, second: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`pack_gates` of two matrices; their dtypes and shapes may differ."""
+    return pack_gates(first, threshold), pack_gates(second, threshold)
+
+
+def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
+    """uint8 (out, ceil(in / 8)) with any strides to bool (out, in); the padding is cut off."""
+    packed = packed.contiguous()
+    gate = torch.empty((packed.shape[0], in_features), dtype=torch.bool, device="cpu")
+    kernels.unpack(packed.data_ptr(), gate.data_ptr(), *gate.shape, torch.get_num_threads())
+    return gate
+
+
+def packed_linear(
+    x: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """y = x @ (W * g).T + bias: gated_linear's product by bits."""
+    return products.packed_linear(x, weight, packed, bias)
+
+
+def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    """How an operation on gates runs."""
+    if op == "packed_linear":
+        return products.configuration(op, device, dtype, shape)
+    return described("eight gates at a time")
