@@ -31,6 +31,8 @@ CHECKED = (
 NVCC = (
     "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-diag-suppress", "177", "-Wno-deprecated-gpu-targets",
 )  # fmt: skip
+# Elements are moved 16 bytes at a time through pointers of another type, which CUDA allows.
+EMULATED = ("-fno-strict-aliasing", "-Wno-unknown-pragmas")
 GIB_OF_NVCC, GIB_OF_CXX = 2.0, 1.0
 
 
@@ -116,7 +118,7 @@ def cuda(settings: Settings, nvcc: Tool) -> Module | Missing:
 def emulated(checked: bool = False) -> Module:
     """The GPU module's own sources compiled for the CPU against csrc/emulator: for tests, never installed."""
     # Unrolled loops over fragments read much better than they compile at -O3 with sanitizers.
-    flags = (*COMMON, *(CHECKED if checked else ("-O2",)), "-DTSS_EMULATED", "-Wno-unknown-pragmas", *_includes())
+    flags = (*COMMON, *(CHECKED if checked else ("-O2",)), "-DTSS_EMULATED", *EMULATED, *_includes())
     sources = [Source(path, f"{path.stem}_cu", "cxx", (*flags, "-x", "c++")) for path in cuda_sources()]
     for folder in ("cuda", "emulator"):
         sources += [

@@ -37,6 +37,28 @@ void bind_gates(py::module_& module) {
     });
 }
 
+void bind_gated_linear(py::module_& module) {
+    module.def("gated_product", [](Address activations, Size rows, Size row_stride, Size column_stride, Address weight,
+                                   Size out_features, Size in_features, Address packed, Address scores, float threshold,
+                                   Address bias, Address result, bool transposed, int tiling, int dtype, int device,
+                                   Address stream) {
+        gated_product({at<void>(activations), rows, row_stride, column_stride, at<void>(weight), out_features, in_features,
+                       at<std::uint8_t>(packed), at<float>(scores), threshold, at<void>(bias), at<void>(result), transposed,
+                       Tiling(tiling)},
+                      Dtype(dtype), {device, stream});
+    });
+    module.def("scores_grad_range_rows", &scores_grad_range_rows);
+    module.def("scores_grad", [](Address dy, Size dy_row_stride, Size dy_column_stride, Address x, Size x_row_stride,
+                                 Size x_column_stride, Size rows, Size out_features, Size in_features, Address weight,
+                                 Address importance, Address grad, Address partial, Size range_rows, int dtype, int device,
+                                 Address stream) {
+        scores_grad({at<void>(dy), dy_row_stride, dy_column_stride, at<void>(x), x_row_stride, x_column_stride, rows,
+                     out_features, in_features, at<void>(weight), at<float>(importance), at<float>(grad), at<float>(partial),
+                     range_rows},
+                    Dtype(dtype), {device, stream});
+    });
+}
+
 }  // namespace
 }  // namespace tss
 
@@ -48,4 +70,5 @@ PYBIND11_MODULE(_cuda, module) {
     module.attr("emulated") = tss::emulated;
     module.def("obstacle", &tss::obstacle, "Why no kernel can run on this machine, or an empty string.");
     tss::bind_gates(module);
+    tss::bind_gated_linear(module);
 }

@@ -47,7 +47,7 @@ __device__ __forceinline__ char* dynamic_shared() {
 #endif
 }
 
-constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 #ifndef TSS_EMULATED
 inline void check(cudaError_t error, const char* what) {

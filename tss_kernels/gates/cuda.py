@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tss_kernels.cuda import DTYPES, kernels, target
+from tss_kernels.gated_linear import cuda as products
 
 GATES_OF_BYTE = 8
 
@@ -53,10 +54,11 @@ def packed_linear(
     x: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """y = x @ (W * g).T + bias: gated_linear's product by words of gates."""
-    raise NotImplementedError
+    return products.packed_linear(x, weight, packed, bias)
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
     """How an operation on gates is launched."""
-    del op, device, dtype, shape
+    if op == "packed_linear":
+        return products.configuration(op, device, dtype, shape)
     return "one thread for each byte of eight gates, blocks of 256"

@@ -1,0 +1,76 @@
+// Launches of the gated products: one of a few tiles, which Python chooses by shape, and a general one for any strides.
+#include "cuda/gated_linear.cuh"
+
+#include "cuda/float32_product.cuh"
+#include "cuda/operations.h"
+
+namespace tss {
+namespace {
+
+// 64 sums a lane in all of them but the small ones, which spread few rows over many blocks.
+using Small = ProductTile<64, 32, 2, 2, 3>;
+using Narrow = ProductTile<64, 128, 1, 4, 3>;
+using Wide = ProductTile<128, 128, 2, 4, 3>;
+using General = ProductTile<64, 32, 2, 2, 2>;
+// By Hopper's warpgroup instructions.
+using NarrowGroups = ProductTile<64, 128, 4, 1, 3, true>;
+using WideGroups = ProductTile<128, 128, 8, 1, 3, true>;
+
+bool is_aligned(const void* address, std::size_t bytes = 16) { return reinterpret_cast<std::uintptr_t>(address) % bytes == 0; }
+
+template <class T, class Tile, bool transposed, bool from_scores, bool aligned>
+void run(const ProductOperands<T>& operands, Target target) {
+    using S = Stage<Tile, transposed ? Operand::weight_transposed : Operand::weight>;
+    const std::int64_t features = transposed ? operands.in_features : operands.out_features;
+    // Without rows one row of blocks still runs where gates are compared, to write them.
+    const std::int64_t rows = from_scores ? max(std::int64_t(1), operands.activations.rows) : operands.activations.rows;
+    const std::int64_t blocks = divide_up(features, Tile::m) * divide_up(rows, Tile::n);
+    launch(gated_product_kernel<T, Tile, transposed, from_scores, aligned>, blocks, Tile::threads,
+           max(S::shared_bytes(), staged_bytes<Tile>()), target, operands);
+}
+
+template <class T, bool transposed>
+void run_words(const ProductOperands<T>& operands, Tiling tiling, Target target) {
+    switch (tiling) {
+        case Tiling::general: return run<T, General, transposed, false, false>(operands, target);
+        case Tiling::small: return run<T, Small, transposed, false, true>(operands, target);
+        case Tiling::narrow: return run<T, Narrow, transposed, false, true>(operands, target);
+        case Tiling::wide: return run<T, Wide, transposed, false, true>(operands, target);
+        case Tiling::narrow_groups: return run<T, NarrowGroups, transposed, false, true>(operands, target);
+        case Tiling::wide_groups: return run<T, WideGroups, transposed, false, true>(operands, target);
+    }
+}
+
+template <class T>
+void product(const ProductArguments& arguments, Target target) {
+    const std::int64_t depth = arguments.transposed ? arguments.out_features : arguments.in_features;
+    const std::int64_t features = arguments.transposed ? arguments.in_features : arguments.out_features;
+    const std::int64_t row_bytes = divide_up(arguments.in_features, gates_of_byte);
+    ProductOperands<T> operands{
+        View<T>{static_cast<const T*>(arguments.activations), arguments.rows, depth, arguments.row_stride, arguments.column_stride},
+        static_cast<const T*>(arguments.weight),
+        arguments.out_features,
+        arguments.in_features,
+        GateBits{arguments.packed, arguments.out_features, row_bytes, row_bytes % 4 == 0 && is_aligned(arguments.packed, 4)},
+        arguments.scores,
+        arguments.threshold,
+        arguments.packed,
+        static_cast<const T*>(arguments.bias),
+        static_cast<T*>(arguments.result),
+        features % chunk_elements == 0 && is_aligned(arguments.result),
+    };
+    if (arguments.transposed) return run_words<T, true>(operands, arguments.tiling, target);
+    if (arguments.scores == nullptr) return run_words<T, false>(operands, arguments.tiling, target);
+    if (arguments.tiling == Tiling::general) return run<T, General, false, true, false>(operands, target);
+    run<T, Small, false, true, true>(operands, target);
+}
+
+}  // namespace
+
+void gated_product(const ProductArguments& arguments, Dtype dtype, Target target) {
+    if (dtype == Dtype::float32) return gated_product_float32(arguments, target);
+    if (dtype == Dtype::float16) return product<float16>(arguments, target);
+    product<bfloat16>(arguments, target);
+}
+
+}  // namespace tss

@@ -1,0 +1,66 @@
+// The gated products of 16-bit types: y = x (W * g)ᵀ + b and dx = dy (W * g).
+#pragma once
+
+#include "cuda/product.cuh"
+
+namespace tss {
+
+// Operands of both products: `activations` is x or dy, `result` y or dx (contiguous), weight (out, in) contiguous.
+template <class T>
+struct ProductOperands {
+    View<T> activations;
+    const T* weight;
+    std::int64_t out_features, in_features;
+    GateBits gates;
+    const float* scores;  // compared in place of gates where they are given, forward only
+    float threshold;
+    std::uint8_t* packed;  // where compared gates go
+    const T* bias;
+    T* result;
+    bool wide;  // rows of the result start on boundaries of 16 bytes
+};
+
+template <class T, class Tile, bool transposed, bool from_scores, bool aligned>
+__global__ void __launch_bounds__(Tile::threads) gated_product_kernel(const __grid_constant__ ProductOperands<T> operands) {
+#if defined(TSS_EMULATED) || defined(TSS_HAS_WARPGROUPS)
+    constexpr bool compiled = true;
+#else
+    constexpr bool compiled = !Tile::warpgroups;
+#endif
+    if constexpr (compiled) {
+        constexpr Operand operand = transposed ? Operand::weight_transposed : Operand::weight;
+        using S = Stage<Tile, operand>;
+        char* memory = dynamic_shared();
+        const std::int64_t features = transposed ? operands.in_features : operands.out_features;
+        const std::int64_t depth = transposed ? operands.out_features : operands.in_features;
+        const std::int64_t column_blocks = divide_up(features, Tile::m);
+        // Blocks that read the same activations are neighbours in time.
+        const std::int64_t first_feature = blockIdx.x % column_blocks * Tile::m;
+        const std::int64_t first_row = blockIdx.x / column_blocks * Tile::n;
+        const View<T> weight{operands.weight, operands.out_features, operands.in_features, operands.in_features, 1};
+        const View<float> scores{operands.scores, operands.out_features, operands.in_features, operands.in_features, 1};
+        std::uint8_t* packed = first_row == 0 ? operands.packed : nullptr;
+        Sums<Tile> sums;
+        sums.clear();
+        accumulate<T, Tile, operand, false>(sums, memory, divide_up(depth, k_tile), [&](const S& stage, std::int64_t tile) {
+            const std::int64_t k = tile * k_tile;
+            load_tile<Tile::n, k_tile, Tile::threads, aligned>(stage.b, operands.activations, first_row, k);
+            const std::int64_t row = transposed ? k : first_feature, column = transposed ? first_feature : k;
+            constexpr int columns = transposed ? Tile::m : k_tile;
+            load_tile<S::a_rows, columns, Tile::threads, aligned>(stage.a, weight, row, column);
+            if constexpr (from_scores) {
+                compare_scores<S::a_rows, S::words_of_row, Tile::threads>(stage.gates, scores, operands.threshold, row, column, packed);
+            } else {
+                load_gates<S::a_rows, S::words_of_row, Tile::threads>(stage.gates, operands.gates, row, column);
+            }
+        });
+        const T* bias = operands.bias;
+        store_transposed<T>(sums, memory, operands.result, first_row, operands.activations.rows, first_feature, features,
+                            operands.wide, [&](int m, float sum) {
+                                const bool inside = bias != nullptr && first_feature + m < features;
+                                return inside ? sum + to_float(bias[first_feature + m]) : sum;
+                            });
+    }
+}
+
+}  // namespace tss

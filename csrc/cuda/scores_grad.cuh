@@ -1,0 +1,55 @@
+// The straight-through gradient of the scores: (dyᵀ x) * W * (1 - I). Rows are summed in ranges, the ranges in order.
+#pragma once
+
+#include "cuda/float32_product.cuh"
+#include "cuda/product.cuh"
+
+namespace tss {
+
+// Weight and importance (out, in) contiguous; the gradient float32 (out, in). With more than one range sums go to
+// `partial`, float32 (ranges, out, in), and a second kernel adds them.
+template <class T>
+struct ScoresGradOperands {
+    View<T> dy, x;
+    const T* weight;
+    const float* importance;
+    float* grad;
+    float* partial;
+    std::int64_t range_rows;
+};
+
+// The sum times the weight, then times what importance leaves, each rounded as the reference does.
+template <class T>
+__device__ __forceinline__ float finished(float sum, const T* weight, const float* importance, std::int64_t at) {
+    const float grad = sum * to_float(weight[at]);
+    return importance == nullptr ? grad : grad * (1.0f - importance[at]);
+}
+
+template <class T, class Tile, bool aligned>
+__global__ void __launch_bounds__(Tile::threads) scores_grad_kernel(const __grid_constant__ ScoresGradOperands<T> operands) {
+    using S = Stage<Tile, Operand::plain_transposed>;
+    char* memory = dynamic_shared();
+    const std::int64_t out_features = operands.dy.columns, in_features = operands.x.columns;
+    const std::int64_t in_blocks = divide_up(in_features, Tile::n), blocks = divide_up(out_features, Tile::m) * in_blocks;
+    const std::int64_t range = blockIdx.x / blocks, block = blockIdx.x % blocks;
+    const std::int64_t first_out = block / in_blocks * Tile::m, first_in = block % in_blocks * Tile::n;
+    const std::int64_t first_row = range * operands.range_rows;
+    View<T> dy = operands.dy, x = operands.x;
+    dy.rows = x.rows = min(dy.rows, first_row + operands.range_rows);
+    const std::int64_t rows = max(std::int64_t(0), dy.rows - first_row);
+    Sums<Tile> sums;
+    sums.clear();
+    accumulate<T, Tile, Operand::plain_transposed, true>(
+        sums, memory, divide_up(rows, k_tile), [&](const S& stage, std::int64_t tile) {
+            load_tile<k_tile, Tile::m, Tile::threads, aligned>(stage.a, dy, first_row + tile * k_tile, first_out);
+            load_tile<k_tile, Tile::n, Tile::threads, aligned>(stage.b, x, first_row + tile * k_tile, first_in);
+        });
+    sums.each([&](int m, int n, float sum) {
+        const std::int64_t out = first_out + m, in = first_in + n, at = out * in_features + in;
+        if (out >= out_features || in >= in_features) return;
+        if (operands.partial != nullptr) operands.partial[range * out_features * in_features + at] = sum;
+        else operands.grad[at] = finished(sum, operands.weight, operands.importance, at);
+    });
+}
+
+}  // namespace tss

@@ -1,0 +1,165 @@
+// Tiles of 16-bit elements in shared memory and what tensor cores take from them.
+//
+// A tile is cut into panels of 64 columns. A row of a panel is 128 bytes, whose eight chunks of 16 bytes lie in an order
+// that depends on the row, so that eight rows of one column, or eight chunks of one row, never share a memory bank. It is
+// also the layout that Hopper's warpgroup instructions read by descriptor.
+#pragma once
+
+#include "cuda/gates.cuh"
+
+namespace tss {
+
+constexpr int panel_columns = 64;
+constexpr int panel_row_bytes = 128;
+constexpr int chunk_elements = 8;  // 16 bytes
+constexpr int word_gates = 32;
+
+// Bytes from a panel's start to the chunk of eight elements that starts at this column.
+__device__ __forceinline__ int chunk_offset(int row, int column) {
+    return row * panel_row_bytes + ((column / chunk_elements ^ (row & 7)) * 16);
+}
+
+// The same for a tile of several panels, each with so many rows.
+template <int rows>
+__device__ __forceinline__ int tile_offset(int row, int column) {
+    return column / panel_columns * (rows * panel_row_bytes) + chunk_offset(row, column % panel_columns);
+}
+
+// A matrix in global memory with any strides, in elements.
+template <class T>
+struct View {
+    const T* data;
+    std::int64_t rows, columns, row_stride, column_stride;
+};
+
+// Reads a tile of rows x columns from (first_row, first_column) on; what lies outside the matrix is 0. With `aligned`
+// (columns contiguous, every row on a boundary of 16 bytes) by asynchronous copies, which the caller commits; else each
+// element by itself.
+template <int rows, int columns, int threads, bool aligned, class T>
+__device__ __forceinline__ void load_tile(char* tile, const View<T>& view, std::int64_t first_row, std::int64_t first_column) {
+    constexpr int chunks_of_row = columns / chunk_elements;
+    for (int chunk = threadIdx.x; chunk < rows * chunks_of_row; chunk += threads) {
+        const int row = chunk / chunks_of_row, column = chunk % chunks_of_row * chunk_elements;
+        const std::int64_t from_row = first_row + row, from_column = first_column + column;
+        const std::int64_t left = from_row < view.rows ? view.columns - from_column : 0;
+        const int valid = static_cast<int>(left < 0 ? 0 : left < chunk_elements ? left : chunk_elements);
+        char* target = tile + tile_offset<rows>(row, column);
+        if constexpr (aligned) {
+            const T* from = valid > 0 ? view.data + from_row * view.row_stride + from_column : view.data;
+            copy_async_16(target, from, static_cast<unsigned>(valid * sizeof(T)));
+        } else {
+            const T* from = view.data + from_row * view.row_stride + from_column * view.column_stride;
+            alignas(16) T values[chunk_elements];
+#pragma unroll
+            for (int i = 0; i < chunk_elements; ++i) {
+                values[i] = i < valid ? from[i * view.column_stride] : from_float<T>(0.0f);
+            }
+            *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(values);
+        }
+    }
+}
+
+// Packed gates (rows, row_bytes); `words`: every row starts on a boundary of 4 bytes and is made of whole words.
+struct GateBits {
+    const std::uint8_t* packed;
+    std::int64_t rows, row_bytes;
+    bool words;
+};
+
+// Reads the words of rows x (32 words_of_row) gates, first_column a multiple of 32; outside there are none on.
+template <int rows, int words_of_row, int threads>
+__device__ __forceinline__ void load_gates(unsigned* tile, const GateBits& gates, std::int64_t first_row, std::int64_t first_column) {
+    for (int word = threadIdx.x; word < rows * words_of_row; word += threads) {
+        const std::int64_t row = first_row + word / words_of_row;
+        const std::int64_t byte = first_column / gates_of_byte + word % words_of_row * 4;
+        const std::int64_t left = row < gates.rows ? gates.row_bytes - byte : 0;
+        const int valid = static_cast<int>(left < 0 ? 0 : left < 4 ? left : 4);
+        const std::uint8_t* from = gates.packed + (valid > 0 ? row * gates.row_bytes + byte : 0);
+        if (gates.words) {
+            copy_async_4(tile + word, from, static_cast<unsigned>(valid));
+        } else {
+            unsigned bits = 0;
+            for (int i = 0; i < valid; ++i) bits |= unsigned(from[i]) << (8 * i);
+            tile[word] = bits;
+        }
+    }
+}
+
+// Compares scores (contiguous, float32) of the same range instead; a warp makes a word at a time. With `packed` they are
+// also written there, in rows of row_bytes.
+template <int rows, int words_of_row, int threads>
+__device__ __forceinline__ void compare_scores(unsigned* tile, const View<float>& scores, float threshold, std::int64_t first_row,
+                                               std::int64_t first_column, std::uint8_t* packed) {
+    const int lane = threadIdx.x % warp_size;
+    for (int word = threadIdx.x / warp_size; word < rows * words_of_row; word += threads / warp_size) {
+        const std::int64_t row = first_row + word / words_of_row;
+        const std::int64_t start = first_column + word % words_of_row * word_gates, column = start + lane;
+        const bool inside = row < scores.rows && column < scores.columns;
+        const unsigned bits = __ballot_sync(whole_warp, inside && scores.data[row * scores.row_stride + column] >= threshold);
+        if (lane == 0) tile[word] = bits;
+        const std::int64_t row_bytes = divide_up(scores.columns, gates_of_byte), byte = start / gates_of_byte + lane;
+        if (packed != nullptr && lane < 4 && row < scores.rows && byte < row_bytes) {
+            packed[row * row_bytes + byte] = static_cast<std::uint8_t>(bits >> (8 * lane));
+        }
+    }
+}
+
+// Selects the halves of a register: bit 0 the lower one, bit 1 the upper.
+__device__ __forceinline__ unsigned half_mask(unsigned lower, unsigned upper) {
+    return (lower & 1) * 0x0000FFFFu + (upper & 1) * 0xFFFF0000u;
+}
+
+// A 16 x 16 piece of operand A from a tile whose rows run along k's other dimension: rows of A are rows of the tile.
+template <int rows>
+__device__ __forceinline__ void load_a(unsigned (&a)[4], const char* tile, int m, int k) {
+    const int lane = threadIdx.x % warp_size;
+    load_matrices<false>(a, tile + tile_offset<rows>(m + lane % 16, k + lane / 16 * 8));
+}
+
+// The same from a tile whose rows are k and whose columns are the rows of A.
+template <int rows>
+__device__ __forceinline__ void load_a_transposed(unsigned (&a)[4], const char* tile, int m, int k) {
+    const int lane = threadIdx.x % warp_size;
+    load_matrices<true>(a, tile + tile_offset<rows>(k + lane / 16 * 8 + lane % 8, m + lane / 8 % 2 * 8));
+}
+
+// Two neighbouring 16 x 8 pieces of operand B from a tile whose rows are the columns of B (k contiguous).
+template <int rows>
+__device__ __forceinline__ void load_b(unsigned (&b)[4], const char* tile, int n, int k) {
+    const int lane = threadIdx.x % warp_size;
+    load_matrices<false>(b, tile + tile_offset<rows>(n + lane / 16 * 8 + lane % 8, k + lane / 8 % 2 * 8));
+}
+
+// The same from a tile whose rows are k.
+template <int rows>
+__device__ __forceinline__ void load_b_transposed(unsigned (&b)[4], const char* tile, int n, int k) {
+    const int lane = threadIdx.x % warp_size;
+    load_matrices<true>(b, tile + tile_offset<rows>(k + lane % 16, n + lane / 16 * 8));
+}
+
+// Leaves of a piece of A (from load_a at m, k) what the gates [m][k] let through: a weight stays as it is or becomes 0.
+template <int words_of_row>
+__device__ __forceinline__ void mask_a(unsigned (&a)[4], const unsigned* gates, int m, int k) {
+    const int lane = threadIdx.x % warp_size, shift = k % word_gates + 2 * (lane % 4);
+    const unsigned* row = gates + (m + lane / 4) * words_of_row + k / word_gates;
+    const unsigned upper = row[0] >> shift, lower = row[8 * words_of_row] >> shift;
+    a[0] &= half_mask(upper, upper >> 1);
+    a[1] &= half_mask(lower, lower >> 1);
+    a[2] &= half_mask(upper >> 8, upper >> 9);
+    a[3] &= half_mask(lower >> 8, lower >> 9);
+}
+
+// The same for load_a_transposed: gates [k][m].
+template <int words_of_row>
+__device__ __forceinline__ void mask_a_transposed(unsigned (&a)[4], const unsigned* gates, int m, int k) {
+    const int lane = threadIdx.x % warp_size, shift = m % word_gates + lane / 4;
+    const unsigned* row = gates + (k + 2 * (lane % 4)) * words_of_row + m / word_gates;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {  // k and k + 8
+        const unsigned first = row[8 * half * words_of_row] >> shift, second = row[(8 * half + 1) * words_of_row] >> shift;
+        a[2 * half] &= half_mask(first, second);
+        a[2 * half + 1] &= half_mask(first >> 8, second >> 8);
+    }
+}
+
+}  // namespace tss

@@ -1,0 +1,91 @@
+"""The tilings of the CUDA C++ products, and where W * g written once for the vendor's product wins. Nothing here was
+
+measured: tilings were chosen by registers and shared memory as compiled, crossovers by counting bytes and operations.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+from tss_kernels.configs import TABLES, table_for
+from tss_kernels.configs.table import ALWAYS, Bound, Crossover, Kind, Masking, Table
+
+
+class Tiling(NamedTuple):
+    """A tiling by its number in csrc/cuda/operations.h: features and rows of a block."""
+
+    name: str
+    number: int
+    features: int
+    rows: int
+
+
+GENERAL = Tiling("general", 0, 64, 32)  # any strides, each element by itself
+SMALL = Tiling("small", 1, 64, 32)
+NARROW = Tiling("narrow", 2, 64, 128)
+WIDE = Tiling("wide", 3, 128, 128)
+NARROW_GROUPS = Tiling("narrow_groups", 4, 64, 128)  # by Hopper's warpgroup instructions
+WIDE_GROUPS = Tiling("wide_groups", 5, 128, 128)
+TILINGS = (GENERAL, SMALL, NARROW, WIDE, NARROW_GROUPS, WIDE_GROUPS)
+# float32 has one kernel for all shapes and strides.
+FLOAT32 = Tiling("float32", 0, 64, 64)
+
+# Enough blocks to give every multiprocessor of a large GPU one; a constant, so that sums do not depend on the device.
+BLOCKS = 132
+# Up to how many blocks of rows scores are compared inside the product, each block for itself; beyond, once before it.
+COMPARING_ROWS = 4
+
+_MEMORY = Crossover(ALWAYS, "predicted: both are limited by moving x and y once")
+_ARITHMETIC = Crossover(2048, "predicted: beyond, the product must reach over 60 % of the vendor's speed to win")
+_GENERAL = Crossover(256, "predicted: loads of single elements; few rows save the second launch")
+_FLOAT32 = Crossover(256, "predicted: the vendor's float32 product is faster; few rows save the second launch")
+
+CROSSOVERS: dict[tuple[Masking, Kind, bool, Bound], Crossover] = {}
+_BOUNDS: tuple[Bound, ...] = ("memory", "arithmetic")
+_MASKING: tuple[Masking, ...] = ("forward", "input_grad")
+for _product in _MASKING:
+    CROSSOVERS[_product, "half", True, "memory"] = _MEMORY
+    CROSSOVERS[_product, "half", True, "arithmetic"] = _ARITHMETIC
+    for _bound in _BOUNDS:
+        CROSSOVERS[_product, "half", False, _bound] = _GENERAL
+        CROSSOVERS[_product, "float32", True, _bound] = CROSSOVERS[_product, "float32", False, _bound] = _FLOAT32
+
+
+@functools.cache
+def _with_crossovers(table: str) -> Table:
+    return TABLES[table]._replace(crossovers=CROSSOVERS)
+
+
+def cuda_table(device: torch.device) -> Table:
+    """The device's table with this backend's crossovers."""
+    return _with_crossovers(table_for(device).name)
+
+
+def has_warpgroups(device: torch.device) -> bool:
+    """Whether code for Hopper alone runs on the device; the CPU, where kernels are emulated, has its instructions."""
+    return device.type != "cuda" or _major(device) == 9
+
+
+@functools.cache
+def _major(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0]
+
+
+def tiling_for(dtype: torch.dtype, rows: int, features: int, aligned: bool, warpgroups: bool) -> Tiling:
+    """The tiling of a gated product whose result is (rows, features); `aligned`: 16 bytes can be copied at once."""
+    if dtype == torch.float32:
+        return FLOAT32
+    if not aligned:
+        return GENERAL
+
+    def blocks(tiling: Tiling) -> int:
+        return -(-rows // tiling.rows) * -(-features // tiling.features)
+
+    if blocks(NARROW) < BLOCKS:
+        return SMALL
+    if features > NARROW.features and blocks(WIDE) >= BLOCKS:
+        return WIDE_GROUPS if warpgroups else WIDE
+    return NARROW_GROUPS if warpgroups else NARROW

@@ -1,0 +1,170 @@
+"""The gated linear map in CUDA C++; csrc/cuda/gated_linear.cu and scores_grad.cu have the kernels.
+
+What runs is a function of architecture, dtype, shape and alignment alone. Every sum has a fixed order, so equal inputs
+give equal bits.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tss_kernels.configs.cuda import COMPARING_ROWS, SMALL, Tiling, cuda_table, has_warpgroups, tiling_for
+from tss_kernels.configs.table import Masking, materialises
+from tss_kernels.cuda import DTYPES, address, kernels, target
+
+CHUNK = 8  # elements of 16 bits that are copied at once
+
+
+def is_aligned(activations: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether rows of both start on boundaries of 16 bytes and their columns are contiguous."""
+    row_stride, column_stride = activations.stride()
+    return (
+        column_stride == 1
+        and row_stride % CHUNK == 0
+        and weight.shape[1] % CHUNK == 0
+        and activations.data_ptr() % 16 == 0
+        and weight.data_ptr() % 16 == 0
+    )
+
+
+def masked_weight(
+    weight: torch.Tensor, packed: torch.Tensor, scores: torch.Tensor | None = None, threshold: float = 0.0
+) -> torch.Tensor:
+    """W * g in W's dtype, by packed gates or by scores (out, in), whose gates are written to `packed` then."""
+    masked = torch.empty_like(weight)
+    kernels(weight.device).mask_weight(
+        address(scores), packed.data_ptr(), weight.data_ptr(), masked.data_ptr(), *weight.shape, weight.element_size(),
+        threshold, *target(weight.device),
+    )  # fmt: skip
+    return masked
+
+
+def _launch(
+    activations: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    bias: torch.Tensor | None,
+    transposed: bool,
+    tiling: Tiling,
+    scores: torch.Tensor | None = None,
+    threshold: float = 0.0,
+) -> torch.Tensor:
+    features = weight.shape[1] if transposed else weight.shape[0]
+    result = torch.empty((activations.shape[0], features), dtype=activations.dtype, device=activations.device)
+    kernels(weight.device).gated_product(
+        activations.data_ptr(), activations.shape[0], *activations.stride(), weight.data_ptr(), *weight.shape,
+        packed.data_ptr(), address(scores), threshold, address(bias), result.data_ptr(), transposed, tiling.number,
+        DTYPES[weight.dtype], *target(weight.device),
+    )  # fmt: skip
+    return result
+
+
+def _product(
+    activations: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    bias: torch.Tensor | None,
+    product: Masking,
+    tiling: Tiling | None,
+    materialise: bool | None,
+) -> torch.Tensor:
+    """x (W * g)ᵀ + b or dy (W * g) by packed gates."""
+    transposed, device = product == "input_grad", activations.device
+    weight, packed = weight.contiguous(), packed.contiguous()
+    rows, (out_features, in_features) = activations.shape[0], weight.shape
+    aligned = is_aligned(activations, weight)
+    if materialise is None:
+        materialise, _ = materialises(
+            cuda_table(device), product, weight.dtype, rows, in_features, out_features, aligned
+        )
+    if materialise:
+        masked = masked_weight(weight, packed)
+        return activations @ masked if transposed else torch.nn.functional.linear(activations, masked, bias)
+    if tiling is None:
+        features = in_features if transposed else out_features
+        tiling = tiling_for(weight.dtype, rows, features, aligned, has_warpgroups(device))
+    return _launch(activations, weight, packed, None if bias is None else bias.contiguous(), transposed, tiling)
+
+
+def forward(
+    x: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor, bias: torch.Tensor | None, threshold: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y = x @ where(scores >= threshold, weight, 0).T + bias, and the gates used, for the backward pass.
+
+    x (rows, in) with any strides; weight (out, in) of x's dtype; scores (out, in) float32; bias (out,) or None. Returns
+    y (rows, out) of x's dtype and uint8 (out, ceil(in / 8)).
+    """
+    rows, (out_features, in_features), device = x.shape[0], weight.shape, x.device
+    weight, scores = weight.contiguous(), scores.contiguous()
+    packed = torch.empty((out_features, (in_features + 7) // 8), dtype=torch.uint8, device=device)
+    aligned = is_aligned(x, weight)
+    materialise, _ = materialises(cuda_table(device), "forward", weight.dtype, rows, in_features, out_features, aligned)
+    if materialise:
+        return torch.nn.functional.linear(x, masked_weight(weight, packed, scores, threshold), bias), packed
+    if rows > COMPARING_ROWS * SMALL.rows:
+        kernels(device).pack_gates(
+            scores.data_ptr(), packed.data_ptr(), out_features, in_features, 0, 0, 0, 0, DTYPES[scores.dtype],
+            threshold, *target(device),
+        )  # fmt: skip
+        return _product(x, weight, packed, bias, "forward", None, False), packed
+    bias = None if bias is None else bias.contiguous()
+    tiling = tiling_for(weight.dtype, rows, out_features, aligned, False)
+    return _launch(x, weight, packed, bias, False, tiling, scores, threshold), packed
+
+
+def packed_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    bias: torch.Tensor | None,
+    tiling: Tiling | None = None,
+    materialise: bool | None = None,
+) -> torch.Tensor:
+    """The same y from packed gates, uint8 (out, ceil(in / 8)); tiling, materialise: None takes the table's."""
+    return _product(x, weight, packed, bias, "forward", tiling, materialise)
+
+
+def input_grad(
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    tiling: Tiling | None = None,
+    materialise: bool | None = None,
+) -> torch.Tensor:
+    """dx = dy @ (weight * gate): dy (rows, out) with any strides; returns (rows, in) of dy's dtype."""
+    return _product(dy, weight, packed, None, "input_grad", tiling, materialise)
+
+
+def scores_grad(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, importance: torch.Tensor | None
+) -> torch.Tensor:
+    """The straight-through gradient of the scores, (dyᵀ x) * weight * (1 - importance), for on and off entries alike.
+
+    dy (rows, out) and x (rows, in) with any strides; weight (out, in); importance (out, in) in [0, 1] or None. Returns
+    float32 (out, in). The rows are summed in ranges and the ranges in order: no atomics, equal bits every time.
+    """
+    (rows, out_features), in_features, device = dy.shape, x.shape[1], x.device
+    grad = torch.empty((out_features, in_features), dtype=torch.float32, device=device)
+    if importance is not None:
+        importance = importance.to(torch.float32).contiguous()
+    weight, module = weight.contiguous(), kernels(device)
+    range_rows = module.scores_grad_range_rows(rows, out_features, in_features)
+    ranges = max(1, -(-rows // range_rows))
+    partial = torch.empty((ranges, *grad.shape), dtype=torch.float32, device=device) if ranges > 1 else None
+    module.scores_grad(
+        dy.data_ptr(), *dy.stride(), x.data_ptr(), *x.stride(), rows, out_features, in_features, weight.data_ptr(),
+        address(importance), grad.data_ptr(), address(partial), range_rows, DTYPES[x.dtype], *target(device),
+    )  # fmt: skip
+    return grad
+
+
+def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    """How the forward product of shape (rows, in, out) runs, and why."""
+    del op
+    rows, in_features, out_features = shape
+    aligned = in_features % CHUNK == 0
+    chosen, why = materialises(cuda_table(device), "forward", dtype, rows, in_features, out_features, aligned)
+    if chosen:
+        return f"W * g written once, then the vendor's product; {why}"
+    tiling = tiling_for(dtype, rows, out_features, aligned, has_warpgroups(device))
+    return f"{tiling.name} blocks of {tiling.features} features x {tiling.rows} rows; {why}"
