@@ -19,6 +19,14 @@ def _contiguous(tensor: torch.Tensor, copies: Copies) -> torch.Tensor:
     return copies[-1][1]
 
 
+def _read(tensor: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
+    """The tensor, or a contiguous copy that is kept in the list."""
+    if tensor.is_contiguous():
+        return tensor
+    kept.append(tensor.contiguous())
+    return kept[-1]
+
+
 def soft_masked_adamw_(
     params: Sequence[torch.Tensor],
     grads: Sequence[torch.Tensor],
@@ -47,25 +55,26 @@ def soft_masked_adamw_(
     kept: list[torch.Tensor] = []  # what is read from copies lives until the call is over
     table: list[int] = []
     bounds: list[float] = []
-    for index, (param, grad, exp_avg, exp_avg_sq, importance) in enumerate(
+    for index, (p, g, m, v, importance) in enumerate(
         zip(params, grads, exp_avgs, exp_avg_sqs, importances, strict=True)
     ):
+        # Written out: a step of many small tensors spends its time here.
+        p, m, v = _contiguous(p, copies), _contiguous(m, copies), _contiguous(v, copies)
+        g = _read(g, kept)
+        kinds = KINDS[p.dtype] | KINDS[g.dtype] << 4 | KINDS[m.dtype] << 8 | KINDS[v.dtype] << 12
+        soft = 0
+        if importance is not None:
+            importance = _read(importance, kept)
+            soft, kinds = importance.data_ptr(), kinds | KINDS[importance.dtype] << 16
+        table += (p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), soft, kinds)
         bits = packed[index] if packed else None
-        rows, columns = (1, param.numel()) if bits is None else param.shape
-        written = [_contiguous(tensor, copies) for tensor in (param, exp_avg, exp_avg_sq)]
-        grad = grad.contiguous()
-        importance = None if importance is None else importance.contiguous()
-        kept += (grad,) if importance is None else (grad, importance)
-        kinds = (written[0], grad, written[1], written[2], importance)
-        table += (
-            *(0 if tensor is None else tensor.data_ptr() for tensor in kinds),
-            sum(KINDS[tensor.dtype] << 4 * place for place, tensor in enumerate(kinds) if tensor is not None),
-            rows,
-            columns,
-            0 if bits is None else _contiguous(bits, copies).data_ptr(),
-            0 if bits is None or flips is None else flips.data_ptr() + 8 * index * flips.stride(0),
-        )
-        bounds.append(0.0 if bits is None else thresholds[index])
+        if bits is None:
+            table += (1, p.numel(), 0, 0)
+            bounds.append(0.0)
+            continue
+        count = 0 if flips is None else flips.data_ptr() + 8 * index * flips.stride(0)
+        table += (*p.shape, _contiguous(bits, copies).data_ptr(), count)
+        bounds.append(thresholds[index])
     kernels.adamw(
         table, bounds, lr * weight_decay, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step),
         (1 - beta2**step) ** 0.5, eps, site == "update", weight_decay != 0, torch.get_num_threads(),
