@@ -31,7 +31,8 @@ CHECKED = (
 )  # fmt: skip
 # Deprecation warnings are about nvcc's own next release.
 NVCC = (
-    "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-diag-suppress", "177", "-Wno-deprecated-gpu-targets",
+    "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-diag-suppress", "177",
+    "-Wno-deprecated-gpu-targets",
 )  # fmt: skip
 # Elements are moved 16 bytes at a time through pointers of another type, which CUDA allows.
 EMULATED = ("-fno-strict-aliasing", "-Wno-unknown-pragmas")

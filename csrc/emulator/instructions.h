@@ -56,10 +56,12 @@ void multiply_16816(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2
     const unsigned lane = emulator::lane();
     for (unsigned i = 0; i < 4; ++i) {
         const unsigned row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+        float sum = 0.0f;  // the products of one instruction are added first, then to what is there
         for (unsigned k = 0; k < 16; ++k) {
             const float b_element = emulator::half_of<T>(lanes[4 * column + k % 8 / 2].b[k / 8], k % 2);
-            d[i] += emulator::a_element<T>(lanes, row, k) * b_element;
+            sum += emulator::a_element<T>(lanes, row, k) * b_element;
         }
+        d[i] += sum;
     }
 }
 
@@ -83,13 +85,15 @@ void warpgroup_multiply(float (&d)[n / 2], const unsigned (&a)[4], std::uint64_t
     const std::uint64_t start = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
     for (unsigned i = 0; i < n / 2; ++i) {
         const unsigned row = lane / 4 + 8 * (i % 4 / 2), column = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
+        float sum = 0.0f;
         for (unsigned k = 0; k < 16; ++k) {
             std::uint64_t at = start + column / 8 * stride + column % 8 * 128 + 2 * k;
             at ^= (at >> 7 & 7) << 4;
             T b;
             std::memcpy(&b, emulator::shared_memory() + at, 2);
-            d[i] += emulator::a_element<T>(lanes, row, k) * to_float(b);
+            sum += emulator::a_element<T>(lanes, row, k) * to_float(b);
         }
+        d[i] += sum;
     }
 }
 
