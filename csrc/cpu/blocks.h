@@ -10,7 +10,7 @@ namespace tss::TSS_ISA {
 namespace {
 
 // Elements that a thread takes at a time: fewer are not worth waking another one.
-constexpr int64_t share = 32768;
+constexpr int64_t share = 65536;
 
 // Blocks of up to `block` columns of a matrix (rows, columns). Rows that are whole bytes of gates lie one after the other
 // without a gap, packed as well as unpacked, and count as one long row.

@@ -8,6 +8,7 @@ namespace tss::TSS_ISA {
 namespace {
 
 constexpr double importance_eps = 1e-6;
+constexpr int64_t importance_share = share / 4;  // an element takes several times as long as elsewhere
 constexpr int lanes = 16;  // sums that run beside each other; a constant, so that every instruction set adds alike
 
 inline double sum_of(const double* sums) {
@@ -48,7 +49,7 @@ Statistics statistics_of(const double* values, int64_t count) {
     return found;
 }
 
-// |tanh z| to ten digits also near 0: with e = exp(-2 |z|) - 1 it is -e / (2 + e), and e = 2^n (exp(r) - 1) + 2^n - 1
+// |tanh z| to ten digits also near 0: with e = exp(-2 |z|) - 1 it is |e / (2 + e)|, and e = 2^n (exp(r) - 1) + 2^n - 1
 // with |r| <= log(2) / 2 loses nothing where it is small.
 inline double abs_tanh(double z) {
     double power = -2 * __builtin_fabs(z);
@@ -64,7 +65,7 @@ inline double abs_tanh(double z) {
     double scale;
     std::memcpy(&scale, &bits, sizeof scale);
     const double e = scale * series + (scale - 1);
-    return -e / (2 + e);
+    return __builtin_fabs(e / (2 + e));
 }
 
 // Elements less their group's first one, so that equal elements are exactly 0.
@@ -165,8 +166,8 @@ struct SharedGroup {
 void importance(Numbers raw, Numbers target, bool update, int64_t groups, int64_t size, int threads) {
     if (groups == 0 || size == 0) return;
     Importance work{raw, target, update, groups, size};
-    if (groups > 1 || size <= share || threads <= 1) {
-        const int64_t grain = size < share ? share / size : 1;
+    if (groups > 1 || size <= importance_share || threads <= 1) {
+        const int64_t grain = size < importance_share ? importance_share / size : 1;
         parallel_for(
             groups, grain, threads,
             [](void* data, int64_t begin, int64_t end) {
@@ -177,9 +178,9 @@ void importance(Numbers raw, Numbers target, bool update, int64_t groups, int64_
     }
     const int64_t chunks = work.chunks();
     SharedGroup group{work, new Statistics[static_cast<size_t>(chunks)], Statistics()};
-    parallel_for(chunks, share / block, threads, SharedGroup::measure, &group);
+    parallel_for(chunks, importance_share / block, threads, SharedGroup::measure, &group);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) group.all.join(group.parts[chunk]);
-    parallel_for(chunks, share / block, threads, SharedGroup::finish, &group);
+    parallel_for(chunks, importance_share / block, threads, SharedGroup::finish, &group);
     delete[] group.parts;
 }
 

@@ -1,0 +1,127 @@
+"""Runs every native kernel on tensors that end where memory that may not be touched begins: an access past the end of
+an input or an output ends the process.
+
+Run as a script on Linux; it names the functions of the module that it ran. `--short FUNCTION` makes one tensor of that
+function smaller than it believes, to show that it is seen.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from triton_guarded import guarded, guarded_empty
+
+from tss_kernels.native import KINDS, kernels
+
+SIZES = ((3, 5), (2, 33), (4, 8), (1, 1031), (3, 1032))
+THREADS = 3
+
+
+def pack(short: int) -> None:
+    for dtype, kind in KINDS.items():
+        for rows, columns in SIZES:
+            scores = guarded(torch.randn(rows * columns - short).to(dtype))
+            packed = guarded_empty(rows, (columns + 7) // 8, dtype=torch.uint8)
+            kernels.pack(scores.data_ptr(), kind, 0.0, packed.data_ptr(), rows, columns, THREADS)
+
+
+def unpack(short: int) -> None:
+    for rows, columns in SIZES:
+        packed = guarded(torch.zeros(rows, (columns + 7) // 8, dtype=torch.uint8))
+        gate = guarded_empty(rows * columns - short, dtype=torch.bool)
+        kernels.unpack(packed.data_ptr(), gate.data_ptr(), rows, columns, THREADS)
+
+
+def mask_by_scores(short: int) -> None:
+    for dtype in KINDS:
+        for rows, columns in SIZES:
+            weight, scores = guarded(torch.randn(rows, columns).to(dtype)), guarded(torch.randn(rows * columns - short))
+            masked = guarded_empty(rows, columns, dtype=dtype)
+            packed = guarded_empty(rows, (columns + 7) // 8, dtype=torch.uint8)
+            kernels.mask_by_scores(
+                weight.data_ptr(), masked.data_ptr(), dtype.itemsize, scores.data_ptr(), 0, 0.0, packed.data_ptr(),
+                rows, columns, THREADS,
+            )  # fmt: skip
+
+
+def mask_by_bits(short: int) -> None:
+    for dtype in KINDS:
+        for rows, columns in SIZES:
+            weight = guarded(torch.randn(rows * columns - short).to(dtype))
+            masked = guarded_empty(rows, columns, dtype=dtype)
+            packed = guarded(torch.zeros(rows, (columns + 7) // 8, dtype=torch.uint8))
+            kernels.mask_by_bits(
+                weight.data_ptr(), masked.data_ptr(), dtype.itemsize, packed.data_ptr(), rows, columns, THREADS
+            )
+
+
+def scores_grad(short: int) -> None:
+    for dtype, kind in KINDS.items():
+        for rows, columns in SIZES:
+            count = rows * columns
+            weight, importance = guarded(torch.randn(count).to(dtype)), guarded(torch.rand(count - short).to(dtype))
+            wide = torch.promote_types(dtype, torch.float32)
+            product, grad = guarded(torch.randn(count, dtype=wide)), guarded_empty(count)
+            kernels.scores_grad(
+                product.data_ptr(), KINDS[wide], weight.data_ptr(), kind, importance.data_ptr(), kind,
+                grad.data_ptr(), count, THREADS,
+            )  # fmt: skip
+
+
+def adamw(short: int) -> None:
+    for dtype, kind in KINDS.items():
+        table: list[int] = []
+        tensors = []
+        for rows, columns in SIZES:
+            own = [guarded(torch.rand(rows, columns).to(dtype)) for _ in range(4)]
+            own.append(guarded(torch.rand(rows * columns - short).to(dtype)))
+            packed = guarded_empty(rows, (columns + 7) // 8, dtype=torch.uint8)
+            flips = guarded(torch.zeros(1, dtype=torch.int64))
+            tensors += [*own, packed, flips]
+            gates = (packed.data_ptr(), flips.data_ptr()) if dtype == torch.float32 else (0, 0)
+            table += [*(tensor.data_ptr() for tensor in own), 0x11111 * kind, rows, columns, *gates]
+        kernels.adamw(
+            table, [0.0] * len(SIZES), 0.1, 0.1, 0.99, 0.01, 0.1, 0.1, 1e-8, True, True, THREADS
+        )  # fmt: skip
+
+
+def importance(short: int) -> None:
+    for dtype, kind in KINDS.items():
+        for other, update in ((torch.float32, False), *((other, True) for other in KINDS)):
+            for rows, columns in SIZES:
+                for groups, size in ((rows, columns), (1, rows * columns)):
+                    raw = guarded(torch.rand(rows * columns - short).to(dtype))
+                    target = guarded(torch.rand(rows, columns).to(other))
+                    kernels.importance(
+                        raw.data_ptr(), kind, target.data_ptr(), KINDS[other], update, groups, size, THREADS
+                    )
+
+
+def accumulate(short: int) -> None:
+    for dtype, kind in KINDS.items():
+        for rows, columns in SIZES:
+            total, new = (
+                guarded(torch.rand(rows * columns).to(dtype)),
+                guarded(torch.rand(rows * columns - short).to(dtype)),
+            )
+            kernels.accumulate(total.data_ptr(), new.data_ptr(), kind, rows * columns, THREADS)
+
+
+FUNCTIONS = (pack, unpack, mask_by_scores, mask_by_bits, scores_grad, adamw, importance, accumulate)
+
+
+def main() -> None:
+    """Runs the kernels of every instruction set that this processor has."""
+    if sys.argv[1:2] == ["--short"]:
+        next(function for function in FUNCTIONS if function.__name__ == sys.argv[2])(1)
+        return
+    for isa in kernels.instruction_sets():
+        kernels.use_instruction_set(isa)
+        for function in FUNCTIONS:
+            function(0)
+    print(*(function.__name__ for function in FUNCTIONS))
+
+
+if __name__ == "__main__":
+    main()

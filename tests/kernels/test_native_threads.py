@@ -1,0 +1,140 @@
+"""The native backend's threads: no bit depends on their number, and neither a fork nor several callers disturb them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from tests.kernels.native_kernels import INSTRUCTION_SETS, assert_same_bits, instruction_set, random, threads
+
+pytest.importorskip("tss_kernels.native", reason="the native backend was not built", exc_type=ImportError)
+
+from tss_kernels.adamw import native as adamw
+from tss_kernels.gated_linear import native as linear
+from tss_kernels.gates import native as gates
+from tss_kernels.importance import native as importance
+
+OUT, IN = 301, 1203  # enough for several threads, in rows that end within a byte
+STEP = {
+    "step": 2.0, "lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "site": "update",
+    "thresholds": [0.1] * 3,
+}  # fmt: skip
+
+
+def step() -> list[torch.Tensor]:
+    """What a step writes: three parameters, a large one between small ones, their moments, gates and flips."""
+    shapes = ((3, 5), (OUT, IN), (40, 4000))
+    lists = [[random(*shape, seed=place) for shape in shapes] for place in range(3)]
+    lists.append([random(*shape, seed=4).abs() for shape in shapes])
+    packed = [torch.zeros(rows, (columns + 7) // 8, dtype=torch.uint8) for rows, columns in shapes]
+    flips = torch.zeros(3, dtype=torch.int64)
+    adamw.soft_masked_adamw_(*lists, [None, random(OUT, IN, seed=5), None], **STEP, packed=packed, flips=flips)
+    return [*lists[0], *lists[2], *lists[3], *packed, flips]
+
+
+def update(per: str) -> torch.Tensor:
+    total = random(OUT, IN, seed=1)
+    importance.update_importance_(total, torch.rand(OUT, IN, generator=torch.Generator().manual_seed(2)), per)
+    return total
+
+
+def accumulate() -> torch.Tensor:
+    total = random(OUT, IN)
+    importance.accumulate_importance_(total, random(OUT, IN, seed=1))
+    return total
+
+
+def calls() -> dict[str, Callable[[], torch.Tensor | list[torch.Tensor]]]:
+    weight, scores = random(OUT, IN), random(OUT, IN, seed=1)
+    packed = gates.pack_gates(scores, 0.1)
+    dy, x = torch.ones(1, OUT), torch.ones(1, IN)
+    return {
+        "pack": lambda: gates.pack_gates(scores, 0.1),
+        "unpack": lambda: gates.unpack_gates(packed, IN),
+        "mask by bits": lambda: linear.masked_by_bits(weight, packed),
+        "scores": lambda: linear.scores_grad(dy, x, weight, scores),
+        "adamw": step,
+        "importance": lambda: update("tensor"),
+        "importance per row": lambda: update("row"),
+        "accumulate": accumulate,
+    }
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", sorted(calls()))
+def test_no_bit_depends_on_the_number_of_threads(name, isa):
+    call = calls()[name]
+    with instruction_set("portable"), threads(1):
+        alone = call()
+    for number in (1, 2, 3, 16):
+        with instruction_set(isa), threads(number):
+            together = call()
+        pairs = zip(together, alone, strict=True) if isinstance(alone, list) else [(together, alone)]
+        for actual, expected in pairs:
+            assert_same_bits(actual, expected)
+
+
+def test_every_thread_has_the_callers_way_with_denormals():
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormals")
+    try:
+        tiny, ones = torch.full((1, 600_000), 1e-40), torch.ones(1, 600_000)
+        with threads(8):
+            for _ in range(10):
+                total = linear.scores_grad(ones[:, :1], ones, tiny.view(1, -1), None)
+                assert total.eq(0).all(), "a denormal was multiplied in a thread that does not flush it"
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_several_callers_at_once():
+    cases = calls()
+    with threads(3):
+        expected = {name: call() for name, call in cases.items()}
+        with ThreadPoolExecutor(6) as pool:
+            tasks = [(name, pool.submit(cases[name])) for name in list(cases) * 8]
+            for name, task in tasks:
+                pairs = (
+                    zip(task.result(), expected[name], strict=True)
+                    if name == "adamw"
+                    else [(task.result(), expected[name])]
+                )
+                for actual, wanted in pairs:
+                    assert_same_bits(actual, wanted)
+
+
+FORKING = """
+import os, sys, threading
+import torch
+from tss_kernels.gates import native as gates
+torch.set_num_threads(4)
+scores = torch.randn(400, 4000)
+expected = gates.pack_gates(scores, 0.0)
+going = True
+def work():  # the pool's mutex may be held and its threads at work in the moment of the fork
+    while going:
+        gates.pack_gates(scores, 0.0)
+worker = threading.Thread(target=work)
+worker.start()
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if all(torch.equal(gates.pack_gates(scores, 0.0), expected) for _ in range(3)) else 1)
+    assert os.waitpid(child, 0)[1] == 0, "a child computed something else"
+going = False
+worker.join()
+assert torch.equal(gates.pack_gates(scores, 0.0), expected)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_computes_on():
+    done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr
