@@ -1,5 +1,6 @@
 // The Python module: addresses as integers, sizes and strides in elements; every check was made before, in Python.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "cuda/device_count.h"
 #include "cuda/operations.h"
@@ -59,6 +60,24 @@ void bind_gated_linear(py::module_& module) {
     });
 }
 
+std::vector<SharedBytes> shared_bytes() {
+    std::vector<SharedBytes> all;
+    for (const auto& some : {product_shared_bytes(), scores_grad_shared_bytes()}) all.insert(all.end(), some.begin(), some.end());
+    return all;
+}
+
+void bind_gated_adapter(py::module_& module) {
+    module.def("gated_adapter", [](Address x, Size rows, Size row_stride, Size column_stride, bool wider, Address down_weight,
+                                   Address down_packed, Address down_bias, Address up_weight, Address up_packed, Address up_bias,
+                                   Size features, Size bottleneck, Address result, Address hidden, Address d_hidden, int activation,
+                                   int tile, int dtype, int device, Address stream) {
+        gated_adapter({at<void>(x), rows, row_stride, column_stride, wider, at<void>(down_weight), at<std::uint8_t>(down_packed),
+                       at<void>(down_bias), at<void>(up_weight), at<std::uint8_t>(up_packed), at<void>(up_bias), features, bottleneck,
+                       at<void>(result), at<void>(hidden), at<void>(d_hidden), Activation(activation), AdapterTiling(tile)},
+                      Dtype(dtype), {device, stream});
+    });
+}
+
 }  // namespace
 }  // namespace tss
 
@@ -69,6 +88,8 @@ PYBIND11_MODULE(_cuda, module) {
 #endif
     module.attr("emulated") = tss::emulated;
     module.def("obstacle", &tss::obstacle, "Why no kernel can run on this machine, or an empty string.");
+    module.def("shared_bytes", &tss::shared_bytes, "Bytes of shared memory of every kind of launch that asks for some.");
     tss::bind_gates(module);
     tss::bind_gated_linear(module);
+    tss::bind_gated_adapter(module);
 }

@@ -67,6 +67,16 @@ void product(const ProductArguments& arguments, Target target) {
 
 }  // namespace
 
+std::vector<SharedBytes> product_shared_bytes() {
+    const auto of = [](auto tile, const char* name) -> SharedBytes {
+        using Tile = decltype(tile);
+        const std::size_t ring = max(Stage<Tile, Operand::weight>::shared_bytes(), Stage<Tile, Operand::weight_transposed>::shared_bytes());
+        return {std::string("gated_product ") + name, max(ring, staged_bytes<Tile>())};
+    };
+    return {of(General(), "general"), of(Small(), "small"), of(Narrow(), "narrow"), of(Wide(), "wide"),
+            of(NarrowGroups(), "narrow_groups"), of(WideGroups(), "wide_groups")};
+}
+
 void gated_product(const ProductArguments& arguments, Dtype dtype, Target target) {
     if (dtype == Dtype::float32) return gated_product_float32(arguments, target);
     if (dtype == Dtype::float16) return product<float16>(arguments, target);

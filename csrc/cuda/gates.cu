@@ -58,16 +58,16 @@ __global__ void __launch_bounds__(gate_threads)
         bits = matrix.packed[byte];
     }
     if (aligned && at.valid == gates_of_byte) {
-        alignas(16) Word words[gates_of_byte];
+        constexpr int elements = 16 / sizeof(Word);  // of 16 bytes
 #pragma unroll
-        for (int part = 0; part < int(sizeof(words) / 16); ++part) {
-            reinterpret_cast<uint4*>(words)[part] = reinterpret_cast<const uint4*>(weight + at.first)[part];
-        }
-#pragma unroll
-        for (int i = 0; i < gates_of_byte; ++i) words[i] = bits >> i & 1 ? words[i] : Word(0);
-#pragma unroll
-        for (int part = 0; part < int(sizeof(words) / 16); ++part) {
-            reinterpret_cast<uint4*>(masked + at.first)[part] = reinterpret_cast<const uint4*>(words)[part];
+        for (int part = 0; part < gates_of_byte / elements; ++part) {
+            uint4 four = reinterpret_cast<const uint4*>(weight + at.first)[part];
+            const int position = part * elements, next = elements / 4;
+            four.x = select<sizeof(Word)>(four.x, bits, position);
+            four.y = select<sizeof(Word)>(four.y, bits, position + next);
+            four.z = select<sizeof(Word)>(four.z, bits, position + 2 * next);
+            four.w = select<sizeof(Word)>(four.w, bits, position + 3 * next);
+            reinterpret_cast<uint4*>(masked + at.first)[part] = four;
         }
     } else {
         for (int i = 0; i < at.valid; ++i) masked[at.first + i] = bits >> i & 1 ? weight[at.first + i] : Word(0);

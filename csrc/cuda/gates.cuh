@@ -38,6 +38,18 @@ __device__ __forceinline__ unsigned bits_of(const float (&scores)[gates_of_byte]
     return byte;
 }
 
+// Selects the halves of a register: bit 0 of `lower` the lower one, bit 0 of `upper` the upper.
+__device__ __forceinline__ unsigned half_mask(unsigned lower, unsigned upper) {
+    return (lower & 1) * 0x0000FFFFu + (upper & 1) * 0xFFFF0000u;
+}
+
+// Leaves of a register's one or two elements, `position` of which come before it, what the gates let through.
+template <int element_bytes>
+__device__ __forceinline__ unsigned select(unsigned elements, unsigned gates, int position) {
+    if constexpr (element_bytes == 2) return elements & half_mask(gates >> position, gates >> (position + 1));
+    else return gates >> position & 1 ? elements : 0;
+}
+
 // A contiguous matrix whose gates are made, read or used: a thread takes one of its bytes.
 struct GateMatrix {
     const void* scores = nullptr;

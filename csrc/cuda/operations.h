@@ -1,11 +1,18 @@
 // What bindings.cpp calls: one function per operation, contiguous operands unless strides are given.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "cuda/target.h"
 
 namespace tss {
+
+// Shared memory that a kind of launch asks for, for the table of what kernels take.
+using SharedBytes = std::pair<std::string, std::size_t>;
 
 // Scores (rows, columns) and where their gates go; rows may be 0.
 struct PackArguments {
@@ -48,6 +55,7 @@ struct ProductArguments {
     Tiling tiling;
 };
 void gated_product(const ProductArguments& arguments, Dtype dtype, Target target);
+std::vector<SharedBytes> product_shared_bytes();
 
 // grad = (dyᵀ x) * W * (1 - I), float32 (out, in). Rows are summed in ranges of range_rows, a number that
 // scores_grad_range_rows gives; where there are several, `partial` is float32 (ranges, out, in).
@@ -65,5 +73,32 @@ struct ScoresGradArguments {
 };
 std::int64_t scores_grad_range_rows(std::int64_t rows, std::int64_t out_features, std::int64_t in_features);
 void scores_grad(const ScoresGradArguments& arguments, Dtype dtype, Target target);
+std::vector<SharedBytes> scores_grad_shared_bytes();
+
+// The whole adapter, y = x + (U * g) a((D * g) x + b) + c, or, with d_hidden, its input gradient. x (or dy) has any strides
+// and the weights' dtype, or float32 (`wider`); down weight (bottleneck, features), up weight (features, bottleneck), both
+// packed gates, biases, result and hidden units (rows, bottleneck) are contiguous. Forward: result is y, hidden is written
+// (relu and tanh: the activation's result, else its argument). Gradient: x is dy, hidden is read, d_hidden written, result
+// is dx or null where only d_hidden is wanted. A narrow tile holds 64 hidden units, a wide one 128.
+enum class Activation : int { relu = 0, gelu = 1, silu = 2, tanh = 3 };
+enum class AdapterTiling : int { narrow_128 = 0, narrow_64 = 1, narrow_32 = 2, wide_64 = 3, wide_32 = 4 };
+struct AdapterArguments {
+    const void* x;
+    std::int64_t rows, row_stride, column_stride;
+    bool wider;
+    const void* down_weight;
+    const std::uint8_t* down_packed;
+    const void* down_bias;
+    const void* up_weight;
+    const std::uint8_t* up_packed;
+    const void* up_bias;
+    std::int64_t features, bottleneck;
+    void* result;
+    void* hidden;
+    void* d_hidden;
+    Activation activation;
+    AdapterTiling tile;
+};
+void gated_adapter(const AdapterArguments& arguments, Dtype dtype, Target target);
 
 }  // namespace tss

@@ -89,6 +89,13 @@ std::int64_t scores_grad_range_rows(std::int64_t rows, std::int64_t out_features
     return max(std::int64_t(k_tile), divide_up(divide_up(rows, ranges), k_tile) * k_tile);
 }
 
+std::vector<SharedBytes> scores_grad_shared_bytes() {
+    return {{"scores_grad across", Stage<Across, Operand::plain_transposed>::shared_bytes()},
+            {"scores_grad down", Stage<Down, Operand::plain_transposed>::shared_bytes()},
+            {"scores_grad general", Stage<General, Operand::plain_transposed>::shared_bytes()},
+            {"float32", float32_shared_bytes}};
+}
+
 void scores_grad(const ScoresGradArguments& arguments, Dtype dtype, Target target) {
     if (dtype == Dtype::float32) return scores_grad_of<float>(arguments, target);
     if (dtype == Dtype::float16) return scores_grad_of<float16>(arguments, target);

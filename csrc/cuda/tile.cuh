@@ -37,18 +37,20 @@ struct View {
 // element by itself.
 template <int rows, int columns, int threads, bool aligned, class T>
 __device__ __forceinline__ void load_tile(char* tile, const View<T>& view, std::int64_t first_row, std::int64_t first_column) {
-    constexpr int chunks_of_row = columns / chunk_elements;
-    for (int chunk = threadIdx.x; chunk < rows * chunks_of_row; chunk += threads) {
-        const int row = chunk / chunks_of_row, column = chunk % chunks_of_row * chunk_elements;
-        const std::int64_t from_row = first_row + row, from_column = first_column + column;
-        const std::int64_t left = from_row < view.rows ? view.columns - from_column : 0;
-        const int valid = static_cast<int>(left < 0 ? 0 : left < chunk_elements ? left : chunk_elements);
-        char* target = tile + tile_offset<rows>(row, column);
+    constexpr int chunks_of_row = columns / chunk_elements, rows_at_once = threads / chunks_of_row;
+    static_assert(threads % chunks_of_row == 0 && rows_at_once % 8 == 0, "a thread stays in its column, and its swizzle with it");
+    const int first = threadIdx.x / chunks_of_row, column = threadIdx.x % chunks_of_row * chunk_elements;
+    char* target = tile + tile_offset<rows>(first, column);
+    const std::int64_t from_column = first_column + column, step = rows_at_once * view.row_stride;
+    const T* from = view.data + (first_row + first) * view.row_stride + from_column * view.column_stride;
+    const std::int64_t columns_left = min(std::int64_t(chunk_elements), max(std::int64_t(0), view.columns - from_column));
+    const std::int64_t rows_left = view.rows - first_row;
+#pragma unroll
+    for (int row = first; row < rows; row += rows_at_once) {
+        const int valid = row < rows_left ? static_cast<int>(columns_left) : 0;
         if constexpr (aligned) {
-            const T* from = valid > 0 ? view.data + from_row * view.row_stride + from_column : view.data;
-            copy_async_16(target, from, static_cast<unsigned>(valid * sizeof(T)));
+            copy_async_16(target, valid > 0 ? from : view.data, static_cast<unsigned>(valid * sizeof(T)));
         } else {
-            const T* from = view.data + from_row * view.row_stride + from_column * view.column_stride;
             alignas(16) T values[chunk_elements];
 #pragma unroll
             for (int i = 0; i < chunk_elements; ++i) {
@@ -56,6 +58,8 @@ __device__ __forceinline__ void load_tile(char* tile, const View<T>& view, std::
             }
             *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(values);
         }
+        from += step;
+        target += rows_at_once * panel_row_bytes;
     }
 }
 
@@ -79,6 +83,7 @@ __device__ __forceinline__ void load_gates(unsigned* tile, const GateBits& gates
             copy_async_4(tile + word, from, static_cast<unsigned>(valid));
         } else {
             unsigned bits = 0;
+#pragma unroll 1
             for (int i = 0; i < valid; ++i) bits |= unsigned(from[i]) << (8 * i);
             tile[word] = bits;
         }
@@ -91,6 +96,7 @@ template <int rows, int words_of_row, int threads>
 __device__ __forceinline__ void compare_scores(unsigned* tile, const View<float>& scores, float threshold, std::int64_t first_row,
                                                std::int64_t first_column, std::uint8_t* packed) {
     const int lane = threadIdx.x % warp_size;
+#pragma unroll 2
     for (int word = threadIdx.x / warp_size; word < rows * words_of_row; word += threads / warp_size) {
         const std::int64_t row = first_row + word / words_of_row;
         const std::int64_t start = first_column + word % words_of_row * word_gates, column = start + lane;
@@ -102,11 +108,6 @@ __device__ __forceinline__ void compare_scores(unsigned* tile, const View<float>
             packed[row * row_bytes + byte] = static_cast<std::uint8_t>(bits >> (8 * lane));
         }
     }
-}
-
-// Selects the halves of a register: bit 0 the lower one, bit 1 the upper.
-__device__ __forceinline__ unsigned half_mask(unsigned lower, unsigned upper) {
-    return (lower & 1) * 0x0000FFFFu + (upper & 1) * 0xFFFF0000u;
 }
 
 // A 16 x 16 piece of operand A from a tile whose rows run along k's other dimension: rows of A are rows of the tile.

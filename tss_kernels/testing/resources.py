@@ -16,12 +16,13 @@ import os
 import runpy
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from tss_kernels.testing.resource_table import Rows, as_markdown, differences, from_text, numbered
 
 MODULE = "tss_kernels.testing.resources"
 REWRITE = "make resources"
@@ -84,7 +85,6 @@ class Resources(NamedTuple):
 
 
 COLUMNS = tuple(name for name in Resources._fields if name not in ("architecture", "even", "fast"))
-Rows = dict[tuple[str, ...], dict[str, str]]
 
 
 def violations(seen: Resources, kernel: Kernel) -> list[str]:
@@ -137,72 +137,18 @@ def measure(launches_file: Path | None = None, architectures: Sequence[int] = tu
 
 def rows_of(launches: Iterable[Resources]) -> Rows:
     """The lines of a table by architecture, kernel and launch; launches that share all three are numbered."""
-    rows: Rows = {}
-    often: Counter[tuple[str, ...]] = Counter()
-    for seen in launches:
-        key = (f"sm_{seen.architecture}", seen.kernel, seen.launch)
-        often[key] += 1
-        label = seen.launch if often[key] == 1 else f"{seen.launch} ({often[key]})"
-        rows[*key[:2], label] = {name: str(getattr(seen, name)) for name in COLUMNS} | {"launch": label}
-    return rows
+    return numbered(((f"sm_{seen.architecture}", seen.kernel, seen.launch), _cells(seen)) for seen in launches)
+
+
+def _cells(seen: Resources) -> dict[str, str]:
+    return {name: str(getattr(seen, name)) for name in COLUMNS}
 
 
 def to_text(rows: Rows, version: str) -> str:
     """A table as Markdown, one line per launch."""
-    lines = [
-        f"# What every kernel takes of a GPU, by Triton {version}",
-        "",
-        f"Compiled without a GPU. Written by `{REWRITE}`, compared by `tests/kernels/test_triton_compile.py`.",
-    ]
-    architecture = ""
-    for key, row in rows.items():
-        if key[0] != architecture:
-            architecture = key[0]
-            lines += ["", f"## {architecture}", "", _line(name.replace("_", " ") for name in COLUMNS)]
-            lines.append(_line("---" for _ in COLUMNS))
-        lines.append(_line(row.values()))
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def from_text(text: str) -> Rows:
-    """The rows of a table that `to_text` wrote."""
-    rows: Rows = {}
-    architecture = ""
-    names: list[str] = []
-    for line in text.splitlines():
-        if line.startswith("## "):
-            architecture, names = line[3:], []
-        elif line.startswith("|"):
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if not names:
-                names = [cell.replace(" ", "_") for cell in cells]
-            elif cells[0] != "---":
-                row = dict(zip(names, cells, strict=True))
-                rows[architecture, row["kernel"], row["launch"]] = row
-    return rows
-
-
-def differences(old: Rows, new: Rows) -> list[str]:
-    """What moved, one line per launch: old -> new."""
-    lines = []
-    for key in [*old, *(key for key in new if key not in old)]:
-        before, after = old.get(key), new.get(key)
-        if before is None or after is None:
-            moved = "is new" if before is None else "is gone"
-        else:
-            names = [*after, *(name for name in before if name not in after)]
-            moved = ", ".join(
-                f"{name} {before.get(name, 'none')} -> {after.get(name, 'none')}"
-                for name in names
-                if before.get(name) != after.get(name)
-            )
-        if moved:
-            lines.append(f"{key[0]} {key[1]}, {key[2]}: {moved}")
-    return lines
+    return as_markdown(
+        rows, f"What every kernel takes of a GPU, by Triton {version}", REWRITE, "tests/kernels/test_triton_compile.py"
+    )
 
 
 def table_path(folder: Path, version: str | None = None) -> Path:
