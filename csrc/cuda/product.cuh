@@ -87,6 +87,19 @@ __device__ __forceinline__ void load_masked_a(unsigned (&a)[4], const Stage<Tile
     }
 }
 
+// Adds the products of this warp's pieces of A with two neighbouring pieces of B, those from j on.
+template <class T, class Tile>
+__device__ __forceinline__ void add_products(Sums<Tile>& sums, const unsigned (&a)[Tile::pieces_m][4], int j, const unsigned (&b)[4]) {
+#pragma unroll
+    for (int i = 0; i < Tile::pieces_m; ++i) {
+#pragma unroll
+        for (int pair = 0; pair < 2; ++pair) {
+            float(&d)[4] = *reinterpret_cast<float(*)[4]>(&sums.values[i][4 * (j + pair)]);
+            multiply_16816<T>(d, a[i], *reinterpret_cast<const unsigned(*)[2]>(&b[2 * pair]));
+        }
+    }
+}
+
 // Adds one k tile. b_transposed: B's tile has rows of k.
 template <class T, class Tile, Operand operand, bool b_transposed>
 __device__ __forceinline__ void multiply(Sums<Tile>& sums, const Stage<Tile, operand>& stage) {
@@ -116,39 +129,46 @@ __device__ __forceinline__ void multiply(Sums<Tile>& sums, const Stage<Tile, ope
                 unsigned b[4];
                 if constexpr (b_transposed) load_b_transposed<k_tile>(b, stage.b, Tile::first_n() + 8 * j, k);
                 else load_b<Tile::n>(b, stage.b, Tile::first_n() + 8 * j, k);
-#pragma unroll
-                for (int i = 0; i < Tile::pieces_m; ++i) {
-#pragma unroll
-                    for (int pair = 0; pair < 2; ++pair) {
-                        float(&d)[4] = *reinterpret_cast<float(*)[4]>(&sums.values[i][4 * (j + pair)]);
-                        multiply_16816<T>(d, a[i], *reinterpret_cast<const unsigned(*)[2]>(&b[2 * pair]));
-                    }
-                }
+                add_products<T>(sums, a, j, b);
             }
         }
     }
 }
 
-// Runs `load(stage, k tile)` ahead of the sums by the depth of the ring. All threads leave past a barrier after the last
-// use of the ring, which is free again then.
+// A ring of tiles: `load(place, tile)` runs ahead of a tile's use by the depth of the ring. First the tiles that fill it.
+template <int stages, class Load>
+__device__ __forceinline__ void start_ring(std::int64_t tiles, Load load) {
+#pragma unroll
+    for (int tile = 0; tile < stages - 1; ++tile) {
+        if (tile < tiles) load(tile, tile);
+        commit_copies();
+    }
+}
+
+// Then every tile by turns: waits for it, brings in the one that takes the place of the tile before, and says its place.
+template <int stages, bool for_warpgroups, class Load>
+__device__ __forceinline__ int turn_ring(std::int64_t tile, std::int64_t tiles, Load load) {
+    wait_for_copies<stages - 2>();
+#if defined(TSS_EMULATED) || defined(TSS_HAS_WARPGROUPS)
+    if constexpr (for_warpgroups) fence_shared_for_warpgroup();
+#endif
+    __syncthreads();  // the tile is there for all, and all are done with the one before
+    const std::int64_t next = tile + stages - 1;
+    if (next < tiles) load(static_cast<int>(next % stages), next);
+    commit_copies();
+    return static_cast<int>(tile % stages);
+}
+
+// Sums over the k tiles that `load(stage, k tile)` brings in. All threads leave past a barrier after the last use of the
+// ring, which is free again then.
 template <class T, class Tile, Operand operand, bool b_transposed, class Load>
 __device__ __forceinline__ void accumulate(Sums<Tile>& sums, char* memory, std::int64_t k_tiles, Load load) {
     using S = Stage<Tile, operand>;
-#pragma unroll
-    for (int tile = 0; tile < Tile::stages - 1; ++tile) {
-        if (tile < k_tiles) load(S(memory, tile), tile);
-        commit_copies();
-    }
+    const auto bring = [&](int place, std::int64_t tile) { load(S(memory, place), tile); };
+    start_ring<Tile::stages>(k_tiles, bring);
     for (std::int64_t tile = 0; tile < k_tiles; ++tile) {
-        wait_for_copies<Tile::stages - 2>();
-#if defined(TSS_EMULATED) || defined(TSS_HAS_WARPGROUPS)
-        if constexpr (Tile::warpgroups) fence_shared_for_warpgroup();
-#endif
-        __syncthreads();  // the tile is there for all, and all are done with the one before
-        const std::int64_t next = tile + Tile::stages - 1;
-        if (next < k_tiles) load(S(memory, static_cast<int>(next % Tile::stages)), next);
-        commit_copies();
-        multiply<T, Tile, operand, b_transposed>(sums, S(memory, static_cast<int>(tile % Tile::stages)));
+        const int place = turn_ring<Tile::stages, Tile::warpgroups>(tile, k_tiles, bring);
+        multiply<T, Tile, operand, b_transposed>(sums, S(memory, place));
     }
     wait_for_copies<0>();
     __syncthreads();

@@ -1,0 +1,57 @@
+"""The tiles of the CUDA C++ adapter and what runs as two products instead. Nothing here was measured: tiles were chosen
+
+by registers and shared memory as compiled, the crossover is the one of a single product.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from tss_kernels.configs.cuda import BLOCKS
+
+
+class AdapterTile(NamedTuple):
+    """A tile by its number in csrc/cuda/operations.h: hidden units and rows of a block."""
+
+    name: str
+    number: int
+    hidden: int
+    rows: int
+
+
+# In falling order of rows. A block takes at most 92 KB of shared memory and 128 registers for each of 256 threads: two
+# run on a multiprocessor of Hopper, one of the largest tiles on smaller chips.
+NARROW = (
+    AdapterTile("narrow_128", 0, 64, 128),
+    AdapterTile("narrow_64", 1, 64, 64),
+    AdapterTile("narrow_32", 2, 64, 32),
+)
+WIDE = (AdapterTile("wide_64", 3, 128, 64), AdapterTile("wide_32", 4, 128, 32))
+TILES = (*NARROW, *WIDE)
+# Up to how many rows one kernel loads single elements: few rows save the launches.
+UNALIGNED_ROWS = 256
+
+
+def tile_for(
+    x_dtype: torch.dtype, dtype: torch.dtype, rows: int, features: int, bottleneck: int, aligned: bool
+) -> tuple[AdapterTile | None, str]:
+    """The tile of both passes and why; no tile where two products run one after the other.
+
+    x_dtype: of x or dy, at least as wide as the weights' dtype; aligned: rows of x and of the down weight start on
+    boundaries of 16 bytes.
+    """
+    if dtype == torch.float32:
+        return None, "float32 is not multiplied by tensor cores: two products around the activation"
+    if x_dtype not in (dtype, torch.float32):
+        return None, f"x in {x_dtype} is narrowed for two products in {dtype}"
+    if bottleneck > WIDE[0].hidden:
+        return None, f"{bottleneck} hidden units are more than the {WIDE[0].hidden} that one block holds"
+    if 0 in (rows, features, bottleneck):
+        return None, "an empty dimension leaves nothing to fuse"
+    if not aligned and rows > UNALIGNED_ROWS:
+        return None, f"predicted: loads of single elements in one kernel pay up to {UNALIGNED_ROWS} rows"
+    tiles = NARROW if bottleneck <= NARROW[0].hidden else WIDE
+    tile = next((tile for tile in tiles if -(-rows // tile.rows) >= BLOCKS), tiles[-1])
+    return tile, "x is read once from memory and y written once"

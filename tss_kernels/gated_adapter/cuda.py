@@ -1,0 +1,121 @@
+"""The gated adapter in CUDA C++ (csrc/cuda/gated_adapter.cuh): forward pass and input gradient in one kernel each.
+
+What runs is a function of dtypes, shape and alignment alone; where one kernel does not pay, two products run one after
+the other. Every sum has a fixed order, so equal inputs give equal bits.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tss_kernels.configs.cuda_adapter import AdapterTile, tile_for
+from tss_kernels.cuda import DTYPES, address, kernels, target
+from tss_kernels.gated_adapter import reference
+from tss_kernels.gated_linear import cuda as products
+
+ACTIVATIONS = {"relu": 0, "gelu": 1, "silu": 2, "tanh": 3}
+
+
+def _is_aligned(x: torch.Tensor, down_weight: torch.Tensor) -> bool:
+    """Whether rows of both start on boundaries of 16 bytes and x's columns are contiguous."""
+    return (
+        x.stride(1) == 1
+        and x.stride(0) * x.element_size() % 16 == 0
+        and x.data_ptr() % 16 == 0
+        and down_weight.shape[1] % products.CHUNK == 0
+        and down_weight.data_ptr() % 16 == 0
+    )
+
+
+def _tile(x: torch.Tensor, down_weight: torch.Tensor) -> AdapterTile | None:
+    """The tile for x or dy (rows, d) and the down weight (bottleneck, d)."""
+    (rows, features), bottleneck = x.shape, down_weight.shape[0]
+    return tile_for(x.dtype, down_weight.dtype, rows, features, bottleneck, _is_aligned(x, down_weight))[0]
+
+
+def _launch(
+    x: torch.Tensor,
+    down_weight: torch.Tensor,
+    down_packed: torch.Tensor,
+    down_bias: torch.Tensor | None,
+    up_weight: torch.Tensor,
+    up_packed: torch.Tensor,
+    up_bias: torch.Tensor | None,
+    result: torch.Tensor | None,
+    hidden: torch.Tensor,
+    d_hidden: torch.Tensor | None,
+    activation: str,
+    tile: AdapterTile,
+) -> None:
+    # Their contiguous forms must live until the launch.
+    down_weight, down_packed = down_weight.contiguous(), down_packed.contiguous()
+    up_weight, up_packed = up_weight.contiguous(), up_packed.contiguous()
+    down_bias, up_bias = (None if bias is None else bias.contiguous() for bias in (down_bias, up_bias))
+    kernels(x.device).gated_adapter(
+        x.data_ptr(), x.shape[0], *x.stride(), x.dtype != down_weight.dtype,
+        down_weight.data_ptr(), down_packed.data_ptr(), address(down_bias),
+        up_weight.data_ptr(), up_packed.data_ptr(), address(up_bias),
+        x.shape[1], down_weight.shape[0], address(result), hidden.data_ptr(), address(d_hidden),
+        ACTIVATIONS[activation], tile.number, DTYPES[down_weight.dtype], *target(x.device),
+    )  # fmt: skip
+
+
+def forward(
+    x: torch.Tensor,
+    down_weight: torch.Tensor,
+    down_packed: torch.Tensor,
+    up_weight: torch.Tensor,
+    up_packed: torch.Tensor,
+    down_bias: torch.Tensor | None,
+    up_bias: torch.Tensor | None,
+    activation: str,
+    tile: AdapterTile | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y and hidden as `reference.forward` returns them; x (rows, d) with any strides; tile: None takes the table's."""
+    tile = _tile(x, down_weight) if tile is None else tile
+    if tile is None:
+        return reference.forward(
+            x, down_weight, down_packed, up_weight, up_packed, down_bias, up_bias, activation, products.packed_linear
+        )
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    hidden = torch.empty((x.shape[0], down_weight.shape[0]), dtype=down_weight.dtype, device=x.device)
+    _launch(
+        x, down_weight, down_packed, down_bias, up_weight, up_packed, up_bias, y, hidden, None, activation, tile
+    )  # fmt: skip
+    return y, hidden
+
+
+def input_grad(
+    dy: torch.Tensor,
+    hidden: torch.Tensor,
+    down_weight: torch.Tensor,
+    down_packed: torch.Tensor,
+    up_weight: torch.Tensor,
+    up_packed: torch.Tensor,
+    activation: str,
+    for_x: bool,
+    tile: AdapterTile | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dx and d_hidden as `reference.input_grad` returns them; dy (rows, d) with any strides; tile as `forward`'s."""
+    tile = _tile(dy, down_weight) if tile is None else tile
+    if tile is None:
+        return reference.input_grad(
+            dy, hidden, down_weight, down_packed, up_weight, up_packed, activation, for_x, products.input_grad
+        )
+    hidden = hidden.contiguous()
+    dx = torch.empty((dy.shape[0] if for_x else 0, dy.shape[1]), dtype=dy.dtype, device=dy.device)
+    d_hidden = torch.empty_like(hidden)
+    _launch(
+        dy, down_weight, down_packed, None, up_weight, up_packed, None, dx if for_x else None, hidden, d_hidden,
+        activation, tile,
+    )  # fmt: skip
+    return dx, d_hidden
+
+
+def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    """How the adapter of shape (rows, d, bottleneck) runs without autocast, and why."""
+    del op, device
+    rows, features, bottleneck = shape
+    tile, why = tile_for(dtype, dtype, rows, features, bottleneck, features % products.CHUNK == 0)
+    how = "two packed_linear around the activation" if tile is None else f"{tile.name} blocks of {tile.rows} rows"
+    return f"{how}; {why}"
