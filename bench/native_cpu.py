@@ -151,20 +151,21 @@ def importances() -> Iterator[Line]:
 
 
 def measured(calls: dict[str, Call]) -> dict[str, float]:
-    """Microseconds of a call: the median of repeats that take turns."""
+    """Microseconds of a call: the median of repeats that take turns. One thread's are processor time, several's wall."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     loops = {}
     for name, call in calls.items():
         call()
-        start = time.perf_counter()
+        start = clock()
         call()
-        loops[name] = max(1, int(SECONDS / (time.perf_counter() - start)))
+        loops[name] = max(1, int(SECONDS / (clock() - start)))
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(REPEATS):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             for _ in range(loops[name]):
                 call()
-            times[name].append((time.perf_counter() - start) / loops[name] * 1e6)
+            times[name].append((clock() - start) / loops[name] * 1e6)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -198,7 +199,9 @@ def main() -> None:
                     for name, value in found.items()
                     if name != "native"
                 )
-                print(f"{threads} thr  {line.group:20} {line.what:38} native {found['native']:9.1f}  {rivals}", flush=True)
+                print(
+                    f"{threads} thr  {line.group:20} {line.what:38} native {found['native']:9.1f}  {rivals}", flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -29,9 +29,7 @@ struct Float32Scores {
     explicit Float32Scores(double threshold) : bound(static_cast<float>(threshold)) {}
     bool on(float score) const { return score >= bound; }
     uint8_t pack8(const float* from) const {
-#if defined(__AVX512VL__) && defined(__AVX512DQ__)
-        return static_cast<uint8_t>(_mm256_cmp_ps_mask(_mm256_loadu_ps(from), _mm256_set1_ps(bound), _CMP_GE_OQ));
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
         const __m256 gate = _mm256_cmp_ps(_mm256_loadu_ps(from), _mm256_set1_ps(bound), _CMP_GE_OQ);
         return static_cast<uint8_t>(_mm256_movemask_ps(gate));
 #else

@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from tss_kernels.dispatch import select
 
 # Backends that read gates as bits; the others compare scores in less time than they would unpack bits.
-READ_BITS = ("triton", "cuda")
+READ_BITS = ("native", "triton", "cuda")
 
 
 class _Kept(NamedTuple):
