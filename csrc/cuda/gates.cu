@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(gate_threads)
             four.y = select<sizeof(Word)>(four.y, bits, position + next);
             four.z = select<sizeof(Word)>(four.z, bits, position + 2 * next);
             four.w = select<sizeof(Word)>(four.w, bits, position + 3 * next);
-            reinterpret_cast<uint4*>(masked + at.first)[part] = four;
+            store_16(reinterpret_cast<uint4*>(masked + at.first) + part, four);
         }
     } else {
         for (int i = 0; i < at.valid; ++i) masked[at.first + i] = bits >> i & 1 ? weight[at.first + i] : Word(0);

@@ -34,6 +34,12 @@ __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
+// One store of 16 bytes; left to itself the compiler may make four of it.
+__device__ __forceinline__ void store_16(void* global, uint4 value) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+                 : "memory");
+}
+
 // Four 8 x 8 matrices of 16-bit elements; lane 8 m + r gives the address of row r of matrix m.
 template <bool transposed>
 __device__ __forceinline__ void load_matrices(unsigned (&registers)[4], const void* row) {

@@ -16,6 +16,8 @@ inline void commit_copies() { emulator::commit_copies(); }
 template <int pending>
 void wait_for_copies() { emulator::wait_for_copies(pending); }
 
+inline void store_16(void* global, uint4 value) { *static_cast<uint4*>(global) = value; }
+
 // Four 8 x 8 matrices of 16-bit elements; lane 8 m + r gives the address of row r of matrix m.
 template <bool transposed>
 void load_matrices(unsigned (&registers)[4], const void* row) {
