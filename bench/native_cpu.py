@@ -151,7 +151,7 @@ def importances() -> Iterator[Line]:
 
 
 def measured(calls: dict[str, Call]) -> dict[str, float]:
-    """Microseconds of a call: the median of repeats that take turns. One thread's are processor time, several's wall."""
+    """Microseconds of a call: the median of repeats that take turns; of one thread in processor time."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     loops = {}
     for name, call in calls.items():

@@ -30,9 +30,9 @@ def pack_gates_pair(first: torch.Tensor, second: torch.Tensor, threshold: float)
 
 def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
     """uint8 (out, ceil(in / 8)) with any strides to bool (out, in); the padding is cut off."""
-    packed = packed.contiguous()
-    gate = torch.empty((packed.shape[0], in_features), dtype=torch.bool, device="cpu")
-    kernels.unpack(packed.data_ptr(), gate.data_ptr(), *gate.shape, torch.get_num_threads())
+    packed, rows = packed.contiguous(), packed.shape[0]
+    gate = torch.empty((rows, in_features), dtype=torch.bool, device="cpu")
+    kernels.unpack(packed.data_ptr(), gate.data_ptr(), rows, in_features, torch.get_num_threads())
     return gate
 
 
