@@ -7,24 +7,27 @@ TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint resources gpu clean
+.PHONY: help setup demo test lint native sanitize resources gpu clean
 
 help:
 	@echo "make demo   set up, then learn six generated tasks with TSS and without, and write a report (minutes)"
 	@echo "make test   set up, then run the test suite"
 	@echo "make lint   set up, then ruff and pyright"
+	@echo "make native compile csrc again, after a change there; only what changed"
+	@echo "make sanitize  the tests of csrc with address and undefined-behaviour sanitizers"
 	@echo "make resources  compile every kernel without a GPU; writes what it takes to tests/kernels/resources"
 	@echo "make gpu    on a machine with an NVIDIA GPU: tests, memory checks, measurements (scripts/gpu.sh; sets nothing up)"
 	@echo "make clean  remove the environment and demo runs"
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py
+$(STAMP): pyproject.toml setup.py $(wildcard csrc/*/*.py csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, $(PYTHON) is older: run make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@$(BIN)/python -m csrc.build said
 	touch $(STAMP)
 
 demo: setup
@@ -41,8 +44,15 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+native: setup
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+sanitize: setup
+	scripts/sanitize.sh $(BIN)/python
+
 resources: setup
 	$(BIN)/python -m tss_kernels.testing.resources --write tests/kernels/resources
+	$(BIN)/python -m tss_kernels.testing.cuda_resources --write tests/kernels/resources
 
 gpu:
 	scripts/gpu.sh

@@ -7,8 +7,8 @@ from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from csrc.build.command import commands, extensions  # noqa: E402
-from csrc.build.install import Plan  # noqa: E402
+from csrc.build.command import commands, extensions
+from csrc.build.install import Plan
 
 plan = Plan()
 setup(ext_modules=extensions(plan), cmdclass=commands(plan))

@@ -6,41 +6,36 @@ import argparse
 import sys
 from pathlib import Path
 
-from csrc.build import ninja_file, plan, settings
-from csrc.build.install import Plan
-from csrc.build.toolchain import Missing, find_cxx, jobs
+from csrc.build import record, settings
+from csrc.build.ninja_file import BuildFailed
+from csrc.build.variants import ROOT, VARIANTS, built
 
-VARIANTS = ("native", "cuda", "emulated", "native-checked", "emulated-checked")
+SAID = "said"  # what the installation built, in one line
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m csrc.build", description=__doc__, epilog=settings.table())
-    parser.add_argument("variant", choices=VARIANTS, help="-checked: with address and undefined-behaviour sanitizers")
-    parser.add_argument("--out", type=Path, default=plan.ROOT / "build", help="folder for objects and modules")
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m csrc.build", description=__doc__, epilog=settings.table(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument(
+        "variant",
+        choices=[*VARIANTS, SAID],
+        help=f"-checked: with address and undefined-behaviour sanitizers; {SAID}: what the installation built",
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "build", help="folder for objects and modules")
     parser.add_argument("--verbose", action="store_true", help="print every command")
     arguments = parser.parse_args()
+    if arguments.variant == SAID:
+        print(record.line(record.read(ROOT / "tss_kernels")))
+        return 0
     try:
         print(built(arguments.variant, arguments.out, arguments.verbose))
-    except (ninja_file.BuildFailed, settings.SettingError) as error:
+    except (BuildFailed, settings.SettingError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
-
-
-def built(variant: str, out: Path, verbose: bool = False) -> Path:
-    """Builds one variant and returns its file. Raises BuildFailed, SettingError."""
-    asked = settings.read()
-    if variant == "cuda":
-        whole = Plan(asked._replace(parts="cuda"))
-        module = next(step.module for step in whole.steps if step.name == "_cuda")
-        assert module is not None
-        return ninja_file.build(module(), whole.compilers, out / variant, jobs(asked, plan.GIB_OF_NVCC), verbose)
-    cxx = find_cxx(asked)
-    if isinstance(cxx, Missing):
-        raise ninja_file.BuildFailed(f"{cxx.reason}. Remedy: {cxx.remedy}.")
-    name, _, checked = variant.partition("-")
-    module = {"native": plan.native, "emulated": plan.emulated}[name](bool(checked))
-    return ninja_file.build(module, {"cxx": cxx.path}, out / variant, jobs(asked, module.gib_each), verbose)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,16 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from csrc.build.plan import Module
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 class BuildFailed(RuntimeError):
@@ -60,6 +67,20 @@ def _ninja() -> str:
 def build(module: Module, compilers: dict[str, str], folder: Path, jobs: int, verbose: bool = False) -> Path:
     """Brings the module in the folder up to date and returns its file. Raises BuildFailed."""
     folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder):
+        return _build(module, compilers, folder, jobs, verbose)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keeps a second build of the same folder waiting: parallel test processes ask for the same modules."""
+    with (folder / "lock").open("w") as lock:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(module: Module, compilers: dict[str, str], folder: Path, jobs: int, verbose: bool) -> Path:
     file = folder / f"{module.name}.ninja"
     content = text(module, compilers, folder)
     if not file.exists() or file.read_text() != content:

@@ -19,8 +19,22 @@ class Part(TypedDict):
 
 def line(parts: dict[str, Part]) -> str:
     """The record in one line."""
-    said = [f"{name} {'built' if part['built'] else 'not built'} ({part['how']})" for name, part in parts.items()]
-    return f"tss_kernels: {'; '.join(said)}"
+    if not parts:
+        return "tss_kernels: nothing is known of its build; install it again"
+    return f"tss_kernels: {'; '.join(_said(name, part) for name, part in parts.items())}"
+
+
+def _said(name: str, part: Part) -> str:
+    remedy = f": {part['remedy']}" if part["remedy"] and not part["built"] else ""
+    return f"{name} {'built' if part['built'] else 'not built'} ({part['how']}{remedy})"
+
+
+def read(folder: Path) -> dict[str, Part]:
+    """The record in the package's folder; empty where there is none."""
+    try:
+        return json.loads((folder / NAME).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def write(folder: Path, parts: dict[str, Part]) -> None:

@@ -1,13 +1,33 @@
-"""The backends and devices that the kernels' tests run on."""
+"""The backends and devices that the kernels' tests run on; CUDA kernels are compiled for the CPU where no GPU is."""
 
 from __future__ import annotations
+
+import importlib.util
+import os
+import sys
 
 import pytest
 import torch
 
-from tss_kernels.backends import BACKENDS, why_not
+from csrc.build.toolchain import Missing, find_cxx
+from csrc.build.variants import ROOT, built, read
+from tss_kernels.backends import BACKENDS, EMULATED, why_not
 
+# A file with the native kernels compiled with sanitizers, in place of those that are installed (`make sanitize`).
+CHECKED = "TSS_CHECKED_NATIVE"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pytest_sessionstart() -> None:
+    """Has the CUDA kernels compiled for the CPU, once; without a compiler their tests skip and say so."""
+    if CHECKED in os.environ:
+        spec = importlib.util.spec_from_file_location("tss_kernels._native", os.environ[CHECKED])
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[spec.name])
+    if not torch.cuda.is_available() and EMULATED not in os.environ and not isinstance(find_cxx(read()), Missing):
+        os.environ[EMULATED] = str(built("emulated", ROOT / "build"))
 
 
 @pytest.fixture

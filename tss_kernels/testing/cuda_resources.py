@@ -104,9 +104,7 @@ def read(module: Path) -> list[Kernel]:
     for architecture, name, body in _parts(_dump(tool, "-res-usage", module), r"^ Function "):
         fields = dict(re.findall(r"(REG|STACK):(\d+)", body))
         kernels.append(
-            Kernel(
-                architecture, *_short(name), int(fields["REG"]), int(fields["STACK"]), counts[architecture, name]
-            )
+            Kernel(architecture, *_short(name), int(fields["REG"]), int(fields["STACK"]), counts[architecture, name])
         )
     return sorted(kernels, key=lambda kernel: kernel[:3])
 

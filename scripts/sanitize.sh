@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The tests of the native kernels, and of the CUDA kernels compiled for the CPU, under address and undefined-behaviour
+# sanitizers: every access of every kernel is checked, PyTorch's own memory included. Usage: scripts/sanitize.sh PYTHON
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=$1
+TSS_CHECKED_NATIVE=$("$python" -m csrc.build native-checked)
+TSS_KERNELS_EMULATED_CUDA=$("$python" -m csrc.build emulated-checked)
+export TSS_CHECKED_NATIVE TSS_KERNELS_EMULATED_CUDA
+# Python itself leaks on purpose; the sanitizer must be there before it.
+export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 UBSAN_OPTIONS=print_stacktrace=1
+LD_PRELOAD=$("${CXX:-g++}" -print-file-name=libasan.so) "$python" -m pytest -p no:cacheprovider \
+  tests/kernels -k "native or cuda" --deselect tests/kernels/test_cuda_compile.py "${@:2}"
