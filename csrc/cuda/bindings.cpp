@@ -62,7 +62,9 @@ void bind_gated_linear(py::module_& module) {
 
 std::vector<SharedBytes> shared_bytes() {
     std::vector<SharedBytes> all;
-    for (const auto& some : {product_shared_bytes(), scores_grad_shared_bytes()}) all.insert(all.end(), some.begin(), some.end());
+    for (const auto& some : {product_shared_bytes(), scores_grad_shared_bytes(), adapter_shared_bytes()}) {
+        all.insert(all.end(), some.begin(), some.end());
+    }
     return all;
 }
 

@@ -1,78 +1,19 @@
-// Launches of the adapter's kernels: one of a few tiles, which Python chooses by shape.
-#include "cuda/gated_adapter.cuh"
-
-#include "cuda/operations.h"
+// The adapter's kernels for bfloat16 weights, and the choice between the two types.
+#include "cuda/gated_adapter_launch.cuh"
 
 namespace tss {
-namespace {
 
-// A warp holds at most 32 sums a lane, so that two blocks of the larger tiles run on a multiprocessor.
-using Narrow128 = AdapterTile<64, 128, 2, 4, 2, 4, 3>;
-using Narrow64 = AdapterTile<64, 64, 2, 4, 2, 4, 4>;
-using Narrow32 = AdapterTile<64, 32, 4, 2, 4, 2, 4>;
-using Wide64 = AdapterTile<128, 64, 4, 2, 2, 4, 3>;
-using Wide32 = AdapterTile<128, 32, 4, 2, 4, 2, 3>;
-
-bool starts_evenly(const void* address, std::size_t bytes = 16) { return reinterpret_cast<std::uintptr_t>(address) % bytes == 0; }
-
-template <class T>
-bool rows_start_evenly(const View<T>& view) {
-    constexpr std::int64_t elements = 16 / sizeof(T);
-    return view.column_stride == 1 && view.row_stride % elements == 0 && starts_evenly(view.data);
+std::vector<SharedBytes> adapter_shared_bytes() {
+    return {{"gated_adapter narrow_128", Narrow128::shared_bytes()},
+            {"gated_adapter narrow_64", Narrow64::shared_bytes()},
+            {"gated_adapter narrow_32", Narrow32::shared_bytes()},
+            {"gated_adapter wide_64", Wide64::shared_bytes()},
+            {"gated_adapter wide_32", Wide32::shared_bytes()}};
 }
-
-template <class T>
-View<T> contiguous(const void* data, std::int64_t rows, std::int64_t columns) {
-    return {static_cast<const T*>(data), rows, columns, columns, 1};
-}
-
-GateBits bits(const std::uint8_t* packed, std::int64_t rows, std::int64_t columns) {
-    const std::int64_t row_bytes = divide_up(columns, gates_of_byte);
-    return {packed, rows, row_bytes, row_bytes % 4 == 0 && starts_evenly(packed, 4)};
-}
-
-template <class T, class X, class Tile>
-void run(const AdapterOperands<T, X>& operands, Target target) {
-    const std::int64_t blocks = divide_up(operands.x.rows, Tile::rows);
-    const auto kernel = operands.d_hidden != nullptr ? gated_adapter_kernel<T, X, Tile, true> : gated_adapter_kernel<T, X, Tile, false>;
-    launch(kernel, blocks, Tile::threads, Tile::shared_bytes(), target, operands);
-}
-
-template <class T, class X>
-void adapter(const AdapterArguments& arguments, Target target) {
-    const std::int64_t features = arguments.features, bottleneck = arguments.bottleneck;
-    const View<X> x{static_cast<const X*>(arguments.x), arguments.rows, features, arguments.row_stride, arguments.column_stride};
-    const View<T> down = contiguous<T>(arguments.down_weight, bottleneck, features);
-    const View<T> up = contiguous<T>(arguments.up_weight, features, bottleneck);
-    const View<X> result = contiguous<X>(arguments.result, arguments.rows, features);
-    const View<T> hidden = contiguous<T>(arguments.hidden, arguments.rows, bottleneck);
-    const AdapterOperands<T, X> operands{
-        x, down, up, bits(arguments.down_packed, bottleneck, features), bits(arguments.up_packed, features, bottleneck),
-        static_cast<const T*>(arguments.down_bias), static_cast<const T*>(arguments.up_bias), static_cast<X*>(arguments.result),
-        static_cast<T*>(arguments.hidden), static_cast<T*>(arguments.d_hidden), arguments.activation, rows_start_evenly(x),
-        rows_start_evenly(down), rows_start_evenly(up), rows_start_evenly(result),
-        rows_start_evenly(hidden) && starts_evenly(arguments.d_hidden),
-    };
-    switch (arguments.tile) {
-        case AdapterTiling::narrow_128: return run<T, X, Narrow128>(operands, target);
-        case AdapterTiling::narrow_64: return run<T, X, Narrow64>(operands, target);
-        case AdapterTiling::narrow_32: return run<T, X, Narrow32>(operands, target);
-        case AdapterTiling::wide_64: return run<T, X, Wide64>(operands, target);
-        case AdapterTiling::wide_32: return run<T, X, Wide32>(operands, target);
-    }
-}
-
-template <class T>
-void adapter_of(const AdapterArguments& arguments, Target target) {
-    if (arguments.wider) adapter<T, float>(arguments, target);
-    else adapter<T, T>(arguments, target);
-}
-
-}  // namespace
 
 void gated_adapter(const AdapterArguments& arguments, Dtype dtype, Target target) {
-    if (dtype == Dtype::float16) return adapter_of<float16>(arguments, target);
-    adapter_of<bfloat16>(arguments, target);
+    if (dtype == Dtype::float16) return gated_adapter_float16(arguments, target);
+    gated_adapter_of<bfloat16>(arguments, target);
 }
 
 }  // namespace tss

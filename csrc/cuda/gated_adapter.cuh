@@ -1,139 +1,20 @@
-// The whole gated adapter for 16-bit weights, y = x + (U * g) a((D * g) x + b) + c, and its input gradient: one kernel each.
+// The whole gated adapter for 16-bit weights, y = x + (U * g) a((D * g) x + b) + c, and its input gradient: one kernel.
 //
-// A block takes some rows through both products, each computed transposed as in product.cuh. One ring of copies brings in
-// the tiles of the first product, 64 of k at a time, and goes on to those of the second, 64 features at a time, so that
-// nothing waits where one ends and the other starts. Between them the hidden units stay in shared memory.
+// A block takes some rows through both products, each computed transposed as in product.cuh. One ring of copies brings
+// in the tiles of the first product, 64 of k at a time, and goes on to those of the second, 64 features at a time, so
+// that nothing waits where one ends and the other starts. Between them the hidden units stay in shared memory.
 #pragma once
 
-#include "cuda/activations.cuh"
-#include "cuda/product.cuh"
+#include "cuda/adapter_tile.cuh"
 
 namespace tss {
-
-// How a block works: Hidden units and Rows of it, both products' warps, and the depth of the ring.
-template <int Hidden, int Rows, int FirstM, int FirstN, int SecondM, int SecondN, int Stages>
-struct AdapterTile {
-    static constexpr int hidden = Hidden, rows = Rows, stages = Stages;
-    static constexpr int hidden_words = Hidden / word_gates, hidden_steps = Hidden / k_step;
-    using First = ProductTile<Hidden, Rows, FirstM, FirstN, Stages>;
-    using Second = ProductTile<panel_columns, Rows, SecondM, SecondN, Stages>;
-    static constexpr int threads = First::threads;
-    static_assert(First::threads == Second::threads, "both products share the threads");
-    // Both products' tiles of weights and of gates have one size.
-    template <bool backward>
-    using Place = Stage<First, backward ? Operand::weight_transposed : Operand::weight>;
-    static constexpr int hidden_bytes = Hidden * Rows * 2;
-    static constexpr std::size_t shared_bytes() { return hidden_bytes + Place<false>::shared_bytes(); }
-    // Sums change hands in float32 in the place of the tile that was used last: so many rows at a time fit there.
-    static constexpr int pitch = Hidden + 4;
-    static constexpr int handed_rows = Rows == 128 ? 64 : 32;
-    static_assert(handed_rows * pitch * 4 <= Place<false>::bytes, "sums do not fit where a tile was");
-};
-
-// Operands of both passes. x is x or dy and may be float32; result is y or dx, or null where dx is not wanted. hidden
-// (rows, bottleneck) is written by the forward pass and read by the other, which writes d_hidden. Weights and results are
-// contiguous. *_aligned: rows start on boundaries of 16 bytes and columns are contiguous.
-template <class T, class X>
-struct AdapterOperands {
-    View<X> x;
-    View<T> down, up;
-    GateBits down_gates, up_gates;
-    const T *down_bias, *up_bias;
-    X* result;
-    T *hidden, *d_hidden;
-    Activation activation;
-    bool x_aligned, down_aligned, up_aligned, result_aligned, hidden_aligned;
-};
-
-// Eight neighbouring values of a row, of which `valid` are inside; 16 bytes at once where `aligned`.
-template <class T>
-__device__ __forceinline__ void load_chunk(T (&values)[chunk_elements], const T* from, std::int64_t stride, int valid, bool aligned) {
-    if (aligned && valid == chunk_elements) {
-#pragma unroll
-        for (int part = 0; part < int(sizeof(values) / 16); ++part) {
-            reinterpret_cast<uint4*>(values)[part] = reinterpret_cast<const uint4*>(from)[part];
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < chunk_elements; ++i) values[i] = i < valid ? from[i * stride] : from_float<T>(0.0f);
-    }
-}
-template <class T>
-__device__ __forceinline__ void store_chunk(T* to, const T (&values)[chunk_elements], int valid, bool aligned) {
-    if (aligned && valid == chunk_elements) {
-#pragma unroll
-        for (int part = 0; part < int(sizeof(values) / 16); ++part) {
-            reinterpret_cast<uint4*>(to)[part] = reinterpret_cast<const uint4*>(values)[part];
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < chunk_elements; ++i) {
-            if (i < valid) to[i] = values[i];
-        }
-    }
-}
-
-// Of eight elements from a place on, how many are inside; outside there may be a negative number of them.
-__device__ __forceinline__ int inside_chunk(std::int64_t left) {
-    return static_cast<int>(left < 0 ? 0 : left < chunk_elements ? left : chunk_elements);
-}
-
-// load_tile at once, through registers and rounded to T on the way where X is wider.
-template <class T, int rows, int columns, int threads, int unrolled, class X>
-__device__ __forceinline__ void load_through_registers(char* tile, const View<X>& view, bool aligned, std::int64_t first_row,
-                                                       std::int64_t first_column) {
-    constexpr int chunks_of_row = columns / chunk_elements;
-#pragma unroll unrolled
-    for (int chunk = threadIdx.x; chunk < rows * chunks_of_row; chunk += threads) {
-        const int row = chunk / chunks_of_row, column = chunk % chunks_of_row * chunk_elements;
-        const std::int64_t from_row = first_row + row, from_column = first_column + column;
-        const int valid = from_row < view.rows ? inside_chunk(view.columns - from_column) : 0;
-        alignas(16) X values[chunk_elements];
-        load_chunk(values, view.data + from_row * view.row_stride + from_column * view.column_stride, view.column_stride, valid, aligned);
-        alignas(16) T narrow[chunk_elements];
-#pragma unroll
-        for (int i = 0; i < chunk_elements; ++i) {
-            if constexpr (std::is_same_v<T, X>) narrow[i] = values[i];
-            else narrow[i] = from_float<T>(values[i]);
-        }
-        *reinterpret_cast<uint4*>(tile + tile_offset<rows>(row, column)) = *reinterpret_cast<const uint4*>(narrow);
-    }
-}
-
-// Loads of single elements are for odd sizes: small code before speed.
-template <class T, int rows, int columns, int threads, class X>
-__device__ __forceinline__ void load_any(char* tile, const View<X>& view, bool aligned, std::int64_t first_row, std::int64_t first_column) {
-    if constexpr (!std::is_same_v<T, X>) {
-        load_through_registers<T, rows, columns, threads, 4>(tile, view, aligned, first_row, first_column);
-    } else if (aligned) {
-        load_tile<rows, columns, threads, true>(tile, view, first_row, first_column);
-    } else {
-        load_through_registers<T, rows, columns, threads, 1>(tile, view, false, first_row, first_column);
-    }
-}
-
-// Tile `tile` of both products' one ring. The residual comes with the second product's weight unless it is wider.
-template <class Tile, bool backward, class T, class X>
-__device__ __forceinline__ void load_place(const typename Tile::template Place<backward>& place, const AdapterOperands<T, X>& operands,
-                                           std::int64_t first_row, std::int64_t column, bool first) {
-    constexpr int threads = Tile::threads, panel_words = panel_columns / word_gates;
-    if (first != backward) {
-        load_any<T, Tile::hidden, panel_columns, threads>(place.a, operands.down, operands.down_aligned, 0, column);
-        load_gates<Tile::hidden, panel_words, threads>(place.gates, operands.down_gates, 0, column);
-    } else {
-        load_any<T, panel_columns, Tile::hidden, threads>(place.a, operands.up, operands.up_aligned, column, 0);
-        load_gates<panel_columns, Tile::hidden_words, threads>(place.gates, operands.up_gates, column, 0);
-    }
-    if (first || std::is_same_v<T, X>) {
-        load_any<T, Tile::rows, panel_columns, threads>(place.b, operands.x, operands.x_aligned, first_row, column);
-    }
-}
 
 // Eight hidden units of a row from the first product's sums: `values` is what the second product multiplies, and memory
 // gets what the backward pass needs. Units that only fill the tile are 0: their sums are NaN where x is not finite.
 template <bool backward, class T, class X>
-__device__ __forceinline__ void finish_units(T (&values)[chunk_elements], const float* sums, const AdapterOperands<T, X>& operands,
-                                             std::int64_t row, std::int64_t unit) {
+__device__ __forceinline__ void finish_units(T (&values)[chunk_elements], const float* sums,
+                                             const AdapterOperands<T, X>& operands, std::int64_t row,
+                                             std::int64_t unit) {
     const std::int64_t bottleneck = operands.down.rows, at = row * bottleneck + unit, left = bottleneck - unit;
     const int inside = inside_chunk(left);
     const int valid = row < operands.x.rows ? inside : 0;
@@ -157,8 +38,8 @@ __device__ __forceinline__ void finish_units(T (&values)[chunk_elements], const 
     else store_chunk(operands.hidden + at, kept, valid, operands.hidden_aligned);
 }
 
-// Turns the first product's sums into the second's operand, `hidden` (rows x units in panels), through `handed`, which all
-// are done with. All threads leave past a barrier after it.
+// Turns the first product's sums into the second's operand, `hidden` (rows x units in panels), through `handed`, which
+// all are done with. All threads leave past a barrier after it.
 template <class Tile, bool backward, class T, class X>
 __device__ __forceinline__ void finish_hidden(const Sums<typename Tile::First>& sums, char* hidden, char* handed,
                                               const AdapterOperands<T, X>& operands, std::int64_t first_row) {
@@ -177,7 +58,8 @@ __device__ __forceinline__ void finish_hidden(const Sums<typename Tile::First>& 
             reinterpret_cast<float4*>(eight)[1] = given[1];
             alignas(16) T values[chunk_elements];
             finish_units<backward>(values, eight, operands, first_row + from + row, unit);
-            *reinterpret_cast<uint4*>(hidden + tile_offset<Tile::rows>(from + row, unit)) = *reinterpret_cast<const uint4*>(values);
+            char* at = hidden + tile_offset<Tile::rows>(from + row, unit);
+            *reinterpret_cast<uint4*>(at) = *reinterpret_cast<const uint4*>(values);
         }
         __syncthreads();
     }
@@ -200,8 +82,8 @@ struct HiddenPieces {
 };
 
 // The second product of 64 features.
-template <class T, class Tile, bool backward>
-__device__ __forceinline__ void multiply_second(Sums<typename Tile::Second>& sums, const typename Tile::template Place<backward>& place,
+template <class T, class Tile, bool backward, class Place>
+__device__ __forceinline__ void multiply_second(Sums<typename Tile::Second>& sums, const Place& place,
                                                 const HiddenPieces<Tile>& hidden) {
     using Second = typename Tile::Second;
 #pragma unroll
@@ -224,10 +106,11 @@ __device__ __forceinline__ void multiply_second(Sums<typename Tile::Second>& sum
     }
 }
 
-// Writes sums, transposed back and rounded, over the tile of the residual, which is added first where it is there: a warp
-// reads and writes its own elements alone.
+// Writes sums, transposed back and rounded, over the tile of the residual, which is added first where it is there: a
+// warp reads and writes its own elements alone.
 template <class T, int tile_rows, bool residual, class Second>
-__device__ __forceinline__ void stage_result(const Sums<Second>& sums, char* tile, const float (&bias)[Second::pieces_m][2]) {
+__device__ __forceinline__ void stage_result(const Sums<Second>& sums, char* tile,
+                                             const float (&bias)[Second::pieces_m][2]) {
     const int lane = threadIdx.x % warp_size;
 #pragma unroll
     for (int i = 0; i < Second::pieces_m; ++i) {
@@ -243,9 +126,11 @@ __device__ __forceinline__ void stage_result(const Sums<Second>& sums, char* til
             for (int e = 0; e < 8; ++e) {
                 const int below = e % 4 / 2, right = e / 4;
                 float sum = sums.values[i][4 * j + e] + bias[i][below];
-                if constexpr (residual) sum += to_float(reinterpret_cast<const T*>(given)[2 * (2 * right + below) + e % 2]);
+                const T* pair = reinterpret_cast<const T*>(&given[2 * right + below]);
+                if constexpr (residual) sum += to_float(pair[e % 2]);
                 const int row = n + 8 * right + 2 * (lane % 4) + e % 2, column = m + 8 * below + lane / 4;
-                *reinterpret_cast<T*>(tile + tile_offset<tile_rows>(row, column) + column % chunk_elements * 2) = from_float<T>(sum);
+                T* eight = reinterpret_cast<T*>(tile + tile_offset<tile_rows>(row, column));
+                eight[column % chunk_elements] = from_float<T>(sum);
             }
         }
     }
@@ -253,8 +138,8 @@ __device__ __forceinline__ void stage_result(const Sums<Second>& sums, char* til
 
 // Copies a staged tile to the result, or adds it to the residual there where that is wider.
 template <class T, class X, class Tile>
-__device__ __forceinline__ void store_result(const char* tile, const AdapterOperands<T, X>& operands, std::int64_t first_row,
-                                             std::int64_t first_column) {
+__device__ __forceinline__ void store_result(const char* tile, const AdapterOperands<T, X>& operands,
+                                             std::int64_t first_row, std::int64_t first_column) {
     constexpr int chunks_of_row = panel_columns / chunk_elements;
     for (int chunk = threadIdx.x; chunk < Tile::rows * chunks_of_row; chunk += Tile::threads) {
         const int n = chunk / chunks_of_row, m = chunk % chunks_of_row * chunk_elements;
@@ -263,13 +148,14 @@ __device__ __forceinline__ void store_result(const char* tile, const AdapterOper
         const int valid = inside_chunk(left);
         X* to = operands.result + row * operands.x.columns + column;
         alignas(16) T staged[chunk_elements];
-        *reinterpret_cast<uint4*>(staged) = *reinterpret_cast<const uint4*>(tile + tile_offset<Tile::rows>(n, m));
+        const char* from = tile + tile_offset<Tile::rows>(n, m);
+        *reinterpret_cast<uint4*>(staged) = *reinterpret_cast<const uint4*>(from);
         if constexpr (std::is_same_v<T, X>) {
             store_chunk(to, staged, valid, operands.result_aligned);
         } else {
-            const float* from = operands.x.data + row * operands.x.row_stride + column * operands.x.column_stride;
+            const float* residual = operands.x.data + row * operands.x.row_stride + column * operands.x.column_stride;
             alignas(16) float sums[chunk_elements];
-            load_chunk(sums, from, operands.x.column_stride, valid, operands.x_aligned);
+            load_chunk(sums, residual, operands.x.column_stride, valid, operands.x_aligned);
 #pragma unroll
             for (int i = 0; i < chunk_elements; ++i) sums[i] += to_float(staged[i]);
             store_chunk(to, sums, valid, operands.result_aligned);
@@ -278,7 +164,8 @@ __device__ __forceinline__ void store_result(const char* tile, const AdapterOper
 }
 
 template <class Second, class T>
-__device__ __forceinline__ void load_bias(float (&values)[Second::pieces_m][2], const T* bias, std::int64_t first, std::int64_t features) {
+__device__ __forceinline__ void load_bias(float (&values)[Second::pieces_m][2], const T* bias, std::int64_t first,
+                                          std::int64_t features) {
 #pragma unroll
     for (int i = 0; i < 2 * Second::pieces_m; ++i) {
         const std::int64_t feature = first + Second::first_m() + 8 * i + threadIdx.x % warp_size / 4;
@@ -287,8 +174,10 @@ __device__ __forceinline__ void load_bias(float (&values)[Second::pieces_m][2], 
 }
 
 template <class T, class X, class Tile, bool backward>
-__global__ void __launch_bounds__(Tile::threads, 2) gated_adapter_kernel(const __grid_constant__ AdapterOperands<T, X> operands) {
-    using Place = typename Tile::template Place<backward>;
+__global__ void __launch_bounds__(Tile::threads, 2)
+    gated_adapter_kernel(const __grid_constant__ AdapterOperands<T, X> operands) {
+    constexpr Operand operand = backward ? Operand::weight_transposed : Operand::weight;
+    using Place = Stage<typename Tile::First, operand>;
     char *hidden = dynamic_shared(), *ring = hidden + Tile::hidden_bytes;
     const std::int64_t first_row = std::int64_t(blockIdx.x) * Tile::rows, features = operands.x.columns;
     const std::int64_t tiles = divide_up(features, panel_columns), all = operands.result != nullptr ? 2 * tiles : tiles;
@@ -298,12 +187,14 @@ __global__ void __launch_bounds__(Tile::threads, 2) gated_adapter_kernel(const _
         int place = 0;
         // The turns before tile 0 fill the ring: every copy of the code that loads is long.
         for (std::int64_t tile = 1 - Tile::stages; tile < tiles; ++tile) {
-            place = turn_ring<Tile::stages, false>(tile, all, [&](int to, std::int64_t next) {
+            const int turned = turn_ring<Tile::stages, false>(tile, all, [&](int to, std::int64_t next) {
                 const bool first = next < tiles;
-                load_place<Tile, backward>(Place(ring, to), operands, first_row, (first ? next : next - tiles) * panel_columns, first);
+                const std::int64_t column = (first ? next : next - tiles) * panel_columns;
+                load_place<Tile, Place, backward>(Place(ring, to), operands, first_row, column, first);
             });
             if (tile < 0) continue;
-            multiply<T, typename Tile::First, backward ? Operand::weight_transposed : Operand::weight, false>(sums, Place(ring, place));
+            place = turned;
+            multiply<T, typename Tile::First, operand, false>(sums, Place(ring, place));
         }
         __syncthreads();  // all are done with the last tile, whose place is free until the ring turns again
         finish_hidden<Tile, backward>(sums, hidden, Place(ring, place).a, operands, first_row);
@@ -311,9 +202,11 @@ __global__ void __launch_bounds__(Tile::threads, 2) gated_adapter_kernel(const _
     const HiddenPieces<Tile> pieces(hidden);
     for (std::int64_t tile = tiles; tile < all; ++tile) {
         const std::int64_t first_column = (tile - tiles) * panel_columns;
-        const Place place(ring, turn_ring<Tile::stages, false>(tile, all, [&](int to, std::int64_t next) {
-                              load_place<Tile, backward>(Place(ring, to), operands, first_row, (next - tiles) * panel_columns, false);
-                          }));
+        const int turned = turn_ring<Tile::stages, false>(tile, all, [&](int to, std::int64_t next) {
+            const std::int64_t column = (next - tiles) * panel_columns;
+            load_place<Tile, Place, backward>(Place(ring, to), operands, first_row, column, false);
+        });
+        const Place place(ring, turned);
         float bias[Tile::Second::pieces_m][2];
         load_bias<typename Tile::Second>(bias, backward ? nullptr : operands.up_bias, first_column, features);
         Sums<typename Tile::Second> sums;

@@ -100,5 +100,6 @@ struct AdapterArguments {
     AdapterTiling tile;
 };
 void gated_adapter(const AdapterArguments& arguments, Dtype dtype, Target target);
+std::vector<SharedBytes> adapter_shared_bytes();
 
 }  // namespace tss
