@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import platform
+import sys
 
 import torch
 
-from tss_kernels.backends import BACKENDS, OPERATIONS, interpreted, missing, why_not
+from tss_kernels.backends import (
+    BACKENDS,
+    INSTALLED,
+    OPERATIONS,
+    build_record,
+    emulated,
+    interpreted,
+    missing,
+    why_not,
+)
 from tss_kernels.dispatch import VARIABLE, default_backend, forced_backend
 
 
@@ -39,20 +50,49 @@ def _backend_line(backend: str, device: torch.device) -> str:
     return f"  {backend:<10} yes: {', '.join(runs)}; default for {', '.join(default) or 'none'}"
 
 
+def _built(backend: str) -> str:
+    """What the installation compiled for a backend, with what; or why it did not."""
+    part = build_record().get(f"_{backend}")
+    if part is None:
+        return "built" if INSTALLED[backend] else "not built, and the installation left no record of why"
+    if not part["built"]:
+        return f"not built: {part['how']}; {part['remedy']}, then install again"
+    found = f"built with {part['how']}"
+    return found if INSTALLED[backend] else f"{found}, but its file is gone: install again"
+
+
+def _obstacle() -> str:
+    """What keeps the compiled CUDA kernels from running, in their own runtime's words; empty if nothing does."""
+    if not INSTALLED["cuda"]:
+        return ""
+    try:
+        obstacle = importlib.import_module("tss_kernels._cuda").obstacle()
+    except ImportError as error:
+        obstacle = str(error)
+    return f" (cannot run here: {obstacle})" if obstacle else ""
+
+
 def report() -> str:
-    """The environment as text: versions, devices, and for each device every backend with what it runs or lacks."""
+    """The environment as text: versions, builds, devices, and for each device every backend with what it runs."""
+    forced = forced_backend()
     lines = [
         f"python {platform.python_version()} on {platform.platform()}",
         f"torch {torch.__version__} (CUDA {torch.version.cuda or 'not built in'}), triton {_version('triton')}",
-        f"{VARIABLE}: {forced_backend() or 'not set'}; Triton's interpreter: {'on' if interpreted() else 'off'}",
+        f"C++ for the CPU: {_built('native')}",
+        f"CUDA C++: {_built('cuda')}{_obstacle()}",
+        f"{VARIABLE}: {forced or 'not set'}; Triton's interpreter: {'on' if interpreted() else 'off'}; "
+        f"CUDA kernels emulated on the CPU: {'on' if emulated() else 'off'}",
     ]
     for device in _devices():
         lines.append(f"{device}: {_name(device)}")
         lines += [_backend_line(backend, device) for backend in BACKENDS]
     if not torch.cuda.is_available():
         lines.append("cuda: no device, or a torch without CUDA")
+    if forced is not None and forced not in BACKENDS:
+        lines.append(f"{VARIABLE} names no backend {forced!r}: set it to one of {', '.join(BACKENDS)}")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     print(report())
+    sys.exit(forced_backend() not in (None, *BACKENDS))

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import tss_kernels
-from tss_kernels import BackendUnavailable, dispatch, explain, use_backend
+from tss_kernels import BackendUnavailable, backends, dispatch, explain, use_backend
 from tss_kernels.backends import OPERATIONS, why_not
+from tss_kernels.configs.preferences import preferences
 from tss_kernels.dispatch import choose, select
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
@@ -20,10 +21,9 @@ X, W, S = torch.randn(4, 16), torch.randn(3, 16), torch.randn(3, 16)
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The code in a Python of its own, Triton's interpreter off unless asked for."""
-    inherited = {
-        name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", dispatch.VARIABLE)
-    }
+    """The code in a Python of its own, nothing interpreted or emulated and no backend forced unless asked for."""
+    ours = ("TRITON_INTERPRET", backends.EMULATED, dispatch.VARIABLE)
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
     return subprocess.run([sys.executable, "-c", code], env=inherited | environment, capture_output=True, text=True)
 
 
@@ -46,52 +46,94 @@ assert s.grad.eq(2).all()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.fixture
+def installed(monkeypatch):
+    """Says which backends are there, whatever this machine has, and that nothing is interpreted or emulated."""
+
+    def say(*names: str) -> None:
+        monkeypatch.setenv("TRITON_INTERPRET", "0")
+        monkeypatch.delenv(backends.EMULATED, raising=False)
+        for name in backends.INSTALLED:
+            monkeypatch.setitem(backends.INSTALLED, name, name in names)
+
+    return say
+
+
 @pytest.mark.parametrize("op", OPERATIONS)
-def test_default_on_the_cpu_is_the_reference(op):
+def test_default_on_the_cpu(op, installed):
+    installed("triton", "cuda")
     assert choose(op, CPU, torch.float32, (4, 16, 3)).backend == "reference"
+    assert "native (compiled C++ for the CPU) was not built" in choose(op, CPU, torch.float32, (4, 16, 3)).reason
+    installed("native", "triton", "cuda")
+    assert dispatch.default_backend(op, CPU, torch.float32) == "native"
+    assert dispatch.default_backend(op, META, torch.float32) == "reference"
 
 
-def test_default_on_cuda(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", True)
-    for op in OPERATIONS:
-        assert dispatch.default_backend(op, CUDA, torch.bfloat16) == "triton"
-        expected = "triton" if "importance" in op else "reference"  # computed in float64 anyway
-        assert dispatch.default_backend(op, CUDA, torch.float64) == expected
-    assert dispatch.default_backend("unpack_gates", CUDA, torch.uint8) == "triton"
-    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
-    assert dispatch.default_backend("gated_linear", CUDA, torch.bfloat16) == "reference"
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_default_on_cuda(op, installed):
+    product = "linear" in op or "adapter" in op
+    installed("native", "triton", "cuda")
+    assert dispatch.default_backend(op, CUDA, torch.bfloat16) == ("triton" if product else "cuda")
+    installed("native", "triton")
+    assert dispatch.default_backend(op, CUDA, torch.bfloat16) == "triton"
+    installed("native", "cuda")
+    assert dispatch.default_backend(op, CUDA, torch.bfloat16) == "cuda"
+    installed("native")
+    assert dispatch.default_backend(op, CUDA, torch.bfloat16) == "reference"
+
+
+def test_default_by_dtype(installed):
+    installed("triton", "cuda")
+    assert dispatch.default_backend("gated_linear", CUDA, torch.float64) == "reference"
+    assert dispatch.default_backend("unpack_gates", CUDA, torch.uint8) == "cuda"
+    assert dispatch.default_backend("normalize_importance", CUDA, torch.float64) == "cuda"  # computed in float64 anyway
+
+
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_every_preference_says_what_it_rests_on(op):
+    for device in (CPU, CUDA):
+        for preference in preferences(op, device, torch.float32)[:1]:
+            assert preference.basis.startswith(("measured", "predicted"))
 
 
 @pytest.mark.parametrize(
     ("backend", "op", "device", "dtype", "says"),
     [
-        ("native", "gated_linear", CPU, torch.float32, "not part of this version"),
-        ("cuda", "pack_gates", CUDA, torch.float32, "not part of this version"),
+        ("native", "gated_linear", CUDA, torch.float32, "runs on the CPU, not on cuda"),
+        ("cuda", "pack_gates", CPU, torch.float32, backends.EMULATED),
+        ("cuda", "gated_linear", CUDA, torch.float64, "not in torch.float64"),
+        ("cuda", "gated_linear", META, torch.float32, "not on meta"),
         ("triton", "gated_linear", CUDA, torch.float64, "not in torch.float64"),
         ("triton", "gated_linear", META, torch.float32, "not on meta"),
         ("triton", "gated_linear", CPU, torch.float32, "TRITON_INTERPRET"),
     ],
 )
-def test_a_forced_backend_that_cannot_run_raises(backend, op, device, dtype, says, monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", True)
+def test_a_forced_backend_that_cannot_run_raises(backend, op, device, dtype, says, installed):
+    installed("native", "triton", "cuda")
     with use_backend(backend), pytest.raises(BackendUnavailable, match=says) as raised:
         select(op, device, dtype)
     assert "Remedy: " in str(raised.value)
-    assert select(op, device, dtype) in ("reference", "triton")
+    assert select(op, device, dtype) != backend
 
 
-def test_an_operation_that_triton_lacks_is_said(monkeypatch):
-    monkeypatch.setattr(dispatch, "TRITON_OPERATIONS", ("gated_linear",))
+def test_an_operation_that_a_backend_lacks_is_said(monkeypatch, installed):
+    installed("triton")
+    lacking = backends.COMPILED["triton"]._replace(operations=("gated_linear",))
+    monkeypatch.setitem(backends.COMPILED, "triton", lacking)
     with use_backend("triton"), pytest.raises(BackendUnavailable, match="implements gated_linear, not gated_adapter"):
         CALLS["gated_adapter"]()
     assert explain("gated_adapter", X, W, S, W.T, S.T).rejected["triton"].startswith("triton implements gated_linear")
 
 
-def test_missing_triton_is_said(monkeypatch):
-    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
+def test_what_is_missing_is_said(installed, monkeypatch):
+    installed()
     with use_backend("triton"), pytest.raises(BackendUnavailable, match=r"not installed.*pip install"):
+        tss_kernels.gated_linear(X, W, S)
+    record = {"_native": {"built": False, "how": "no C++ compiler was found", "remedy": "install g++"}}
+    monkeypatch.setattr(backends, "build_record", lambda: record)
+    with use_backend("native"), pytest.raises(BackendUnavailable, match=r"not built: no C\+\+ .*install g\+\+, then"):
+        tss_kernels.gated_linear(X, W, S)
+    with use_backend("cuda"), pytest.raises(BackendUnavailable, match=r"was not built\. Remedy: install a compiler"):
         tss_kernels.gated_linear(X, W, S)
 
 
@@ -111,7 +153,8 @@ CALLS = {
 
 
 @pytest.mark.parametrize("op", OPERATIONS)
-def test_every_operation_obeys(op):
+def test_every_operation_obeys(op, installed):
+    installed("native", "triton", "cuda")
     with use_backend("reference"):
         CALLS[op]()
     with use_backend("cuda"), pytest.raises(BackendUnavailable, match=f"forced for {op} "):
@@ -125,6 +168,9 @@ def test_environment_variable():
     assert "no backend 'cuad'" in python(code, TSS_KERNELS_BACKEND="cuad").stderr
     inside = f"import tss_kernels\nwith tss_kernels.use_backend(None):\n    {code}"
     assert python(inside, TSS_KERNELS_BACKEND="cuda").returncode == 0
+    report = python("import runpy; runpy.run_module('tss_kernels', run_name='__main__')", TSS_KERNELS_BACKEND="cuad")
+    assert report.returncode == 1
+    assert "no backend 'cuad'" in report.stdout
 
 
 def test_blocks_nest_and_end_with_an_error():
@@ -139,14 +185,15 @@ def test_blocks_nest_and_end_with_an_error():
 
 def test_a_thread_does_not_see_anothers_choice():
     seen = []
-    with use_backend("cuda"):
+    with use_backend("triton"):
         thread = threading.Thread(target=lambda: seen.append(tss_kernels.gated_linear(X, W, S)))
         thread.start()
         thread.join()
     assert len(seen) == 1
 
 
-def test_backward_runs_on_the_forwards_backend(monkeypatch):
+def test_backward_runs_on_the_forwards_backend(installed):
+    installed("native", "triton")  # not cuda, which would raise
     scores = S.clone().requires_grad_()
     with use_backend("reference"):
         y = tss_kernels.gated_linear(X, W, scores)
@@ -155,7 +202,8 @@ def test_backward_runs_on_the_forwards_backend(monkeypatch):
     assert scores.grad is not None
 
 
-def test_explain_says_what_would_run():
+def test_explain_says_what_would_run(installed):
+    installed("triton")
     told = explain("gated_linear", X.bfloat16(), W.bfloat16(), scores=S)
     assert (told.op, told.backend, told.configuration) == ("gated_linear", "reference", "plain PyTorch")
     assert told.bytes == 2 * (4 * 16 + 3 * 16 + 4 * 3) + 4 * 3 * 16
@@ -163,7 +211,7 @@ def test_explain_says_what_would_run():
     assert told.roofline_seconds is None
     assert "no measured ceilings for cpu" in told.roofline_note
     assert set(told.rejected) == {"native", "triton", "cuda"}
-    assert "not cuda: cuda (compiled CUDA C++) is not part of this version" in str(told)
+    assert "not cuda: cuda (compiled CUDA C++) was not built" in str(told)
 
 
 def test_explain_of_a_forced_backend():
@@ -188,7 +236,8 @@ def test_explain_of_a_forced_backend():
 def test_explain_says_how_the_adapter_runs(rows, bottleneck, says):
     x, weight = torch.empty(rows, 16), torch.empty(bottleneck, 16)
     arguments = (x, weight, weight, weight.T, weight.T)
-    assert explain("gated_adapter", *arguments).configuration == "plain PyTorch"
+    with use_backend("reference"):
+        assert explain("gated_adapter", *arguments).configuration == "plain PyTorch"
     if why_not("triton", "gated_adapter", CPU, torch.float32) is not None:
         pytest.skip("triton cannot run on CPU tensors here")
     with use_backend("triton"):
@@ -226,6 +275,7 @@ def test_environment_report():
     done = subprocess.run([sys.executable, "-m", "tss_kernels"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"torch {torch.__version__}" in done.stdout
-    for backend in dispatch.BACKENDS:
+    for backend in backends.BACKENDS:
         assert f"\n  {backend}" in done.stdout
-    assert "native (compiled C++ for CPU) is not part of this version" in done.stdout
+    for part in backends.build_record().values():
+        assert str(part["how"]) in done.stdout
