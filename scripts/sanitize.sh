@@ -9,5 +9,7 @@ TSS_KERNELS_EMULATED_CUDA=$("$python" -m csrc.build emulated-checked)
 export TSS_CHECKED_NATIVE TSS_KERNELS_EMULATED_CUDA
 # Python itself leaks on purpose; the sanitizer must be there before it.
 export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 UBSAN_OPTIONS=print_stacktrace=1
-LD_PRELOAD=$("${CXX:-g++}" -print-file-name=libasan.so) "$python" -m pytest -p no:cacheprovider \
+# So must the C++ library, or the first exception ends the process.
+cxx=${CXX:-g++}
+LD_PRELOAD="$("$cxx" -print-file-name=libasan.so) $("$cxx" -print-file-name=libstdc++.so.6)" "$python" -m pytest -p no:cacheprovider \
   tests/kernels -k "native or cuda" --deselect tests/kernels/test_cuda_compile.py "${@:2}"

@@ -39,7 +39,7 @@ CUDA: dict[str, tuple[Preference, ...]] = {
 
 def _native(times: str) -> tuple[Preference, ...]:
     """At every dtype and shape measured, from 4 rows of 8 to 2,048 of 1,024: bench/native_cpu.py, AVX2, torch 2.13."""
-    return (Preference("native", f"measured on two cores: {times} as fast as the reference"),)
+    return (Preference("native", f"measured with AVX2 on one core: {times} as fast as the reference"),)
 
 
 CPU: dict[str, tuple[Preference, ...]] = {

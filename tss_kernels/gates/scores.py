@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tss_kernels.dispatch import select
 
-# Backends that read gates as bits; the others compare scores in less time than they would unpack bits.
+# Backends that read gates as bits; the reference compares scores in less time than it would unpack bits.
 READ_BITS = ("native", "triton", "cuda")
 
 
