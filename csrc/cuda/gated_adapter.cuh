@@ -107,30 +107,29 @@ __device__ __forceinline__ void multiply_second(Sums<typename Tile::Second>& sum
 }
 
 // Writes sums, transposed back and rounded, over the tile of the residual, which is added first where it is there: a
-// warp reads and writes its own elements alone.
+// lane gets from it the very elements that it writes.
 template <class T, int tile_rows, bool residual, class Second>
-__device__ __forceinline__ void stage_result(const Sums<Second>& sums, char* tile,
-                                             const float (&bias)[Second::pieces_m][2]) {
+__device__ __forceinline__ void stage_result(const Sums<Second>& sums, char* tile) {
     const int lane = threadIdx.x % warp_size;
+    // Even and odd rows of a lane; from one piece to the next only constants are added and exclusive-ored.
+    char* lane_rows = tile + (Second::first_n() + 2 * (lane % 4)) * panel_row_bytes + lane / 4 * 2;
+    const int chunk = Second::first_m() / chunk_elements ^ 2 * (lane % 4);
+    const int chunks[2] = {chunk * 16, (chunk ^ 1) * 16};
 #pragma unroll
     for (int i = 0; i < Second::pieces_m; ++i) {
 #pragma unroll
         for (int j = 0; j < Second::pieces_n; j += 2) {
             const int m = Second::first_m() + 16 * i, n = Second::first_n() + 8 * j;
             unsigned given[4] = {};
-            if constexpr (residual) {
-                load_a_transposed<tile_rows>(given, tile, m, n);
-                __syncwarp();
-            }
+            if constexpr (residual) load_a_transposed<tile_rows>(given, tile, m, n);
 #pragma unroll
             for (int e = 0; e < 8; ++e) {
                 const int below = e % 4 / 2, right = e / 4;
-                float sum = sums.values[i][4 * j + e] + bias[i][below];
+                float sum = sums.values[i][4 * j + e];
                 const T* pair = reinterpret_cast<const T*>(&given[2 * right + below]);
                 if constexpr (residual) sum += to_float(pair[e % 2]);
-                const int row = n + 8 * right + 2 * (lane % 4) + e % 2, column = m + 8 * below + lane / 4;
-                T* eight = reinterpret_cast<T*>(tile + tile_offset<tile_rows>(row, column));
-                eight[column % chunk_elements] = from_float<T>(sum);
+                const int row = 8 * (j + right) + e % 2, chunk_at = chunks[e % 2] ^ (2 * i + below) * 16;
+                *reinterpret_cast<T*>(lane_rows + row * panel_row_bytes + chunk_at) = from_float<T>(sum);
             }
         }
     }
@@ -163,13 +162,16 @@ __device__ __forceinline__ void store_result(const char* tile, const AdapterOper
     }
 }
 
+// The second product's sums start from the bias.
 template <class Second, class T>
-__device__ __forceinline__ void load_bias(float (&values)[Second::pieces_m][2], const T* bias, std::int64_t first,
-                                          std::int64_t features) {
+__device__ __forceinline__ void start_from_bias(Sums<Second>& sums, const T* bias, std::int64_t first,
+                                                std::int64_t features) {
 #pragma unroll
     for (int i = 0; i < 2 * Second::pieces_m; ++i) {
         const std::int64_t feature = first + Second::first_m() + 8 * i + threadIdx.x % warp_size / 4;
-        values[i / 2][i % 2] = bias != nullptr && feature < features ? to_float(bias[feature]) : 0.0f;
+        const float value = bias != nullptr && feature < features ? to_float(bias[feature]) : 0.0f;
+#pragma unroll
+        for (int j = 0; j < 2 * Second::pieces_n; ++j) sums.values[i / 2][4 * (j / 2) + 2 * (i % 2) + j % 2] = value;
     }
 }
 
@@ -207,12 +209,11 @@ __global__ void __launch_bounds__(Tile::threads, 2)
             load_place<Tile, Place, backward>(Place(ring, to), operands, first_row, column, false);
         });
         const Place place(ring, turned);
-        float bias[Tile::Second::pieces_m][2];
-        load_bias<typename Tile::Second>(bias, backward ? nullptr : operands.up_bias, first_column, features);
         Sums<typename Tile::Second> sums;
-        sums.clear();
+        if constexpr (backward) sums.clear();
+        else start_from_bias(sums, operands.up_bias, first_column, features);
         multiply_second<T, Tile, backward>(sums, place, pieces);
-        stage_result<T, Tile::rows, std::is_same_v<T, X>>(sums, place.b, bias);
+        stage_result<T, Tile::rows, std::is_same_v<T, X>>(sums, place.b);
         __syncthreads();
         store_result<T, X, Tile>(place.b, operands, first_row, first_column);
     }

@@ -40,6 +40,13 @@ __device__ __forceinline__ void store_16(void* global, uint4 value) {
                  : "memory");
 }
 
+// A mask of halves: the lower one where this byte of `lower` has its sign bit, the upper one by `upper`.
+__device__ __forceinline__ unsigned mask_of_signs(unsigned lower, unsigned upper, int byte) {
+    unsigned mask;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(mask) : "r"(lower), "r"(upper), "r"(0xCC88 + 0x1111 * byte));
+    return mask;
+}
+
 // Four 8 x 8 matrices of 16-bit elements; lane 8 m + r gives the address of row r of matrix m.
 template <bool transposed>
 __device__ __forceinline__ void load_matrices(unsigned (&registers)[4], const void* row) {

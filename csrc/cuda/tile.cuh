@@ -44,7 +44,7 @@ __device__ __forceinline__ void load_tile(char* tile, const View<T>& view, std::
     const std::int64_t from_column = first_column + column, step = rows_at_once * view.row_stride;
     const T* from = view.data + (first_row + first) * view.row_stride + from_column * view.column_stride;
     const std::int64_t columns_left = min(std::int64_t(chunk_elements), max(std::int64_t(0), view.columns - from_column));
-    const std::int64_t rows_left = view.rows - first_row;
+    const int rows_left = static_cast<int>(min(std::int64_t(rows), view.rows - first_row));
 #pragma unroll
     for (int row = first; row < rows; row += rows_at_once) {
         const int valid = row < rows_left ? static_cast<int>(columns_left) : 0;
@@ -110,56 +110,67 @@ __device__ __forceinline__ void compare_scores(unsigned* tile, const View<float>
     }
 }
 
+// Bytes to a chunk that a lane reads: at (row, column), multiples of 8 and 16, plus the lane's own place among 16 x 16.
+// The lane's part does not change from piece to piece.
+template <int rows>
+__device__ __forceinline__ int piece_offset(int row, int column, int lane_row, int lane_column) {
+    const int lane_part = chunk_offset(lane_row, lane_column);
+    const int panel = column / panel_columns * (rows * panel_row_bytes);
+    return panel + row * panel_row_bytes + (lane_part ^ column % panel_columns / chunk_elements * 16);
+}
+
 // A 16 x 16 piece of operand A from a tile whose rows run along k's other dimension: rows of A are rows of the tile.
 template <int rows>
 __device__ __forceinline__ void load_a(unsigned (&a)[4], const char* tile, int m, int k) {
     const int lane = threadIdx.x % warp_size;
-    load_matrices<false>(a, tile + tile_offset<rows>(m + lane % 16, k + lane / 16 * 8));
+    load_matrices<false>(a, tile + piece_offset<rows>(m, k, lane % 16, lane / 16 * 8));
 }
 
 // The same from a tile whose rows are k and whose columns are the rows of A.
 template <int rows>
 __device__ __forceinline__ void load_a_transposed(unsigned (&a)[4], const char* tile, int m, int k) {
     const int lane = threadIdx.x % warp_size;
-    load_matrices<true>(a, tile + tile_offset<rows>(k + lane / 16 * 8 + lane % 8, m + lane / 8 % 2 * 8));
+    load_matrices<true>(a, tile + piece_offset<rows>(k, m, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
 }
 
 // Two neighbouring 16 x 8 pieces of operand B from a tile whose rows are the columns of B (k contiguous).
 template <int rows>
 __device__ __forceinline__ void load_b(unsigned (&b)[4], const char* tile, int n, int k) {
     const int lane = threadIdx.x % warp_size;
-    load_matrices<false>(b, tile + tile_offset<rows>(n + lane / 16 * 8 + lane % 8, k + lane / 8 % 2 * 8));
+    load_matrices<false>(b, tile + piece_offset<rows>(n, k, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
 }
 
 // The same from a tile whose rows are k.
 template <int rows>
 __device__ __forceinline__ void load_b_transposed(unsigned (&b)[4], const char* tile, int n, int k) {
     const int lane = threadIdx.x % warp_size;
-    load_matrices<true>(b, tile + tile_offset<rows>(k + lane % 16, n + lane / 16 * 8));
+    load_matrices<true>(b, tile + piece_offset<rows>(k, n, lane % 16, lane / 16 * 8));
 }
 
 // Leaves of a piece of A (from load_a at m, k) what the gates [m][k] let through: a weight stays as it is or becomes 0.
+// The gates of a lane's two neighbours are moved to the sign bits of all bytes of a word.
 template <int words_of_row>
 __device__ __forceinline__ void mask_a(unsigned (&a)[4], const unsigned* gates, int m, int k) {
-    const int lane = threadIdx.x % warp_size, shift = k % word_gates + 2 * (lane % 4);
+    const int lane = threadIdx.x % warp_size, shift = 6 - 2 * (lane % 4), byte = k % word_gates / 8;
     const unsigned* row = gates + (m + lane / 4) * words_of_row + k / word_gates;
-    const unsigned upper = row[0] >> shift, lower = row[8 * words_of_row] >> shift;
-    a[0] &= half_mask(upper, upper >> 1);
-    a[1] &= half_mask(lower, lower >> 1);
-    a[2] &= half_mask(upper >> 8, upper >> 9);
-    a[3] &= half_mask(lower >> 8, lower >> 9);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {  // m and m + 8
+        const unsigned upper = row[8 * half * words_of_row] << shift, lower = upper << 1;
+        a[half] &= mask_of_signs(lower, upper, byte);
+        a[half + 2] &= mask_of_signs(lower, upper, byte + 1);
+    }
 }
 
 // The same for load_a_transposed: gates [k][m].
 template <int words_of_row>
 __device__ __forceinline__ void mask_a_transposed(unsigned (&a)[4], const unsigned* gates, int m, int k) {
-    const int lane = threadIdx.x % warp_size, shift = m % word_gates + lane / 4;
+    const int lane = threadIdx.x % warp_size, shift = 7 - lane / 4, byte = m % word_gates / 8;
     const unsigned* row = gates + (k + 2 * (lane % 4)) * words_of_row + m / word_gates;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {  // k and k + 8
-        const unsigned first = row[8 * half * words_of_row] >> shift, second = row[(8 * half + 1) * words_of_row] >> shift;
-        a[2 * half] &= half_mask(first, second);
-        a[2 * half + 1] &= half_mask(first >> 8, second >> 8);
+        const unsigned lower = row[8 * half * words_of_row] << shift, upper = row[(8 * half + 1) * words_of_row] << shift;
+        a[2 * half] &= mask_of_signs(lower, upper, byte);
+        a[2 * half + 1] &= mask_of_signs(lower, upper, byte + 1);
     }
 }
 

@@ -18,6 +18,12 @@ void wait_for_copies() { emulator::wait_for_copies(pending); }
 
 inline void store_16(void* global, uint4 value) { *static_cast<uint4*>(global) = value; }
 
+// A mask of halves: the lower one where this byte of `lower` has its sign bit, the upper one by `upper`.
+inline unsigned mask_of_signs(unsigned lower, unsigned upper, int byte) {
+    const unsigned sign = 0x80u << (8 * byte);
+    return ((lower & sign) != 0 ? 0x0000FFFFu : 0) | ((upper & sign) != 0 ? 0xFFFF0000u : 0);
+}
+
 // Four 8 x 8 matrices of 16-bit elements; lane 8 m + r gives the address of row r of matrix m.
 template <bool transposed>
 void load_matrices(unsigned (&registers)[4], const void* row) {
