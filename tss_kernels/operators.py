@@ -113,6 +113,13 @@ _define(
     _nothing,
 )
 
+_define(
+    "soft_masked_adamw_capturable_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs,"
+    " Tensor(c!)[] exp_avg_sqs, Tensor?[] importances, Tensor[] steps, Tensor lr, float beta1, float beta2, float eps,"
+    " float weight_decay, str site, str backend) -> ()",
+    _nothing,
+)
+
 
 def packed_linear_operator() -> torch._ops.OpOverload:
     """The product with packed gates, for the operations beside it in which the same product stands."""

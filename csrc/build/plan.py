@@ -34,6 +34,8 @@ NVCC = (
     "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-diag-suppress", "177",
     "-Wno-deprecated-gpu-targets",
 )  # fmt: skip
+# Files whose kernels round wherever the reference does: no multiplication is fused with an addition.
+ROUNDED, ROUNDED_FILES = ("-fmad=false",), ("adamw", "importance")
 # Elements are moved 16 bytes at a time through pointers of another type, which CUDA allows.
 EMULATED = ("-fno-strict-aliasing", "-Wno-unknown-pragmas")
 GIB_OF_NVCC, GIB_OF_CXX = 2.0, 1.0
@@ -94,9 +96,9 @@ def cuda_sources() -> list[Path]:
     return sorted((CSRC / "cuda").glob("*.cu"))
 
 
-def nvcc_flags(architectures: tuple[str, ...]) -> tuple[str, ...]:
-    """The flags that kernels are compiled with."""
-    return (*NVCC, f"-I{CSRC}", *gencode(architectures))
+def nvcc_flags(path: Path, architectures: tuple[str, ...]) -> tuple[str, ...]:
+    """The flags that a file of kernels is compiled with."""
+    return (*NVCC, *(ROUNDED if path.stem in ROUNDED_FILES else ()), f"-I{CSRC}", *gencode(architectures))
 
 
 def cuda(settings: Settings, nvcc: Tool) -> Module | Missing:
@@ -110,7 +112,7 @@ def cuda(settings: Settings, nvcc: Tool) -> Module | Missing:
             "install the whole CUDA toolkit (the development files of the runtime are missing)",
         )
     kernels = tuple(
-        Source(path, f"{path.stem}_cu", "nvcc", nvcc_flags(settings.architectures)) for path in cuda_sources()
+        Source(path, f"{path.stem}_cu", "nvcc", nvcc_flags(path, settings.architectures)) for path in cuda_sources()
     )
     host = (*COMMON, *FAST, *_includes(), "-isystem", str(home / "include"))
     bindings = tuple(Source(path, path.stem, "cxx", host) for path in sorted((CSRC / "cuda").glob("*.cpp")))

@@ -60,6 +60,35 @@ void bind_gated_linear(py::module_& module) {
     });
 }
 
+void bind_adamw(py::module_& module) {
+    module.attr("adamw_step_bytes") = adamw_step_bytes;
+    module.def("adamw", [](const std::vector<std::int64_t>& table, const std::vector<double>& thresholds, double decay, double take1,
+                           double beta2, double take2, double step_size, double root_correction, double eps, bool update_site,
+                           bool has_decay, Address steps, int device, Address stream) {
+        const auto single = [](double value) { return static_cast<float>(value); };
+        const AdamwScalars scalars{single(decay), single(take1), single(beta2), single(take2), single(step_size),
+                                   single(root_correction), single(eps), update_site, has_decay};
+        adamw(table, thresholds, scalars, at<void>(steps), {device, stream});
+    });
+    module.def("adamw_steps", [](const std::vector<std::int64_t>& addresses, Address lr, double beta1, double beta2,
+                                 double weight_decay, Address steps, int device, Address stream) {
+        adamw_steps(addresses, at<float>(lr), beta1, beta2, weight_decay, at<void>(steps), {device, stream});
+    });
+}
+
+void bind_importance(py::module_& module) {
+    module.def("importance", [](Address raw, int raw_dtype, Address result, int result_dtype, Address partial, Size groups,
+                                Size size, Size chunk, bool update, int device, Address stream) {
+        importance({at<void>(raw), Dtype(raw_dtype), at<void>(result), Dtype(result_dtype), at<double>(partial), groups, size,
+                    chunk, update},
+                   {device, stream});
+    });
+    module.def("accumulate_importance", [](Address total, int total_dtype, Address added, int added_dtype, Size size, int device,
+                                           Address stream) {
+        accumulate_importance(at<void>(total), Dtype(total_dtype), at<void>(added), Dtype(added_dtype), size, {device, stream});
+    });
+}
+
 std::vector<SharedBytes> shared_bytes() {
     std::vector<SharedBytes> all;
     for (const auto& some : {product_shared_bytes(), scores_grad_shared_bytes(), adapter_shared_bytes()}) {
@@ -92,6 +121,8 @@ PYBIND11_MODULE(_cuda, module) {
     module.def("obstacle", &tss::obstacle, "Why no kernel can run on this machine, or an empty string.");
     module.def("shared_bytes", &tss::shared_bytes, "Bytes of shared memory of every kind of launch that asks for some.");
     tss::bind_gates(module);
+    tss::bind_adamw(module);
+    tss::bind_importance(module);
     tss::bind_gated_linear(module);
     tss::bind_gated_adapter(module);
 }

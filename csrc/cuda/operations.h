@@ -102,4 +102,33 @@ struct AdapterArguments {
 void gated_adapter(const AdapterArguments& arguments, Dtype dtype, Target target);
 std::vector<SharedBytes> adapter_shared_bytes();
 
+// What a step's number and learning rate make, as PyTorch computes it on the host.
+struct AdamwScalars {
+    float decay, take1, beta2, take2, step_size, root_correction, eps;
+    bool update_site, has_decay;
+};
+// One AdamW step. Ten numbers of `table` describe a parameter: the addresses of the parameter, its gradient, exp_avg,
+// exp_avg_sq and importance (or 0), their types in four bits each, rows and columns, the addresses of its packed gates and
+// of its count of flips (or 0). `steps`: nullptr, or on the device what adamw_steps made for each parameter.
+void adamw(const std::vector<std::int64_t>& table, const std::vector<double>& thresholds, const AdamwScalars& scalars,
+           const void* steps, Target target);
+constexpr std::int64_t adamw_step_bytes = 12;
+// Reads each parameter's step number and the learning rate, float32 on the device, and writes what a step needs of them.
+void adamw_steps(const std::vector<std::int64_t>& addresses, const float* lr, double beta1, double beta2, double weight_decay,
+                 void* steps, Target target);
+
+// I = |tanh((a - mean) / (deviation + 1e-6))| over groups of `size` neighbours, contiguous; written, or joined to what is
+// there by the maximum. `partial`: float64 (2, groups, chunks) where there is more than one chunk to a group.
+struct ImportanceArguments {
+    const void* raw;
+    Dtype raw_dtype;
+    void* importance;
+    Dtype importance_dtype;
+    double* partial;
+    std::int64_t groups, size, chunk;
+    bool update;
+};
+void importance(const ImportanceArguments& arguments, Target target);
+void accumulate_importance(void* total, Dtype total_dtype, const void* added, Dtype added_dtype, std::int64_t size, Target target);
+
 }  // namespace tss

@@ -198,12 +198,20 @@ void run_block(unsigned threads) {
     const bool backwards = reversed();
     for (unsigned left = threads; left > 0;) {
         bool moved = false;
-        for (unsigned turn = 0; turn < threads; ++turn) {
-            Fiber& fiber = *block.fibers[backwards ? threads - 1 - turn : turn];
-            if (!runnable(fiber)) continue;
-            resume(fiber);
-            moved = true;
-            if (fiber.done) --left;
+        // A warp runs as far as it can before the next one starts: what it does too early meets what others do late.
+        for (unsigned turn = 0; turn < block.warps.size(); ++turn) {
+            const unsigned warp = backwards ? static_cast<unsigned>(block.warps.size()) - 1 - turn : turn;
+            const unsigned first = warp * warp_size, count = std::min(warp_size, threads - first);
+            for (bool warp_moved = true; warp_moved;) {
+                warp_moved = false;
+                for (unsigned lane = 0; lane < count; ++lane) {
+                    Fiber& fiber = *block.fibers[first + (backwards ? count - 1 - lane : lane)];
+                    if (!runnable(fiber)) continue;
+                    resume(fiber);
+                    moved = warp_moved = true;
+                    if (fiber.done) --left;
+                }
+            }
         }
         if (!moved) {
             throw std::runtime_error("emulated kernel: " + std::to_string(left) + " threads of a block wait forever, "

@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import tss_kernels
+from tss_kernels.backends import EMULATED
 from tss_kernels.testing import in_layout
 
 
@@ -117,7 +118,8 @@ def test_compiled_under_autocast():
         assert torch.equal(compiled(x), module(x))
 
 
-def test_compiled_code_follows_use_backend():
+def test_compiled_code_follows_use_backend(monkeypatch):
+    monkeypatch.delenv(EMULATED, raising=False)
     torch._dynamo.reset()
     module, x = adapter().down, torch.randn(4, 16)
     compiled = torch.compile(module, backend="eager")

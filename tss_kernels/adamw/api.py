@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from tss_kernels.backends import why_not
 from tss_kernels.checks import check_choice, check_device, check_packed
-from tss_kernels.dispatch import implementation, select
+from tss_kernels.dispatch import BackendUnavailable, forced_backend, implementation, select
 from tss_kernels.operators import count_writes, implement
 
 SITES = ("update", "gradient")
@@ -44,7 +45,31 @@ def _step(
     )  # fmt: skip
 
 
+def _capturable_step(
+    params: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    exp_avgs: list[torch.Tensor],
+    exp_avg_sqs: list[torch.Tensor],
+    importances: list[torch.Tensor | None],
+    steps: list[torch.Tensor],
+    lr: torch.Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    site: str,
+    backend: str,
+) -> None:
+    implementation("adamw", backend).soft_masked_adamw_capturable_(
+        params, grads, exp_avgs, exp_avg_sqs, importances,
+        steps=steps, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, site=site,
+    )  # fmt: skip
+
+
 _step_operator = implement("soft_masked_adamw_", _step)
+_capturable_operator = implement("soft_masked_adamw_capturable_", _capturable_step)
+# Backends that read the step's number and the learning rate on the device.
+CAPTURABLE = ("cuda", "reference")
 
 
 def _check_lists(lists: dict[str, Sequence[torch.Tensor | None]]) -> None:
@@ -105,8 +130,8 @@ def soft_masked_adamw_(
     exp_avg_sqs: Sequence[torch.Tensor],
     importances: Sequence[torch.Tensor | None],
     *,
-    step: float,
-    lr: float,
+    step: float | torch.Tensor | Sequence[torch.Tensor],
+    lr: float | torch.Tensor,
     beta1: float,
     beta2: float,
     eps: float,
@@ -121,17 +146,26 @@ def soft_masked_adamw_(
     site "update": Adam's whole step, weight decay included, is scaled by (1 - I); "gradient": g * (1 - I) enters Adam
     and its moments. An importance may be None: plain AdamW. Lists are equally long, tensors of one entry have one
     shape and device; `step` counts from 1.
+    step as a tensor without dimensions (or one per parameter) on the parameters' device, lr a number or such a tensor:
+    both are read there, so that a CUDA graph can hold the step; gates are not emitted then.
     packed: for each parameter None or, if it is a float32 matrix (out, in), uint8 (out, ceil(in / 8)), overwritten with
     the gates `parameter >= threshold` after the step as by pack_gates; thresholds: one, or one per parameter.
     flips: int64, an entry per parameter, to which the number of gates of `packed` that this step changed is added.
     Raises ValueError, TypeError, and BackendUnavailable for a forced backend.
     """
     check_choice("site", site, SITES)
-    if step < 1:
+    if isinstance(step, int | float) and step < 1:
         raise ValueError(f"step counts from 1 but is {step}")
     lists = (list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(importances))
     names = ("params", "grads", "exp_avgs", "exp_avg_sqs", "importances")
     _check_lists(dict(zip(names, lists, strict=True)))
+    if not isinstance(step, int | float):
+        if packed is not None or flips is not None:
+            raise ValueError("gates are not emitted by a step whose number is a tensor: leave packed and flips out")
+        options = (beta1, beta2, eps, weight_decay, site)
+        _step_on_device(lists, step, lr, options)
+        count_writes([*lists[0], *lists[2], *lists[3]])
+        return
     count = len(lists[0])
     gates: list[torch.Tensor | None] = [None] * count if packed is None else list(packed)
     bounds = [float(thresholds)] * count if isinstance(thresholds, int | float) else list(map(float, thresholds))
@@ -157,3 +191,51 @@ def _step_some(
     if counted is not None and counted is not flips:
         for entry in gated:
             flips[chosen[entry]] += counted[entry]  # type: ignore[index]
+
+
+def _step_on_device(
+    lists: tuple[list[Any], ...],
+    step: torch.Tensor | Sequence[torch.Tensor],
+    lr: float | torch.Tensor,
+    options: tuple[Any, ...],
+) -> None:
+    """The capturable operator on the parameters of each device and dtype."""
+    count = len(lists[0])
+    steps = [step] * count if isinstance(step, torch.Tensor) else list(step)
+    _check_steps(lists[0], steps, lr)
+    for device, dtype in sorted({(param.device, param.dtype) for param in lists[0]}, key=str):
+        chosen = [i for i, param in enumerate(lists[0]) if param.device == device and param.dtype == dtype]
+        tensors = ([entries[i] for i in chosen] for entries in lists)
+        numbers = [steps[i].to(torch.float32) for i in chosen]
+        rate = torch.as_tensor(lr, dtype=torch.float32, device=device)
+        _capturable_operator(*tensors, numbers, rate, *options, _capturable_backend(device, dtype))
+
+
+def _check_steps(params: list[torch.Tensor], steps: list[torch.Tensor], lr: float | torch.Tensor) -> None:
+    if len(steps) != len(params):
+        raise ValueError(f"step must be one tensor or one per parameter, {len(params)}, but there are {len(steps)}")
+    named = [(f"step[{i}]", step, param) for i, (step, param) in enumerate(zip(steps, params, strict=True))]
+    if isinstance(lr, torch.Tensor) and params:
+        named.append(("lr", lr, params[0]))
+    for name, tensor, param in named:
+        if not isinstance(tensor, torch.Tensor) or tensor.numel() != 1:
+            raise TypeError(f"{name} must be a tensor of one number where step is a tensor, but is {tensor!r}")
+        if tensor.device != param.device:
+            raise ValueError(
+                f"{name} must be on its parameter's device {param.device} but is on {tensor.device}: move it with .to()"
+            )
+
+
+def _capturable_backend(device: torch.device, dtype: torch.dtype) -> str:
+    """The forced backend if it reads numbers on the device, else the first that does and can run."""
+    forced = forced_backend()
+    if forced is None:
+        usable = device.type == "cuda" and why_not("cuda", "soft_masked_adamw_", device, dtype) is None
+        return "cuda" if usable else "reference"
+    chosen = select("soft_masked_adamw_", device, dtype)
+    if chosen not in CAPTURABLE:
+        raise BackendUnavailable(
+            f"backend {chosen!r} was forced for soft_masked_adamw_, but step is a tensor, which it cannot read on the "
+            f"device. Remedy: use one of {', '.join(CAPTURABLE)}, or give step as a number."
+        )
+    return chosen

@@ -11,7 +11,7 @@ import torch
 from tss_kernels.adamw.api import SITES, soft_masked_adamw_
 from tss_kernels.checks import check_choice
 
-UNSUPPORTED = ("amsgrad", "capturable", "differentiable")
+UNSUPPORTED = ("amsgrad", "differentiable")
 
 
 def _wanted(parameter: Any) -> float | None:
@@ -25,10 +25,10 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
     Takes torch.optim.AdamW's arguments, and without importance does what that does, up to rounding. Any parameter may
     have an importance, a tensor of its shape in [0, 1]. `site`, like lr, may differ from group to group. The state has
     AdamW's keys; importance is not part of `state_dict`: it stays as set when a state is loaded. `foreach` and `fused`
-    are accepted and change nothing: a group is one operation anyway. Raises ValueError, TypeError.
+    are accepted and change nothing: a group is one operation anyway. `capturable` keeps the number of each parameter's
+    steps on its device, where lr may be a tensor too: nothing waits, and a CUDA graph can hold the step. Raises
+    ValueError, TypeError.
     """
-
-    counts_writes = True  # its steps are seen by the version counters of what they change
 
     # Version counters tell of its writes, and scores have their new gates from it: they need not forget them.
     counts_writes = True
@@ -50,13 +50,14 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
         site: str = "update",
         importance: Mapping[torch.Tensor, torch.Tensor | None] | None = None,
     ) -> None:
-        for name, asked in zip(UNSUPPORTED, (amsgrad, capturable, differentiable), strict=True):
+        for name, asked in zip(UNSUPPORTED, (amsgrad, differentiable), strict=True):
             if asked:
                 raise ValueError(f"SoftMaskedAdamW has no {name}: leave it False or use torch.optim.AdamW")
         del foreach, fused
         self.importance: dict[torch.Tensor, torch.Tensor] = {}
         defaults = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "site": site
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "site": site,
+            "capturable": capturable,
         }  # fmt: skip
         super().__init__(params, defaults)
         for parameter, tensor in (importance or {}).items():
@@ -103,6 +104,9 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            if group["capturable"]:
+                self._update_on_device(group)
+                continue
             for number, params in self._due(group["params"]).items():
                 self._update(params, number, group)
         return loss
@@ -110,19 +114,46 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
     def _due(self, parameters: Iterable[torch.Tensor]) -> dict[float, list[torch.Tensor]]:
         """The parameters that have a gradient, by the number of the step they take now; starts missing state."""
         due: dict[float, list[torch.Tensor]] = defaultdict(list)
-        for parameter in parameters:
-            if parameter.grad is None:
-                continue
-            if parameter.grad.is_sparse:
+        for parameter in self._with_gradient(parameters, on_device=False):
+            step = self.state[parameter]["step"]
+            step += 1
+            due[step.item()].append(parameter)
+        return due
+
+    def _with_gradient(self, parameters: Iterable[torch.Tensor], on_device: bool) -> list[torch.Tensor]:
+        """The parameters that have a gradient; starts missing state."""
+        found = [parameter for parameter in parameters if parameter.grad is not None]
+        for parameter in found:
+            if parameter.grad.is_sparse:  # type: ignore[union-attr]
                 raise TypeError(f"the gradient of a {tuple(parameter.shape)} parameter is sparse: use a dense one")
             state = self.state[parameter]
             if not state:
-                state["step"] = torch.tensor(0.0)
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if on_device else "cpu")
                 state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["step"] += 1
-            due[state["step"].item()].append(parameter)
-        return due
+        return found
+
+    def _update_on_device(self, group: dict[str, Any]) -> None:
+        """The step of a capturable group: its numbers are counted and read where the parameters are."""
+        params = self._with_gradient(group["params"], on_device=True)
+        if not params:
+            return
+        steps = [self.state[param]["step"] for param in params]
+        torch._foreach_add_(steps, 1)
+        soft_masked_adamw_(
+            params, *self._tensors(params, group), step=steps, lr=group["lr"],
+            beta1=float(group["betas"][0]), beta2=float(group["betas"][1]), eps=group["eps"],
+            weight_decay=group["weight_decay"], site=group["site"],
+        )  # fmt: skip
+
+    def _tensors(self, params: list[torch.Tensor], group: dict[str, Any]) -> tuple[list[Any], ...]:
+        """Gradients, both averages and importances of the parameters."""
+        return (
+            [-param.grad if group["maximize"] else param.grad for param in params],  # type: ignore[misc, operator]
+            [self.state[param]["exp_avg"] for param in params],
+            [self.state[param]["exp_avg_sq"] for param in params],
+            [self.importance.get(param) for param in params],
+        )
 
     def _update(self, params: list[torch.Tensor], number: float, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
@@ -135,10 +166,7 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
         ]
         soft_masked_adamw_(
             params,
-            [-param.grad if group["maximize"] else param.grad for param in params],  # type: ignore[misc, operator]
-            [self.state[param]["exp_avg"] for param in params],
-            [self.state[param]["exp_avg_sq"] for param in params],
-            [self.importance.get(param) for param in params],
+            *self._tensors(params, group),
             step=number,
             lr=float(group["lr"]),
             beta1=float(beta1),
@@ -161,3 +189,4 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
         for group in self.param_groups:  # a state of torch.optim.AdamW has no site
             group.setdefault("site", self.defaults["site"])
             group.setdefault("maximize", False)
+            group.setdefault("capturable", False)

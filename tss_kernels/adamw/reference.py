@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -34,29 +35,70 @@ def soft_masked_adamw_(
     p <- p - D (1 - I) at the site "update", else p - D. Computed in float32 or wider. Where `packed` has a tensor, it
     becomes the gates of the new p at that threshold, and their changes are added to that entry of flips.
     """
-    root_correction = (1 - beta2**step) ** 0.5
-    step_size = lr / (1 - beta1**step)
-    for index, (param, grad, exp_avg, exp_avg_sq, importance, bits) in enumerate(
+    made = lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, lr * weight_decay if weight_decay != 0 else None
+    options = beta1, beta2, eps, site
+    for index, (*tensors, importance, bits) in enumerate(
         zip(params, grads, exp_avgs, exp_avg_sqs, importances, packed or [None] * len(params), strict=True)
     ):
-        wide = torch.promote_types(param.dtype, torch.float32)
-        keep = None if importance is None else 1 - importance.to(wide)
-        g, m, v, p = (tensor.to(wide) for tensor in (grad, exp_avg, exp_avg_sq, param))
-        if keep is not None and site == "gradient":
-            g = g * keep
-        m = m + (1 - beta1) * (g - m)
-        v = beta2 * v + (1 - beta2) * g * g
-        change = step_size * m / (v.sqrt() / root_correction + eps)
-        if weight_decay != 0:
-            change = change + lr * weight_decay * p
-        if keep is not None and site == "update":
-            change = change * keep
+        param = tensors[0]
         before = None if bits is None else gates(param, thresholds[index])
-        param.copy_(p - change)
-        exp_avg.copy_(m)
-        exp_avg_sq.copy_(v)
+        _advance(tensors, importance, made, options)
         if bits is not None:
             gate = gates(param, thresholds[index])
             bits.copy_(pack(gate))
             if flips is not None:
                 flips[index] += (gate != before).sum()
+
+
+def soft_masked_adamw_capturable_(
+    params: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    exp_avgs: Sequence[torch.Tensor],
+    exp_avg_sqs: Sequence[torch.Tensor],
+    importances: Sequence[torch.Tensor | None],
+    *,
+    steps: Sequence[torch.Tensor],
+    lr: torch.Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    site: str,
+) -> None:
+    """The same with each parameter's step number and the learning rate as tensors without dimensions, never read here."""
+    rate = lr.to(torch.float64)
+    for *tensors, importance, step in zip(params, grads, exp_avgs, exp_avg_sqs, importances, steps, strict=True):
+        number = step.to(torch.float64)
+        made = (
+            rate / (1 - beta1**number),
+            (1 - beta2**number).sqrt(),
+            rate * weight_decay if weight_decay != 0 else None,
+        )
+        _advance(tensors, importance, made, (beta1, beta2, eps, site))
+
+
+def _advance(
+    tensors: Sequence[torch.Tensor],
+    importance: torch.Tensor | None,
+    made: tuple[Any, Any, Any],
+    options: tuple[float, float, float, str],
+) -> None:
+    """The step of one parameter: of param, grad, exp_avg, exp_avg_sq. made: lr / (1 - beta1^step), the root of
+    1 - beta2^step, and lr weight_decay or None."""
+    (step_size, root_correction, decay), (beta1, beta2, eps, site) = made, options
+    param, _, exp_avg, exp_avg_sq = tensors
+    wide = torch.promote_types(param.dtype, torch.float32)
+    keep = None if importance is None else 1 - importance.to(wide)
+    p, g, m, v = (tensor.to(wide) for tensor in tensors)
+    if keep is not None and site == "gradient":
+        g = g * keep
+    m = m + (1 - beta1) * (g - m)
+    v = beta2 * v + (1 - beta2) * g * g
+    change = step_size * m / (v.sqrt() / root_correction + eps)
+    if decay is not None:
+        change = change + decay * p
+    if keep is not None and site == "update":
+        change = change * keep
+    param.copy_(p - change)
+    exp_avg.copy_(m)
+    exp_avg_sq.copy_(v)

@@ -1,0 +1,157 @@
+"""AdamW, importance and gates in CUDA C++: hundreds of tensors, odd addresses, and threads in two orders."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tss_kernels
+from tss_kernels.backends import why_not
+from tss_kernels.gates import reference as gates
+from tss_kernels.testing import poisoned_outputs
+
+HYPER = {"step": 3, "lr": 3e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-6, "weight_decay": 0.1}
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _on_cuda():
+    obstacle = why_not("cuda", "soft_masked_adamw_", DEVICE, torch.float32)
+    if obstacle is not None:
+        pytest.skip(obstacle.reason)
+    with tss_kernels.use_backend("cuda"):
+        yield
+
+
+def parameters(shapes: list[tuple[int, ...]], offset: int = 0, dtype: torch.dtype = torch.float32) -> list[list]:
+    """Five lists of tensors, each of which starts so many elements into its memory."""
+    generator = torch.Generator().manual_seed(0)
+
+    def each(draw) -> list[torch.Tensor]:
+        found = []
+        for shape in shapes:
+            count = torch.Size(shape).numel()
+            room = torch.zeros(offset + count, dtype=dtype, device=DEVICE)
+            found.append(room[offset:].copy_(draw(count, generator=generator).to(DEVICE)).view(shape))
+        return found
+
+    importances = each(torch.rand)
+    importances[::3] = [None] * len(importances[::3])
+    return [each(torch.randn), each(torch.randn), each(torch.randn), each(torch.rand), importances]
+
+
+def step(values: list[list], backend: str, site: str = "update", **options: object) -> list[torch.Tensor]:
+    """All that one step changes, from copies in the same layout."""
+    with tss_kernels.use_backend(backend):
+        tss_kernels.soft_masked_adamw_(*values, **HYPER, site=site, **options)  # type: ignore[arg-type]
+    return [*values[0], *values[2], *values[3]]
+
+
+def assert_as_the_reference(changed: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    """Bit for bit, but for one rounding where PyTorch's own root is not correctly rounded."""
+    for one, other in zip(changed, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=2 * torch.finfo(one.dtype).eps, atol=1e-8)
+
+
+@pytest.mark.parametrize("count", [48, 49, 400, 401, 4200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_more_tensors_than_one_launch_describes(count, dtype):
+    shapes = [(1 + i % 3, 1 + i % 5) for i in range(count)]
+    shapes[:: count // 3] = [(0,)] * len(shapes[:: count // 3])
+    expected = step(parameters(shapes, dtype=dtype), "reference")
+    assert_as_the_reference(step(parameters(shapes, dtype=dtype), "cuda"), expected)
+
+
+@pytest.mark.parametrize("count", [48, 401, 4200])
+def test_each_tensor_reads_its_own_step_on_the_device(count):
+    """More than fit in a launch, some empty, half of them in another dtype and so in another launch."""
+    shapes = [(1 + i % 7,) for i in range(count)]
+    shapes[:: count // 3] = [(0,)] * len(shapes[:: count // 3])
+    values, expected = parameters(shapes), parameters(shapes)
+    for lists in (values, expected):
+        lists[1][::2] = [grad.bfloat16() for grad in lists[1][::2]]
+    options = {name: value for name, value in HYPER.items() if name not in ("step", "lr")}
+    for lists, backend in ((values, "cuda"), (expected, "reference")):
+        steps = [torch.tensor(float(1 + i % 11), device=DEVICE) for i in range(count)]
+        with tss_kernels.use_backend(backend):
+            rate = torch.tensor(0.25, device=DEVICE)
+            tss_kernels.soft_masked_adamw_(*lists, step=steps, lr=rate, **options)  # type: ignore[arg-type]
+    for one, other in zip(values[0], expected[0], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 70)),
+    offset=st.integers(0, 5),
+    site=st.sampled_from(["update", "gradient"]),
+    threshold=st.sampled_from([0.0, 0.3, float("inf")]),
+)
+def test_any_size_and_start_with_gates(shape, offset, site, threshold):
+    values, expected = parameters([shape, shape], offset), parameters([shape, shape], offset)
+    before = [param >= threshold for param in values[0]]
+    packed = [torch.full((shape[0], (shape[1] + 7) // 8), 255, dtype=torch.uint8, device=DEVICE) for _ in range(2)]
+    flips = torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    with tss_kernels.use_backend("cuda"):
+        changed = step(values, "cuda", site, packed=packed, thresholds=threshold, flips=flips)
+    assert_as_the_reference(changed, step(expected, "reference", site))
+    for index, param in enumerate(values[0]):
+        assert torch.equal(packed[index], gates.pack(param >= threshold))
+        assert flips[index] == ((param >= threshold) != before[index]).sum()
+
+
+def test_threads_in_two_orders_give_the_same_bits(monkeypatch):
+    if DEVICE.type == "cuda":
+        pytest.skip("a GPU's threads have no order to choose")
+    results = []
+    for order in ("forward", "reverse"):
+        monkeypatch.setenv("TSS_EMULATED_ORDER", order)
+        values = parameters([(33, 21), (5, 64)])
+        packed = [torch.empty((rows, (columns + 7) // 8), dtype=torch.uint8) for rows, columns in ((33, 21), (5, 64))]
+        flips = torch.zeros(2, dtype=torch.int64)
+        changed = step(values, "cuda", packed=packed, flips=flips)
+        raw = torch.randn(3, 5000, generator=torch.Generator().manual_seed(1))
+        importance = [tss_kernels.normalize_importance(raw, per=per) for per in ("tensor", "row")]
+        results.append([*changed, *packed, flips, *importance])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 700)),
+    offset=st.integers(0, 3),
+    per=st.sampled_from(["row", "tensor"]),
+)
+def test_importance_of_any_size_and_start(shape, offset, per):
+    room = torch.randn(offset + shape[0] * shape[1], generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE)
+    raw = room[offset:].view(shape)
+    with tss_kernels.use_backend("cuda"), poisoned_outputs():
+        importance = tss_kernels.normalize_importance(raw, per=per)
+    with tss_kernels.use_backend("reference"):
+        exact = tss_kernels.normalize_importance(raw.double(), per=per)
+    torch.testing.assert_close(importance, exact, rtol=2e-7, atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(st.integers(0, 20), st.integers(0, 70)),
+    offset=st.integers(0, 9),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_masks_of_any_size_and_start(shape, offset, dtype):
+    from tss_kernels.gated_linear.cuda import masked_weight
+
+    count = shape[0] * shape[1]
+    weight = torch.randn(offset + count).to(DEVICE, dtype)[offset:].view(shape)
+    scores = torch.randn(offset + count).to(DEVICE)[offset:].view(shape)
+    packed = torch.full((shape[0], (shape[1] + 7) // 8), 255, dtype=torch.uint8, device=DEVICE)
+    with poisoned_outputs():
+        by_scores = masked_weight(weight, packed, scores, 0.25)
+        by_bits = masked_weight(weight, packed)
+    assert torch.equal(packed, gates.pack(scores >= 0.25))
+    assert torch.equal(by_scores, gates.masked(weight, scores >= 0.25))
+    assert torch.equal(by_bits, by_scores)
+    assert torch.equal(tss_kernels.unpack_gates(packed, shape[1]), scores >= 0.25)
