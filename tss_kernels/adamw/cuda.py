@@ -63,7 +63,7 @@ def soft_masked_adamw_capturable_(
     weight_decay: float,
     site: str,
 ) -> None:
-    """The same with each parameter's step number and the learning rate read on the device, float32 with no dimension."""
+    """The same with each parameter's step number and the learning rate read on the device: float32, no dimensions."""
     if not params:
         return
     table, device = table_of((params, grads, exp_avgs, exp_avg_sqs), importances, None, (), None), params[0].device

@@ -65,7 +65,7 @@ def soft_masked_adamw_capturable_(
     weight_decay: float,
     site: str,
 ) -> None:
-    """The same with each parameter's step number and the learning rate as tensors without dimensions, never read here."""
+    """The same with each parameter's step number and the learning rate as tensors without dimensions."""
     rate = lr.to(torch.float64)
     for *tensors, importance, step in zip(params, grads, exp_avgs, exp_avg_sqs, importances, steps, strict=True):
         number = step.to(torch.float64)

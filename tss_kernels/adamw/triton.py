@@ -121,7 +121,9 @@ def soft_masked_adamw_(
     under CUDA graph capture.
     """
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(f"a CUDA graph would replay step={step} forever: call soft_masked_adamw_ outside the graph")
+        raise RuntimeError(
+            f"a CUDA graph would replay step={step} forever: give step and lr as tensors (capturable=True)"
+        )
     step_size = lr / (1 - beta1**step)
     root_correction = (1 - beta2**step) ** 0.5
     scalars = (lr * weight_decay, 1 - beta1, beta2, 1 - beta2, step_size, root_correction, eps)

@@ -1,4 +1,4 @@
-"""Importance in CUDA C++: mean and deviation in fixed order, then tanh and, where asked for, the maximum in one pass."""
+"""Importance in CUDA C++: mean and deviation in fixed order, then tanh and, if asked for, the maximum in one pass."""
 
 from __future__ import annotations
 
