@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import signal
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from bench.gpu.build import VARIABLE, architectures
 from bench.gpu.context import ROOT, Context, Outcome, revision, sources
 from bench.gpu.parts import PARTS, Part, choose
 from bench.gpu.processes import run_child
@@ -30,10 +32,19 @@ LEAST = 5.0  # seconds: with less left, no part begins
 SYMBOLS = {"done": "ok", "failed": "FAILED", "skipped": "skipped", "stopped": "stopped", "not run": "not run"}
 
 
+READY_MADE = """\
+Where the part build cannot compile (no nvcc, or one that is too old), it takes a module that was carried ready-made. On
+a machine with nvcc and the same Python (3.12, say), from the same sources:
+  TSS_KERNELS_ARCHITECTURES=90a python3.12 -m csrc.build cuda    (prints the file; needs pybind11 and ninja)
+Put the file it prints into tss_kernels/ under the name it has, _cuda.cpython-312-x86_64-linux-gnu.so. The part tries it
+on this machine's GPUs before anything is measured. TSS_KERNELS_BUILD=off takes it even where nvcc is.
+"""
+
+
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="parts: env " + " ".join(part.name for part in PARTS),
+        epilog="parts: env " + " ".join(part.name for part in PARTS) + f"\n\n{READY_MADE}",
     )  # fmt: skip
     parser.add_argument("--parts", default="", metavar="A,B", help="these alone; a group's name means all of it")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", metavar="DIR", help="of the JSON file")
@@ -75,6 +86,12 @@ def _unpack_wheels(python: str, wheels: Path, into: Path, log: Path) -> str | No
     return None if done.code == 0 else f"pip ended with {done.code}: {done.tail(3)}"
 
 
+def _compiled_for(machine: Mapping[str, Any]) -> dict[str, str]:
+    """What the parts' environment says of compiling: for this machine's GPUs alone, unless the caller's says it."""
+    found = architectures(gpu["capability"] for gpu in machine["gpus"])
+    return {VARIABLE: found} if found and VARIABLE not in os.environ else {}
+
+
 def _describe(machine: Mapping[str, Any]) -> str:
     packages = machine["packages"]
     missing = [name for name, found in packages.items() if found is None]
@@ -83,7 +100,7 @@ def _describe(machine: Mapping[str, Any]) -> str:
         f"python {machine['python']}, torch {packages['torch']} (CUDA {machine['cuda']}), triton {packages['triton']}",
         f"GPU: {', '.join(gpus) or 'none: ' + str(machine['why_no_gpu'])}",
         *([f"nvidia-smi: {line}" for line in (machine["nvidia_smi"] or "").splitlines()[1:]]),
-        f"compute-sanitizer: {machine['tools']['compute-sanitizer'] or 'not found'}",
+        *(f"{tool}: {machine['tools'][tool] or 'not found'}" for tool in ("compute-sanitizer", "nvcc")),
         f"not installed: {', '.join(missing) or 'nothing that is looked for'}",
     ]
     return "\n".join(lines)
@@ -139,7 +156,8 @@ def run_parts(
     stamp, failed = dict(stamp or {}), []
     for position, part in enumerate(parts):
         before = context.report.part(part.name)
-        if resume and before.get("status") in FINISHED and before.get("sources") == stamp.get("sources"):
+        finished = before.get("status") in FINISHED and before.get("sources") == stamp.get("sources")
+        if resume and finished and not part.always:
             print(f"{part.name:<22}kept     {before['status']}: {before['reason'].splitlines()[0]}", flush=True)
             failed += [part.name] if before["status"] == "failed" else []
             continue
@@ -224,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             **{name: machine["packages"][name] for name in ("torch", "triton")},
         }  # fmt: skip
         report.set_machine(machine)
-        context = Context(sys.executable, chosen.device, chosen.tiny, report, machine, site)
+        context = Context(sys.executable, chosen.device, chosen.tiny, report, machine, site, _compiled_for(machine))
         print(f"results: {report.path}\n", flush=True)
         failed = run_parts(chosen.parts, context, start + chosen.seconds, chosen.resume, stamp)
         print(_closing(report))

@@ -52,8 +52,10 @@ class Context:
         """The children's environment: this checkout first on the path, the interpreter of Triton off."""
         inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         path = [str(ROOT), *([str(self.site)] if self.site else []), inherited.get("PYTHONPATH", "")]
+        tools = [inherited.get("PATH", os.defpath), *([str(self.site / "bin")] if self.site else [])]
         return inherited | {
             "PYTHONPATH": os.pathsep.join(part for part in path if part), "PYTHONUNBUFFERED": "1",
+            "PATH": os.pathsep.join(tools),
             "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **self.extra, **values,
         }  # fmt: skip
 

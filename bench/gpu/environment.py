@@ -17,6 +17,8 @@ PACKAGES = {
     "torch": "everything",
     "triton": "the triton backend",
     "numpy": "tests",
+    "pybind11": "compiling csrc",
+    "ninja": "compiling csrc",
     "pytest": "tests",
     "hypothesis": "some tests",
     "pytest-xdist": "running tests side by side",

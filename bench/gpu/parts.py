@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +25,37 @@ SANITIZER_FOUND = 86  # compute-sanitizer's exit code for a finding, which nothi
 @dataclass(frozen=True)
 class Part:
     """One piece of a run: its name, its time limit in seconds (longer where others leave time over), what it does, and
-    the function that does it within so many seconds."""
+    the function that does it within so many seconds. always: what it makes is not in the results' file, so a run that
+    goes on does it again."""
 
     name: str
     seconds: int
     does: str
     run: Callable[[Context, float], Outcome]
+    always: bool = False
+
+
+def _build(context: Context, seconds: float) -> Outcome:
+    if context.device != "cuda":
+        return Outcome("skipped", "compiled for the GPU of the machine; on a CPU the installation compiles")
+    start = time.monotonic()
+    finished = context.run([context.python, "-m", "bench.gpu.build"], seconds)
+    if finished.code is None:
+        return Outcome("stopped", "stopped at its time limit; a further call compiles what is left: --resume")
+    if finished.code != 0:
+        return Outcome("failed", f"ended with {finished.code}\n{finished.tail()}")
+    modules = json.loads(finished.output.splitlines()[-1])
+    said = "; ".join(f"{name} {one['status']} ({one['reason'].splitlines()[0]})" for name, one in modules.items())
+    numbers = {"modules": modules, "kernels": None}
+    errors = [one["reason"] for one in modules.values() if one["status"] == "failed"]
+    if errors:
+        return Outcome("failed", "\n".join([said, *errors])[:8000], numbers)
+    checked = context.run([context.python, "-m", "bench.gpu.build", "--check"], seconds - (time.monotonic() - start))
+    if checked.code != 0:
+        why = "not finished in time" if checked.code is None else checked.tail()
+        return Outcome("failed", f"{said}; but what lies in tss_kernels does not run here: {why}", numbers)
+    numbers["kernels"] = context.run([context.python, "-m", "tss_kernels"], 30).output
+    return Outcome("skipped" if modules["_cuda"]["status"] == "missing" else "done", said, numbers)
 
 
 def _tests(folder: Path, context: Context, seconds: float) -> Outcome:
@@ -64,13 +91,19 @@ def _sanitize(tool: str, context: Context, seconds: float) -> Outcome:
     finished = context.run(command, seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     ran = re.search(r"^(\d+) calls ran$", finished.output, re.MULTILINE)
     summary = re.search(r"(ERROR|RACECHECK) SUMMARY: .*", finished.output)
-    numbers = {"calls": int(ran[1]) if ran else None, "summary": summary[0] if summary else None, "exit": finished.code}
+    # Whose kernels were found at fault: ours, or those of PyTorch and its libraries.
+    kernels = Counter(name.strip()[:200] for name in re.findall(r"^=+ +at (.+?)(?:\+0x\w+.*)?$", finished.output, re.M))
+    numbers = {
+        "calls": int(ran[1]) if ran else None, "summary": summary[0] if summary else None, "exit": finished.code,
+        "kernels": dict(kernels.most_common(20)),
+    }  # fmt: skip
     if finished.code is None:
         return Outcome("stopped", "stopped at its time limit", numbers)
     if finished.code == 0 and ran and summary:
         return Outcome("done", f"{summary[0]} in {ran[1]} calls", numbers)
     reason = summary[0] if summary else f"ended with {finished.code}"
-    return Outcome("failed", f"{reason}\n{finished.tail()}", numbers | {"output": finished.output[:20000]})
+    named = "".join(f"\n{count} in {name}" for name, count in kernels.most_common(5))
+    return Outcome("failed", f"{reason}{named}\n{finished.tail()}", numbers | {"output": finished.output[:20000]})
 
 
 def _measure(group: str, context: Context, seconds: float) -> Outcome:
@@ -103,20 +136,21 @@ def _measured(group: str, seconds: int, does: str) -> Part:
 
 
 PARTS: tuple[Part, ...] = (
-    # Building csrc/ goes here, before what is built is tested.
-    Part("tests.gpu", 80, "tests/kernels/gpu: what only a GPU can show", partial(_tests, GPU_TESTS)),
-    Part("tests.kernels", 90, "tests/kernels, every backend there is", partial(_tests, KERNEL_TESTS)),
-    _measured("ceilings", 15, "copy bandwidth, matrix rates and the smallest kernel of this machine"),
-    _measured("gated_linear", 75, "forward, dX, dS, forward and backward"),
+    Part("build", 60, "compiles csrc for this GPU alone, or tries what was carried ready-made", _build, always=True),
+    Part("tests.gpu", 70, "tests/kernels/gpu: what only a GPU can show", partial(_tests, GPU_TESTS)),
+    Part("tests.kernels", 70, "tests/kernels, every backend there is", partial(_tests, KERNEL_TESTS)),
+    _measured("ceilings", 10, "copy bandwidth, matrix rates and the smallest kernel of this machine"),
+    _measured("gated_linear", 65, "forward, dX, dS, forward and backward"),
     _measured("adamw", 25, "soft_masked_adamw_ at 3 M and 100 M scores"),
     _measured("gated_adapter", 40, "forward, forward and backward"),
     _measured("step", 45, "a BART-Large training step"),
-    Part("sanitize.memcheck", 35, "compute-sanitizer: accesses out of bounds", partial(_sanitize, "memcheck")),
-    Part("sanitize.racecheck", 25, "compute-sanitizer: races in shared memory", partial(_sanitize, "racecheck")),
-    _measured("packed_linear", 20, "the forward pass of sealed tasks"),
-    _measured("gates", 8, "pack_gates"),
-    _measured("importance", 8, "normalize_importance, accumulate_importance_"),
-    _measured("dispatch", 60, "every strategy at every class of shapes; proposes the configuration table's entries"),
+    Part("sanitize.memcheck", 30, "compute-sanitizer: accesses out of bounds", partial(_sanitize, "memcheck")),
+    Part("sanitize.racecheck", 20, "compute-sanitizer: races in shared memory", partial(_sanitize, "racecheck")),
+    Part("sanitize.initcheck", 15, "compute-sanitizer: reads of memory never written", partial(_sanitize, "initcheck")),
+    _measured("packed_linear", 15, "the forward pass of sealed tasks"),
+    _measured("gates", 10, "pack_gates, unpack_gates"),
+    _measured("importance", 10, "normalize_importance, accumulate_importance_"),
+    _measured("dispatch", 45, "every strategy and tiling at every class of shapes; proposes the tables' entries"),
 )
 
 

@@ -14,8 +14,8 @@ from bench.measure.cases import dispatch_adapter
 from bench.measure.cases.dispatch import proposal
 from bench.measure.cases.dispatch_adapter import proposal as adapter_proposal
 from bench.measure.cases.sizes import tiny
-from tss_kernels.configs import table_for
 from tss_kernels.backends import why_not
+from tss_kernels.configs import table_for
 
 CPU = torch.device("cpu")
 

@@ -101,11 +101,26 @@ def test_when_the_time_is_up_a_part_is_not_begun_and_a_run_goes_on_with_it(conte
     assert ran == ["second", "first", "second"], "other sources: everything anew"
 
 
+def test_a_part_that_leaves_something_on_the_machine_runs_again(context):
+    ran = []
+
+    def noting(context: Context, seconds: float) -> Outcome:
+        ran.append(seconds)
+        return Outcome("done", "made")
+
+    always = Part("build", 10, "makes a file", noting, always=True)
+    for _ in range(2):
+        run_parts([always, part("other", noting)], context, soon(), resume=True, stamp={"sources": "a"})
+    assert len(ran) == 3
+
+
 def test_names_of_parts():
-    assert [one.name for one in choose(["sanitize"])] == ["sanitize.memcheck", "sanitize.racecheck"]
+    assert [one.name for one in choose(["sanitize"])] == [
+        "sanitize.memcheck", "sanitize.racecheck", "sanitize.initcheck"
+    ]  # fmt: skip
     assert [one.name for one in choose(["adamw", "tests.gpu"])] == ["tests.gpu", "measure.adamw"]
     assert choose([]) == list(PARTS)
-    with pytest.raises(ValueError, match=r"no part 'adam': there are env, tests\.gpu"):
+    with pytest.raises(ValueError, match=r"no part 'adam': there are env, build, tests\.gpu"):
         choose(["adam"])
 
 
@@ -190,6 +205,29 @@ def test_the_sanitizer_must_have_watched_everything(tmp_path, output, code, stat
     assert memcheck.run(context, 30.0).status == status
 
 
+def test_the_sanitizer_says_in_whose_kernel(tmp_path):
+    found = """========= Uninitialized __global__ memory read of size 4 bytes
+=========     at void tss::pack_gates_kernel<float>(tss::Scores)+0x1f0
+=========     by thread (0,0,0) in block (0,0,0)
+=========     at forward_kernel+0x40 in gated.py:12
+1 calls ran
+========= ERROR SUMMARY: 2 errors"""
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{found}\nEND\nexit 86\n")
+    tool.chmod(0o755)
+    context = Context(
+        sys.executable, "cuda", False, Report(tmp_path / "r.json"), {"tools": {"compute-sanitizer": str(tool)}}
+    )
+    (initcheck,) = choose(["initcheck"])
+    outcome = initcheck.run(context, 30.0)
+    assert outcome.status == "failed"
+    assert outcome.result is not None
+    assert outcome.result["kernels"] == {
+        "void tss::pack_gates_kernel<float>(tss::Scores)": 1, "forward_kernel": 1
+    }  # fmt: skip
+    assert "1 in void tss::pack_gates_kernel<float>(tss::Scores)" in outcome.reason
+
+
 def test_without_a_tool_or_a_package_a_part_says_so(context, monkeypatch):
     (memcheck,) = choose(["memcheck"])
     assert memcheck.run(context, 30.0) == Outcome(
@@ -245,4 +283,4 @@ def test_the_whole_command_on_a_cpu(tmp_path):
 def test_a_wrong_part_is_named(tmp_path):
     done = gpu_sh("--parts", "speed")
     assert done.returncode == 2
-    assert "no part 'speed': there are env, tests.gpu" in done.stderr
+    assert "no part 'speed': there are env, build, tests.gpu" in done.stderr

@@ -1,0 +1,160 @@
+"""Compiles csrc for the GPUs of this machine alone, into the package, and shows that the result runs.
+
+`python -m bench.gpu.build [--check]`: the last line is JSON, what became of each module and why. Needs no network;
+pybind11 and ninja may come from a folder on PYTHONPATH. TSS_KERNELS_BUILD=off leaves the modules that lie there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from csrc.build.settings import Settings, read
+from csrc.build.toolchain import Missing, Tool, find_cxx, find_nvcc
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "tss_kernels"
+VARIABLE = "TSS_KERNELS_ARCHITECTURES"
+MODULES = {"native": "_native", "cuda": "_cuda"}  # csrc.build's variants, and their files in the package
+
+
+class Built(NamedTuple):
+    """What became of a module: compiled, ready (it lay there), missing or failed; and how or why."""
+
+    status: str
+    reason: str
+
+
+def architectures(capabilities: Iterable[str]) -> str:
+    """TSS_KERNELS_ARCHITECTURES for these GPUs and no others, from capabilities such as "9.0"."""
+    numbers = sorted({capability.replace(".", "") for capability in capabilities}, key=int)
+    return " ".join("90a" if number == "90" else number for number in numbers)
+
+
+def _suffix() -> str:
+    return sysconfig.get_config_var("EXT_SUFFIX")
+
+
+def _nvcc_obstacle(settings: Settings) -> str | None:
+    """Why nvcc cannot compile for these architectures, or None."""
+    nvcc = find_nvcc(settings)
+    if isinstance(nvcc, Missing):
+        return nvcc.reason
+    listed = subprocess.run([nvcc.path, "--list-gpu-code"], capture_output=True, text=True, timeout=60, check=False)
+    known = {name.removeprefix("sm_").rstrip("af") for name in listed.stdout.split()}
+    for name in settings.architectures:
+        if known and name.removesuffix("+PTX").rstrip("af") not in known:
+            return f"{nvcc.version} at {nvcc.path} does not know sm_{name}"
+    return None
+
+
+def obstacle(variant: str, settings: Settings) -> str | None:
+    """Why a module cannot be compiled here at all, or None."""
+    if settings.parts == "off":
+        return "TSS_KERNELS_BUILD is off"
+    if importlib.util.find_spec("pybind11") is None:
+        return "the package pybind11 is not installed; carry its wheel and name its folder: --wheels"
+    if importlib.util.find_spec("ninja") is None and shutil.which("ninja") is None:
+        return "ninja is not installed; carry its wheel and name its folder: --wheels"
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        return "this Python has no headers (Python.h): carry the module ready-made, see scripts/gpu.sh --help"
+    compiler: Tool | Missing = find_cxx(settings)
+    if isinstance(compiler, Missing):
+        return compiler.reason
+    return _nvcc_obstacle(settings) if variant == "cuda" else None
+
+
+def _lying(name: str) -> tuple[Path | None, str]:
+    """The module's file for this Python, and what is said of files for others."""
+    exact = PACKAGE / f"{name}{_suffix()}"
+    if exact.exists():
+        return exact, ""
+    others = ", ".join(sorted(path.name for path in PACKAGE.glob(f"{name}.*.so")))
+    return None, f"; {others} is not for this Python, whose modules end with {_suffix()}" if others else ""
+
+
+def _compile(variant: str, name: str) -> Built:
+    from csrc.build.ninja_file import BuildFailed
+    from csrc.build.variants import built
+
+    target = PACKAGE / f"{name}{_suffix()}"
+    try:
+        file = built(variant, ROOT / "build")
+    except BuildFailed as error:
+        # What lies there was made from other sources: no number may come from it.
+        target.unlink(missing_ok=True)
+        return Built("failed", str(error)[-6000:])
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copyfile(file, beside)
+    beside.replace(target)
+    return Built("compiled", f"for {os.environ.get(VARIABLE) or 'every GPU'}" if variant == "cuda" else "for this CPU")
+
+
+def build() -> dict[str, Built]:
+    """Brings every module up to date that can be compiled here; the others are what lies in the package, or missing."""
+    settings, found = read(), {}
+    for variant, name in MODULES.items():
+        why = obstacle(variant, settings)
+        if why is None:
+            found[name] = _compile(variant, name)
+            continue
+        lying, others = _lying(name)
+        found[name] = Built("missing" if lying is None else "ready", why + others)
+    return found
+
+
+def check() -> None:
+    """Every module in the package runs on this machine and computes; raises what it finds wrong."""
+    import torch
+
+    from tss_kernels.backends import INSTALLED
+    from tss_kernels.gates import reference
+
+    scores = torch.randn(70, 136, generator=torch.Generator().manual_seed(0))
+    expected = reference.pack(reference.gates(scores, 0.0))
+    if INSTALLED["native"]:
+        from tss_kernels.gates import native
+
+        assert torch.equal(native.pack_gates(scores, 0.0), expected), "the native gates are wrong"
+    for index in range(torch.cuda.device_count() if INSTALLED["cuda"] else 0):
+        _check_device(torch.device("cuda", index), scores, expected)
+
+
+def _check_device(device: Any, scores: Any, expected: Any) -> None:
+    """Code for this GPU is in the module, and where it is Hopper, code for its warpgroups."""
+    import torch
+
+    from tss_kernels.configs.cuda import NARROW, NARROW_GROUPS, has_warpgroups
+    from tss_kernels.gated_linear import cuda as products
+    from tss_kernels.gates import cuda as gates
+
+    packed = gates.pack_gates(scores.to(device), 0.0)
+    assert torch.equal(packed.cpu(), expected), f"the gates are wrong on {device}"
+    # Sums of few powers of two: exact in any order, so that this says nothing of rounding and everything of the code.
+    x = (torch.arange(130 * 136, device=device).view(130, 136) % 3 - 1).to(torch.bfloat16)
+    weight = (torch.arange(70 * 136, device=device).view(70, 136) % 5 - 2).to(torch.bfloat16)
+    exact = x.double() @ torch.where(scores.to(device) >= 0, weight.double(), 0).T
+    for tiling in (NARROW, *((NARROW_GROUPS,) if has_warpgroups(device) else ())):
+        found = products.packed_linear(x, weight, packed, None, tiling, False)
+        assert torch.equal(found, exact.to(torch.bfloat16)), f"the product {tiling.name} is wrong on {device}"
+
+
+def main() -> None:
+    """Builds, or with --check runs what was built."""
+    if sys.argv[1:] == ["--check"]:
+        check()
+        print("checked")
+    else:
+        print(json.dumps({name: built._asdict() for name, built in build().items()}))
+
+
+if __name__ == "__main__":
+    main()

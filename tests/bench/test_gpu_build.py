@@ -1,0 +1,135 @@
+"""The build as a part of a run: for which GPU, what is said without a compiler, and that no stale module is measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import pytest
+
+from bench.gpu import build
+from bench.gpu.__main__ import _compiled_for
+from bench.gpu.build import Built, architectures, obstacle
+from bench.gpu.context import Context
+from bench.gpu.parts import choose
+from bench.gpu.processes import Finished
+from bench.measure.report import Report
+from csrc.build import variants
+from csrc.build.ninja_file import BuildFailed
+from csrc.build.settings import read
+
+SUFFIX = ".made-for-this.so"
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An empty package, on a machine that has every compiler."""
+    monkeypatch.setattr(build, "PACKAGE", tmp_path)
+    monkeypatch.setattr(build, "_suffix", lambda: SUFFIX)
+    monkeypatch.setattr(build, "obstacle", lambda variant, settings: None)
+    return tmp_path
+
+
+def test_code_for_the_gpus_there_are_and_no_others():
+    assert architectures(["9.0"]) == "90a"
+    assert architectures(["8.6", "12.0", "8.6", "9.0"]) == "86 90a 120"
+    assert read({build.VARIABLE: architectures(["9.0", "8.0"])}).architectures == ("80", "90a")
+
+
+def test_the_callers_architectures_stay(monkeypatch):
+    machine = {"gpus": [{"capability": "9.0"}]}
+    monkeypatch.delenv(build.VARIABLE, raising=False)
+    assert _compiled_for(machine) == {build.VARIABLE: "90a"}
+    assert _compiled_for({"gpus": []}) == {}
+    monkeypatch.setenv(build.VARIABLE, "80")
+    assert _compiled_for(machine) == {}
+
+
+def test_what_is_compiled_takes_the_place_of_what_lay_there(package, monkeypatch, tmp_path):
+    made = tmp_path / "made"
+    made.write_text("new")
+    (package / f"_cuda{SUFFIX}").write_text("old")
+    monkeypatch.setattr(variants, "built", lambda variant, out: made)
+    assert {name: one.status for name, one in build.build().items()} == {"_native": "compiled", "_cuda": "compiled"}
+    assert (package / f"_cuda{SUFFIX}").read_text() == "new"
+
+
+def test_a_module_of_other_sources_does_not_survive_a_failed_build(package, monkeypatch):
+    (package / f"_cuda{SUFFIX}").write_text("old")
+
+    def failing(variant, out):
+        raise BuildFailed("gates.cu(3): error")
+
+    monkeypatch.setattr(variants, "built", failing)
+    assert build.build()["_cuda"] == Built("failed", "gates.cu(3): error")
+    assert not (package / f"_cuda{SUFFIX}").exists()
+
+
+def test_without_a_compiler_a_ready_made_module_is_taken(package, monkeypatch):
+    monkeypatch.setattr(build, "obstacle", lambda variant, settings: "no nvcc was found")
+    assert build.build()["_cuda"] == Built("missing", "no nvcc was found")
+    (package / "_cuda.cpython-310-x86_64-linux-gnu.so").write_text("")
+    other = build.build()["_cuda"]
+    assert (other.status, "_cuda.cpython-310-x86_64-linux-gnu.so is not for this Python" in other.reason) == (
+        "missing", True
+    )  # fmt: skip
+    (package / f"_cuda{SUFFIX}").write_text("carried")
+    assert build.build()["_cuda"] == Built("ready", "no nvcc was found")
+    assert (package / f"_cuda{SUFFIX}").read_text() == "carried"
+
+
+def nvcc_of(tmp_path, release: str, codes: str):
+    tool = tmp_path / "nvcc"
+    tool.write_text(
+        f'#!/bin/sh\nif [ "$1" = --version ]; then echo "release {release}, V"; else printf "{codes}"; fi\n'
+    )
+    tool.chmod(0o755)
+    return read({"TSS_KERNELS_NVCC": str(tool), build.VARIABLE: "90a"})
+
+
+def test_an_nvcc_that_is_too_old_is_no_failure(tmp_path):
+    assert "older than 12.1" in str(obstacle("cuda", nvcc_of(tmp_path, "11.8", "sm_90")))
+    assert "does not know sm_90a" in str(obstacle("cuda", nvcc_of(tmp_path, "12.4", "sm_80\\nsm_89\\n")))
+    assert obstacle("cuda", nvcc_of(tmp_path, "12.4", "sm_80\\nsm_90\\n")) is None
+    assert obstacle("native", nvcc_of(tmp_path, "11.8", "")) is None
+    assert obstacle("cuda", read({"TSS_KERNELS_BUILD": "off"})) == "TSS_KERNELS_BUILD is off"
+
+
+def test_what_compiling_needs_is_named(monkeypatch):
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    assert "pybind11" in str(obstacle("native", read({})))
+    monkeypatch.setattr(
+        build.importlib.util, "find_spec", lambda name: types.SimpleNamespace() if name == "pybind11" else None
+    )
+    assert "ninja" in str(obstacle("native", read({})))
+
+
+@pytest.mark.parametrize(
+    ("cuda", "checked", "status", "said"),
+    [
+        ("compiled", 0, "done", "_cuda compiled"),
+        ("ready", 0, "done", "_cuda ready"),
+        ("missing", 0, "skipped", "no nvcc"),
+        ("failed", 0, "failed", "_cuda failed"),
+        ("ready", 1, "failed", "no kernel image"),
+        ("ready", None, "failed", "not finished in time"),
+    ],
+)
+def test_the_part_is_done_only_if_what_lies_there_runs(tmp_path, monkeypatch, cuda, checked, status, said):
+    modules = {"_native": {"status": "compiled", "reason": "here"}, "_cuda": {"status": cuda, "reason": "no nvcc"}}
+    answers = {
+        "bench.gpu.build": Finished(0, 1.0, f"some warning\n{json.dumps(modules)}\n"),
+        "--check": Finished(checked, 1.0, "no kernel image is available"),
+        "tss_kernels": Finished(0, 1.0, "backends"),
+    }
+    monkeypatch.setattr(Context, "run", lambda self, command, seconds, **values: answers[command[-1]])
+    context = Context(sys.executable, "cuda", False, Report(tmp_path / "r.json"), {})
+    (part,) = choose(["build"])
+    outcome = part.run(context, 60.0)
+    assert (outcome.status, said in outcome.reason) == (status, True), outcome.reason
+
+
+def test_the_modules_of_this_machine_pass_the_check():
+    build.check()
