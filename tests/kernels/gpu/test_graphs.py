@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tss_kernels
+from tss_kernels.backends import why_not
 
 pytestmark = pytest.mark.gpu
 
@@ -115,3 +116,33 @@ def test_an_optimizer_step_in_a_graph_is_refused(draw):
     with pytest.raises(RuntimeError, match="graph"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         tss_kernels.soft_masked_adamw_(*lists, [None], step=2, **hyper)
     assert all(torch.equal(tensor, old) for (tensor,), old in zip(lists, before, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["cuda", "reference"])
+def test_a_step_with_its_numbers_on_the_device_is_replayed(draw, backend):
+    obstacle = why_not(backend, "soft_masked_adamw_", torch.device("cuda"), torch.float32)
+    if obstacle is not None:
+        pytest.skip(obstacle.reason)
+    made = draw(torch.device("cuda"), 0)
+    start, gradient, soft = made.normal(70, 33).float(), made.normal(70, 33).float(), made.unit(70, 33).float()
+
+    def optimizer_of(parameter: torch.nn.Parameter, lr: torch.Tensor) -> tss_kernels.SoftMaskedAdamW:
+        parameter.grad = gradient.clone()
+        return tss_kernels.SoftMaskedAdamW([parameter], lr=lr, capturable=True, importance={parameter: soft})
+
+    with tss_kernels.use_backend(backend):
+        replayed, eager = (torch.nn.Parameter(start.clone()) for _ in range(2))
+        rates = torch.tensor(0.01, device="cuda"), torch.tensor(0.01, device="cuda")
+        optimizers = optimizer_of(replayed, rates[0]), optimizer_of(eager, rates[1])
+        for optimizer in optimizers:  # the state is made outside the graph
+            optimizer.step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            optimizers[0].step()
+        for number in range(10):
+            for rate in rates:
+                rate.fill_(0.01 / (number + 1))
+            graph.replay()
+            optimizers[1].step()
+    assert torch.equal(replayed, eager)
+    assert optimizers[0].state[replayed]["step"].item() == 11
