@@ -27,15 +27,20 @@ def commands(plan: Plan) -> dict[str, type]:
     class BuildModules(build_ext):
         """Builds every planned module and puts its file where setuptools expects it."""
 
+        def run(self) -> None:
+            self.parts = plan.described()
+            super().run()
+            # Only now: while extensions are built, setuptools hides that they are wanted in place.
+            record.write(_package(self), self.parts)
+            print(record.line(self.parts))
+
         def build_extensions(self) -> None:
-            files, parts = plan.build(Path(self.build_temp).resolve())
+            files, self.parts = plan.build(Path(self.build_temp).resolve())
             self.extensions = [extension for extension in self.extensions if extension.name.split(".")[-1] in files]
             for extension in self.extensions:
                 target = Path(self.get_ext_fullpath(extension.name))
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(files[extension.name.split(".")[-1]], target)
-            record.write(_package(self), parts)
-            print(record.line(parts))
 
     class BuildRecord(build_py):
         """Writes what is planned, for installations that compile nothing; the build writes it again."""

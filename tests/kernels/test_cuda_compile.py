@@ -66,6 +66,13 @@ def test_shared_memory_fits_every_chip():
     assert max(asked.values()) <= SMALLEST, asked
 
 
+def test_adamw_that_moves_single_elements_is_named():
+    counts = {"hmma": 0, "hgmma": 0, "async_copies": 0, "wide_loads": 5, "wide_stores": 0, "spills": 0}
+    (found,) = violations(Kernel("sm_80", "adamw_kernel", "48, true", 40, 0, counts))
+    assert "5 loads and 0 stores of 16 bytes" in found
+    assert violations(Kernel("sm_80", "adamw_kernel", "48, false", 40, 0, counts)) == []
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [

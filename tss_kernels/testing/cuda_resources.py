@@ -36,8 +36,8 @@ COUNTED = {
 
 
 # Kernels that load and store 16 bytes at a time where addresses allow it, and those that store so.
-WIDE = ("mask_kernel",)
-STORES = ("gated_product_kernel",)
+WIDE = (("mask_kernel", ""), ("adamw_kernel", "true"))  # and how their parameters end then
+STORES = ("gated_product_kernel", "gated_adapter_kernel")
 # A tile of Hopper's warpgroups; other architectures have nothing in its kernels.
 GROUPS = re.compile(r"ProductTile<[^>]*true>")
 
@@ -127,7 +127,8 @@ def violations(kernel: Kernel) -> list[str]:
             found.append("rows are aligned, but nothing is copied 16 bytes at a time")
         if kernel.name in STORES and not counts["wide_stores"]:
             found.append("nothing is stored 16 bytes at a time")
-    if kernel.name in WIDE and not (counts["wide_loads"] and counts["wide_stores"]):
+    wide = any(kernel.name == name and kernel.parameters.endswith(end) for name, end in WIDE)
+    if wide and not (counts["wide_loads"] and counts["wide_stores"]):
         found.append(f"{counts['wide_loads']} loads and {counts['wide_stores']} stores of 16 bytes, both must be there")
     return [f"{kernel.architecture} {kernel.name}<{kernel.parameters}>: {text}" for text in found]
 
