@@ -181,10 +181,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _rows(most: float | None) -> str:
-    return "any number of rows" if most is None else f"{most:.0f} rows"
-
-
 def _closing(report: Report) -> str:
     """The table of all measurements in the file, after what makes them doubtful."""
     content = report.read()
@@ -197,17 +193,7 @@ def _closing(report: Report) -> str:
     measured = [record for record in records if not record["operation"].startswith("dispatch")]
     if measured:
         lines.append(table(measured))
-    proposed = (content["parts"].get("measure.dispatch", {}).get("result") or {}).get("proposal") or {}
-    for entry in proposed.get("crossovers", []):
-        even, present = "even" if entry["even"] else "uneven", (entry["present"] or {}).get("rows")
-        lines.append(
-            f"dispatch {entry['product']} {entry['kind']} {even} {entry['bound']}: fused up to {_rows(entry['rows'])} "
-            f"(table: {_rows(present)})"
-        )
-    for entry in proposed.get("gated_adapter", []):
-        size = f"{entry['dtype']} {entry['hidden']} -> {entry['bottleneck']}"
-        lines.append(f"dispatch gated_adapter {size}: one kernel up to {_rows(entry['rows'])}")
-    return "\n".join(lines)
+    return "\n".join(lines + ((content["parts"].get("measure.dispatch", {}).get("result") or {}).get("said") or []))
 
 
 def _file_name(machine: Mapping[str, Any], chosen: argparse.Namespace) -> str:

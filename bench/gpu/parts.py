@@ -96,9 +96,11 @@ def _sanitize(tool: str, context: Context, seconds: float) -> Outcome:
     numbers = {
         "calls": int(ran[1]) if ran else None, "summary": summary[0] if summary else None, "exit": finished.code,
         "kernels": dict(kernels.most_common(20)),
+        "backends": re.findall(r"^(?:triton|cuda): .*", finished.output, re.MULTILINE),
     }  # fmt: skip
-    if finished.code is None:
-        return Outcome("stopped", "stopped at its time limit", numbers)
+    if finished.code is None and not kernels:
+        after = "; ".join(["nothing found", *numbers["backends"]])
+        return Outcome("stopped", f"stopped at its time limit; until then {after}", numbers)
     if finished.code == 0 and ran and summary:
         return Outcome("done", f"{summary[0]} in {ran[1]} calls", numbers)
     reason = summary[0] if summary else f"ended with {finished.code}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import sys
 import time
@@ -13,19 +14,21 @@ from typing import Any
 
 import torch
 
+from bench.measure.case import COMPARED
 from bench.measure.cases import GROUPS
-from bench.measure.cases.dispatch import proposal
-from bench.measure.cases.dispatch_adapter import proposal as adapter_proposal
 from bench.measure.cases.sizes import Sizes, bart_large, tiny
 from bench.measure.ceilings import measure_ceilings, read_ceilings
-from bench.measure.report import Report, table
+from bench.measure.proposals import lines, proposal
+from bench.measure.report import Report, records_of, table
 from bench.measure.runner import Budget, DeviceLost, run_cases
 from bench.measure.step import VARIANTS, measure_step
 from bench.measure.timing import Timer, timer_for
+from tss_kernels.backends import INSTALLED, why_not
 
 PART = "measure.{}"
 NAMES = ("ceilings", *GROUPS, "step")
 PER_VARIANT = 0.15  # seconds of repeats; checks and compilations come on top
+PER_CANDIDATE = 0.05  # of dispatch, which has many
 PER_STEP = 3.0
 MISSING, LOST = 3, 4  # exit codes
 
@@ -47,7 +50,8 @@ def _measure_group(name: str, sizes: Sizes, timer: Timer, budget: Budget, report
         return
     ceilings = read_ceilings(report.part(PART.format("ceilings")).get("result"))
     if name == "dispatch":
-        _check_triton(timer.device)
+        _check_backends(timer.device)
+        budget = budget._replace(per_variant=min(budget.per_variant, PER_CANDIDATE))
 
     def keep(records: list[dict[str, Any]]) -> None:
         report.update(part, result={"cases": records})
@@ -55,32 +59,38 @@ def _measure_group(name: str, sizes: Sizes, timer: Timer, budget: Budget, report
     known = (report.part(part).get("result") or {}).get("cases", []) if go_on else []
     records = run_cases(list(GROUPS[name](sizes)), timer, budget, ceilings, keep, known)
     if name == "dispatch":
-        kind = torch.cuda.get_device_name(timer.device) if timer.device.type == "cuda" else "CPU, for tests"
-        basis = f"on {kind}, {date.today()}, torch {torch.__version__}"
-        proposed = proposal(records, timer.device, basis) | {"gated_adapter": adapter_proposal(records, basis)}
-        report.update(part, result={"cases": records, "proposal": proposed})
+        proposed = proposal(list(records_of(report.read())), timer.device, _basis(timer.device))
+        report.update(part, result={"cases": records, "proposal": proposed, "said": lines(proposed)})
 
 
-def _check_triton(device: torch.device) -> None:
-    from tss_kernels.backends import why_not
+def _basis(device: torch.device) -> str:
+    """On what, when and with which versions something was measured."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, for tests"
+    found: dict[str, str] = {"torch": str(torch.__version__)}
+    if INSTALLED["triton"]:
+        found["triton"] = importlib.metadata.version("triton")
+    versions = ", ".join(f"{name} {version}" for name, version in found.items())
+    return f"on {kind}, {date.today()}, {versions}"
 
-    obstacle = why_not("triton", "gated_linear", device, torch.float32)
-    if obstacle is not None:
-        raise Missing(f"{obstacle.reason}; {obstacle.remedy}")
+
+def _check_backends(device: torch.device) -> None:
+    obstacles = [why_not(backend, "gated_linear", device, torch.float32) for backend in COMPARED]
+    if all(obstacle is not None for obstacle in obstacles):
+        raise Missing("; ".join(f"{obstacle.reason}; {obstacle.remedy}" for obstacle in obstacles if obstacle))
 
 
 def plan(names: Sequence[str], sizes: Sizes) -> list[str]:
     """What would be measured, one line a case; nothing is drawn or compiled."""
-    lines = []
+    planned = []
     for name in names:
         if name == "ceilings":
-            lines.append("measure.ceilings: copy bandwidth, products in bfloat16, float16 and float32, smallest kernel")
+            planned.append("measure.ceilings: copy bandwidth, products in three dtypes, smallest kernel")
         elif name == "step":
-            lines.append(f"measure.step: a BART-Large training step of 32 x 128 in bfloat16: {', '.join(VARIANTS)}")
+            planned.append(f"measure.step: a BART-Large training step of 32 x 128 in bfloat16: {', '.join(VARIANTS)}")
         else:
             for case in GROUPS[name](sizes):
-                lines.append(f"measure.{name}: {case}: {', '.join(variant.name for variant in case.variants)}")
-    return lines
+                planned.append(f"measure.{name}: {case}: {', '.join(variant.name for variant in case.variants)}")
+    return planned
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

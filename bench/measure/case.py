@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 
+from tss_kernels.dispatch import use_backend
 from tss_kernels.testing import assert_as_exact_as_pytorch
 
 Inputs = dict[str, Any]
 Outputs = dict[str, torch.Tensor]
+Bind = Callable[[Inputs], Callable[[], Outputs]]
 Role = Literal["ours", "rival", "floor"]
+COMPARED = ("triton", "cuda")  # the backends of GPUs, timed side by side
 
 
 class Precision(NamedTuple):
@@ -41,12 +45,44 @@ class Variant:
     bind: everything that need not be repeated (an optimizer, a saved masked weight), done for these inputs; returns
     the call to time, whose outputs have the names of the case's formula.
     late: measured after the other variants of all cases, because it has to be compiled first.
+    op, backend: of ours, the operation that dispatch knows, and the backend that runs it where it is not dispatch's own
+    choice; where that backend cannot run, the variant is skipped. twin: the variant that is the same where dispatch
+    chooses this backend.
     """
 
     name: str
     role: Role
-    bind: Callable[[Inputs], Callable[[], Outputs]]
+    bind: Bind
     late: bool = False
+    op: str | None = None
+    backend: str | None = None
+    twin: str | None = None
+
+
+def forced(backend: str, bind: Bind, t: Inputs) -> Callable[[], Outputs]:
+    """What `bind` gives, made and called with every operation on one backend."""
+    with use_backend(backend):
+        call = bind(t)
+
+    def by_backend() -> Outputs:
+        with use_backend(backend):
+            return call()
+
+    return by_backend
+
+
+def by_backends(op: str, variant: Variant) -> tuple[Variant, ...]:
+    """Ours as dispatch runs it, and beside it by each backend of GPUs."""
+    return (
+        replace(variant, op=op),
+        *(
+            replace(
+                variant, name=f"{variant.name}, {backend}", bind=partial(forced, backend, variant.bind), op=op,
+                backend=backend, twin=variant.name,
+            )
+            for backend in COMPARED
+        ),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,16 +127,27 @@ def _assert_norm(actual: torch.Tensor, own: torch.Tensor, exact: torch.Tensor) -
     assert error <= bound, f"the error's norm {error:.3g} is over the bound {bound:.3g} (result's norm: {size:.3g})"
 
 
-def failure_of(case: Case, variant: Variant, seed: int) -> str | None:
+Judged = dict[torch.dtype, Outputs]  # a formula's outputs on one set of inputs, by the precision they end in
+
+
+def _judge(case: Case, precision: Precision, seed: int, known: Judged) -> Outputs:
+    if precision.wide not in known:
+        with torch.no_grad():
+            known[precision.wide] = case.formula(case.draw(seed), precision)
+    return known[precision.wide]
+
+
+def failure_of(case: Case, variant: Variant, seed: int, known: Judged | None = None) -> str | None:
     """What is wrong with a variant's outputs on fresh inputs, or None: every output against the formula in float64.
 
     An error may be at most twice that of the same formula in PyTorch in the case's dtype. Ours is held to the formula
     whose float32 results are computed in float32; a rival may round its products to the dtype, as PyTorch does.
+    known: what the formula gave for this seed already, for the case's next variant.
     """
+    known = {} if known is None else known
     wide = torch.promote_types(case.dtype, torch.float32) if variant.role == "ours" else case.dtype
-    with torch.no_grad():
-        exact = case.formula(case.draw(seed), EXACT)
-        own = case.formula(case.draw(seed), Precision(case.dtype, wide))
+    exact = _judge(case, EXACT, seed, known)
+    own = _judge(case, Precision(case.dtype, wide), seed, known)
     # A rival would only be compiled twice, once for each mode.
     with poisoned() if variant.role == "ours" else nullcontext():
         actual = variant.bind(case.draw(seed))()

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.measure.case import Case, Variant, failure_of
+from bench.measure.case import Case, Judged, Variant, failure_of
 from bench.measure.timing import Timer
+from tss_kernels.backends import why_not
+from tss_kernels.dispatch import select
 
 ROTATING = 3  # sets of inputs that the repeats go round
 Record = dict[str, Any]
@@ -50,11 +52,38 @@ def describe(case: Case) -> Record:
     }  # fmt: skip
 
 
-def measure_variant(case: Case, variant: Variant, timer: Timer, budget: Budget, ceilings: Ceilings | None) -> Record:
-    """The record of one variant: its time, or why there is none. Nothing is timed that failed its check."""
+def _left_out(case: Case, variant: Variant, device: torch.device) -> str | None:
+    """Why a variant of one backend need not or cannot be measured, or None."""
+    if variant.op is None or variant.backend is None:
+        return None
+    obstacle = why_not(variant.backend, variant.op, device, case.dtype)
+    if obstacle is not None:
+        return obstacle.reason
+    if variant.twin is not None and select(variant.op, device, case.dtype) == variant.backend:
+        return f"the same as {variant.twin}: dispatch chooses this backend"
+    return None
+
+
+def measure_variant(
+    case: Case,
+    variant: Variant,
+    timer: Timer,
+    budget: Budget,
+    ceilings: Ceilings | None,
+    known: Judged | None = None,
+) -> Record:
+    """The record of one variant: its time, or why there is none. Nothing is timed that failed its check.
+
+    known: as `failure_of` takes it.
+    """
     record: Record = {"role": variant.role}
     try:
-        failure = None if variant.role == "floor" else failure_of(case, variant, seed=100)
+        left_out = _left_out(case, variant, timer.device)
+        if left_out is not None:
+            return record | {"skipped": left_out}
+        if variant.op is not None:
+            record |= {"op": variant.op, "backend": variant.backend or select(variant.op, timer.device, case.dtype)}
+        failure = None if variant.role == "floor" else failure_of(case, variant, 100, known)
         if failure is not None:
             return record | {"failed": failure}
         calls = [variant.bind(case.draw(seed)) for seed in range(ROTATING)]
@@ -102,13 +131,14 @@ def run_cases(
         record["variants"] |= earlier[0]["variants"] if earlier else {}
     for late in (False, True):
         for case, record in zip(cases, records, strict=True):
+            judged: Judged = {}
             for variant in case.variants:
                 if variant.late != late or variant.name in record["variants"]:
                     continue
                 if budget.over():
                     record["variants"][variant.name] = {"role": variant.role, "skipped": "the time was up"}
                     continue
-                record["variants"][variant.name] = measure_variant(case, variant, timer, budget, ceilings)
+                record["variants"][variant.name] = measure_variant(case, variant, timer, budget, ceilings, judged)
                 keep(records)
                 lost = _lost(timer.device)
                 if lost is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import nn
 from bench.measure import rivals
 from bench.measure.runner import Budget, Record
 from bench.measure.timing import Timer
+from tss_kernels.backends import why_not
+from tss_kernels.dispatch import use_backend
 
 BATCH, LENGTH, LABELS = 32, 128, 3
 CHECKED = (2, 16)  # batch and length of the check in float64
@@ -70,7 +72,29 @@ VARIANTS: dict[str, tuple[str, Callable[[Any], Apply] | None]] = {
     "tss": ("ours", None),
     "adapters removed": ("floor", _removed),
     "eager": ("rival", _eager),
+    "tss, cuda": ("ours", None),
+    "tss, triton": ("ours", None),
 }
+BACKENDS = {"tss": None, "tss, cuda": "cuda", "tss, triton": "triton"}  # of ours; None: as dispatch chooses
+# What a step runs, and in which dtype: the scores are float32 parameters.
+RUN = {
+    "gated_adapter": torch.bfloat16, "gated_linear": torch.bfloat16, "pack_gates": torch.float32,
+    "soft_masked_adamw_": torch.float32,
+}  # fmt: skip
+
+
+def _obstacle(name: str, device: torch.device) -> str | None:
+    """Why a variant's backend cannot run the whole step, or None."""
+    backend = BACKENDS.get(name)
+    if backend is None:
+        return None
+    reasons = [why_not(backend, op, device, dtype) for op, dtype in RUN.items()]
+    return next((reason.reason for reason in reasons if reason is not None), None)
+
+
+def _by(name: str) -> Any:
+    """A variant's context: everything by its backend, where it has one of its own."""
+    return nullcontext() if BACKENDS.get(name) is None else use_backend(BACKENDS[name])
 
 
 @contextmanager
@@ -90,7 +114,7 @@ def _replaced(model: Any, make: Callable[[Any], Apply] | None) -> Iterator[None]
 def _optimizer(model: Any, name: str) -> torch.optim.Optimizer:
     """TSS's own; for the others PyTorch's fused one, of all scores or of the head alone."""
     groups = model.tss.trainable_parameters()
-    if name == "tss":
+    if name in BACKENDS:
         return model.tss.optimizer(score_lr=1e-4, head_lr=1e-4)
     parameters = groups["head"] if name == "adapters removed" else groups["head"] + groups["scores"]
     return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True)
@@ -112,19 +136,27 @@ def _difference(found: torch.Tensor, reference: torch.Tensor) -> tuple[float, fl
     return (found - reference).norm().item(), torch.finfo(torch.bfloat16).eps / 2 * reference.norm().item()
 
 
-def step_failure(model: Any) -> str | None:
-    """What is wrong with the loss or the score gradients of TSS or of the eager adapters, or None.
+def step_failures(model: Any) -> dict[str, str | None]:
+    """What is wrong with the loss or the score gradients of each of ours that can run here, or None.
 
-    In float64, which the specification computes, both must agree. In bfloat16 the error of TSS may be at most twice
-    that of the eager step.
+    In float64, which the specification computes, TSS and the eager adapters must agree. In bfloat16 the error of TSS
+    may be at most twice that of the eager step.
     """
-    actual, own = _results(model, None), _results(model, _eager)
+    actual = {}
+    for name in BACKENDS:
+        if _obstacle(name, model.tss.device) is None:
+            with _by(name):
+                actual[name] = _results(model, None)
+    own = _results(model, _eager)
     model.double()
     exact, eager = _results(model, None), _results(model, _eager)
     model.to(torch.bfloat16)
-    for name, found, pytorch, reference, other in zip(
-        ("loss", "score gradients"), actual, own, exact, eager, strict=True
-    ):
+    return {name: _failure(found, own, exact, eager) for name, found in actual.items()}
+
+
+def _failure(*results: tuple[torch.Tensor, torch.Tensor]) -> str | None:
+    """results: ours and eager in bfloat16, ours and eager in float64."""
+    for name, found, pytorch, reference, other in zip(("loss", "score gradients"), *results, strict=True):
         apart, rounding = _difference(other, reference)
         if not apart <= rounding:
             return f"{name}: the eager step is {apart:.3g} away from the reference in float64, more than {rounding:.3g}"
@@ -146,7 +178,7 @@ def _bind(model: Any, name: str, batch: dict[str, torch.Tensor]) -> Callable[[],
 
 
 def measure_step(timer: Timer, budget: Budget, tiny: bool, keep: Callable[[list[Record]], None]) -> list[Record]:
-    """The records of the step: one case with three variants. Raises ImportError where transformers is missing."""
+    """The records of the step: one case with its variants. Raises ImportError where transformers is missing."""
     model = _model(timer.device, tiny)
     rows, length = (2, 8) if tiny else (BATCH, LENGTH)
     variants: Record = {}
@@ -154,10 +186,18 @@ def measure_step(timer: Timer, budget: Budget, tiny: bool, keep: Callable[[list[
         "operation": "training step", "shape": {"batch": rows, "length": length}, "dtype": "bfloat16",
         "variants": variants,
     }  # fmt: skip
-    failure = step_failure(model)
+    failures = step_failures(model)
     batch = _batch(model, rows, length)
     for name, (role, make) in VARIANTS.items():
-        if role != "floor" and failure is not None:
+        obstacle = _obstacle(name, timer.device)
+        if obstacle is not None:
+            variants[name] = {"role": role, "skipped": obstacle}
+            keep([record])
+            continue
+        failure = failures.get(name)
+        if role == "rival" and all(failures.values()):
+            failure = failures["tss"]
+        if failure is not None:
             variants[name] = {"role": role, "failed": failure}
             keep([record])
             continue
@@ -165,7 +205,7 @@ def measure_step(timer: Timer, budget: Budget, tiny: bool, keep: Callable[[list[
             variants[name] = {"role": role, "skipped": "the time was up"}
             keep([record])
             continue
-        with _replaced(model, make):
+        with _by(name), _replaced(model, make):
             step = _bind(model, name, batch)
             timing = timer.measure([step], budget.per_variant, cold=False)
             variants[name] = {

@@ -1,4 +1,4 @@
-"""The build as a part of a run: for which GPU, what is said without a compiler, and that no stale module is measured."""
+"""The build as a part of a run: for which GPU, what is said without a compiler, and no stale module is measured."""
 
 from __future__ import annotations
 

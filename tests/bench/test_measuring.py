@@ -11,13 +11,15 @@ import torch
 
 from bench.measure import runner
 from bench.measure.__main__ import main
-from bench.measure.case import EXACT, failure_of
+from bench.measure.case import COMPARED, EXACT, Variant, by_backends, failure_of
 from bench.measure.cases import GROUPS
 from bench.measure.cases.gated_linear import cases as linear_cases
 from bench.measure.cases.sizes import bart_large, tiny
 from bench.measure.ceilings import measure_ceilings, read_ceilings
 from bench.measure.runner import Budget, Ceilings, DeviceLost, measure_variant, run_cases
 from bench.measure.timing import timer_for
+from tss_kernels.backends import why_not
+from tss_kernels.dispatch import forced_backend, implementation, select, use_backend
 
 CPU = torch.device("cpu")
 OPERATIONS = [name for name in GROUPS if name != "dispatch"]
@@ -43,7 +45,11 @@ def test_every_variant_passes_its_check_and_is_timed(group, tmp_path):
         roles = [variant["role"] for variant in record["variants"].values()]
         assert roles.count("rival") >= 1
         assert roles[0] == "ours"
-        for variant in record["variants"].values():
+        for name, variant in record["variants"].items():
+            backend = name.rpartition(", ")[2]
+            if backend in COMPARED and "skipped" in variant:
+                assert why_not(backend, "gated_linear", CPU, torch.float32) is not None, variant
+                continue
             assert variant["low_us"] <= variant["median_us"] <= variant["high_us"], variant
             assert variant["repeats"] >= 2
 
@@ -81,7 +87,9 @@ def test_costs_are_counted():
 
 def spoil(outputs: dict[str, torch.Tensor], name: str, fault: str) -> dict[str, torch.Tensor]:
     wrong = outputs[name].detach().clone()
-    if not wrong.dtype.is_floating_point:
+    if wrong.dtype == torch.bool:
+        wrong.flatten()[-1].logical_not_()
+    elif not wrong.dtype.is_floating_point:
         wrong.flatten()[-1] ^= 1
     elif fault == "nothing written at the end":
         wrong.flatten()[-1] = float("nan")
@@ -95,7 +103,7 @@ def spoil(outputs: dict[str, torch.Tensor], name: str, fault: str) -> dict[str, 
 def test_a_wrong_output_gets_no_time(group, fault):
     for case in GROUPS[group](tiny(CPU)):
         for variant in case.variants:
-            if variant.role == "floor" or variant.late:
+            if variant.role == "floor" or variant.late or variant.backend is not None:
                 continue
             for name in case.formula(case.draw(0), EXACT):
 
@@ -135,9 +143,10 @@ def test_memory_that_is_not_there_is_no_failure_and_an_exception_is():
         return replace(case.variants[0], bind=bind)
 
     record = measure_variant(case, raising(torch.OutOfMemoryError("full")), timer_for(CPU), budget(), None)
-    assert record == {"role": "ours", "skipped": "out of memory: full"}
+    assert (record["role"], record.get("skipped")) == ("ours", "out of memory: full")
     record = measure_variant(case, raising(RuntimeError("no such kernel")), timer_for(CPU), budget(), None)
-    assert record == {"role": "ours", "failed": "RuntimeError: no such kernel"}
+    assert (record["role"], record.get("failed")) == ("ours", "RuntimeError: no such kernel")
+    assert "median_us" not in record
 
 
 def test_an_interrupted_group_keeps_what_it_has(tmp_path, monkeypatch):
@@ -155,7 +164,8 @@ def test_an_interrupted_group_keeps_what_it_has(tmp_path, monkeypatch):
         main(["gated_linear", "--device", "cpu", "--tiny", "--out", str(path)])
     first = json.loads(path.read_text())["parts"]["measure.gated_linear"]["result"]["cases"][0]
     assert list(first["variants"]) == seen
-    assert all("median_us" in variant for variant in first["variants"].values())
+    assert all(("median_us" in variant) != ("skipped" in variant) for variant in first["variants"].values())
+    assert "median_us" in first["variants"]["tss"]
 
 
 def test_when_the_time_is_up_nothing_more_is_measured():
@@ -180,12 +190,53 @@ def test_another_process_goes_on_after_the_device_was_lost(monkeypatch):
 
 def test_a_wrong_step_gets_no_time(monkeypatch, tmp_path):
     pytest.importorskip("transformers")
-    from tss_kernels.gated_linear import reference
-
-    right = reference.scores_grad
-    monkeypatch.setattr(reference, "scores_grad", lambda *tensors: right(*tensors).neg())
+    chosen = implementation("gated_linear", select("gated_linear", CPU, torch.bfloat16))
+    right = chosen.scores_grad
+    monkeypatch.setattr(chosen, "scores_grad", lambda *tensors: right(*tensors).neg())
     (record,) = measured(tmp_path / "results.json", "step")["cases"]
     assert "score gradients" in record["variants"]["tss"]["failed"]
     assert "median_us" not in record["variants"]["tss"]
-    assert "median_us" not in record["variants"]["eager"]
+    assert "median_us" not in record["variants"]["eager"]  # the step in float64, which judges both, is wrong
     assert "median_us" in record["variants"]["adapters removed"]
+
+
+def test_a_backends_variant_is_made_and_called_with_it_forced(monkeypatch):
+    case = next(iter(linear_cases(tiny(CPU))))
+    seen = []
+
+    def bind(inputs):
+        seen.append(forced_backend())
+        call = case.variants[0].bind(inputs)
+
+        def called():
+            seen.append(forced_backend())
+            with use_backend("reference"):
+                return call()
+
+        return called
+
+    monkeypatch.setattr(runner, "why_not", lambda *_: None)
+    tss, _, cuda = by_backends("gated_linear", Variant("tss", "ours", bind))
+    record = measure_variant(case, cuda, timer_for(CPU), budget(), None)
+    assert (record["backend"], set(seen)) == ("cuda", {"cuda"})
+    assert forced_backend() is None
+    seen.clear()
+    record = measure_variant(case, tss, timer_for(CPU), budget(), None)
+    assert (record["backend"], set(seen)) == (select("gated_linear", CPU, torch.bfloat16), {None})
+    monkeypatch.setattr(runner, "select", lambda *_: "cuda")
+    assert "the same as tss" in measure_variant(case, cuda, timer_for(CPU), budget(), None)["skipped"]
+
+
+def test_a_backend_that_cannot_run_is_skipped_with_its_reason():
+    case = next(iter(linear_cases(tiny(CPU))))
+    for variant in case.variants:
+        if variant.backend is not None:
+            obstacle = why_not(variant.backend, "gated_linear", CPU, torch.bfloat16)
+            record = measure_variant(case, variant, timer_for(CPU), budget(), None)
+            assert record.get("skipped") == (None if obstacle is None else obstacle.reason)
+
+
+def test_every_operation_has_a_variant_for_each_backend():
+    for group in OPERATIONS:
+        for case in GROUPS[group](tiny(CPU)):
+            assert {variant.backend for variant in case.variants if variant.op} == {None, *COMPARED}, str(case)

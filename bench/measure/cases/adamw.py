@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import tss_kernels
-from bench.measure.case import Case, Cost, Inputs, Outputs, Precision, Variant
+from bench.measure.case import Case, Cost, Inputs, Outputs, Precision, Variant, by_backends
 from bench.measure.cases.sizes import Draw, Sizes
 
 STEP = 10
@@ -122,7 +122,7 @@ def cases(sizes: Sizes) -> Iterator[Case]:
                 f"soft_masked_adamw_ {site}, {name}", {"tensors": len(shapes), "scores": sum(a * b for a, b in shapes)},
                 torch.float32, partial(_draw, sizes, shapes), partial(_formula, site),
                 (
-                    Variant("tss", "ours", partial(_bind_ours, site)),
+                    *by_backends("soft_masked_adamw_", Variant("tss", "ours", partial(_bind_ours, site))),
                     Variant("AdamW fused, no mask", "floor", _bind_unmasked),
                     Variant("AdamW fused + multiply", "rival", partial(_bind_multiply, site)),
                 ),

@@ -1,97 +1,88 @@
 """Which strategy should run a masked product: every candidate at every class of shapes that the tables know.
 
 The tables in `tss_kernels/configs` hold, for each class, up to how many rows the fused kernel runs; beyond, W * g is
-written once and the vendor's product runs on it. `proposal` turns measured cases into such entries.
+written once and the vendor's product runs on it. `bench.measure.proposals` turns measured cases into such entries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 
 from bench.measure.case import Case, Inputs, Outputs, Variant
 from bench.measure.cases import gated_linear
 from bench.measure.cases.sizes import Sizes
+from tss_kernels.configs.cuda import FLOAT32, GENERAL, TILINGS, Tiling, has_warpgroups
 
-STRATEGIES = ("fused", "materialise")  # a compiled CUDA backend will be one more
+MATERIALISE = "materialise"
 ROWS = (4096, 16384, 1024, 65536, 256)
 EVEN, UNEVEN = ((1024, 64), (64, 1024), (1024, 1024)), ((1001, 57), (57, 1001), (1001, 1001))
-PRODUCTS = ("forward", "input_grad")
-OPERATIONS = tuple(f"dispatch {product}" for product in PRODUCTS)
+OUTPUT = {"forward": "y", "input_grad": "dx"}
+OPERATIONS = tuple(f"dispatch {product}" for product in OUTPUT)
 
 
-def _bind(product: str, strategy: str, t: Inputs) -> Callable[[], Outputs]:
+def _by_triton(product: str, strategy: Any, t: Inputs) -> Callable[[], Outputs]:
     from tss_kernels.gated_linear import triton
 
-    chosen: Any = strategy
     if product == "forward":
-        return lambda: {"y": triton.forward(t["x"], t["weight"], t["scores"], None, 0.0, chosen)[0]}
-    return lambda: {"dx": triton.input_grad(t["dy"], t["weight"], t["packed"], chosen)}
+        return lambda: {"y": triton.forward(t["x"], t["weight"], t["scores"], None, 0.0, strategy)[0]}
+    return lambda: {"dx": triton.input_grad(t["dy"], t["weight"], t["packed"], strategy)}
+
+
+def _by_cuda(product: str, tiling: Tiling | None, t: Inputs) -> Callable[[], Outputs]:
+    """With a tiling, or W * g written once; forward from scores, whose gates are written too, as its table has it."""
+    from tss_kernels.gated_linear import cuda
+    from tss_kernels.gates.cuda import empty_packed, pack_gates
+
+    def forward() -> Outputs:
+        if tiling is None:
+            packed = empty_packed(t["scores"])
+            return {"y": linear(t["x"], cuda.masked_weight(t["weight"], packed, t["scores"], 0.0))}
+        return {"y": cuda.packed_linear(t["x"], t["weight"], pack_gates(t["scores"], 0.0), None, tiling, False)}
+
+    if product == "forward":
+        return forward
+    return lambda: {"dx": cuda.input_grad(t["dy"], t["weight"], t["packed"], tiling, tiling is None)}
+
+
+def tilings(dtype: torch.dtype, even: bool, device: torch.device) -> tuple[Tiling, ...]:
+    """The tilings that can run a class of shapes and are made for it."""
+    if dtype == torch.float32:
+        return (FLOAT32,)
+    if not even:
+        return (GENERAL,)
+    groups = has_warpgroups(device)
+    return tuple(one for one in TILINGS if one != GENERAL and (groups or not one.name.endswith("groups")))
+
+
+def _candidates(product: str, dtype: torch.dtype, even: bool, device: torch.device) -> tuple[Variant, ...]:
+    def made(backend: str, name: str, bind: Any) -> Variant:
+        return Variant(f"{backend} {name}", "ours", bind, op="gated_linear", backend=backend)
+
+    return (
+        *(made("triton", name, partial(_by_triton, product, name)) for name in ("fused", MATERIALISE)),
+        *(made("cuda", one.name, partial(_by_cuda, product, one)) for one in tilings(dtype, even, device)),
+        made("cuda", MATERIALISE, partial(_by_cuda, product, None)),
+    )
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
     """Both products, 16-bit before float32, even shapes before uneven ones."""
     rows, dtypes = ((40,), (sizes.dtype,)) if sizes.tiny else (ROWS, (sizes.dtype, torch.float32))
     shapes = (((32, 16),), ((21, 9),)) if sizes.tiny else (EVEN, UNEVEN)
-    output = {"forward": "y", "input_grad": "dx"}
     for dtype in dtypes:
         drawn = Sizes(**{**vars(sizes), "dtype": dtype})
-        for group in shapes:
+        for even, group in zip((True, False), shapes, strict=True):
             for count in rows:
                 for in_features, out_features in group:
-                    for product in PRODUCTS:
+                    for product, output in OUTPUT.items():
                         yield Case(
                             f"dispatch {product}", {"rows": count, "in": in_features, "out": out_features}, dtype,
                             partial(gated_linear.draw, drawn, count, in_features, out_features),
-                            partial(gated_linear.only, (output[product],)),
-                            tuple(Variant(name, "ours", partial(_bind, product, name)) for name in STRATEGIES),
+                            partial(gated_linear.only, (output,)), _candidates(product, dtype, even, sizes.device),
                             gated_linear.forward_cost(drawn, count, in_features, out_features),
                         )  # fmt: skip
-
-
-def _class_of(record: dict[str, Any], table: Any) -> tuple[str, str, bool, str]:
-    from tss_kernels.configs.table import bound_of, kind_of
-
-    features = record["shape"]["in"], record["shape"]["out"]
-    even = all(size % 16 == 0 for size in features)
-    kind = kind_of(getattr(torch, record["dtype"]))
-    return record["operation"].removeprefix("dispatch "), kind, even, bound_of(table, *features)
-
-
-def crossover(points: Sequence[tuple[int, float]]) -> float | None:
-    """The most rows up to which fused is not slower anywhere; None for always. points: (rows, fused / materialise)."""
-    slower = [rows for rows, ratio in points if ratio > 1]
-    if not slower:
-        return None
-    return max((rows for rows, _ in points if rows < min(slower)), default=0)
-
-
-def proposal(records: Sequence[dict[str, Any]], device: torch.device, basis: str) -> dict[str, Any]:
-    """Entries in the form of a table's `crossovers`, with what they rest on; rows None stands for `ALWAYS`.
-
-    A class has an entry only if both strategies were measured for it; where one failed its check, nothing is proposed.
-    """
-    from tss_kernels.configs import table_for
-
-    table = table_for(device)
-    points: dict[tuple[str, str, bool, str], list[tuple[int, float]]] = {}
-    for record in records:
-        if record["operation"] not in OPERATIONS:
-            continue
-        times = [record["variants"].get(name, {}).get("median_us") for name in STRATEGIES]
-        if None not in times:
-            points.setdefault(_class_of(record, table), []).append((record["shape"]["rows"], times[0] / times[1]))
-    entries = []
-    for (product, kind, even, bound), found in sorted(points.items()):
-        present = table.crossovers.get((product, kind, even, bound))  # type: ignore[arg-type]
-        entries.append({
-            "product": product, "kind": kind, "even": even, "bound": bound, "rows": crossover(found),
-            "basis": f"measured {basis}", "points": sorted(found),
-            "present": None if present is None else {
-                "rows": None if present.rows == float("inf") else present.rows, "basis": present.basis
-            },
-        })  # fmt: skip
-    return {"table": table.name, "crossovers": entries}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,11 +10,11 @@ import torch
 
 from bench.measure.case import Case, Cost, Inputs, Outputs, Variant
 from bench.measure.cases import gated_adapter
-from bench.measure.cases.dispatch import crossover
 from bench.measure.cases.sizes import Sizes
+from tss_kernels.configs.cuda_adapter import NARROW, WIDE, AdapterTile
 
 OPERATION = "dispatch gated_adapter"
-STRATEGIES = ("one kernel", "two products")
+ONE, TWO = "one kernel", "two products"
 ROWS = (4096, 16384, 1024, 65536, 256)
 SHAPES = (
     (torch.bfloat16, 1024, 64),
@@ -29,7 +29,7 @@ def _operands(t: Inputs) -> tuple[Any, ...]:
     return (*(t[name] for name in names), "relu")
 
 
-def _bind_one(t: Inputs) -> Callable[[], Outputs]:
+def _one_by_triton(t: Inputs) -> Callable[[], Outputs]:
     from tss_kernels.gated_adapter import triton
 
     operands = _operands(t)
@@ -44,12 +44,38 @@ def _bind_one(t: Inputs) -> Callable[[], Outputs]:
     return call
 
 
-def _bind_two(t: Inputs) -> Callable[[], Outputs]:
-    from tss_kernels.gated_adapter import reference
-    from tss_kernels.gated_linear.triton import packed_linear
+def _one_by_cuda(tile: AdapterTile, t: Inputs) -> Callable[[], Outputs]:
+    from tss_kernels.gated_adapter import cuda
 
     operands = _operands(t)
-    return lambda: {"y": reference.forward(*operands, product=packed_linear)[0]}
+    return lambda: {"y": cuda.forward(*operands, tile=tile)[0]}
+
+
+def _two(backend: str, t: Inputs) -> Callable[[], Outputs]:
+    from tss_kernels.dispatch import implementation
+    from tss_kernels.gated_adapter import reference
+
+    operands, product = _operands(t), implementation("gated_linear", backend).packed_linear
+    return lambda: {"y": reference.forward(*operands, product=product)[0]}
+
+
+def tiles(dtype: torch.dtype, bottleneck: int) -> tuple[AdapterTile, ...]:
+    """The tiles that hold so many hidden units; none for float32."""
+    if dtype == torch.float32:
+        return ()
+    return NARROW if bottleneck <= NARROW[0].hidden else WIDE
+
+
+def _candidates(dtype: torch.dtype, bottleneck: int) -> tuple[Variant, ...]:
+    def made(backend: str, name: str, bind: Any) -> Variant:
+        return Variant(f"{backend} {name}", "ours", bind, op="gated_adapter", backend=backend)
+
+    return (
+        made("triton", ONE, _one_by_triton),
+        made("triton", TWO, partial(_two, "triton")),
+        *(made("cuda", tile.name, partial(_one_by_cuda, tile)) for tile in tiles(dtype, bottleneck)),
+        made("cuda", TWO, partial(_two, "cuda")),
+    )
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
@@ -61,24 +87,6 @@ def cases(sizes: Sizes) -> Iterator[Case]:
             yield Case(
                 OPERATION, {"rows": rows, "hidden": hidden, "bottleneck": bottleneck}, dtype,
                 partial(gated_adapter.draw, drawn, rows), partial(gated_adapter.formula, False),
-                (Variant("one kernel", "ours", _bind_one), Variant("two products", "ours", _bind_two)),
+                _candidates(dtype, bottleneck),
                 Cost(2 * rows * hidden * dtype.itemsize + operands + bits, 4 * rows * hidden * bottleneck),
             )  # fmt: skip
-
-
-def proposal(records: Sequence[dict[str, Any]], basis: str) -> list[dict[str, Any]]:
-    """Up to how many rows one kernel runs, by dtype, width and bottleneck; None for any number."""
-    points: dict[tuple[str, int, int], list[tuple[int, float]]] = {}
-    for record in records:
-        times = [record["variants"].get(name, {}).get("median_us") for name in STRATEGIES]
-        if record["operation"] == OPERATION and None not in times:
-            shape = record["shape"]
-            key = (record["dtype"], shape["hidden"], shape["bottleneck"])
-            points.setdefault(key, []).append((shape["rows"], times[0] / times[1]))
-    return [
-        {
-            "dtype": dtype, "hidden": hidden, "bottleneck": bottleneck, "rows": crossover(found),
-            "basis": f"measured {basis}", "points": sorted(found),
-        }
-        for (dtype, hidden, bottleneck), found in points.items()
-    ]  # fmt: skip

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 import tss_kernels
 from bench.measure import rivals
-from bench.measure.case import Case, Cost, Inputs, Outputs, Precision, Role, Variant
+from bench.measure.case import Case, Cost, Inputs, Outputs, Precision, Role, Variant, by_backends
 from bench.measure.cases.sizes import Draw, Sizes, gradients, late_compiled
 from tss_kernels.gated_adapter.api import gated_adapter_from_packed
 
@@ -103,7 +103,7 @@ def _variants(sizes: Sizes, with_gradients: bool) -> tuple[Variant, ...]:
         ("eager", "rival", lambda t: rivals.adapter(rivals.eager_linear, t["x"], t)),
         ("compile", "rival", lambda t: eager()(t)),
     ]
-    return tuple(
+    made = [
         Variant(
             name, role, late=name == "compile",
             bind=partial(
@@ -111,7 +111,9 @@ def _variants(sizes: Sizes, with_gradients: bool) -> tuple[Variant, ...]:
             ),
         )
         for name, role, run in runs
-    )  # fmt: skip
+    ]  # fmt: skip
+    ours = [by_backends("gated_adapter", variant) for variant in made[:2]]
+    return (*ours[0], *ours[1], *made[2:])
 
 
 def _cost(sizes: Sizes, rows: int, with_gradients: bool) -> Cost:

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 import tss_kernels
 from bench.measure import rivals
-from bench.measure.case import Case, Cost, Inputs, Outputs, Precision, Variant
+from bench.measure.case import Case, Cost, Inputs, Outputs, Precision, Variant, by_backends
 from bench.measure.cases.sizes import Draw, Sizes, gradients, late_compiled
 from tss_kernels.dispatch import select
 from tss_kernels.gated_linear.api import input_grad_operator, scores_grad_operator
@@ -33,21 +33,22 @@ def draw(sizes: Sizes, rows: int, in_features: int, out_features: int, seed: int
     return inputs
 
 
-def formula(t: Inputs, precision: Precision) -> Outputs:
-    """Everything that any of these cases gives."""
+OUTPUTS = ("y", "dx", "dscores")
+
+
+def only(names: tuple[str, ...], t: Inputs, precision: Precision) -> Outputs:
+    """Those outputs that a case has, of all that any of these cases gives."""
     dtype, wide = precision
     x, dy, weight = (t[name].to(dtype) for name in ("x", "dy", "weight"))
     masked = torch.where(t["scores"] >= 0, weight, 0)
     result = torch.float64 if dtype == torch.float64 else torch.float32
-    product = (dy.to(wide).T @ x.to(wide)) * weight.to(wide)
-    keep = 1 - t["importance"].to(result)
-    return {"y": linear(x, masked), "dx": dy @ masked, "dscores": product.to(result) * keep}
 
+    def dscores() -> torch.Tensor:
+        product = (dy.to(wide).T @ x.to(wide)) * weight.to(wide)
+        return product.to(result) * (1 - t["importance"].to(result))
 
-def only(names: tuple[str, ...], t: Inputs, precision: Precision) -> Outputs:
-    """Some of the formula's outputs."""
-    values = formula(t, precision)
-    return {name: values[name] for name in names}
+    made = {"y": lambda: linear(x, masked), "dx": lambda: dy @ masked, "dscores": dscores}
+    return {name: made[name]() for name in names}
 
 
 def _bind_forward(product: Callable[[Inputs], torch.Tensor], t: Inputs) -> Callable[[], Outputs]:
@@ -99,7 +100,7 @@ def _whole(sizes: Sizes, bind: Callable[..., Callable[[], Outputs]], floor: Vari
         Variant(name, role, partial(bind, product), late=name == "compile")  # type: ignore[arg-type]
         for name, (role, product) in _products(sizes).items()
     ]
-    return (made[0], floor, *made[1:])
+    return (*by_backends("gated_linear", made[0]), floor, *made[1:])
 
 
 def _ungated_forward(t: Inputs) -> Callable[[], Outputs]:
@@ -119,7 +120,7 @@ def _input_grad_variants() -> tuple[Variant, ...]:
         return lambda: {"dx": t["dy"] @ torch.where(t["scores"] >= 0, t["weight"], 0)}
 
     return (
-        Variant("tss", "ours", ours),
+        *by_backends("gated_linear", Variant("tss", "ours", ours)),
         Variant("ungated", "floor", lambda t: lambda: {"dx": t["dy"] @ t["weight"]}),
         Variant("materialise", "rival", materialise),
         Variant("eager", "rival", saved),  # autograd keeps the masked weight: more memory, and the floor's time
@@ -135,7 +136,7 @@ def _scores_grad_variants() -> tuple[Variant, ...]:
         return lambda: {"dscores": rivals.scores_grad(t["dy"], t["x"], t["weight"], t["keep"])}
 
     return (
-        Variant("tss", "ours", ours),
+        *by_backends("gated_linear", Variant("tss", "ours", ours)),
         Variant("ungated", "floor", lambda t: lambda: {"dscores": t["dy"].T @ t["x"]}),
         Variant("eager", "rival", eager),
     )

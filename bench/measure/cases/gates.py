@@ -1,4 +1,4 @@
-"""pack_gates: scores to bits."""
+"""pack_gates and unpack_gates: scores to bits, bits to gates."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ import torch
 
 import tss_kernels
 from bench.measure import rivals
-from bench.measure.case import Case, Cost, Inputs, Outputs, Precision, Role, Variant
+from bench.measure.case import Case, Cost, Inputs, Outputs, Precision, Role, Variant, by_backends
 from bench.measure.cases.sizes import Draw, Sizes, late_compiled
 
 Pack = Callable[[torch.Tensor], torch.Tensor]
+Unpack = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 def _draw(sizes: Sizes, out_features: int, in_features: int, seed: int) -> Inputs:
-    return {"scores": Draw(sizes, seed).normal(out_features, in_features, dtype=torch.float32)}
+    scores = Draw(sizes, seed).normal(out_features, in_features, dtype=torch.float32)
+    return {"scores": scores, "packed": tss_kernels.pack_gates(scores)}
 
 
 def _formula(t: Inputs, precision: Precision) -> Outputs:
     bits = np.packbits((t["scores"] >= 0).cpu().numpy(), axis=1, bitorder="little")
     return {"packed": torch.from_numpy(bits).to(t["scores"].device)}
+
+
+def _unpacked(t: Inputs, precision: Precision) -> Outputs:
+    return {"gates": t["scores"] >= 0}
 
 
 def _bind(run: Pack, t: Inputs) -> Callable[[], Outputs]:
@@ -37,7 +43,22 @@ def _variants(sizes: Sizes) -> tuple[Variant, ...]:
         ("eager", "rival", rivals.pack),
         ("compile", "rival", lambda scores: eager()(scores)),
     ]
-    return tuple(Variant(name, role, partial(_bind, run), late=name == "compile") for name, role, run in runs)
+    made = [Variant(name, role, partial(_bind, run), late=name == "compile") for name, role, run in runs]
+    return (*by_backends("pack_gates", made[0]), *made[1:])
+
+
+def _bind_unpack(run: Unpack, t: Inputs) -> Callable[[], Outputs]:
+    return lambda: {"gates": run(t["packed"], t["scores"].shape[1])}
+
+
+def _unpack_variants() -> tuple[Variant, ...]:
+    def eager(packed: torch.Tensor, in_features: int) -> torch.Tensor:
+        return rivals.unpack(packed, in_features, torch.bool)
+
+    return (
+        *by_backends("unpack_gates", Variant("tss", "ours", partial(_bind_unpack, tss_kernels.unpack_gates))),
+        Variant("eager", "rival", partial(_bind_unpack, eager)),
+    )
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
@@ -47,4 +68,10 @@ def cases(sizes: Sizes) -> Iterator[Case]:
         yield Case(
             "pack_gates", {"out": out_features, "in": in_features}, torch.float32,
             partial(_draw, sizes, out_features, in_features), _formula, _variants(sizes), Cost(counted.bytes, 0),
+        )  # fmt: skip
+        packed = torch.empty((out_features, (in_features + 7) // 8), dtype=torch.uint8, device="meta")
+        counted = tss_kernels.explain("unpack_gates", packed, in_features)
+        yield Case(
+            "unpack_gates", {"out": out_features, "in": in_features}, torch.uint8,
+            partial(_draw, sizes, out_features, in_features), _unpacked, _unpack_variants(), Cost(counted.bytes, 0),
         )  # fmt: skip

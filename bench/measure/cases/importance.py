@@ -9,7 +9,7 @@ import torch
 
 import tss_kernels
 from bench.measure import rivals
-from bench.measure.case import Case, Cost, Inputs, Outputs, Precision, Role, Variant
+from bench.measure.case import Case, Cost, Inputs, Outputs, Precision, Role, Variant, by_backends
 from bench.measure.cases.sizes import Draw, Sizes, late_compiled
 
 Normalise = Callable[[torch.Tensor], torch.Tensor]
@@ -51,13 +51,15 @@ def _normalise_variants(sizes: Sizes) -> tuple[Variant, ...]:
         ("eager", "rival", rivals.normalise),
         ("compile", "rival", lambda raw: eager()(raw)),
     ]
-    return tuple(Variant(name, role, partial(_bind, run), late=name == "compile") for name, role, run in runs)
+    made = [Variant(name, role, partial(_bind, run), late=name == "compile") for name, role, run in runs]
+    return (*by_backends("normalize_importance", made[0]), *made[1:])
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
     """One matrix of each shape."""
+    ours = Variant("tss", "ours", partial(_bind_accumulate, tss_kernels.accumulate_importance_))
     accumulate = (
-        Variant("tss", "ours", partial(_bind_accumulate, tss_kernels.accumulate_importance_)),
+        *by_backends("accumulate_importance_", ours),
         Variant("eager", "rival", partial(_bind_accumulate, _larger)),
     )
     for in_features, out_features in sizes.features:

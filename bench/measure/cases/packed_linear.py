@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 import tss_kernels
 from bench.measure import rivals
-from bench.measure.case import Case, Cost, Inputs, Outputs, Precision, Role, Variant
+from bench.measure.case import Case, Cost, Inputs, Outputs, Precision, Role, Variant, by_backends
 from bench.measure.cases import gated_linear
 from bench.measure.cases.sizes import Sizes, late_compiled
 
@@ -18,7 +18,7 @@ Tensor = torch.Tensor
 
 
 def _formula(t: Inputs, precision: Precision) -> Outputs:
-    return {"y": gated_linear.formula(t, precision)["y"]}
+    return gated_linear.only(("y",), t, precision)
 
 
 def _eager(x: Tensor, weight: Tensor, packed: Tensor) -> Tensor:
@@ -46,7 +46,8 @@ def _variants(sizes: Sizes) -> tuple[Variant, ...]:
         ("eager", "rival", _eager),
         ("compile", "rival", lambda x, weight, packed: eager()(x, weight, packed)),
     ]
-    return tuple(Variant(name, role, partial(_bind, run), late=name == "compile") for name, role, run in runs)
+    made = [Variant(name, role, partial(_bind, run), late=name == "compile") for name, role, run in runs]
+    return (*by_backends("packed_linear", made[0]), *made[1:])
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
