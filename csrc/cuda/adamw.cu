@@ -20,9 +20,10 @@ AdamwTensor described(const std::int64_t* numbers, double threshold) {
     tensor.exp_avg = address(numbers[2]);
     tensor.exp_avg_sq = address(numbers[3]);
     tensor.importance = address(numbers[4]);
-    tensor.kinds = static_cast<unsigned>(numbers[5]) & 0xFFFFFu;
+    tensor.kinds = static_cast<unsigned>(numbers[5]);
     tensor.packed = static_cast<std::uint8_t*>(address(numbers[8]));
-    tensor.flips = static_cast<unsigned long long*>(address(numbers[9]));
+    if (tensor.packed != nullptr) tensor.flips = static_cast<unsigned long long*>(address(numbers[9]));
+    else tensor.step = address(numbers[9]);
     const bool ragged = tensor.packed != nullptr && columns % gates_in_byte != 0;
     tensor.columns = ragged ? static_cast<int>(columns) : 0;
     tensor.size = ragged ? rows * divide_up(columns, gates_in_byte) * gates_in_byte : rows * columns;
@@ -30,13 +31,8 @@ AdamwTensor described(const std::int64_t* numbers, double threshold) {
     return tensor;
 }
 
-// A tensor and its number in the list of all.
-using Numbered = std::pair<AdamwTensor, std::size_t>;
-
-// Launches the first of them from `first` on, as many as fit, and returns where the next launch starts.
-template <int capacity, bool kFloat32>
-std::size_t launch_some(const std::vector<Numbered>& tensors, std::size_t first, const AdamwScalars& scalars,
-                        const AdamwStep* steps, Target target) {
+template <int capacity>
+AdamwArguments<capacity> arguments_of(const AdamwScalars& scalars) {
     AdamwArguments<capacity> arguments{};
     arguments.take1 = scalars.take1;
     arguments.beta2 = scalars.beta2;
@@ -45,70 +41,49 @@ std::size_t launch_some(const std::vector<Numbered>& tensors, std::size_t first,
     arguments.step = AdamwStep{scalars.decay, scalars.step_size, scalars.root_correction};
     arguments.update_site = scalars.update_site;
     arguments.has_decay = scalars.has_decay;
-    const std::size_t first_number = tensors[first].second;
-    arguments.steps = steps == nullptr ? nullptr : steps + first_number;
+    arguments.lr_kind = scalars.lr_kind;
+    arguments.lr = scalars.lr;
+    arguments.log_beta1 = scalars.log_beta1;
+    arguments.log_beta2 = scalars.log_beta2;
+    arguments.weight_decay = scalars.weight_decay;
+    return arguments;
+}
+
+// Launches the first of the tensors from `first` on, as many as fit, and returns where the next launch starts.
+template <int capacity, bool kFloat32>
+std::size_t launch_some(const std::vector<AdamwTensor>& tensors, std::size_t first, const AdamwScalars& scalars, Target target) {
+    auto arguments = arguments_of<capacity>(scalars);
     std::int64_t blocks = 0;
-    std::size_t i = first;
-    for (; i < tensors.size() && arguments.count < capacity && tensors[i].second - first_number < 4096; ++i) {
-        AdamwTensor tensor = tensors[i].first;
-        tensor.number = static_cast<unsigned>(tensors[i].second - first_number) & 4095u;
+    for (; first < tensors.size() && arguments.count < capacity; ++first) {
+        AdamwTensor& tensor = arguments.tensors[arguments.count++];
+        tensor = tensors[first];
         tensor.first_block = static_cast<int>(blocks);
         blocks += divide_up(tensor.size, adamw_block);
-        arguments.tensors[arguments.count++] = tensor;
     }
-    launch(adamw_kernel<capacity, kFloat32>, blocks, adamw_threads, 0, target, arguments);
-    return i;
+    if (scalars.lr == nullptr) launch(adamw_kernel<capacity, false, kFloat32>, blocks, adamw_threads, 0, target, arguments);
+    else launch(adamw_kernel<capacity, true, kFloat32>, blocks, adamw_threads, sizeof(AdamwStep), target, arguments);
+    return first;
 }
 
 template <bool kFloat32>
-void launch_all(const std::vector<Numbered>& tensors, const AdamwScalars& scalars, const AdamwStep* steps, Target target) {
+void launch_all(const std::vector<AdamwTensor>& tensors, const AdamwScalars& scalars, Target target) {
     for (std::size_t next = 0; next < tensors.size();) {
-        next = tensors.size() - next <= few ? launch_some<few, kFloat32>(tensors, next, scalars, steps, target)
-                                            : launch_some<many, kFloat32>(tensors, next, scalars, steps, target);
-    }
-}
-
-// Where each tensor's step number (float32) is.
-struct StepNumbers {
-    const float* numbers[many];
-    int count;
-};
-
-// One thread for each tensor: what PyTorch computes on the host from the step's number and the learning rate, in float64.
-__global__ void __launch_bounds__(adamw_threads)
-    adamw_steps_kernel(const __grid_constant__ StepNumbers numbers, const float* lr, double beta1, double beta2, double weight_decay, AdamwStep* steps) {
-    for (int index = threadIdx.x; index < numbers.count; index += adamw_threads) {
-        const double number = *numbers.numbers[index], rate = *lr;
-        steps[index].decay = static_cast<float>(rate * weight_decay);
-        steps[index].step_size = static_cast<float>(rate / (1.0 - pow(beta1, number)));
-        steps[index].root_correction = static_cast<float>(sqrt(1.0 - pow(beta2, number)));
+        next = tensors.size() - next <= few ? launch_some<few, kFloat32>(tensors, next, scalars, target)
+                                            : launch_some<many, kFloat32>(tensors, next, scalars, target);
     }
 }
 
 }  // namespace
 
-void adamw_steps(const std::vector<std::int64_t>& addresses, const float* lr, double beta1, double beta2, double weight_decay,
-                 void* steps, Target target) {
-    for (std::size_t first = 0; first < addresses.size(); first += many) {
-        StepNumbers numbers{};
-        while (numbers.count < many && first + numbers.count < addresses.size()) {
-            numbers.numbers[numbers.count] = reinterpret_cast<const float*>(addresses[first + numbers.count]);
-            ++numbers.count;
-        }
-        launch(adamw_steps_kernel, 1, adamw_threads, 0, target, numbers, lr, beta1, beta2, weight_decay,
-               static_cast<AdamwStep*>(steps) + first);
-    }
-}
-
 void adamw(const std::vector<std::int64_t>& table, const std::vector<double>& thresholds, const AdamwScalars& scalars,
-           const void* steps, Target target) {
-    std::vector<Numbered> float32, others;
+           Target target) {
+    std::vector<AdamwTensor> float32, others;
     for (std::size_t i = 0; i < thresholds.size(); ++i) {
         const AdamwTensor tensor = described(&table[i * numbers_of_tensor], thresholds[i]);
-        if (tensor.size > 0) (tensor.kinds == 0 ? float32 : others).emplace_back(tensor, i);
+        if (tensor.size > 0) ((tensor.kinds & tensor_kinds) == 0 ? float32 : others).push_back(tensor);
     }
-    launch_all<true>(float32, scalars, static_cast<const AdamwStep*>(steps), target);
-    launch_all<false>(others, scalars, static_cast<const AdamwStep*>(steps), target);
+    launch_all<true>(float32, scalars, target);
+    launch_all<false>(others, scalars, target);
 }
 
 }  // namespace tss

@@ -18,31 +18,39 @@ struct AdamwTensor {
     void* exp_avg_sq;
     const void* importance;
     std::uint8_t* packed;
-    unsigned long long* flips;
+    union {
+        unsigned long long* flips;  // of the packed gates
+        const void* step;           // where the number of this step is, if the device reads it; no gates are packed then
+    };
     std::int64_t size;  // filled up
     int first_block;
     int columns;  // of a matrix whose rows end within a byte, else 0
     float threshold;
-    unsigned kinds : 20;  // four bits for each tensor's type, the parameter's lowest
-    unsigned number : 12;  // in the list of all, from the launch's first on: by which `steps` are found
+    unsigned kinds;  // four bits for each tensor's type, the parameter's lowest, and above them the step's
 };
 
-// What the step's number and learning rate make: the same for all tensors, or one set for each on the device.
+// What the step's number and learning rate make.
 struct AdamwStep {
     float decay, step_size, root_correction;
 };
+
+constexpr unsigned int64_kind = 4;  // of numbers, after those of Dtype
+constexpr unsigned tensor_kinds = 0xFFFFFu;
 
 template <int capacity>
 struct AdamwArguments {
     AdamwTensor tensors[capacity];
     int count;
     float take1, beta2, take2, eps;
-    AdamwStep step;
-    const AdamwStep* steps;
+    AdamwStep step;  // where the host knows it
     bool update_site, has_decay;
+    // Else the learning rate and its type, and what else a step is made of; logarithms have base 2.
+    unsigned lr_kind;
+    const void* lr;
+    double log_beta1, log_beta2, weight_decay;
 };
 
-__device__ __forceinline__ float load_number(const void* data, int kind, std::int64_t at) {
+__device__ __forceinline__ float load_number(const void* data, unsigned kind, std::int64_t at) {
     switch (static_cast<Dtype>(kind & 15)) {
         case Dtype::float16: return to_float(static_cast<const float16*>(data)[at]);
         case Dtype::bfloat16: return to_float(static_cast<const bfloat16*>(data)[at]);
@@ -51,7 +59,7 @@ __device__ __forceinline__ float load_number(const void* data, int kind, std::in
     }
 }
 
-__device__ __forceinline__ void store_number(void* data, int kind, std::int64_t at, float value) {
+__device__ __forceinline__ void store_number(void* data, unsigned kind, std::int64_t at, float value) {
     switch (static_cast<Dtype>(kind & 15)) {
         case Dtype::float16: static_cast<float16*>(data)[at] = to_float16(value); break;
         case Dtype::bfloat16: static_cast<bfloat16*>(data)[at] = to_bfloat16(value); break;
@@ -120,60 +128,121 @@ __device__ __forceinline__ void emit_gates(const AdamwTensor& tensor, std::int64
     }
 }
 
-// kFloat32: every tensor is float32, and whole shares on boundaries of 16 bytes move at once.
-template <int capacity, bool kFloat32>
-__global__ void __launch_bounds__(adamw_threads) adamw_kernel(const __grid_constant__ AdamwArguments<capacity> arguments) {
-    const int index = tensor_of(arguments, static_cast<int>(blockIdx.x));
-    const AdamwTensor& tensor = arguments.tensors[index];
-    const AdamwStep step = arguments.steps == nullptr ? arguments.step : arguments.steps[tensor.number];
-    const std::int64_t start = std::int64_t(static_cast<int>(blockIdx.x) - tensor.first_block) * adamw_block + threadIdx.x * adamw_share;
-    const bool masked = tensor.importance != nullptr;
-    // Where the share lies: filled-up rows have gaps at their ends.
-    const std::int64_t filled = tensor.columns == 0 ? 1 : (tensor.columns + gates_in_byte - 1) / gates_in_byte * gates_in_byte;
-    const std::int64_t row = tensor.columns == 0 ? 0 : start / filled, column = start - row * filled;
-    const std::int64_t at = tensor.columns == 0 ? start : row * tensor.columns + column;
-    const std::int64_t left = tensor.columns == 0 || start >= tensor.size ? tensor.size - start : tensor.columns - column;
-    const int valid = static_cast<int>(left < 0 ? 0 : left < adamw_share ? left : adamw_share);
+__device__ __forceinline__ double load_scalar(const void* data, unsigned kind) {
+    switch (kind & 15) {
+        case int64_kind: return static_cast<double>(*static_cast<const std::int64_t*>(data));
+        case static_cast<unsigned>(Dtype::float64): return *static_cast<const double*>(data);
+        default: return *static_cast<const float*>(data);
+    }
+}
+
+// What PyTorch computes on the host, in float64 too. One thread of the block does, while the others' loads are on their way.
+template <bool kOnDevice, class Arguments>
+__device__ __forceinline__ AdamwStep step_of(const Arguments& arguments, const AdamwTensor& tensor) {
+    if constexpr (!kOnDevice) {
+        return arguments.step;
+    } else {
+        auto* step = reinterpret_cast<AdamwStep*>(dynamic_shared());
+        if (threadIdx.x == 0) {
+            const double number = load_scalar(tensor.step, tensor.kinds >> 20);
+            const double rate = load_scalar(arguments.lr, arguments.lr_kind);
+            step->decay = static_cast<float>(rate * arguments.weight_decay);
+            step->step_size = static_cast<float>(rate / (1.0 - exp2(number * arguments.log_beta1)));
+            step->root_correction = static_cast<float>(sqrt(1.0 - exp2(number * arguments.log_beta2)));
+        }
+        __syncthreads();
+        return *step;
+    }
+}
+
+// Where a thread's share lies in a tensor; filled-up rows have gaps at their ends.
+struct AdamwPlace {
+    std::int64_t start, at;  // counted with the gaps and without
+    int valid;               // elements that are there
+    bool wide;               // all four, on boundaries of 16 bytes
+};
+
+template <bool kFloat32>
+__device__ __forceinline__ AdamwPlace place_of(const AdamwTensor& tensor, int block) {
+    AdamwPlace place;
+    place.start = std::int64_t(block) * adamw_block + threadIdx.x * adamw_share;
+    place.at = place.start;
+    std::int64_t left = tensor.size - place.start;
+    if (tensor.columns != 0) {
+        const std::int64_t filled = (tensor.columns + gates_in_byte - 1) / gates_in_byte * gates_in_byte;
+        const std::int64_t row = place.start / filled, column = place.start - row * filled;
+        place.at = row * tensor.columns + column;
+        if (left > 0) left = tensor.columns - column;
+    }
+    place.valid = static_cast<int>(left < 0 ? 0 : left < adamw_share ? left : adamw_share);
     const auto addresses = reinterpret_cast<std::uintptr_t>(tensor.param) | reinterpret_cast<std::uintptr_t>(tensor.grad) |
                            reinterpret_cast<std::uintptr_t>(tensor.exp_avg) | reinterpret_cast<std::uintptr_t>(tensor.exp_avg_sq) |
                            reinterpret_cast<std::uintptr_t>(tensor.importance);
-    const bool wide = kFloat32 && valid == adamw_share && at % adamw_share == 0 && addresses % 16 == 0;
-    AdamwShare share;
-    unsigned before = 0, after = 0;
-    if (wide) {
-        load_four(tensor.param, at, share.param);
-        load_four(tensor.grad, at, share.grad);
-        load_four(tensor.exp_avg, at, share.exp_avg);
-        load_four(tensor.exp_avg_sq, at, share.exp_avg_sq);
-        if (masked) load_four(tensor.importance, at, share.importance);
-#pragma unroll
-        for (int i = 0; i < adamw_share; ++i) {
-            before |= unsigned(share.param[i] >= tensor.threshold) << i;
-            advance(share, i, arguments, step, masked);
-            after |= unsigned(share.param[i] >= tensor.threshold) << i;
-        }
-        store_four(tensor.param, at, share.param);
-        store_four(tensor.exp_avg, at, share.exp_avg);
-        store_four(tensor.exp_avg_sq, at, share.exp_avg_sq);
-    } else {
-        const int kinds = kFloat32 ? 0 : static_cast<int>(tensor.kinds);
-#pragma unroll
-        for (int i = 0; i < adamw_share; ++i) {
-            if (i >= valid) continue;
-            share.param[i] = load_number(tensor.param, kinds, at + i);
-            share.grad[i] = load_number(tensor.grad, kinds >> 4, at + i);
-            share.exp_avg[i] = load_number(tensor.exp_avg, kinds >> 8, at + i);
-            share.exp_avg_sq[i] = load_number(tensor.exp_avg_sq, kinds >> 12, at + i);
-            if (masked) share.importance[i] = load_number(tensor.importance, kinds >> 16, at + i);
-            before |= unsigned(share.param[i] >= tensor.threshold) << i;
-            advance(share, i, arguments, step, masked);
-            after |= unsigned(share.param[i] >= tensor.threshold) << i;
-            store_number(tensor.param, kinds, at + i, share.param[i]);
-            store_number(tensor.exp_avg, kinds >> 8, at + i, share.exp_avg[i]);
-            store_number(tensor.exp_avg_sq, kinds >> 12, at + i, share.exp_avg_sq[i]);
-        }
+    place.wide = kFloat32 && place.valid == adamw_share && place.at % adamw_share == 0 && addresses % 16 == 0;
+    return place;
+}
+
+template <bool kFloat32>
+__device__ __forceinline__ void load_share(AdamwShare& share, const AdamwTensor& tensor, const AdamwPlace& place) {
+    const bool masked = tensor.importance != nullptr;
+    if (place.wide) {
+        load_four(tensor.param, place.at, share.param);
+        load_four(tensor.grad, place.at, share.grad);
+        load_four(tensor.exp_avg, place.at, share.exp_avg);
+        load_four(tensor.exp_avg_sq, place.at, share.exp_avg_sq);
+        if (masked) load_four(tensor.importance, place.at, share.importance);
+        return;
     }
-    if (tensor.packed != nullptr) emit_gates(tensor, start, before, after);
+    const unsigned kinds = kFloat32 ? 0 : tensor.kinds;
+#pragma unroll
+    for (int i = 0; i < adamw_share; ++i) {
+        if (i >= place.valid) continue;
+        share.param[i] = load_number(tensor.param, kinds, place.at + i);
+        share.grad[i] = load_number(tensor.grad, kinds >> 4, place.at + i);
+        share.exp_avg[i] = load_number(tensor.exp_avg, kinds >> 8, place.at + i);
+        share.exp_avg_sq[i] = load_number(tensor.exp_avg_sq, kinds >> 12, place.at + i);
+        if (masked) share.importance[i] = load_number(tensor.importance, kinds >> 16, place.at + i);
+    }
+}
+
+template <bool kFloat32>
+__device__ __forceinline__ void store_share(const AdamwShare& share, const AdamwTensor& tensor, const AdamwPlace& place) {
+    if (place.wide) {
+        store_four(tensor.param, place.at, share.param);
+        store_four(tensor.exp_avg, place.at, share.exp_avg);
+        store_four(tensor.exp_avg_sq, place.at, share.exp_avg_sq);
+        return;
+    }
+    const unsigned kinds = kFloat32 ? 0 : tensor.kinds;
+#pragma unroll
+    for (int i = 0; i < adamw_share; ++i) {
+        if (i >= place.valid) continue;
+        store_number(tensor.param, kinds, place.at + i, share.param[i]);
+        store_number(tensor.exp_avg, kinds >> 8, place.at + i, share.exp_avg[i]);
+        store_number(tensor.exp_avg_sq, kinds >> 12, place.at + i, share.exp_avg_sq[i]);
+    }
+}
+
+// kFloat32: every tensor is float32, and whole shares on boundaries of 16 bytes move at once. kOnDevice: the step's number
+// and the learning rate are read here.
+template <int capacity, bool kOnDevice, bool kFloat32>
+__global__ void __launch_bounds__(adamw_threads) adamw_kernel(const __grid_constant__ AdamwArguments<capacity> arguments) {
+    const AdamwTensor& tensor = arguments.tensors[tensor_of(arguments, static_cast<int>(blockIdx.x))];
+    const AdamwPlace place = place_of<kFloat32>(tensor, static_cast<int>(blockIdx.x) - tensor.first_block);
+    const bool masked = tensor.importance != nullptr;
+    AdamwShare share;
+    load_share<kFloat32>(share, tensor, place);
+    const AdamwStep step = step_of<kOnDevice>(arguments, tensor);
+    unsigned before = 0, after = 0;
+#pragma unroll
+    for (int i = 0; i < adamw_share; ++i) {
+        if (i >= place.valid) continue;
+        before |= unsigned(share.param[i] >= tensor.threshold) << i;
+        advance(share, i, arguments, step, masked);
+        after |= unsigned(share.param[i] >= tensor.threshold) << i;
+    }
+    store_share<kFloat32>(share, tensor, place);
+    if (tensor.packed != nullptr) emit_gates(tensor, place.start, before, after);
 }
 
 }  // namespace tss

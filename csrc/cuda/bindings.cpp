@@ -1,4 +1,6 @@
 // The Python module: addresses as integers, sizes and strides in elements; every check was made before, in Python.
+#include <cmath>
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -61,18 +63,23 @@ void bind_gated_linear(py::module_& module) {
 }
 
 void bind_adamw(py::module_& module) {
-    module.attr("adamw_step_bytes") = adamw_step_bytes;
-    module.def("adamw", [](const std::vector<std::int64_t>& table, const std::vector<double>& thresholds, double decay, double take1,
-                           double beta2, double take2, double step_size, double root_correction, double eps, bool update_site,
-                           bool has_decay, Address steps, int device, Address stream) {
-        const auto single = [](double value) { return static_cast<float>(value); };
-        const AdamwScalars scalars{single(decay), single(take1), single(beta2), single(take2), single(step_size),
-                                   single(root_correction), single(eps), update_site, has_decay};
-        adamw(table, thresholds, scalars, at<void>(steps), {device, stream});
+    using Table = std::vector<std::int64_t>;
+    using Thresholds = std::vector<double>;
+    static const auto single = [](double value) { return static_cast<float>(value); };
+    module.def("adamw", [](const Table& table, const Thresholds& thresholds, double decay, double take1, double beta2, double take2,
+                           double step_size, double root_correction, double eps, bool update_site, bool has_decay, int device,
+                           Address stream) {
+        adamw(table, thresholds,
+              {single(decay), single(take1), single(beta2), single(take2), single(step_size), single(root_correction), single(eps),
+               update_site, has_decay, nullptr, 0, 0.0, 0.0, 0.0},
+              {device, stream});
     });
-    module.def("adamw_steps", [](const std::vector<std::int64_t>& addresses, Address lr, double beta1, double beta2,
-                                 double weight_decay, Address steps, int device, Address stream) {
-        adamw_steps(addresses, at<float>(lr), beta1, beta2, weight_decay, at<void>(steps), {device, stream});
+    module.def("adamw_on_device", [](const Table& table, const Thresholds& thresholds, Address lr, unsigned lr_kind, double beta1,
+                                     double beta2, double weight_decay, double eps, bool update_site, int device, Address stream) {
+        adamw(table, thresholds,
+              {0.0f, single(1.0 - beta1), single(beta2), single(1.0 - beta2), 0.0f, 1.0f, single(eps), update_site,
+               weight_decay != 0.0, at<void>(lr), lr_kind, std::log2(beta1), std::log2(beta2), weight_decay},
+              {device, stream});
     });
 }
 

@@ -102,20 +102,21 @@ struct AdapterArguments {
 void gated_adapter(const AdapterArguments& arguments, Dtype dtype, Target target);
 std::vector<SharedBytes> adapter_shared_bytes();
 
-// What a step's number and learning rate make, as PyTorch computes it on the host.
+// What a step's number and learning rate make, as PyTorch computes it on the host; or, where `lr` is set, what the device
+// makes it of: `lr` (float32 or float64 by its type's number), logarithms to base 2 of both betas, weight decay.
 struct AdamwScalars {
     float decay, take1, beta2, take2, step_size, root_correction, eps;
     bool update_site, has_decay;
+    const void* lr;
+    unsigned lr_kind;
+    double log_beta1, log_beta2, weight_decay;
 };
 // One AdamW step. Ten numbers of `table` describe a parameter: the addresses of the parameter, its gradient, exp_avg,
 // exp_avg_sq and importance (or 0), their types in four bits each, rows and columns, the addresses of its packed gates and
-// of its count of flips (or 0). `steps`: nullptr, or on the device what adamw_steps made for each parameter.
+// of its count of flips (or 0). With `lr`, no gates: the last is the address of its step's number (float32, float64 or int64,
+// whose type's number is 4), with the type above the others.
 void adamw(const std::vector<std::int64_t>& table, const std::vector<double>& thresholds, const AdamwScalars& scalars,
-           const void* steps, Target target);
-constexpr std::int64_t adamw_step_bytes = 12;
-// Reads each parameter's step number and the learning rate, float32 on the device, and writes what a step needs of them.
-void adamw_steps(const std::vector<std::int64_t>& addresses, const float* lr, double beta1, double beta2, double weight_decay,
-                 void* steps, Target target);
+           Target target);
 
 // I = |tanh((a - mean) / (deviation + 1e-6))| over groups of `size` neighbours, contiguous; written, or joined to what is
 // there by the maximum. `partial`: float64 (2, groups, chunks) where there is more than one chunk to a group.

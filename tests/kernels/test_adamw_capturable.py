@@ -28,21 +28,22 @@ def lists(device, dtype) -> list[list]:
 @pytest.mark.parametrize("site", ["update", "gradient"])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("shared", [True, False])
-def test_same_as_with_numbers(backend, device, dtype, site, decay, shared):
+@pytest.mark.parametrize(("step_dtype", "lr_dtype"), [(torch.float32, torch.float32), (torch.int64, torch.float64)])
+def test_same_as_with_numbers(backend, device, dtype, site, decay, shared, step_dtype, lr_dtype):
     backend.runs("soft_masked_adamw_", dtype)
     if backend not in ("reference", "cuda"):
         pytest.skip(f"{backend} reads no numbers on the device")
     numbers, tensors = lists(device, dtype), lists(device, dtype)
     options = {**HYPER, "weight_decay": decay, "site": site}
-    rate = torch.tensor(3e-3, device=device)
-    step = torch.tensor(0.0, device=device)
-    steps = step if shared else [torch.tensor(0.0, device=device) for _ in SHAPES]
+    rate = torch.tensor(3e-3, dtype=lr_dtype, device=device)
+    step = torch.tensor(0, dtype=step_dtype, device=device)
+    steps = step if shared else [torch.zeros_like(step) for _ in SHAPES]
     with tss_kernels.use_backend(backend):
         for number, lr in enumerate((3e-3, 1e-3, 7e-2), start=1):
             rate.fill_(lr)
             for one in [step] if shared else steps:
                 one += 1
-            # The rate is a float32 on the device, and the host must start from the same.
+            # The rate may be a float32 on the device, and the host must start from the same.
             tss_kernels.soft_masked_adamw_(*numbers, step=number, lr=rate.item(), **options)
             tss_kernels.soft_masked_adamw_(*tensors, step=steps, lr=rate, **options)
     for one, other in zip(numbers[:4], tensors[:4], strict=True):
@@ -81,6 +82,43 @@ def test_the_optimizer_is_torchs_capturable_one():
     again = ours(copy.deepcopy(capturable))
     again.load_state_dict(state)
     assert again.param_groups[0]["capturable"]
+
+
+class Remembering(torch.nn.Parameter):
+    """Remembers something of its values until it is told to forget, as scores do their gates."""
+
+    forgot = 0
+
+    def forget_gates(self) -> None:
+        self.forgot += 1
+
+
+def test_scores_forget_their_gates():
+    """Scores notice by it that a graph holds a step, whose replays change them unseen."""
+    scores, plain = Remembering(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(2))
+    optimizer = SoftMaskedAdamW([scores, plain], capturable=True)
+    for _ in range(2):
+        for parameter in (scores, plain):
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    assert scores.forgot == 2
+
+
+@pytest.mark.parametrize("number", [3, 3.0, torch.tensor([3.0]), torch.tensor(3, dtype=torch.int32)])
+@pytest.mark.parametrize("rate", [0.01, torch.tensor([0.01], dtype=torch.float64), torch.tensor(0.01).bfloat16()])
+def test_numbers_in_any_form(backend, device, number, rate):
+    backend.runs("soft_masked_adamw_", torch.float32)
+    if backend not in ("reference", "cuda"):
+        pytest.skip(f"{backend} reads no numbers on the device")
+    one, other = lists(device, torch.float32), lists(device, torch.float32)
+    lr = rate.item() if isinstance(rate, torch.Tensor) else rate
+    on_device = [value.to(device) if isinstance(value, torch.Tensor) else value for value in (number, rate)]
+    step = on_device[0] if isinstance(number, torch.Tensor) else [torch.tensor(number, device=device)] * len(SHAPES)
+    with tss_kernels.use_backend(backend):
+        tss_kernels.soft_masked_adamw_(*one, step=3, lr=lr, **HYPER)
+        tss_kernels.soft_masked_adamw_(*other, step=step, lr=on_device[1], **HYPER)
+    for a, b in zip(one[0], other[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=3e-7, atol=1e-8)
 
 
 def test_what_cannot_be_is_said(device):

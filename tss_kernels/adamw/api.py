@@ -70,6 +70,9 @@ _step_operator = implement("soft_masked_adamw_", _step)
 _capturable_operator = implement("soft_masked_adamw_capturable_", _capturable_step)
 # Backends that read the step's number and the learning rate on the device.
 CAPTURABLE = ("cuda", "reference")
+# What the device reads a step's number and a learning rate from.
+STEP_DTYPES = (torch.float32, torch.float64, torch.int64)
+LR_DTYPES = (torch.float32, torch.float64)
 
 
 def _check_lists(lists: dict[str, Sequence[torch.Tensor | None]]) -> None:
@@ -206,9 +209,18 @@ def _step_on_device(
     for device, dtype in sorted({(param.device, param.dtype) for param in lists[0]}, key=str):
         chosen = [i for i, param in enumerate(lists[0]) if param.device == device and param.dtype == dtype]
         tensors = ([entries[i] for i in chosen] for entries in lists)
-        numbers = [steps[i].to(torch.float32) for i in chosen]
-        rate = torch.as_tensor(lr, dtype=torch.float32, device=device)
+        numbers = [_scalar(steps[i], device, STEP_DTYPES) for i in chosen]
+        rate = _scalar(lr, device, LR_DTYPES)
         _capturable_operator(*tensors, numbers, rate, *options, _capturable_backend(device, dtype))
+
+
+def _scalar(value: float | torch.Tensor, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
+    """The value as a tensor on the device, of one of the dtypes; a number is filled in, which a CUDA graph can hold."""
+    if not isinstance(value, torch.Tensor):
+        return torch.full((), value, dtype=torch.float64, device=device)
+    if value.dtype not in dtypes or value.device != device:
+        value = value.to(device, value.dtype if value.dtype in dtypes else torch.float64)
+    return value if value.dim() == 0 else value.reshape(())
 
 
 def _check_steps(params: list[torch.Tensor], steps: list[torch.Tensor], lr: float | torch.Tensor) -> None:

@@ -9,8 +9,12 @@ from collections.abc import Sequence
 
 import torch
 
-from tss_kernels.adamw.table import Table, table_of
+from tss_kernels.adamw.table import KINDS, table_of
 from tss_kernels.cuda import kernels, target
+
+# Where a parameter's row of the table has its types and, in a step that the device counts, the number's address.
+NUMBERS, KINDS_AT, STEP_AT = 10, 5, 9
+STEP_KINDS = {torch.float32: 0, torch.float64: 3 << 20, torch.int64: 4 << 20}
 
 
 def soft_masked_adamw_(
@@ -44,8 +48,12 @@ def soft_masked_adamw_(
         )
     table = table_of((params, grads, exp_avgs, exp_avg_sqs), importances, packed, thresholds, flips)
     if params:
-        made = lr * weight_decay, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step), (1 - beta2**step) ** 0.5
-        _launch(table, made, eps, site, weight_decay, 0, params[0].device)
+        device = params[0].device
+        kernels(device).adamw(
+            table.numbers, table.thresholds, lr * weight_decay, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step),
+            (1 - beta2**step) ** 0.5, eps, site == "update", weight_decay != 0, *target(device),
+        )  # fmt: skip
+        table.put_back()
 
 
 def soft_masked_adamw_capturable_(
@@ -63,31 +71,19 @@ def soft_masked_adamw_capturable_(
     weight_decay: float,
     site: str,
 ) -> None:
-    """The same with each parameter's step number and the learning rate read on the device: float32, no dimensions."""
+    """The same with each parameter's step number (float32, float64 or int64) and the learning rate (float32 or float64)
+    read on the device by the same launch: tensors without dimensions."""
     if not params:
         return
     table, device = table_of((params, grads, exp_avgs, exp_avg_sqs), importances, None, (), None), params[0].device
-    module = kernels(device)
-    made = torch.empty(len(params) * module.adamw_step_bytes, dtype=torch.uint8, device=device)
-    module.adamw_steps(
-        [step.data_ptr() for step in steps], lr.data_ptr(), beta1, beta2, weight_decay, made.data_ptr(), *target(device)
-    )
-    scalars = 0.0, 1 - beta1, beta2, 1 - beta2, 0.0, 1.0
-    _launch(table, scalars, eps, site, weight_decay, made.data_ptr(), device)
-
-
-def _launch(
-    table: Table,
-    scalars: tuple[float, ...],
-    eps: float,
-    site: str,
-    weight_decay: float,
-    steps: int,
-    device: torch.device,
-) -> None:
-    kernels(device).adamw(
-        table.numbers, table.thresholds, *scalars, eps, site == "update", weight_decay != 0, steps, *target(device)
-    )
+    numbers = table.numbers
+    for index, number in enumerate(steps):
+        numbers[NUMBERS * index + KINDS_AT] |= STEP_KINDS[number.dtype]
+        numbers[NUMBERS * index + STEP_AT] = number.data_ptr()
+    kernels(device).adamw_on_device(
+        numbers, table.thresholds, lr.data_ptr(), KINDS[lr.dtype], beta1, beta2, weight_decay, eps, site == "update",
+        *target(device),
+    )  # fmt: skip
     table.put_back()
 
 

@@ -140,6 +140,9 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
             return
         steps = [self.state[param]["step"] for param in params]
         torch._foreach_add_(steps, 1)
+        for param in params:
+            if hasattr(type(param), "forget_gates"):  # a graph that holds this step changes scores unseen
+                param.forget_gates()  # type: ignore[operator]
         soft_masked_adamw_(
             params, *self._tensors(params, group), step=steps, lr=group["lr"],
             beta1=float(group["betas"][0]), beta2=float(group["betas"][1]), eps=group["eps"],

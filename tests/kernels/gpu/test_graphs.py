@@ -146,3 +146,47 @@ def test_a_step_with_its_numbers_on_the_device_is_replayed(draw, backend):
             optimizers[1].step()
     assert torch.equal(replayed, eager)
     assert optimizers[0].state[replayed]["step"].item() == 11
+
+
+def test_a_rate_that_is_a_number_is_captured(draw):
+    made = draw(torch.device("cuda"), 0)
+    start = made.unit(70, 33)
+    replayed, eager = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    optimizers = [tss_kernels.SoftMaskedAdamW([one], lr=0.01, capturable=True) for one in (replayed, eager)]
+    gradient = made.unit(70, 33)
+    for one, optimizer in zip((replayed, eager), optimizers, strict=True):
+        one.grad = gradient.clone()
+        optimizer.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizers[0].step()
+    for _ in range(10):
+        graph.replay()
+        optimizers[1].step()
+    assert torch.equal(replayed, eager)
+
+
+def test_a_layer_follows_steps_that_a_graph_replays(draw):
+    # The forward pass is not in the graph: nothing but the capture itself tells the scores of its replays.
+    torch.manual_seed(0)
+    layer = tss_kernels.GatedAdapterLinear(96, 48, device="cuda", dtype=torch.bfloat16)
+    x = draw(torch.device("cuda"), 0).normal(300, 96)
+    optimizer = tss_kernels.SoftMaskedAdamW(
+        [layer.scores], lr=10.0, betas=(0.0, 0.0), weight_decay=0.0, capturable=True
+    )  # steps of a fixed size in the gradient's direction
+    layer(x).float().sum().backward()
+    optimizer.step()
+    layer(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    for _ in range(3):
+        before = layer.scores.detach() >= 0
+        layer(x)
+        layer.scores.grad.neg_()
+        for _ in range(3):
+            graph.replay()
+        found = layer(x)
+        assert not torch.equal(before, layer.scores.detach() >= 0)
+        with tss_kernels.use_backend("reference"):
+            torch.testing.assert_close(found, layer(x))
