@@ -138,21 +138,21 @@ def _measured(group: str, seconds: int, does: str) -> Part:
 
 
 PARTS: tuple[Part, ...] = (
-    Part("build", 60, "compiles csrc for this GPU alone, or tries what was carried ready-made", _build, always=True),
+    Part("build", 90, "compiles csrc for this GPU alone, or tries what was carried ready-made", _build, always=True),
     Part("tests.gpu", 70, "tests/kernels/gpu: what only a GPU can show", partial(_tests, GPU_TESTS)),
-    Part("tests.kernels", 70, "tests/kernels, every backend there is", partial(_tests, KERNEL_TESTS)),
+    Part("tests.kernels", 60, "tests/kernels, every backend there is", partial(_tests, KERNEL_TESTS)),
     _measured("ceilings", 10, "copy bandwidth, matrix rates and the smallest kernel of this machine"),
-    _measured("gated_linear", 65, "forward, dX, dS, forward and backward"),
+    _measured("gated_linear", 60, "forward, dX, dS, forward and backward"),
     _measured("adamw", 25, "soft_masked_adamw_ at 3 M and 100 M scores"),
     _measured("gated_adapter", 40, "forward, forward and backward"),
-    _measured("step", 45, "a BART-Large training step"),
+    _measured("step", 40, "a BART-Large training step"),
     Part("sanitize.memcheck", 30, "compute-sanitizer: accesses out of bounds", partial(_sanitize, "memcheck")),
     Part("sanitize.racecheck", 20, "compute-sanitizer: races in shared memory", partial(_sanitize, "racecheck")),
     Part("sanitize.initcheck", 15, "compute-sanitizer: reads of memory never written", partial(_sanitize, "initcheck")),
     _measured("packed_linear", 15, "the forward pass of sealed tasks"),
     _measured("gates", 10, "pack_gates, unpack_gates"),
     _measured("importance", 10, "normalize_importance, accumulate_importance_"),
-    _measured("dispatch", 45, "every strategy and tiling at every class of shapes; proposes the tables' entries"),
+    _measured("dispatch", 35, "every strategy and tiling at every class of shapes; proposes the tables' entries"),
 )
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from tss_kernels.configs import TABLES, table_for
+from tss_kernels.configs import TABLES, measured, table_for
 from tss_kernels.configs.table import ALWAYS, Bound, Crossover, Kind, Masking, Table
 
 
@@ -56,7 +56,7 @@ for _product in _MASKING:
 
 @functools.cache
 def _with_crossovers(table: str) -> Table:
-    return TABLES[table]._replace(crossovers=CROSSOVERS)
+    return TABLES[table]._replace(crossovers=CROSSOVERS | measured.CUDA.get(table, {}))
 
 
 def cuda_table(device: torch.device) -> Table:

@@ -5,6 +5,7 @@ tiles were chosen by compiling (registers, shared memory, no spills), crossovers
 
 from __future__ import annotations
 
+from tss_kernels.configs import measured
 from tss_kernels.configs.table import ALWAYS, Bound, Crossover, Kind, Masking, Product, Table, Tile, Width
 
 # Where rows do not start on 16-byte boundaries every element has its own address: larger tiles run out of registers.
@@ -45,4 +46,4 @@ for _product in _MASKING:
         CROSSOVERS[_product, "half", False, _bound] = _UNEVEN_ROWS
         CROSSOVERS[_product, "float32", True, _bound] = CROSSOVERS[_product, "float32", False, _bound] = _FLOAT32_ROWS
 
-TABLE = Table("sm_90", 232_448, 184.0, TILES, CROSSOVERS)
+TABLE = Table("sm_90", 232_448, 184.0, TILES, CROSSOVERS | measured.TRITON.get("sm_90", {}))
