@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
 import tss_kernels
+from tss_kernels.backends import why_not
 
 Tensors = list[torch.Tensor]
 SCALARS = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-6, "weight_decay": 0.01}
@@ -83,9 +85,38 @@ RUNS: dict[str, Callable[..., Tensors]] = {
 }
 
 
+GPU_BACKENDS = ("triton", "cuda")
+
+
+@contextmanager
+def _forced(backend: str | None) -> Iterator[str | None]:
+    obstacle = None
+    if backend is not None:
+        obstacle = why_not(backend, "gated_linear", torch.device("cuda"), torch.bfloat16)
+    if obstacle is not None:
+        pytest.skip(obstacle.reason)
+    with tss_kernels.use_backend(backend):
+        yield backend
+
+
+@pytest.fixture(params=GPU_BACKENDS)
+def by(request, _needs_a_gpu) -> Iterator[str | None]:
+    """Each backend of GPUs, forced while a test runs; skips, with the reason, where it cannot."""
+    with _forced(request.param) as backend:
+        yield backend
+
+
+@pytest.fixture(params=[None, *GPU_BACKENDS], ids=str)
+def by_any(request, _needs_a_gpu) -> Iterator[str | None]:
+    """Dispatch's own choice, which may be another for each operation, and then as `by`."""
+    with _forced(request.param) as backend:
+        yield backend
+
+
 @pytest.fixture(params=RUNS)
-def run(request) -> Callable[..., Tensors]:
-    """Every operation by turns, as a function of (device, seed, sizes...) that returns its results and gradients."""
+def run(request, by_any) -> Callable[..., Tensors]:
+    """Every operation by turns, on every backend, as a function of (device, seed, sizes...) that returns its results
+    and gradients."""
     function = RUNS[request.param]
 
     def call(device: torch.device | str, seed: int, *sizes: int, dtype: torch.dtype = torch.bfloat16) -> Tensors:

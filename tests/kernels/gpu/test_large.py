@@ -68,7 +68,7 @@ def test_rows_or_columns_that_lie_far_apart(backend, draw, apart):
         assert_as_exact_as_pytorch(one, pytorch, reference)
 
 
-def test_gated_linear_with_more_than_31_bits_of_outputs(draw):
+def test_gated_linear_with_more_than_31_bits_of_outputs(by, draw):
     needs(22)
     made = draw(torch.device("cuda"), 1)
     x, weight, scores = made.normal(ROWS, 16), made.normal(1024, 16), made.scores(1024, 16)
@@ -86,7 +86,7 @@ def test_gated_linear_with_more_than_31_bits_of_outputs(draw):
         assert_as_exact_as_pytorch(dscores[out], own, exact)
 
 
-def test_gated_linear_with_more_than_31_bits_of_inputs(draw):
+def test_gated_linear_with_more_than_31_bits_of_inputs(by, draw):
     needs(22)
     made = draw(torch.device("cuda"), 2)
     x = torch.empty(ROWS, 1024, dtype=torch.bfloat16, device="cuda").normal_(generator=made.generator)
@@ -98,7 +98,7 @@ def test_gated_linear_with_more_than_31_bits_of_inputs(draw):
         assert_as_exact_as_pytorch(dx[rows], dy[rows] @ masked, dy[rows].double() @ masked.double())
 
 
-def test_gated_adapter_with_more_than_31_bits_of_rows(draw):
+def test_gated_adapter_with_more_than_31_bits_of_rows(by, draw):
     needs(34)
     made = draw(torch.device("cuda"), 3)
     x = torch.empty(ROWS, 1024, dtype=torch.bfloat16, device="cuda").normal_(generator=made.generator)
@@ -121,7 +121,7 @@ def test_gated_adapter_with_more_than_31_bits_of_rows(draw):
             assert_as_exact_as_pytorch(found, pytorch, reference)
 
 
-def test_pack_gates_with_more_than_31_bits_of_scores():
+def test_pack_gates_with_more_than_31_bits_of_scores(by):
     needs(18)
     scores = torch.full((2**16 + 1, 2**15), -1.0, device="cuda")
     last = torch.randn(2**15, generator=torch.Generator().manual_seed(0))
@@ -135,7 +135,7 @@ def test_pack_gates_with_more_than_31_bits_of_scores():
     assert torch.equal(gates[-1].cpu(), last >= 0)
 
 
-def test_adamw_on_a_tensor_with_more_than_31_bits_of_elements():
+def test_adamw_on_a_tensor_with_more_than_31_bits_of_elements(by):
     needs(24)
     size, hyper = 2**31 + 1000, {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-6}
     lists = [[torch.empty(size, dtype=torch.bfloat16, device="cuda").uniform_()] for _ in range(4)]
@@ -145,3 +145,22 @@ def test_adamw_on_a_tensor_with_more_than_31_bits_of_elements():
     for part, small in zip(parts, alone, strict=True):
         tss_kernels.soft_masked_adamw_(*small, [None], step=2, **hyper)
         assert all(torch.equal(big[part], one) for (big,), (one,) in zip(lists, small, strict=True))
+
+
+@pytest.mark.parametrize("per", ["tensor", "row"])
+def test_importance_of_more_than_31_bits_of_elements(by, per):
+    needs(30)
+    raw = torch.zeros(2**16 + 1, 2**15, device="cuda")
+    raw[-1] = torch.linspace(-1.0, 1.0, 2**15, device="cuda")
+    found = tss_kernels.normalize_importance(raw, per=per)
+
+    def by_formula(dtype: torch.dtype) -> torch.Tensor:
+        last = raw[-1].to(dtype)
+        size = last.numel() if per == "row" else raw.numel()  # all other elements are 0
+        mean = last.sum() / size
+        deviation = (((last - mean).square().sum() + (size - last.numel()) * mean * mean) / size).sqrt()
+        return ((last - mean) / (deviation + 1e-6)).tanh().abs()
+
+    assert_as_exact_as_pytorch(found[-1], by_formula(torch.float32), by_formula(torch.float64))
+    if per == "row":
+        assert not found[:-1].any()

@@ -29,7 +29,7 @@ def test_waiting_is_noticed():
         torch.ones(1, device="cuda").item()
 
 
-def test_operations(draw):
+def test_operations(by, draw):
     made = draw(torch.device("cuda"), 0)
     x, scores, weight = made.normal(300, 96).requires_grad_(), made.scores(48, 96), made.normal(48, 96)
     up_scores, up_weight, dy = made.scores(96, 48), made.normal(96, 48), made.normal(300, 48)
@@ -67,7 +67,7 @@ def training(importance: bool) -> tuple[tss_kernels.GatedAdapter, Callable[[], N
 
 
 @pytest.mark.parametrize("importance", [False, True])
-def test_a_training_step(importance):
+def test_a_training_step(by, importance):
     module, step = training(importance)
     for _ in range(3):
         step()
@@ -78,7 +78,7 @@ def test_a_training_step(importance):
     assert not torch.equal(module.down.scores.detach(), before)
 
 
-def test_an_optimizer_step_on_gradients_at_new_addresses():
+def test_an_optimizer_step_on_gradients_at_new_addresses(by):
     scores = [torch.nn.Parameter(torch.randn(64, 96, device="cuda")) for _ in range(3)]
     optimizer = tss_kernels.SoftMaskedAdamW(scores, lr=1e-3)
     kept = []

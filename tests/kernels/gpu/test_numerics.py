@@ -64,14 +64,14 @@ def test_gated_linear_at_the_sizes_of_bart_large(backend, draw, shape, dtype):
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("shape", [(4096, 1024, 64), (1000, 70, 130)], ids=str)
-def test_float32_is_as_exact_as_pytorchs_under_its_setting(draw, fp32_precision, shape, precision):
+def test_float32_is_as_exact_as_pytorchs_under_its_setting(by, draw, fp32_precision, shape, precision):
     fp32_precision(precision)
     t = drawn(draw(torch.device("cuda"), 0, torch.float32), *shape)
     assert_exact(t, torch.float32)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh"])
-def test_gated_adapter_at_the_size_of_bart_large(draw, activation):
+def test_gated_adapter_at_the_size_of_bart_large(by, draw, activation):
     made = draw(torch.device("cuda"), 0)
     values = [
         made.normal(4096, 1024), made.normal(64, 1024) * 0.05, made.normal(64, 1024, dtype=torch.float32),
@@ -96,7 +96,7 @@ def test_equal_bits_in_twenty_runs(run):
         assert all(torch.equal(one, other) for one, other in zip(run("cuda", 5), first, strict=True))
 
 
-def test_equal_bits_in_twenty_runs_at_full_size(draw):
+def test_equal_bits_in_twenty_runs_at_full_size(by, draw):
     t = drawn(draw(torch.device("cuda"), 6), 16384, 1024, 64)
 
     def results() -> list[torch.Tensor]:

@@ -42,7 +42,7 @@ def trained(steps: int) -> torch.Tensor:
     return torch.cat([layer.down.scores.detach().flatten(), layer.up.scores.detach().flatten()])
 
 
-def test_training_on_another_stream():
+def test_training_on_another_stream(by):
     expected = trained(5)
     torch.cuda.synchronize()
     # Work that is still running on the default stream must not be waited for by accident, nor be overtaken.
@@ -52,7 +52,7 @@ def test_training_on_another_stream():
     assert torch.equal(found, expected)
 
 
-def test_backward_from_another_stream(draw):
+def test_backward_from_another_stream(by, draw):
     def gradients(stream: torch.cuda.Stream) -> list[torch.Tensor]:
         made = draw(torch.device("cuda"), 3)
         x, scores = made.normal(300, 96).requires_grad_(), made.scores(48, 96)
