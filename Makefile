@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # On a machine without an NVIDIA GPU this release is installed from a CPU build where one is offered.
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
+# Test processes; each runs PyTorch with one thread.
+WORKERS ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint native sanitize resources gpu clean
@@ -37,7 +39,7 @@ demo: setup
 	$(BIN)/tss report runs/demo/tss runs/demo/ncl --out runs/demo
 
 test: setup
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests
 
 lint: setup
 	$(BIN)/ruff check .

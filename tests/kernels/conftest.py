@@ -13,19 +13,27 @@ from csrc.build.toolchain import Missing, find_cxx
 from csrc.build.variants import ROOT, built, read
 from tss_kernels.backends import BACKENDS, EMULATED, why_not
 
-# A file with the native kernels compiled with sanitizers, in place of those that are installed (`make sanitize`).
-CHECKED = "TSS_CHECKED_NATIVE"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def pytest_sessionstart() -> None:
+def _use_checked_kernels() -> None:
+    """Takes native kernels that were compiled with sanitizers in place of the installed ones (`make sanitize`)."""
+    file = os.environ.get("TSS_CHECKED_NATIVE")
+    if file is None:
+        return
+    spec = importlib.util.spec_from_file_location("tss_kernels._native", file)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[spec.name])
+
+
+_use_checked_kernels()  # before any test module imports them
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels_for_the_cpu() -> None:
     """Has the CUDA kernels compiled for the CPU, once; without a compiler their tests skip and say so."""
-    if CHECKED in os.environ:
-        spec = importlib.util.spec_from_file_location("tss_kernels._native", os.environ[CHECKED])
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[spec.name])
     if not torch.cuda.is_available() and EMULATED not in os.environ and not isinstance(find_cxx(read()), Missing):
         os.environ[EMULATED] = str(built("emulated", ROOT / "build"))
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.gated_adapter_cases import ACTIVATIONS, draw
-from tss_kernels.backends import EMULATED, emulated
+from tss_kernels.backends import why_not
 from tss_kernels.configs.cuda_adapter import NARROW, TILES, WIDE, tile_for
 from tss_kernels.gated_adapter import reference
 from tss_kernels.gates import reference as gates
@@ -21,9 +21,13 @@ HALVES = [torch.float16, torch.bfloat16]
 # rows, d, bottleneck: less than a tile, whole tiles, a ragged end in every direction, rows of 16 bytes and others
 SHAPES = [(1, 8, 1), (33, 70, 17), (130, 136, 64), (64, 64, 128), (33, 72, 65), (130, 9, 128), (0, 64, 64)]
 WEIGHTS = ("down_weight", "down_packed", "up_weight", "up_packed")
-pytestmark = pytest.mark.skipif(
-    not emulated() and not torch.cuda.is_available(), reason=f"no GPU, and {EMULATED} names no kernels for the CPU"
-)
+
+
+@pytest.fixture(autouse=True)
+def _runs(device) -> None:
+    obstacle = why_not("cuda", "gated_adapter", device, torch.float32)
+    if obstacle is not None:
+        pytest.skip(obstacle.reason)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tss_kernels.backends import EMULATED, emulated
+from tss_kernels.backends import why_not
 from tss_kernels.configs import cuda as configs
 from tss_kernels.configs.cuda import GENERAL, TILINGS
 from tss_kernels.gates import reference as gates
@@ -16,18 +16,18 @@ from tss_kernels.testing import assert_as_exact_as_pytorch, in_layout, poisoned_
 HALVES = [torch.float16, torch.bfloat16]
 # in, out, rows: a tile and less, more than one tile in every direction, a ragged end in every direction
 SHAPES = [(64, 64, 32), (8, 3, 1), (136, 130, 131), (200, 65, 129), (72, 200, 40)]
-pytestmark = pytest.mark.skipif(
-    not emulated() and not torch.cuda.is_available(), reason=f"no GPU, and {EMULATED} names no kernels for the CPU"
-)
 
 
-@pytest.fixture
-def products(device):
-    from tss_kernels.backends import why_not
-
+@pytest.fixture(autouse=True)
+def _runs(device) -> None:
     obstacle = why_not("cuda", "gated_linear", device, torch.float32)
     if obstacle is not None:
         pytest.skip(obstacle.reason)
+
+
+@pytest.fixture
+def products():
+    """The backend's file."""
     from tss_kernels.gated_linear import cuda
 
     return cuda
