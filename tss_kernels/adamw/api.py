@@ -75,9 +75,30 @@ STEP_DTYPES = (torch.float32, torch.float64, torch.int64)
 LR_DTYPES = (torch.float32, torch.float64)
 
 
+def _all_fit(lists: dict[str, Sequence[Any]]) -> bool:
+    """Whether nothing is wrong, in few steps of Python: a step of many small tensors spends its time in checks."""
+    params = lists["params"]
+    try:
+        shapes, devices = [param.shape for param in params], [param.device for param in params]
+        for name, tensors in lists.items():
+            if len(tensors) != len(params):
+                return False
+            if name == "importances":
+                tensors = [p if tensor is None else tensor for tensor, p in zip(tensors, params, strict=True)]
+            if [tensor.shape for tensor in tensors] != shapes or [tensor.device for tensor in tensors] != devices:
+                return False
+            if not all(dtype.is_floating_point for dtype in {tensor.dtype for tensor in tensors}):
+                return False
+    except AttributeError:  # what is no tensor
+        return False
+    return True
+
+
 def _check_lists(lists: dict[str, Sequence[torch.Tensor | None]]) -> None:
     """All lists are as long as params, and every tensor has its parameter's shape and device and a floating dtype."""
     params = lists["params"]
+    if _all_fit(lists):
+        return
     for name, tensors in lists.items():
         if len(tensors) != len(params):
             raise ValueError(f"{name} must have one entry per parameter, {len(params)}, but has {len(tensors)}")
@@ -174,15 +195,27 @@ def soft_masked_adamw_(
     bounds = [float(thresholds)] * count if isinstance(thresholds, int | float) else list(map(float, thresholds))
     _check_gates(lists[0], gates, bounds, flips)
     scalars = (float(step), float(lr), beta1, beta2, eps, weight_decay, site)
-    for device, dtype in sorted({(param.device, param.dtype) for param in lists[0]}, key=str):
-        chosen = [i for i, param in enumerate(lists[0]) if param.device == device and param.dtype == dtype]
+    for device, dtype, chosen in _groups(lists[0]):
         _step_some(chosen, (*lists, gates, bounds), flips, scalars, select("soft_masked_adamw_", device, dtype))
     written = [*lists[0], *lists[2], *lists[3], *(bits for bits in gates if bits is not None)]
     count_writes(written if flips is None else [*written, flips])
 
 
+def _groups(params: list[torch.Tensor]) -> list[tuple[torch.device, torch.dtype, Sequence[int]]]:
+    """The parameters of each device and dtype, by their places in the list."""
+    kinds = [(param.device, param.dtype) for param in params]
+    different = set(kinds)
+    if len(different) == 1:
+        return [(*kinds[0], range(len(params)))]
+    return [(*kind, [i for i, own in enumerate(kinds) if own == kind]) for kind in sorted(different, key=str)]
+
+
 def _step_some(
-    chosen: list[int], lists: tuple[list[Any], ...], flips: torch.Tensor | None, scalars: tuple[Any, ...], backend: str
+    chosen: Sequence[int],
+    lists: tuple[list[Any], ...],
+    flips: torch.Tensor | None,
+    scalars: tuple[Any, ...],
+    backend: str,
 ) -> None:
     """The operator on some of the parameters: those of one device and dtype."""
     *tensors, gates, thresholds = ([entries[i] for i in chosen] for entries in lists)
@@ -206,8 +239,7 @@ def _step_on_device(
     count = len(lists[0])
     steps = [step] * count if isinstance(step, torch.Tensor) else list(step)
     _check_steps(lists[0], steps, lr)
-    for device, dtype in sorted({(param.device, param.dtype) for param in lists[0]}, key=str):
-        chosen = [i for i, param in enumerate(lists[0]) if param.device == device and param.dtype == dtype]
+    for device, dtype, chosen in _groups(lists[0]):
         tensors = ([entries[i] for i in chosen] for entries in lists)
         numbers = [_scalar(steps[i], device, STEP_DTYPES) for i in chosen]
         rate = _scalar(lr, device, LR_DTYPES)

@@ -114,9 +114,11 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
     def _due(self, parameters: Iterable[torch.Tensor]) -> dict[float, list[torch.Tensor]]:
         """The parameters that have a gradient, by the number of the step they take now; starts missing state."""
         due: dict[float, list[torch.Tensor]] = defaultdict(list)
-        for parameter in self._with_gradient(parameters, on_device=False):
-            step = self.state[parameter]["step"]
-            step += 1
+        found = self._with_gradient(parameters, on_device=False)
+        steps = [self.state[parameter]["step"] for parameter in found]
+        if steps:  # a number would be made a tensor once for each of them
+            torch._foreach_add_(steps, torch.ones(()), alpha=1)
+        for parameter, step in zip(found, steps, strict=True):
             due[step.item()].append(parameter)
         return due
 
