@@ -12,4 +12,5 @@ export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 UBSAN_OPTIONS
 # So must the C++ library, or the first exception ends the process.
 cxx=${CXX:-g++}
 LD_PRELOAD="$("$cxx" -print-file-name=libasan.so) $("$cxx" -print-file-name=libstdc++.so.6)" "$python" -m pytest -p no:cacheprovider \
-  tests/kernels -k "native or cuda" --deselect tests/kernels/test_cuda_compile.py "${@:2}"
+  -n "${WORKERS:-auto}" --dist worksteal tests/kernels \
+  -k "(native or cuda) and not compile and not dispatch and not check_op and not guard_pages" "${@:2}"

@@ -222,7 +222,7 @@ void run_block(unsigned threads) {
 
 void make(std::vector<Copy>& copies) {
     for (const Copy& copy : copies) {
-        std::memcpy(copy.target, copy.source, copy.valid_bytes);
+        if (copy.valid_bytes > 0) std::memcpy(copy.target, copy.source, copy.valid_bytes);
         std::memset(copy.target + copy.valid_bytes, 0, copy.bytes - copy.valid_bytes);
     }
 }
