@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from tss_kernels.configs import TABLES, measured, table_for
-from tss_kernels.configs.table import ALWAYS, Bound, Crossover, Kind, Masking, Table
+from tss_kernels.configs.table import ALWAYS, Crossover, Table, crossovers_of
 
 
 class Tiling(NamedTuple):
@@ -43,15 +43,7 @@ _ARITHMETIC = Crossover(2048, "predicted: beyond, the product must reach over 60
 _GENERAL = Crossover(256, "predicted: loads of single elements; few rows save the second launch")
 _FLOAT32 = Crossover(256, "predicted: the vendor's float32 product is faster; few rows save the second launch")
 
-CROSSOVERS: dict[tuple[Masking, Kind, bool, Bound], Crossover] = {}
-_BOUNDS: tuple[Bound, ...] = ("memory", "arithmetic")
-_MASKING: tuple[Masking, ...] = ("forward", "input_grad")
-for _product in _MASKING:
-    CROSSOVERS[_product, "half", True, "memory"] = _MEMORY
-    CROSSOVERS[_product, "half", True, "arithmetic"] = _ARITHMETIC
-    for _bound in _BOUNDS:
-        CROSSOVERS[_product, "half", False, _bound] = _GENERAL
-        CROSSOVERS[_product, "float32", True, _bound] = CROSSOVERS[_product, "float32", False, _bound] = _FLOAT32
+CROSSOVERS = crossovers_of(_MEMORY, _ARITHMETIC, _GENERAL, _FLOAT32)
 
 
 @functools.cache

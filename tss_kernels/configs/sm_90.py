@@ -6,7 +6,7 @@ tiles were chosen by compiling (registers, shared memory, no spills), crossovers
 from __future__ import annotations
 
 from tss_kernels.configs import measured
-from tss_kernels.configs.table import ALWAYS, Bound, Crossover, Kind, Masking, Product, Table, Tile, Width
+from tss_kernels.configs.table import ALWAYS, Crossover, Kind, Product, Table, Tile, Width, crossovers_of
 
 # Where rows do not start on 16-byte boundaries every element has its own address: larger tiles run out of registers.
 _UNEVEN = (Tile(64, 64, 32, 8, 2),)
@@ -36,14 +36,6 @@ _MEMORY = Crossover(ALWAYS, "predicted: both are limited by moving x and y once"
 _UNEVEN_ROWS = Crossover(512, "predicted: loads of single elements; few rows save the second launch")
 _FLOAT32_ROWS = Crossover(512, "predicted: the vendor's float32 product is faster; few rows save the second launch")
 
-CROSSOVERS: dict[tuple[Masking, Kind, bool, Bound], Crossover] = {}
-_BOUNDS: tuple[Bound, ...] = ("memory", "arithmetic")
-_MASKING: tuple[Masking, ...] = ("forward", "input_grad")
-for _product in _MASKING:
-    CROSSOVERS[_product, "half", True, "memory"] = _MEMORY
-    CROSSOVERS[_product, "half", True, "arithmetic"] = _ARITHMETIC
-    for _bound in _BOUNDS:
-        CROSSOVERS[_product, "half", False, _bound] = _UNEVEN_ROWS
-        CROSSOVERS[_product, "float32", True, _bound] = CROSSOVERS[_product, "float32", False, _bound] = _FLOAT32_ROWS
+CROSSOVERS = crossovers_of(_MEMORY, _ARITHMETIC, _UNEVEN_ROWS, _FLOAT32_ROWS)
 
 TABLE = Table("sm_90", 232_448, 184.0, TILES, CROSSOVERS | measured.TRITON.get("sm_90", {}))

@@ -55,6 +55,21 @@ class Table(NamedTuple):
     crossovers: dict[tuple[Masking, Kind, bool, Bound], Crossover]
 
 
+def crossovers_of(
+    memory: Crossover, arithmetic: Crossover, uneven: Crossover, float32: Crossover
+) -> dict[tuple[Masking, Kind, bool, Bound], Crossover]:
+    """One set for both products with W * g: of 16-bit types by what bounds them, of loads of single elements, of float32."""
+    found: dict[tuple[Masking, Kind, bool, Bound], Crossover] = {}
+    products: tuple[Masking, ...] = ("forward", "input_grad")
+    bounds: tuple[tuple[Bound, Crossover], ...] = (("memory", memory), ("arithmetic", arithmetic))
+    for product in products:
+        for bound, crossover in bounds:
+            found[product, "half", True, bound] = crossover
+            found[product, "half", False, bound] = uneven
+            found[product, "float32", True, bound] = found[product, "float32", False, bound] = float32
+    return found
+
+
 def kind_of(dtype: torch.dtype) -> Kind:
     """float32 is multiplied without tensor cores (or as tf32); the 16-bit types share everything."""
     return "float32" if dtype == torch.float32 else "half"
