@@ -11,6 +11,7 @@ from setuptools.command.build_py import build_py
 
 from csrc.build import record
 from csrc.build.install import Plan
+from csrc.build.ninja_file import suffix
 from csrc.build.plan import ROOT
 
 PACKAGE = "tss_kernels"
@@ -19,6 +20,14 @@ PACKAGE = "tss_kernels"
 def extensions(plan: Plan) -> list[Extension]:
     """The modules to build, as setuptools wants to hear of them; with none the wheel is one of pure Python."""
     return [Extension(f"{PACKAGE}.{name}", sources=[]) for name in plan.modules]
+
+
+def keep_record(package: Path, parts: dict[str, record.Part]) -> None:
+    """Writes the record into the package's folder and takes away modules of an earlier build that it denies."""
+    record.write(package, parts)
+    for name, part in parts.items():
+        if not part["built"]:
+            (package / f"{name}{suffix()}").unlink(missing_ok=True)
 
 
 def commands(plan: Plan) -> dict[str, type]:
@@ -31,7 +40,7 @@ def commands(plan: Plan) -> dict[str, type]:
             self.parts = plan.described()
             super().run()
             # Only now: while extensions are built, setuptools hides that they are wanted in place.
-            record.write(_package(self), self.parts)
+            keep_record(_package(self), self.parts)
             print(record.line(self.parts))
 
         def build_extensions(self) -> None:
@@ -47,7 +56,7 @@ def commands(plan: Plan) -> dict[str, type]:
 
         def run(self) -> None:
             super().run()
-            record.write(_package(self), plan.described())
+            keep_record(_package(self), plan.described())
             if not plan.modules:
                 print(record.line(plan.described()))
 

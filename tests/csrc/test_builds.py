@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from csrc.build import install, ninja_file, record
+from csrc.build.command import keep_record
 from csrc.build.plan import ROOT, Module, Source
 from csrc.build.settings import read
 from csrc.build.toolchain import Missing, Tool, find_cxx
@@ -100,6 +101,20 @@ def test_the_record_in_one_line(tmp_path):
     line = record.line(parts)
     assert line == "tss_kernels: _native built (g++ 12); _cuda not built (no nvcc was found: install it)"
     assert record.read(tmp_path / "nothing") == {}
+
+
+def test_a_module_of_an_earlier_build_goes_where_the_record_denies_it(tmp_path):
+    old, kept = (tmp_path / f"{name}{ninja_file.suffix()}" for name in ("_cuda", "_native"))
+    for file in (old, kept):
+        file.write_bytes(b"")
+    parts: dict[str, record.Part] = {
+        "_native": {"built": True, "how": "g++", "remedy": ""},
+        "_cuda": {"built": False, "how": "no nvcc was found", "remedy": "install it"},
+    }
+    keep_record(tmp_path, parts)
+    assert not old.exists()
+    assert kept.exists()
+    assert record.read(tmp_path) == parts
 
 
 def test_sources_know_no_torch():

@@ -58,7 +58,7 @@ class Table(NamedTuple):
 def crossovers_of(
     memory: Crossover, arithmetic: Crossover, uneven: Crossover, float32: Crossover
 ) -> dict[tuple[Masking, Kind, bool, Bound], Crossover]:
-    """One set for both products with W * g: of 16-bit types by what bounds them, of loads of single elements, of float32."""
+    """The same for both products with W * g: 16-bit types by what bounds them, loads of single elements, float32."""
     found: dict[tuple[Masking, Kind, bool, Bound], Crossover] = {}
     products: tuple[Masking, ...] = ("forward", "input_grad")
     bounds: tuple[tuple[Bound, Crossover], ...] = (("memory", memory), ("arithmetic", arithmetic))
