@@ -155,7 +155,8 @@ def test_left_out(): pass
 """
 
 
-def test_the_suites_result_names_what_failed_and_why_others_were_left_out(tmp_path, context):
+def test_the_suites_result_names_what_failed_and_why_others_were_left_out(tmp_path, context, monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # or the inner run takes itself for a worker
     folder, progress = tmp_path / "tests", tmp_path / "progress.jsonl"
     folder.mkdir()
     (folder / "test_it.py").write_text(TESTS)
