@@ -225,3 +225,18 @@ def gated(params: list[torch.Tensor], packed: list, **options) -> None:
 def test_errors_name_condition_and_values(call, error, says):
     with pytest.raises(error, match=says):
         call()
+
+
+@pytest.mark.parametrize("site", ["update", "gradient"])
+def test_an_importance_that_is_negated_only_on_reading(backend, site, device):
+    """Its memory holds the opposite of its values, which a kernel that takes addresses must not read."""
+    backend.runs("soft_masked_adamw_", torch.float32)
+    stepped = []
+    for lazy in (True, False):
+        values = lists(device)
+        soft = torch.rand(33, 5, generator=torch.Generator().manual_seed(1)).to(device)
+        values["importances"][1] = torch._neg_view(-soft) if lazy else soft
+        with tss_kernels.use_backend(backend):
+            tss_kernels.soft_masked_adamw_(*values.values(), step=2, **HYPER, site=site)
+        stepped.append(values["params"][1])
+    assert torch.equal(*stepped)

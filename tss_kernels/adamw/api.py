@@ -146,6 +146,11 @@ def _check_gates(
         )
 
 
+def _plain(importance: torch.Tensor | None) -> torch.Tensor | None:
+    """The importance with its values in memory: PyTorch resolves lazy negation, but not in lists that may hold None."""
+    return importance.resolve_neg() if importance is not None and importance.is_neg() else importance
+
+
 @torch.no_grad()
 def soft_masked_adamw_(
     params: Sequence[torch.Tensor],
@@ -180,7 +185,7 @@ def soft_masked_adamw_(
     check_choice("site", site, SITES)
     if isinstance(step, int | float) and step < 1:
         raise ValueError(f"step counts from 1 but is {step}")
-    lists = (list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(importances))
+    lists = (list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(map(_plain, importances)))
     names = ("params", "grads", "exp_avgs", "exp_avg_sqs", "importances")
     _check_lists(dict(zip(names, lists, strict=True)))
     if not isinstance(step, int | float):

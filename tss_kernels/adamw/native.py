@@ -28,7 +28,7 @@ def soft_masked_adamw_(
     thresholds: Sequence[float] = (),
     flips: torch.Tensor | None = None,
 ) -> None:
-    """One AdamW step in place, as the reference's and with its bits; the dtypes of a parameter's tensors may differ.
+    """One AdamW step in place, as the reference's but for last bits of PyTorch's root; a parameter's dtypes may differ.
 
     site "gradient": grad * (1 - importance) enters Adam; "update": Adam's whole step, decay included, is scaled by
     (1 - importance). `step` counts from 1. Where `packed` has a tensor (of a float32 matrix), it becomes the gates of
