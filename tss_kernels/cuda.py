@@ -1,4 +1,4 @@
-"""What the CUDA C++ backend's files share: the extension module, where a launch goes, and dtypes as numbers."""
+"""What the CUDA C++ backend's files share: the extension module, and where a launch goes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import Any
 import torch
 
 from tss_kernels.backends import EMULATED
-
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
 
 @functools.cache
@@ -50,8 +48,3 @@ def target(device: torch.device) -> tuple[int, int]:
         return 0, 0
     index = torch.cuda.current_device() if device.index is None else device.index
     return index, torch.cuda.current_stream(index).cuda_stream
-
-
-def address(tensor: torch.Tensor | None) -> int:
-    """Where a tensor's elements start; 0 for none."""
-    return 0 if tensor is None else tensor.data_ptr()

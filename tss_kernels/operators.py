@@ -37,7 +37,8 @@ def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-def _packed(scores: torch.Tensor) -> torch.Tensor:
+def empty_packed(scores: torch.Tensor) -> torch.Tensor:
+    """Room for the gates of a matrix (out, in) at one bit each, on its device: uint8 (out, ceil(in / 8))."""
     return scores.new_empty((scores.shape[0], (scores.shape[1] + 7) // 8), dtype=torch.uint8)
 
 
@@ -69,7 +70,7 @@ def _adapter_input_grad(dy: torch.Tensor, hidden: torch.Tensor, *rest: object) -
 _define(
     "gated_linear(Tensor x, Tensor weight, Tensor scores, Tensor? bias, float threshold, str backend)"
     " -> (Tensor y, Tensor packed)",
-    lambda x, weight, scores, bias, threshold, backend: (_linear(x, weight), _packed(scores)),
+    lambda x, weight, scores, bias, threshold, backend: (_linear(x, weight), empty_packed(scores)),
 )
 _define(
     "packed_linear(Tensor x, Tensor weight, Tensor packed, Tensor? bias, str backend) -> Tensor",
@@ -97,10 +98,10 @@ _define(
     " Tensor up_packed, str activation, bool for_x, str backend) -> (Tensor dx, Tensor d_hidden)",
     _adapter_input_grad,
 )
-_define("pack_gates(Tensor scores, float threshold, str backend) -> Tensor", lambda scores, *_: _packed(scores))
+_define("pack_gates(Tensor scores, float threshold, str backend) -> Tensor", lambda scores, *_: empty_packed(scores))
 _define(
     "pack_gates_pair(Tensor first, Tensor second, float threshold, str backend) -> (Tensor, Tensor)",
-    lambda first, second, *_: (_packed(first), _packed(second)),
+    lambda first, second, *_: (empty_packed(first), empty_packed(second)),
 )
 _define("unpack_gates(Tensor packed, SymInt in_features, str backend) -> Tensor", _gates)
 _define("normalize_importance(Tensor raw, str per, str backend) -> Tensor", _as_float32)

@@ -17,10 +17,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from csrc.build.ninja_file import BuildFailed, suffix
+from csrc.build.plan import ROOT
 from csrc.build.settings import Settings, read
 from csrc.build.toolchain import Missing, Tool, find_cxx, find_nvcc
+from csrc.build.variants import built
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "tss_kernels"
 VARIABLE = "TSS_KERNELS_ARCHITECTURES"
 MODULES = {"native": "_native", "cuda": "_cuda"}  # csrc.build's variants, and their files in the package
@@ -37,10 +39,6 @@ def architectures(capabilities: Iterable[str]) -> str:
     """TSS_KERNELS_ARCHITECTURES for these GPUs and no others, from capabilities such as "9.0"."""
     numbers = sorted({capability.replace(".", "") for capability in capabilities}, key=int)
     return " ".join("90a" if number == "90" else number for number in numbers)
-
-
-def _suffix() -> str:
-    return sysconfig.get_config_var("EXT_SUFFIX")
 
 
 def _nvcc_obstacle(settings: Settings) -> str | None:
@@ -74,18 +72,15 @@ def obstacle(variant: str, settings: Settings) -> str | None:
 
 def _lying(name: str) -> tuple[Path | None, str]:
     """The module's file for this Python, and what is said of files for others."""
-    exact = PACKAGE / f"{name}{_suffix()}"
+    exact = PACKAGE / f"{name}{suffix()}"
     if exact.exists():
         return exact, ""
     others = ", ".join(sorted(path.name for path in PACKAGE.glob(f"{name}.*.so")))
-    return None, f"; {others} is not for this Python, whose modules end with {_suffix()}" if others else ""
+    return None, f"; {others} is not for this Python, whose modules end with {suffix()}" if others else ""
 
 
 def _compile(variant: str, name: str) -> Built:
-    from csrc.build.ninja_file import BuildFailed
-    from csrc.build.variants import built
-
-    target = PACKAGE / f"{name}{_suffix()}"
+    target = PACKAGE / f"{name}{suffix()}"
     try:
         file = built(variant, ROOT / "build")
     except BuildFailed as error:

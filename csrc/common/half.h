@@ -1,52 +1,63 @@
-// The two 16-bit floating types as bits, for compilers that have neither, and their exact conversions.
+// The two 16-bit floating types as bits, and their conversions. Every instruction set compiles these for itself: always
+// inlined, so that no copy for one of them can be linked into code for another.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#define TSS_INLINED inline __attribute__((always_inline))
+
 namespace tss {
 
-struct bfloat16 { std::uint16_t bits; };
-struct float16 { std::uint16_t bits; };
-
-inline float float_of_bits(std::uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-inline std::uint32_t bits_of_float(float value) {
+TSS_INLINED std::uint32_t bits_of(float value) {
     std::uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
     return bits;
 }
 
-inline float to_float(bfloat16 value) { return float_of_bits(std::uint32_t(value.bits) << 16); }
-
-// Rounded to nearest even; a NaN stays one.
-inline bfloat16 to_bfloat16(float value) {
-    const std::uint32_t bits = bits_of_float(value);
-    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return {std::uint16_t((bits >> 16) | 0x40u)};
-    return {std::uint16_t((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16)};
+TSS_INLINED float float_of(std::uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
 }
 
-inline float to_float(float16 value) {
-    const std::uint32_t sign = std::uint32_t(value.bits & 0x8000u) << 16, rest = value.bits & 0x7FFFu;
-    if (rest >= 0x7C00u) return float_of_bits(sign | 0x7F800000u | (rest & 0x3FFu) << 13);
-    if (rest >= 0x0400u) return float_of_bits(sign | ((rest << 13) + (112u << 23)));
-    const float size = float(rest) * float_of_bits(103u << 23);  // subnormals count in steps of 2^-24
-    return sign != 0 ? -size : size;
+// Selections rather than branches, which compilers turn into vector code.
+TSS_INLINED float from_half(std::uint16_t half) {
+    const std::uint32_t size = half & 0x7fffu, sign = static_cast<std::uint32_t>(half & 0x8000u) << 16;
+    std::uint32_t bits = (size << 13) + (112u << 23);
+    if (size >= 0x7c00u) bits += 112u << 23;
+    if (size > 0x7c00u) bits |= 0x400000u;
+    if (size < 0x400u) bits = bits_of(static_cast<float>(static_cast<std::int32_t>(size)) * 0x1p-24f);
+    return float_of(bits | sign);
 }
 
-// Rounded to nearest even; a NaN stays one.
-inline float16 to_float16(float value) {
-    const std::uint32_t bits = bits_of_float(value), sign = bits >> 16 & 0x8000u, size = bits & 0x7FFFFFFFu;
-    if (size > 0x7F800000u) return {std::uint16_t(sign | 0x7E00u | (size >> 13 & 0x3FFu))};
-    if (size >= 0x477FF000u) return {std::uint16_t(sign | 0x7C00u)};  // 65,520 and more
-    if (size < 0x38800000u) {  // below 2^-14: adding a half moves the last bit that is kept to the end of the fraction
-        return {std::uint16_t(sign | (bits_of_float(float_of_bits(size) + 0.5f) - 0x3F000000u))};
-    }
-    return {std::uint16_t(sign | ((size - (112u << 23) + 0xFFFu + (size >> 13 & 1u)) >> 13))};
+// To the nearest, ties to even.
+TSS_INLINED std::uint16_t to_half(float value) {
+    const std::uint32_t bits = bits_of(value), size = bits & 0x7fffffffu;
+    const std::uint32_t sign = (bits >> 16) & 0x8000u;
+    std::uint32_t half = (size - (112u << 23) + 0xfffu + ((size >> 13) & 1u)) >> 13;
+    // Below the normal range a sum with 0.5 moves the bits into place and rounds them.
+    if (size < 113u << 23) half = bits_of(float_of(size) + 0.5f) - 0x3f000000u;
+    if (size >= 143u << 23) half = 0x7c00u;
+    if (size > 0x7f800000u) half = 0x7e00u | ((size >> 13) & 0x3ffu);
+    return static_cast<std::uint16_t>(half | sign);
 }
+
+TSS_INLINED float from_bfloat(std::uint16_t bfloat) { return float_of(static_cast<std::uint32_t>(bfloat) << 16); }
+
+TSS_INLINED std::uint16_t to_bfloat(float value) {
+    const std::uint32_t bits = bits_of(value);
+    const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return static_cast<std::uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+// The same with types, for compilers that have neither.
+struct bfloat16 { std::uint16_t bits; };
+struct float16 { std::uint16_t bits; };
+
+TSS_INLINED float to_float(bfloat16 value) { return from_bfloat(value.bits); }
+TSS_INLINED float to_float(float16 value) { return from_half(value.bits); }
+TSS_INLINED bfloat16 to_bfloat16(float value) { return {to_bfloat(value)}; }
+TSS_INLINED float16 to_float16(float value) { return {to_half(value)}; }
 
 }  // namespace tss

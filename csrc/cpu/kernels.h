@@ -3,10 +3,11 @@
 
 #include <cstdint>
 
+#include "common/dtype.h"
+
 namespace tss {
 
-// How numbers lie in memory.
-enum class Kind : int { float32 = 0, float16 = 1, bfloat16 = 2, float64 = 3 };
+using Kind = Dtype;  // how numbers lie in memory
 
 struct Numbers {
     void* data;  // nullptr where there are none

@@ -8,6 +8,7 @@
 #include <immintrin.h>
 #endif
 
+#include "common/half.h"
 #include "kernels.h"
 
 namespace tss::TSS_ISA {
@@ -15,47 +16,6 @@ namespace {
 
 // Elements that are worked on at a time: what is converted stays in the first-level cache. A multiple of 8.
 constexpr int64_t block = 1024;
-
-inline uint32_t bits_of(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-inline float float_of(uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-inline float from_half(uint16_t half) {
-    const uint32_t size = half & 0x7fffu, sign = static_cast<uint32_t>(half & 0x8000u) << 16;
-    uint32_t bits = (size << 13) + (112u << 23);
-    if (size >= 0x7c00u) bits += 112u << 23;
-    if (size > 0x7c00u) bits |= 0x400000u;
-    if (size < 0x400u) bits = bits_of(static_cast<float>(static_cast<int32_t>(size)) * 0x1p-24f);
-    return float_of(bits | sign);
-}
-
-// To the nearest, ties to even.
-inline uint16_t to_half(float value) {
-    const uint32_t bits = bits_of(value), size = bits & 0x7fffffffu;
-    const uint32_t sign = (bits >> 16) & 0x8000u;
-    uint32_t half = (size - (112u << 23) + 0xfffu + ((size >> 13) & 1u)) >> 13;
-    // Below the normal range a sum with 0.5 moves the bits into place and rounds them.
-    if (size < 113u << 23) half = bits_of(float_of(size) + 0.5f) - 0x3f000000u;
-    if (size >= 143u << 23) half = 0x7c00u;
-    if (size > 0x7f800000u) half = 0x7e00u | ((size >> 13) & 0x3ffu);
-    return static_cast<uint16_t>(half | sign);
-}
-
-inline float from_bfloat(uint16_t bfloat) { return float_of(static_cast<uint32_t>(bfloat) << 16); }
-
-inline uint16_t to_bfloat(float value) {
-    const uint32_t bits = bits_of(value);
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
-}
 
 template <class T>
 void read_halves(const uint16_t* from, int64_t count, T* to) {

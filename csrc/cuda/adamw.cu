@@ -24,9 +24,9 @@ AdamwTensor described(const std::int64_t* numbers, double threshold) {
     tensor.packed = static_cast<std::uint8_t*>(address(numbers[8]));
     if (tensor.packed != nullptr) tensor.flips = static_cast<unsigned long long*>(address(numbers[9]));
     else tensor.step = address(numbers[9]);
-    const bool ragged = tensor.packed != nullptr && columns % gates_in_byte != 0;
+    const bool ragged = tensor.packed != nullptr && columns % gates_of_byte != 0;
     tensor.columns = ragged ? static_cast<int>(columns) : 0;
-    tensor.size = ragged ? rows * divide_up(columns, gates_in_byte) * gates_in_byte : rows * columns;
+    tensor.size = ragged ? rows * divide_up(columns, gates_of_byte) * gates_of_byte : rows * columns;
     tensor.threshold = static_cast<float>(threshold);
     return tensor;
 }

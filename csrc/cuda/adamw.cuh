@@ -1,13 +1,12 @@
 // Soft-masked AdamW of many tensors in one launch: what describes them travels in the kernel's argument.
 #pragma once
 
-#include "cuda/device.cuh"
+#include "cuda/gates.cuh"
 
 namespace tss {
 
 constexpr int adamw_threads = 256, adamw_share = 4;  // elements of a thread: 16 bytes
 constexpr int adamw_block = adamw_threads * adamw_share;
-constexpr int gates_in_byte = 8;
 
 // One parameter's contiguous tensors. Gates are wanted where `packed` is set, of a matrix (rows, columns); its rows count
 // as if they were filled up to whole bytes.
@@ -118,7 +117,7 @@ __device__ __forceinline__ int tensor_of(const Arguments& arguments, int block) 
 __device__ __forceinline__ void emit_gates(const AdamwTensor& tensor, std::int64_t start, unsigned before, unsigned after) {
     const unsigned neighbour = __shfl_xor_sync(whole_warp, after, 1);
     const bool even = threadIdx.x % 2 == 0;
-    if (even && start < tensor.size) tensor.packed[start / gates_in_byte] = static_cast<std::uint8_t>(after | neighbour << adamw_share);
+    if (even && start < tensor.size) tensor.packed[start / gates_of_byte] = static_cast<std::uint8_t>(after | neighbour << adamw_share);
     int changed = __popc(before ^ after);
 #pragma unroll
     for (int lanes = warp_size / 2; lanes > 0; lanes /= 2) changed += __shfl_xor_sync(whole_warp, changed, lanes);
@@ -169,7 +168,7 @@ __device__ __forceinline__ AdamwPlace place_of(const AdamwTensor& tensor, int bl
     place.at = place.start;
     std::int64_t left = tensor.size - place.start;
     if (tensor.columns != 0) {
-        const std::int64_t filled = (tensor.columns + gates_in_byte - 1) / gates_in_byte * gates_in_byte;
+        const std::int64_t filled = (tensor.columns + gates_of_byte - 1) / gates_of_byte * gates_of_byte;
         const std::int64_t row = place.start / filled, column = place.start - row * filled;
         place.at = row * tensor.columns + column;
         if (left > 0) left = tensor.columns - column;

@@ -49,6 +49,10 @@ __device__ __forceinline__ char* dynamic_shared() {
 
 __host__ __device__ constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
+inline bool starts_evenly(const void* address, std::size_t bytes = 16) {
+    return reinterpret_cast<std::uintptr_t>(address) % bytes == 0;
+}
+
 #ifndef TSS_EMULATED
 inline void check(cudaError_t error, const char* what) {
     if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));

@@ -13,24 +13,9 @@ using Narrow32 = AdapterTile<64, 32, 4, 2, 4, 2, 4>;
 using Wide64 = AdapterTile<128, 64, 4, 2, 2, 4, 3>;
 using Wide32 = AdapterTile<128, 32, 4, 2, 4, 2, 3>;
 
-inline bool starts_evenly(const void* address, std::size_t bytes = 16) {
-    return reinterpret_cast<std::uintptr_t>(address) % bytes == 0;
-}
-
-template <class T>
-bool rows_start_evenly(const View<T>& view) {
-    constexpr std::int64_t elements = 16 / sizeof(T);
-    return view.column_stride == 1 && view.row_stride % elements == 0 && starts_evenly(view.data);
-}
-
 template <class T>
 View<T> contiguous(const void* data, std::int64_t rows, std::int64_t columns) {
     return {static_cast<const T*>(data), rows, columns, columns, 1};
-}
-
-inline GateBits bits_at(const std::uint8_t* packed, std::int64_t rows, std::int64_t columns) {
-    const std::int64_t row_bytes = divide_up(columns, gates_of_byte);
-    return {packed, rows, row_bytes, row_bytes % 4 == 0 && starts_evenly(packed, 4)};
 }
 
 template <class T, class X, class Tile>

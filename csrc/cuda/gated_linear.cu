@@ -16,8 +16,6 @@ using General = ProductTile<64, 32, 2, 2, 2>;
 using NarrowGroups = ProductTile<64, 128, 4, 1, 3, true>;
 using WideGroups = ProductTile<128, 128, 8, 1, 3, true>;
 
-bool is_aligned(const void* address, std::size_t bytes = 16) { return reinterpret_cast<std::uintptr_t>(address) % bytes == 0; }
-
 template <class T, class Tile, bool transposed, bool from_scores, bool aligned>
 void run(const ProductOperands<T>& operands, Target target) {
     using S = Stage<Tile, transposed ? Operand::weight_transposed : Operand::weight>;
@@ -45,19 +43,18 @@ template <class T>
 void product(const ProductArguments& arguments, Target target) {
     const std::int64_t depth = arguments.transposed ? arguments.out_features : arguments.in_features;
     const std::int64_t features = arguments.transposed ? arguments.in_features : arguments.out_features;
-    const std::int64_t row_bytes = divide_up(arguments.in_features, gates_of_byte);
     ProductOperands<T> operands{
         View<T>{static_cast<const T*>(arguments.activations), arguments.rows, depth, arguments.row_stride, arguments.column_stride},
         static_cast<const T*>(arguments.weight),
         arguments.out_features,
         arguments.in_features,
-        GateBits{arguments.packed, arguments.out_features, row_bytes, row_bytes % 4 == 0 && is_aligned(arguments.packed, 4)},
+        bits_at(arguments.packed, arguments.out_features, arguments.in_features),
         arguments.scores,
         arguments.threshold,
         arguments.packed,
         static_cast<const T*>(arguments.bias),
         static_cast<T*>(arguments.result),
-        features % chunk_elements == 0 && is_aligned(arguments.result),
+        features % chunk_elements == 0 && starts_evenly(arguments.result),
     };
     if (arguments.transposed) return run_words<T, true>(operands, arguments.tiling, target);
     if (arguments.scores == nullptr) return run_words<T, false>(operands, arguments.tiling, target);

@@ -74,19 +74,12 @@ __global__ void __launch_bounds__(gate_threads)
     }
 }
 
-bool aligned_to(std::size_t bytes, std::initializer_list<const void*> addresses) {
-    for (const void* address : addresses) {
-        if (reinterpret_cast<std::uintptr_t>(address) % bytes != 0) return false;
-    }
-    return true;
-}
-
 // Rows start on the boundary that their first one has.
 bool whole_bytes(std::int64_t columns) { return columns % gates_of_byte == 0; }
 
 template <class Word>
 void mask_words(const GateMatrix& matrix, const void* weight, void* masked, float threshold, Target target) {
-    const bool aligned = whole_bytes(matrix.columns) && aligned_to(16, {matrix.scores, weight, masked});
+    const bool aligned = whole_bytes(matrix.columns) && starts_evenly(matrix.scores) && starts_evenly(weight) && starts_evenly(masked);
     launch(matrix.scores != nullptr ? mask_kernel<Word, true> : mask_kernel<Word, false>,
            divide_up(matrix.bytes(), gate_threads), gate_threads, 0, target, matrix, static_cast<const Word*>(weight),
            static_cast<Word*>(masked), threshold, aligned);
@@ -100,7 +93,7 @@ void pack_gates(const PackArguments& first, const PackArguments& second, Dtype d
     for (int i = 0; i < 2; ++i) {
         pair.matrices[i] = GateMatrix{both[i]->scores, both[i]->packed, both[i]->rows, both[i]->columns};
     }
-    const bool aligned = whole_bytes(first.columns) && whole_bytes(second.columns) && aligned_to(16, {first.scores, second.scores});
+    const bool aligned = whole_bytes(first.columns) && whole_bytes(second.columns) && starts_evenly(first.scores) && starts_evenly(second.scores);
     const std::int64_t blocks = divide_up(pair.matrices[0].bytes() + pair.matrices[1].bytes(), gate_threads);
     const auto kernel = dtype == Dtype::float32   ? pack_kernel<float>
                         : dtype == Dtype::float16 ? pack_kernel<float16>
@@ -110,7 +103,7 @@ void pack_gates(const PackArguments& first, const PackArguments& second, Dtype d
 
 void unpack_gates(const std::uint8_t* packed, bool* gates, std::int64_t rows, std::int64_t columns, Target target) {
     const GateMatrix matrix{nullptr, const_cast<std::uint8_t*>(packed), rows, columns};
-    const bool aligned = whole_bytes(columns) && aligned_to(8, {gates});
+    const bool aligned = whole_bytes(columns) && starts_evenly(gates, 8);
     launch(unpack_kernel, divide_up(matrix.bytes(), gate_threads), gate_threads, 0, target, matrix, gates, aligned);
 }
 

@@ -61,15 +61,12 @@ void scores_grad_of(const ScoresGradArguments& arguments, Target target) {
     if constexpr (std::is_same_v<T, float>) {
         run(scores_grad_float32_kernel, float32_tile, float32_tile, float32_threads, float32_shared_bytes);
     } else {
-        const auto even = [](const View<T>& view) {
-            return reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0 && view.column_stride == 1 && view.row_stride % chunk_elements == 0;
-        };
         const auto of = [&](auto tile, auto aligned) {
             using Tile = decltype(tile);
             run(scores_grad_kernel<T, Tile, decltype(aligned)::value>, Tile::m, Tile::n, Tile::threads,
                 Stage<Tile, Operand::plain_transposed>::shared_bytes());
         };
-        if (!even(dy) || !even(x)) of(General(), std::false_type());
+        if (!rows_start_evenly(dy) || !rows_start_evenly(x)) of(General(), std::false_type());
         else if (out > in) of(Down(), std::true_type());
         else of(Across(), std::true_type());
     }

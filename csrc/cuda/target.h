@@ -1,11 +1,11 @@
-// Where a launch goes, and element types by the numbers that Python passes.
+// Where a launch goes.
 #pragma once
 
 #include <cstdint>
 
-namespace tss {
+#include "common/dtype.h"
 
-enum class Dtype : int { float32 = 0, float16 = 1, bfloat16 = 2, float64 = 3 };
+namespace tss {
 
 // The device's number and the address of its stream.
 struct Target {

@@ -32,6 +32,13 @@ struct View {
     std::int64_t rows, columns, row_stride, column_stride;
 };
 
+// Whether 16 bytes can be moved at once everywhere.
+template <class T>
+bool rows_start_evenly(const View<T>& view) {
+    constexpr std::int64_t elements = 16 / sizeof(T);
+    return view.column_stride == 1 && view.row_stride % elements == 0 && starts_evenly(view.data);
+}
+
 // Reads a tile of rows x columns from (first_row, first_column) on; what lies outside the matrix is 0. With `aligned`
 // (columns contiguous, every row on a boundary of 16 bytes) by asynchronous copies, which the caller commits; else each
 // element by itself.
@@ -69,6 +76,12 @@ struct GateBits {
     std::int64_t rows, row_bytes;
     bool words;
 };
+
+// The gates of a matrix (rows, columns), contiguous.
+inline GateBits bits_at(const std::uint8_t* packed, std::int64_t rows, std::int64_t columns) {
+    const std::int64_t row_bytes = divide_up(columns, gates_of_byte);
+    return {packed, rows, row_bytes, row_bytes % 4 == 0 && starts_evenly(packed, 4)};
+}
 
 // Reads the words of rows x (32 words_of_row) gates, first_column a multiple of 32; outside there are none on.
 template <int rows, int words_of_row, int threads>

@@ -261,8 +261,6 @@ void warp_barrier() { arrive_and_wait(block.warps[block.current->number / warp_s
 
 char* shared_memory() { return block.shared; }
 
-std::size_t shared_bytes() { return block.shared_bytes; }
-
 unsigned lane() { return block.current->number % warp_size; }
 
 char* next_exchange_buffer() {

@@ -25,9 +25,8 @@ void block_barrier();
 // Waits for every thread of the warp.
 void warp_barrier();
 
-// The start of the block's dynamic shared memory, and its size.
+// The start of the block's dynamic shared memory.
 char* shared_memory();
-std::size_t shared_bytes();
 
 constexpr std::size_t slot_bytes = 64;
 // This warp's buffer of 32 slots for the exchange at hand. Two take turns, so one barrier between writing and reading
@@ -37,9 +36,8 @@ unsigned lane();
 
 // Every lane gives a value and sees all 32, until the exchange after the next.
 template <class T>
-const T* exchange(const T& mine, unsigned stride_check = sizeof(T)) {
+const T* exchange(const T& mine) {
     static_assert(sizeof(T) <= slot_bytes, "a slot is too small");
-    (void)stride_check;
     T* values = reinterpret_cast<T*>(next_exchange_buffer());
     values[lane()] = mine;
     warp_barrier();

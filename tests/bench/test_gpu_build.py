@@ -15,7 +15,6 @@ from bench.gpu.context import Context
 from bench.gpu.parts import choose
 from bench.gpu.processes import Finished
 from bench.measure.report import Report
-from csrc.build import variants
 from csrc.build.ninja_file import BuildFailed
 from csrc.build.settings import read
 
@@ -26,7 +25,7 @@ SUFFIX = ".made-for-this.so"
 def package(tmp_path, monkeypatch):
     """An empty package, on a machine that has every compiler."""
     monkeypatch.setattr(build, "PACKAGE", tmp_path)
-    monkeypatch.setattr(build, "_suffix", lambda: SUFFIX)
+    monkeypatch.setattr(build, "suffix", lambda: SUFFIX)
     monkeypatch.setattr(build, "obstacle", lambda variant, settings: None)
     return tmp_path
 
@@ -50,7 +49,7 @@ def test_what_is_compiled_takes_the_place_of_what_lay_there(package, monkeypatch
     made = tmp_path / "made"
     made.write_text("new")
     (package / f"_cuda{SUFFIX}").write_text("old")
-    monkeypatch.setattr(variants, "built", lambda variant, out: made)
+    monkeypatch.setattr(build, "built", lambda variant, out: made)
     assert {name: one.status for name, one in build.build().items()} == {"_native": "compiled", "_cuda": "compiled"}
     assert (package / f"_cuda{SUFFIX}").read_text() == "new"
 
@@ -61,7 +60,7 @@ def test_a_module_of_other_sources_does_not_survive_a_failed_build(package, monk
     def failing(variant, out):
         raise BuildFailed("gates.cu(3): error")
 
-    monkeypatch.setattr(variants, "built", failing)
+    monkeypatch.setattr(build, "built", failing)
     assert build.build()["_cuda"] == Built("failed", "gates.cu(3): error")
     assert not (package / f"_cuda{SUFFIX}").exists()
 

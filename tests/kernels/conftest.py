@@ -50,6 +50,12 @@ def _runs(backend: str, op: str, dtype: torch.dtype) -> None:
         pytest.skip(obstacle.reason)
 
 
+@pytest.fixture
+def cuda_kernels() -> None:
+    """Skips, with the reason, where kernels of csrc/cuda run neither on a GPU nor compiled for the CPU."""
+    _runs("cuda", "gated_linear", torch.float32)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     """Every backend of this version by turns; its `runs(op, dtype)` skips, with the reason, what cannot run here."""

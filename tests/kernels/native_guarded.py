@@ -12,7 +12,8 @@ import sys
 import torch
 from triton_guarded import guarded, guarded_empty
 
-from tss_kernels.native import KINDS, kernels
+from tss_kernels.compiled import KINDS
+from tss_kernels.native import kernels
 
 SIZES = ((3, 5), (2, 33), (4, 8), (1, 1031), (3, 1032))
 THREADS = 3

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.gated_adapter_cases import ACTIVATIONS, draw
-from tss_kernels.backends import why_not
 from tss_kernels.configs.cuda_adapter import NARROW, TILES, WIDE, tile_for
 from tss_kernels.gated_adapter import reference
 from tss_kernels.gates import reference as gates
@@ -21,13 +20,7 @@ HALVES = [torch.float16, torch.bfloat16]
 # rows, d, bottleneck: less than a tile, whole tiles, a ragged end in every direction, rows of 16 bytes and others
 SHAPES = [(1, 8, 1), (33, 70, 17), (130, 136, 64), (64, 64, 128), (33, 72, 65), (130, 9, 128), (0, 64, 64)]
 WEIGHTS = ("down_weight", "down_packed", "up_weight", "up_packed")
-
-
-@pytest.fixture(autouse=True)
-def _runs(device) -> None:
-    obstacle = why_not("cuda", "gated_adapter", device, torch.float32)
-    if obstacle is not None:
-        pytest.skip(obstacle.reason)
+pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +31,6 @@ def _poisoned():
 
 @pytest.fixture
 def adapter(device):
-    from tss_kernels.backends import why_not
-
-    obstacle = why_not("cuda", "gated_adapter", device, torch.bfloat16)
-    if obstacle is not None:
-        pytest.skip(obstacle.reason)
     from tss_kernels.gated_adapter import cuda
 
     return cuda

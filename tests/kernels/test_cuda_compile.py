@@ -51,16 +51,9 @@ def test_both_architectures_have_tensor_cores_and_hopper_its_own(kernels):
     assert not any(kernel.counts["hgmma"] for kernel in by["sm_80"])
 
 
-def test_shared_memory_fits_every_chip():
-    import torch
-
-    from tss_kernels.backends import why_not
+def test_shared_memory_fits_every_chip(cuda_kernels, device):
     from tss_kernels.cuda import kernels as module_of
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    obstacle = why_not("cuda", "gated_linear", device, torch.float32)
-    if obstacle is not None:
-        pytest.skip(obstacle.reason)
     asked = cuda_resources.shared_bytes(module_of(device))
     assert {"gated_product wide", "scores_grad down"} <= set(asked)
     assert max(asked.values()) <= SMALLEST, asked

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 import tss_kernels
 from tests.kernels.native_kernels import exact_sqrt
-from tss_kernels.backends import why_not
 from tss_kernels.gates import reference as gates
 from tss_kernels.testing import poisoned_outputs
 
@@ -21,10 +20,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(autouse=True)
-def _on_cuda():
-    obstacle = why_not("cuda", "soft_masked_adamw_", DEVICE, torch.float32)
-    if obstacle is not None:
-        pytest.skip(obstacle.reason)
+def _on_cuda(cuda_kernels):
     with tss_kernels.use_backend("cuda"):
         yield
 

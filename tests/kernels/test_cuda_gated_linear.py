@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tss_kernels.backends import why_not
 from tss_kernels.configs import cuda as configs
 from tss_kernels.configs.cuda import GENERAL, TILINGS
 from tss_kernels.gates import reference as gates
@@ -16,13 +15,7 @@ from tss_kernels.testing import assert_as_exact_as_pytorch, in_layout, poisoned_
 HALVES = [torch.float16, torch.bfloat16]
 # in, out, rows: a tile and less, more than one tile in every direction, a ragged end in every direction
 SHAPES = [(64, 64, 32), (8, 3, 1), (136, 130, 131), (200, 65, 129), (72, 200, 40)]
-
-
-@pytest.fixture(autouse=True)
-def _runs(device) -> None:
-    obstacle = why_not("cuda", "gated_linear", device, torch.float32)
-    if obstacle is not None:
-        pytest.skip(obstacle.reason)
+pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from tss_kernels.adamw.table import KINDS, table_of
+from tss_kernels.adamw.table import table_of
+from tss_kernels.compiled import KINDS
 from tss_kernels.cuda import kernels, target
 
 # Where a parameter's row of the table has its types and, in a step that the device counts, the number's address.

@@ -10,6 +10,7 @@ import torch
 
 from tss_kernels.adamw.api import SITES, soft_masked_adamw_
 from tss_kernels.checks import check_choice
+from tss_kernels.operators import empty_packed
 
 UNSUPPORTED = ("amsgrad", "differentiable")
 
@@ -166,7 +167,7 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
         # may hold those of before.
         thresholds = [_wanted(param) for param in params]
         packed = [
-            None if threshold is None else param.new_empty((len(param), (param.shape[1] + 7) // 8), dtype=torch.uint8)
+            None if threshold is None else empty_packed(param)
             for param, threshold in zip(params, thresholds, strict=True)
         ]
         soft_masked_adamw_(

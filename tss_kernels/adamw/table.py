@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-# Types as csrc numbers them.
-KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+from tss_kernels.compiled import KINDS
 
 
 class Table(NamedTuple):
@@ -27,7 +26,7 @@ class Table(NamedTuple):
             tensor.copy_(copy)
 
 
-def _contiguous(tensor: torch.Tensor, copies: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+def contiguous(tensor: torch.Tensor, copies: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """The tensor, or a contiguous copy that is noted beside it to be copied back."""
     if tensor.is_contiguous():
         return tensor
@@ -55,7 +54,7 @@ def table_of(
     numbers, bounds, copies, kept = table
     for index, (p, g, m, v, importance) in enumerate(zip(*lists, importances, strict=True)):
         # Written out: a step of many small tensors spends its time here.
-        p, m, v = _contiguous(p, copies), _contiguous(m, copies), _contiguous(v, copies)
+        p, m, v = contiguous(p, copies), contiguous(m, copies), contiguous(v, copies)
         g = _read(g, kept)
         kinds = KINDS[p.dtype] | KINDS[g.dtype] << 4 | KINDS[m.dtype] << 8 | KINDS[v.dtype] << 12
         soft = 0
@@ -69,6 +68,6 @@ def table_of(
             bounds.append(0.0)
             continue
         count = 0 if flips is None else flips.data_ptr() + 8 * index * flips.stride(0)
-        numbers += (*p.shape, _contiguous(bits, copies).data_ptr(), count)
+        numbers += (*p.shape, contiguous(bits, copies).data_ptr(), count)
         bounds.append(thresholds[index])
     return table

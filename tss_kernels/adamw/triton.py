@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from tss_kernels._triton import launch
+from tss_kernels.adamw.table import contiguous
 from tss_kernels.adamw.triton_kernels import adamw_kernel
 
 BLOCK = 1024
@@ -87,14 +88,6 @@ def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tupl
     return f"blocks of {BLOCK} elements, {WARPS} warps, one launch for all tensors of a dtype"
 
 
-def _contiguous(tensor: torch.Tensor, copies: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """The tensor, or a contiguous copy that is noted beside it to be copied back."""
-    if tensor.is_contiguous():
-        return tensor
-    copies.append((tensor, tensor.contiguous()))
-    return copies[-1][1]
-
-
 def soft_masked_adamw_(
     params: Sequence[torch.Tensor],
     grads: Sequence[torch.Tensor],
@@ -139,12 +132,12 @@ def soft_masked_adamw_(
         count = 0 if flips is None else flips.data_ptr() + index * flips.stride(0) * flips.element_size()
         groups[param.device, param.dtype, grad.dtype, exp_avg.dtype, exp_avg_sq.dtype, kind].append(
             Entry(
-                _contiguous(param, copies),
+                contiguous(param, copies),
                 grad.contiguous(),
-                _contiguous(exp_avg, copies),
-                _contiguous(exp_avg_sq, copies),
+                contiguous(exp_avg, copies),
+                contiguous(exp_avg_sq, copies),
                 None if importance is None else importance.contiguous(),
-                None if bits is None else _contiguous(bits, copies),
+                None if bits is None else contiguous(bits, copies),
                 0.0 if bits is None else thresholds[index],
                 count,
             )

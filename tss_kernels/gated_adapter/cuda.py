@@ -8,29 +8,19 @@ from __future__ import annotations
 
 import torch
 
+from tss_kernels.compiled import KINDS, address
 from tss_kernels.configs.cuda_adapter import AdapterTile, tile_for
-from tss_kernels.cuda import DTYPES, address, kernels, target
+from tss_kernels.cuda import kernels, target
 from tss_kernels.gated_adapter import reference
 from tss_kernels.gated_linear import cuda as products
 
 ACTIVATIONS = {"relu": 0, "gelu": 1, "silu": 2, "tanh": 3}
 
 
-def _is_aligned(x: torch.Tensor, down_weight: torch.Tensor) -> bool:
-    """Whether rows of both start on boundaries of 16 bytes and x's columns are contiguous."""
-    return (
-        x.stride(1) == 1
-        and x.stride(0) * x.element_size() % 16 == 0
-        and x.data_ptr() % 16 == 0
-        and down_weight.shape[1] % products.CHUNK == 0
-        and down_weight.data_ptr() % 16 == 0
-    )
-
-
 def _tile(x: torch.Tensor, down_weight: torch.Tensor) -> AdapterTile | None:
     """The tile for x or dy (rows, d) and the down weight (bottleneck, d)."""
     (rows, features), bottleneck = x.shape, down_weight.shape[0]
-    return tile_for(x.dtype, down_weight.dtype, rows, features, bottleneck, _is_aligned(x, down_weight))[0]
+    return tile_for(x.dtype, down_weight.dtype, rows, features, bottleneck, products.is_aligned(x, down_weight))[0]
 
 
 def _launch(
@@ -56,7 +46,7 @@ def _launch(
         down_weight.data_ptr(), down_packed.data_ptr(), address(down_bias),
         up_weight.data_ptr(), up_packed.data_ptr(), address(up_bias),
         x.shape[1], down_weight.shape[0], address(result), hidden.data_ptr(), address(d_hidden),
-        ACTIVATIONS[activation], tile.number, DTYPES[down_weight.dtype], *target(x.device),
+        ACTIVATIONS[activation], tile.number, KINDS[down_weight.dtype], *target(x.device),
     )  # fmt: skip
 
 

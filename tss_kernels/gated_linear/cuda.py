@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import torch
 
+from tss_kernels.compiled import KINDS, address
 from tss_kernels.configs.cuda import COMPARING_ROWS, SMALL, Tiling, cuda_table, has_warpgroups, tiling_for
 from tss_kernels.configs.table import Masking, materialises
-from tss_kernels.cuda import DTYPES, address, kernels, target
+from tss_kernels.cuda import kernels, target
+from tss_kernels.operators import empty_packed
 
 CHUNK = 8  # elements of 16 bits that are copied at once
 
@@ -20,7 +22,7 @@ def is_aligned(activations: torch.Tensor, weight: torch.Tensor) -> bool:
     row_stride, column_stride = activations.stride()
     return (
         column_stride == 1
-        and row_stride % CHUNK == 0
+        and row_stride * activations.element_size() % 16 == 0
         and weight.shape[1] % CHUNK == 0
         and activations.data_ptr() % 16 == 0
         and weight.data_ptr() % 16 == 0
@@ -54,7 +56,7 @@ def _launch(
     kernels(weight.device).gated_product(
         activations.data_ptr(), activations.shape[0], *activations.stride(), weight.data_ptr(), *weight.shape,
         packed.data_ptr(), address(scores), threshold, address(bias), result.data_ptr(), transposed, tiling.number,
-        DTYPES[weight.dtype], *target(weight.device),
+        KINDS[weight.dtype], *target(weight.device),
     )  # fmt: skip
     return result
 
@@ -96,14 +98,14 @@ def forward(
     """
     rows, (out_features, in_features), device = x.shape[0], weight.shape, x.device
     weight, scores = weight.contiguous(), scores.contiguous()
-    packed = torch.empty((out_features, (in_features + 7) // 8), dtype=torch.uint8, device=device)
+    packed = empty_packed(weight)
     aligned = is_aligned(x, weight)
     materialise, _ = materialises(cuda_table(device), "forward", weight.dtype, rows, in_features, out_features, aligned)
     if materialise:
         return torch.nn.functional.linear(x, masked_weight(weight, packed, scores, threshold), bias), packed
     if rows > COMPARING_ROWS * SMALL.rows:
         kernels(device).pack_gates(
-            scores.data_ptr(), packed.data_ptr(), out_features, in_features, 0, 0, 0, 0, DTYPES[scores.dtype],
+            scores.data_ptr(), packed.data_ptr(), out_features, in_features, 0, 0, 0, 0, KINDS[scores.dtype],
             threshold, *target(device),
         )  # fmt: skip
         return _product(x, weight, packed, bias, "forward", None, False), packed
@@ -153,7 +155,7 @@ def scores_grad(
     partial = torch.empty((ranges, *grad.shape), dtype=torch.float32, device=device) if ranges > 1 else None
     module.scores_grad(
         dy.data_ptr(), *dy.stride(), x.data_ptr(), *x.stride(), rows, out_features, in_features, weight.data_ptr(),
-        address(importance), grad.data_ptr(), address(partial), range_rows, DTYPES[x.dtype], *target(device),
+        address(importance), grad.data_ptr(), address(partial), range_rows, KINDS[x.dtype], *target(device),
     )  # fmt: skip
     return grad
 

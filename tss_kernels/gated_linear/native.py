@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import torch
 
+from tss_kernels.compiled import KINDS, address
 from tss_kernels.gated_linear import reference
 from tss_kernels.gates import reference as gates
-from tss_kernels.native import KINDS, described, empty_packed, kernels
+from tss_kernels.native import described, kernels
+from tss_kernels.operators import empty_packed
 
 
 def forward(
@@ -18,7 +20,7 @@ def forward(
         # Rare, and the order in which a product sums depends on how its operands lie in memory.
         return reference.forward(x, weight, scores, bias, threshold)
     rows, columns = weight.shape
-    masked, packed = torch.empty_like(weight), empty_packed(rows, columns)
+    masked, packed = torch.empty_like(weight), empty_packed(weight)
     kernels.mask_by_scores(
         weight.data_ptr(), masked.data_ptr(), weight.itemsize, scores.data_ptr(), KINDS[scores.dtype], threshold,
         packed.data_ptr(), rows, columns, torch.get_num_threads(),
@@ -62,7 +64,7 @@ def scores_grad(
     importance = None if importance is None else importance.contiguous()
     kernels.scores_grad(
         product.data_ptr(), KINDS[wide], weight.data_ptr(), KINDS[weight.dtype],
-        0 if importance is None else importance.data_ptr(), 0 if importance is None else KINDS[importance.dtype],
+        address(importance), 0 if importance is None else KINDS[importance.dtype],
         grad.data_ptr(), grad.numel(), torch.get_num_threads(),
     )  # fmt: skip
     return grad

@@ -21,6 +21,7 @@ from tss_kernels.gated_linear.triton_kernels import (
     partial_kernel,
     reduce_kernel,
 )
+from tss_kernels.operators import empty_packed
 
 Strategy = Literal["fused", "materialise"]
 
@@ -115,10 +116,6 @@ def gate_words(packed: torch.Tensor) -> tuple[torch.Tensor, int]:
     return packed, 8
 
 
-def _empty_packed(weight: torch.Tensor) -> torch.Tensor:
-    return torch.empty((weight.shape[0], (weight.shape[1] + 7) // 8), dtype=torch.uint8, device=weight.device)
-
-
 def _materialise(weight: torch.Tensor, gates: torch.Tensor, bits: int, packed: torch.Tensor, threshold: float
                  ) -> torch.Tensor:  # fmt: skip
     """W * g in W's dtype, contiguous; bits 0: gates are scores, which are packed into `packed` as well."""
@@ -183,7 +180,7 @@ def forward(
     strategy: None takes the table's. Returns y (rows, out) of x's dtype and uint8 (out, ceil(in / 8)): bit i of byte j
     is column 8 j + i, padding is 0.
     """
-    packed = _empty_packed(weight)
+    packed = empty_packed(weight)
     return _product(x, weight, scores.contiguous(), 0, bias, packed, float(threshold), strategy), packed
 
 

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from tss_kernels.cuda import DTYPES, kernels, target
+from tss_kernels.compiled import KINDS
+from tss_kernels.cuda import kernels, target
 from tss_kernels.gated_linear import cuda as products
-
-GATES_OF_BYTE = 8
-
-
-def empty_packed(scores: torch.Tensor) -> torch.Tensor:
-    """Room for the gates of a matrix (out, in) at one bit each."""
-    rows, columns = scores.shape
-    return torch.empty((rows, (columns + GATES_OF_BYTE - 1) // GATES_OF_BYTE), dtype=torch.uint8, device=scores.device)
+from tss_kernels.operators import empty_packed
 
 
 def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -23,7 +17,7 @@ def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
     """
     scores, packed = scores.contiguous(), empty_packed(scores)
     kernels(scores.device).pack_gates(
-        scores.data_ptr(), packed.data_ptr(), *scores.shape, 0, 0, 0, 0, DTYPES[scores.dtype], threshold,
+        scores.data_ptr(), packed.data_ptr(), *scores.shape, 0, 0, 0, 0, KINDS[scores.dtype], threshold,
         *target(scores.device),
     )  # fmt: skip
     return packed
@@ -37,7 +31,7 @@ def pack_gates_pair(first: torch.Tensor, second: torch.Tensor, threshold: float)
     packed = empty_packed(first), empty_packed(second)
     kernels(first.device).pack_gates(
         pair[0].data_ptr(), packed[0].data_ptr(), *first.shape, pair[1].data_ptr(), packed[1].data_ptr(), *second.shape,
-        DTYPES[first.dtype], threshold, *target(first.device),
+        KINDS[first.dtype], threshold, *target(first.device),
     )  # fmt: skip
     return packed
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from tss_kernels.compiled import KINDS
 from tss_kernels.gated_linear import native as products
-from tss_kernels.native import KINDS, described, empty_packed, kernels
+from tss_kernels.native import described, kernels
+from tss_kernels.operators import empty_packed
 
 
 def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -16,7 +18,7 @@ def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
     """
     scores = scores.contiguous()
     rows, columns = scores.shape
-    packed = empty_packed(rows, columns)
+    packed = empty_packed(scores)
     kernels.pack(
         scores.data_ptr(), KINDS[scores.dtype], threshold, packed.data_ptr(), rows, columns, torch.get_num_threads()
     )

@@ -10,6 +10,7 @@ import triton
 from tss_kernels._triton import launch
 from tss_kernels.gated_linear import triton as products
 from tss_kernels.gates.triton_kernels import pack_kernel, unpack_kernel
+from tss_kernels.operators import empty_packed
 
 OUT, IN, WARPS = 8, 256, 4  # rows and columns that one program takes
 
@@ -21,10 +22,7 @@ def _tiles(out_features: int, in_features: int) -> int:
 def _pack(pair: Sequence[torch.Tensor], threshold: float) -> list[torch.Tensor]:
     """Packs one matrix or two in one launch."""
     scores = [tensor.contiguous() for tensor in pair]
-    packed = [
-        torch.empty((tensor.shape[0], (tensor.shape[1] + 7) // 8), dtype=torch.uint8, device=tensor.device)
-        for tensor in scores
-    ]
+    packed = [empty_packed(tensor) for tensor in scores]
     tiles = [_tiles(*tensor.shape) for tensor in scores]
     if sum(tiles) > 0:
         launch(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tss_kernels.native import KINDS, described, kernels
+from tss_kernels.compiled import KINDS
+from tss_kernels.native import described, kernels
 
 
 def _run(raw: torch.Tensor, target: torch.Tensor, per: str, update: bool) -> None:

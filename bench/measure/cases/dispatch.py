@@ -36,7 +36,8 @@ def _by_triton(product: str, strategy: Any, t: Inputs) -> Callable[[], Outputs]:
 def _by_cuda(product: str, tiling: Tiling | None, t: Inputs) -> Callable[[], Outputs]:
     """With a tiling, or W * g written once; forward from scores, whose gates are written too, as its table has it."""
     from tss_kernels.gated_linear import cuda
-    from tss_kernels.gates.cuda import empty_packed, pack_gates
+    from tss_kernels.gates.cuda import pack_gates
+    from tss_kernels.operators import empty_packed
 
     def forward() -> Outputs:
         if tiling is None:

@@ -1,0 +1,8 @@
+// Element types by the numbers that Python passes.
+#pragma once
+
+namespace tss {
+
+enum class Dtype : int { float32 = 0, float16 = 1, bfloat16 = 2, float64 = 3 };
+
+}  // namespace tss
