@@ -22,7 +22,8 @@ def main() -> int:
     parser.add_argument(
         "variant",
         choices=[*VARIANTS, SAID],
-        help=f"-checked: with address and undefined-behaviour sanitizers; {SAID}: what the installation built",
+        help="-checked: with address and undefined-behaviour sanitizers; -counted: a program for valgrind; "
+        f"{SAID}: what the installation built",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "build", help="folder for objects and modules")
     parser.add_argument("--verbose", action="store_true", help="print every command")

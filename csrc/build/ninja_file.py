@@ -36,6 +36,11 @@ def suffix() -> str:
     return sysconfig.get_config_var("EXT_SUFFIX")
 
 
+def file_name(module: Module) -> str:
+    """What linking a module writes."""
+    return module.name if module.program else module.name + suffix()
+
+
 def text(module: Module, compilers: dict[str, str], folder: Path) -> str:
     """The ninja file that builds a module in this folder; compilers: "cxx" and, where it is used, "nvcc"."""
     lines = [f"builddir = {_escape(folder)}", "ninja_required_version = 1.5"]
@@ -47,12 +52,13 @@ def text(module: Module, compilers: dict[str, str], folder: Path) -> str:
             "  depfile = $out.d",
             "  deps = gcc",
         ]
-    lines += ["rule link", f"  command = {_shell([compilers['cxx']])} -shared -o $out $in $flags"]
+    kind = "" if module.program else " -shared"
+    lines += ["rule link", f"  command = {_shell([compilers['cxx']])}{kind} -o $out $in $flags"]
     objects = []
     for source in module.sources:
         objects.append(f"{source.object_name}.o")
         lines += [f"build {objects[-1]}: {source.compiler} {_escape(source.path)}", f"  flags = {_shell(source.flags)}"]
-    lines += [f"build {module.name}{suffix()}: link {' '.join(objects)}", f"  flags = {_shell(module.link)}", ""]
+    lines += [f"build {file_name(module)}: link {' '.join(objects)}", f"  flags = {_shell(module.link)}", ""]
     return "\n".join(lines)
 
 
@@ -91,4 +97,4 @@ def _build(module: Module, compilers: dict[str, str], folder: Path, jobs: int, v
         print(done.stdout, end="")
     if done.returncode != 0:
         raise BuildFailed(f"building {module.name} failed (exit {done.returncode}):\n{done.stdout.strip()}")
-    return folder / f"{module.name}{suffix()}"
+    return folder / file_name(module)

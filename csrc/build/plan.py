@@ -51,12 +51,13 @@ class Source(NamedTuple):
 
 
 class Module(NamedTuple):
-    """One extension module: its name in tss_kernels, what it is made of and what it is linked with."""
+    """One extension module: its name in tss_kernels, what it is made of and what it is linked with; or a program."""
 
     name: str
     sources: tuple[Source, ...]
     link: tuple[str, ...] = ()
     gib_each: float = GIB_OF_CXX
+    program: bool = False
 
 
 def _includes() -> tuple[str, ...]:
@@ -80,6 +81,15 @@ def native(checked: bool = False) -> Module:
         else:
             sources.append(Source(path, path.stem, "cxx", flags))
     return Module("_native", tuple(sources), ("-pthread", *(CHECKED[-2:-1] if checked else ())))
+
+
+def native_counted() -> Module:
+    """The program whose instructions valgrind counts: the module's own kernels, of the sets that valgrind knows."""
+    counted = ("kernels_portable", "kernels_avx2", "threads")
+    kernels = tuple(source for source in native().sources if source.object_name in counted)
+    caller = Source(CSRC / "counting" / "native.cpp", "counting", "cxx", (*COMMON, *FAST, f"-I{CSRC}"))
+    # Bound at the start: else a first call counts the search for its function.
+    return Module("native_counted", (*kernels, caller), ("-pthread", "-Wl,-z,now"), program=True)
 
 
 def gencode(architectures: tuple[str, ...]) -> tuple[str, ...]:

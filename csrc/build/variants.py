@@ -12,7 +12,7 @@ from csrc.build.toolchain import Missing, find_cxx, jobs
 
 __all__ = ["ROOT", "VARIANTS", "built", "read"]
 
-VARIANTS = ("native", "cuda", "emulated", "native-checked", "emulated-checked")
+VARIANTS = ("native", "cuda", "emulated", "native-checked", "emulated-checked", "native-counted")
 
 
 def built(variant: str, out: Path, verbose: bool = False) -> Path:
@@ -27,5 +27,8 @@ def built(variant: str, out: Path, verbose: bool = False) -> Path:
     if isinstance(cxx, Missing):
         raise ninja_file.BuildFailed(f"{cxx.reason}. Remedy: {cxx.remedy}.")
     name, _, checked = variant.partition("-")
-    module = {"native": plan.native, "emulated": plan.emulated}[name](bool(checked))
+    if variant == "native-counted":
+        module = plan.native_counted()
+    else:
+        module = {"native": plan.native, "emulated": plan.emulated}[name](bool(checked))
     return ninja_file.build(module, {"cxx": cxx.path}, out / variant, jobs(asked, module.gib_each), verbose)

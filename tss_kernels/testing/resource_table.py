@@ -1,11 +1,11 @@
-"""Tables of what kernels take of a GPU: written as Markdown, read again, and compared line by line."""
+"""Tables of what kernels take or execute: written as Markdown, read again, and compared line by line."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 
-# By architecture, kernel and launch; every line has the same columns, `launch` among them.
+# By architecture (or instruction set), kernel and launch; every line has the same columns, `launch` among them.
 Rows = dict[tuple[str, ...], dict[str, str]]
 
 
@@ -20,9 +20,9 @@ def numbered(lines: Iterable[tuple[tuple[str, str, str], dict[str, str]]]) -> Ro
     return rows
 
 
-def as_markdown(rows: Rows, title: str, command: str, test: str) -> str:
-    """The table, one part per architecture; `command` rewrites it, `test` compares it."""
-    lines = [f"# {title}", "", f"Compiled without a GPU. Written by `{command}`, compared by `{test}`."]
+def as_markdown(rows: Rows, title: str, command: str, test: str, how: str = "Compiled without a GPU.") -> str:
+    """The table, one part per architecture; `command` rewrites it, `test` compares it, `how` says where it is from."""
+    lines = [f"# {title}", "", f"{how} Written by `{command}`, compared by `{test}`."]
     architecture = ""
     for key, row in rows.items():
         if key[0] != architecture:
