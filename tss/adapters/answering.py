@@ -61,6 +61,27 @@ def answer(model: Any, original: Original, inputs: Inputs) -> Any:
         handle.inside = False
 
 
+def loss(model: Any, inputs: Inputs) -> torch.Tensor:
+    """The loss of the active task, as `answer` gives it, without what only its logits need.
+
+    Raises:
+        ValueError: no labels.
+        StateError: a training step whose soft mask nothing applies.
+    """
+    handle: TssHandle = model.tss
+    if inputs.get("labels") is None:
+        raise ValueError(f"a loss needs labels, got only {', '.join(inputs) or 'nothing'}")
+    if handle.active is None:
+        return model(**inputs).loss
+    check_soft_mask(handle)
+    labels, before = inputs.pop("labels"), handle.inside
+    handle.inside = True
+    try:
+        return handle.tasks[handle.active].kind.loss(model, handle.heads.of(handle.active), inputs, labels)
+    finally:
+        handle.inside = before
+
+
 def check_soft_mask(handle: TssHandle) -> None:
     """Raise StateError if a training step goes unmasked: `soft_mask="update"` without the handle's own optimizer."""
     applied = handle.options.soft_mask != "update" or handle.optimizer_masks or handle.active != handle.trainable

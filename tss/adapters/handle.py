@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tss.adapters import importance, state, table
+from tss.adapters import answering, importance, state, table
 from tss.adapters.bank import Bank, Rows, Selection, load_exactly
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.float32 import TaskHeads
@@ -189,6 +189,19 @@ class TssHandle(Lifecycle):
         return name
 
     # Training.
+
+    def loss(self, **inputs: Any) -> torch.Tensor:
+        """The loss of the active task: what `model(**inputs).loss` is, but without logits that no label asks for.
+
+        A training step needs no more, and for generation it is much cheaper.
+
+        Args:
+            inputs: of the model's forward pass, with labels.
+
+        Raises:
+            ValueError: no labels.
+        """
+        return answering.loss(self.model, inputs)
 
     def optimizer(
         self, *, score_lr: float, head_lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6

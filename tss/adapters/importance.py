@@ -99,7 +99,7 @@ def losses_of(handle: TssHandle, kind: TaskKind, data: Any, batch_size: int) -> 
         if inputs.get("labels") is None:
             raise ValueError(f"seal_task: batch {i} has no labels, only {', '.join(inputs)}; add them")
         with torch.enable_grad():
-            loss = handle.model(**inputs).loss
+            loss = handle.loss(**inputs)
         yield loss
 
 

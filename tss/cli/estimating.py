@@ -142,7 +142,7 @@ def _time_test(run: Run, task: TaskData) -> float:
     tokenizer = run.backbone.tokenizer
     test = run.test(task)
     rows = by_length(test, run.settings(task.name).eval_batch_size)[0]
-    batch = run.runtime.to_device(collate(test, rows, task.kind, tokenizer))
+    batch = collate(test, rows, task.kind, tokenizer, run.runtime)
     run.backbone.model.eval()
     started = time.perf_counter()
     with run.handle.using(task.name), torch.no_grad(), run.runtime.autocast():

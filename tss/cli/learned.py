@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tss.adapters import attach
 from tss.errors import StateError
 from tss.run.backbone import Backbone, load_backbone, resolve_device
 from tss.run.config import RunConfig, load_config, settings_for
-from tss.run.examples import by_length, collate, encode_split
+from tss.run.evaluate import predict
+from tss.run.examples import encode_split
 from tss.run.prepare import make_method, restore
 from tss.run.runtime import Runtime
 from tss.run.state import Layout, load_state
@@ -48,15 +47,9 @@ class Learned:
     def _predict_task(self, task: str, examples: list[dict[str, Any]]) -> list[Any]:
         kind, settings, tokenizer = self.kinds[task], settings_for(self.config, task), self.backbone.tokenizer
         split = encode_split(examples, kind, tokenizer, settings)
-        answers: list[Any] = [None] * len(examples)
-        with self.handle.using(task), torch.no_grad(), self.runtime.autocast():
-            for batch_rows in by_length(split, settings.eval_batch_size):
-                batch = self.runtime.to_device(collate(split, batch_rows, kind, tokenizer))
-                chosen = [examples[i] for i in batch_rows]
-                found = kind.predict(self.backbone.model, batch, tokenizer, examples=chosen)
-                for row, answer in zip(batch_rows, found, strict=True):
-                    answers[row] = answer
-        return answers
+        size = settings.eval_batch_size
+        with self.handle.using(task):
+            return predict(self.backbone.model, kind, split, tokenizer, batch_size=size, runtime=self.runtime)
 
 
 def open_learned(folder: Path | str) -> Learned:

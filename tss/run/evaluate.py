@@ -9,7 +9,7 @@ import torch
 
 from tss.run.examples import Split, by_length, collate
 from tss.run.runtime import Runtime
-from tss.tasks.base import TaskKind
+from tss.tasks.base import IGNORED, TaskKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,8 +37,10 @@ def predict(
     model.eval()
     predictions: list[Any] = [None] * len(split)
     with torch.no_grad(), runtime.autocast():
-        for rows in by_length(split, batch_size):
-            batch = runtime.to_device(collate(split, rows, kind, tokenizer))
+        # decoding repeats a batch's calls for every token, so that only full batches pay
+        cost = None if kind.kind == "generation" else runtime.batch_cost
+        for rows in by_length(split, batch_size, cost):
+            batch = collate(split, rows, kind, tokenizer, runtime)
             answers = kind.predict(model, batch, tokenizer, examples=[split.examples[i] for i in rows])
             for row, answer in zip(rows, answers, strict=True):
                 predictions[row] = answer
@@ -78,11 +80,13 @@ def mean_loss(
     batch_size: int,
     runtime: Runtime,
 ) -> float:
-    """The loss of the active task on a split, each batch weighted by its rows, in evaluation mode."""
+    """The loss of the active task on a split, in evaluation mode: its mean over all labels, however batches are cut."""
     model.eval()
-    total = 0.0
+    total, count = 0.0, 0
     with torch.no_grad(), runtime.autocast():
-        for rows in by_length(split, batch_size):
-            batch = runtime.to_device(collate(split, rows, kind, tokenizer))
-            total += model(**batch).loss.item() * len(rows)
-    return total / len(split)
+        for rows in by_length(split, batch_size, runtime.batch_cost):
+            batch = collate(split, rows, kind, tokenizer, runtime)
+            labels = int((batch["labels"] != IGNORED).sum())
+            total += model.tss.loss(**batch).item() * labels
+            count += labels
+    return total / max(1, count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tss.data import batches
 from tss.errors import ConfigError
 from tss.run.config import TaskSettings
+from tss.run.runtime import Runtime
 from tss.tasks.base import Batch, Encoded, Example, TaskKind
 
 if TYPE_CHECKING:
@@ -61,22 +63,64 @@ def encode_split(
     return Split(examples, kind.encode_all(examples, tokenizer, **lengths) if examples else [])
 
 
-def collate(split: Split, rows: Sequence[int], kind: TaskKind, tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """One batch of the rows, on the CPU."""
+def collate(
+    split: Split, rows: Sequence[int], kind: TaskKind, tokenizer: PreTrainedTokenizerBase, runtime: Runtime
+) -> Batch:
+    """One batch of the rows, padded as the device wants it, on the device."""
     pad_id: Any = tokenizer.pad_token_id
-    return kind.collate([split.encoded[i] for i in rows], pad_id=pad_id)
+    encoded = [split.encoded[i] for i in rows]
+    return runtime.to_device(kind.collate(encoded, pad_id=pad_id, multiple=runtime.pad_multiple))
 
 
-def by_length(split: Split, batch_size: int) -> list[list[int]]:
-    """Rows in batches of like lengths, longest first, so that running out of memory happens at once."""
+def by_length(split: Split, batch_size: int, batch_cost: int | None = None) -> list[list[int]]:
+    """Rows in batches of like lengths, longest first, so that running out of memory happens at once.
+
+    Args:
+        split: the rows.
+        batch_size: rows per batch; at most, if `batch_cost` is given.
+        batch_cost: how many tokens take as long as a batch does whatever is in it; batches are then cut where padding
+            would cost more. None: full batches.
+    """
     lengths = split.lengths()
     order = sorted(range(len(split)), key=lambda i: (-lengths[i], i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    if batch_cost is None:
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    edges = cheapest_cuts([lengths[i] for i in order], batch_size, batch_cost)
+    return [order[start:end] for start, end in itertools.pairwise(edges)]
+
+
+def cheapest_cuts(lengths: Sequence[int], most: int, batch_cost: int) -> list[int]:
+    """Edges of consecutive batches of at most `most` rows that are the cheapest with padding: 0, ..., len(lengths).
+
+    A batch costs its rows times its longest, plus `batch_cost`.
+
+    Args:
+        lengths: descending.
+        most: rows per batch, at least 1.
+        batch_cost: in tokens.
+    """
+    best, begins = [0], [0]  # of the rows before each edge: the least cost, and where its last batch begins
+    for end in range(1, len(lengths) + 1):
+        starts = range(max(0, end - most), end)
+        cost, start = min((best[i] + (end - i) * lengths[i] + batch_cost, i) for i in starts)
+        best.append(cost)
+        begins.append(start)
+    edges = [len(lengths)]
+    while edges[-1] > 0:
+        edges.append(begins[edges[-1]])
+    return edges[::-1]
 
 
 def epoch_batches(
-    split: Split, kind: TaskKind, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, seed: int, task: str
+    split: Split,
+    kind: TaskKind,
+    tokenizer: PreTrainedTokenizerBase,
+    runtime: Runtime,
+    *,
+    batch_size: int,
+    seed: int,
+    task: str,
 ) -> Iterator[Batch]:
     """One pass over a split in the order of its first epoch."""
     for rows in batches(split.lengths(), batch_size, seed=seed, task=task, epoch=0):
-        yield collate(split, rows, kind, tokenizer)
+        yield collate(split, rows, kind, tokenizer, runtime)

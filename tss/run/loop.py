@@ -145,9 +145,9 @@ def backward(job: Job, group: list[list[int]], epoch: int, step: int) -> float:
     for part, rows in enumerate(group):
         # dropout depends on the place in the sequence alone, so no generator's state has to be kept for a resume
         torch.manual_seed(stable_seed(job.seed, job.name, epoch, step, part))
-        batch = job.runtime.to_device(collate(job.train, rows, job.kind, job.tokenizer))
+        batch = collate(job.train, rows, job.kind, job.tokenizer, job.runtime)
         with job.runtime.autocast():
-            loss = job.handle.model(**batch).loss
+            loss = job.handle.loss(**batch)
             penalty = job.method.penalty(job.handle, batch)
         if penalty is not None:
             loss = loss + penalty

@@ -62,7 +62,7 @@ class Run:
         """The inputs whose logits must never change: the first of the test split."""
         split = self.test(task)
         rows = range(min(self.config.probe_size, len(split)))
-        return collate(split, rows, task.kind, self.backbone.tokenizer)
+        return collate(split, rows, task.kind, self.backbone.tokenizer, self.runtime)
 
     def save_state(self) -> None:
         """Make what is finished so far count."""

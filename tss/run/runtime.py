@@ -17,9 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tss.errors import TssError
+from tss.tasks.base import PAD_MULTIPLE
 
 if TYPE_CHECKING:
     from tss.methods.base import Batch
+
+
+BATCH_COST = 64
+"""Tokens of the embedded backbone that take as long on one core as its calls do: about 5 ms (docs/profile-cpu.md)."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,16 @@ class Runtime:
         if self.precision == "bfloat16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
+
+    @property
+    def pad_multiple(self) -> int:
+        """What lengths of batches are rounded up to: tensor cores want multiples of eight, a processor does not."""
+        return PAD_MULTIPLE if self.device.type == "cuda" else 1
+
+    @property
+    def batch_cost(self) -> int | None:
+        """For `examples.by_length`: on a processor a small batch is cheap, a GPU wants full ones."""
+        return None if self.device.type == "cuda" else BATCH_COST
 
     def to_device(self, batch: Batch) -> Batch:
         return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}

@@ -167,8 +167,7 @@ def seal_task(run: Run, job: Job, position: Position) -> None:
 def importance_batches(job: Job) -> Iterator[Batch]:
     """One pass over the training data for the method's end of the task."""
     size = job.settings.batch_size
-    for batch in epoch_batches(job.train, job.kind, job.tokenizer, batch_size=size, seed=job.seed, task=job.name):
-        yield job.runtime.to_device(batch)
+    return epoch_batches(job.train, job.kind, job.tokenizer, job.runtime, batch_size=size, seed=job.seed, task=job.name)
 
 
 def shared_tensors(run: Run) -> dict[str, torch.Tensor]:

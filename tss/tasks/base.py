@@ -52,8 +52,14 @@ class TaskKind(ABC):
         """
 
     @abstractmethod
-    def collate(self, encoded: Sequence[Encoded], *, pad_id: int) -> Batch:
-        """One batch of int64 tensors, padded right to a multiple of 8: input_ids, attention_mask, labels if encoded."""
+    def collate(self, encoded: Sequence[Encoded], *, pad_id: int, multiple: int = PAD_MULTIPLE) -> Batch:
+        """One batch of int64 tensors, padded right: input_ids, attention_mask, labels if encoded.
+
+        Args:
+            encoded: the rows.
+            pad_id: fills input_ids.
+            multiple: every length becomes a multiple of it; 1 pads to the longest row and no further.
+        """
 
     @abstractmethod
     def check_model(self, model: Any) -> None:
@@ -72,6 +78,12 @@ class TaskKind(ABC):
         labels: torch.Tensor | None = None,
     ) -> Any:
         """Backbone, then head: a transformers output with `logits`, and `loss` (scalar) if labels are given."""
+
+    def loss(
+        self, model: nn.Module, head: nn.Module | None, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss that `compute` gives (scalar), where nobody reads logits: kinds leave out what no label asks for."""
+        return self.compute(model, head, inputs, labels).loss
 
     @abstractmethod
     def predict(
@@ -136,20 +148,18 @@ def pad_rows(rows: Sequence[Sequence[int]], value: int, multiple: int = PAD_MULT
     """Rows of different lengths as one int64 tensor (rows, L), padded right; L is a multiple of `multiple`."""
     longest = max((len(row) for row in rows), default=0)
     width = max(multiple, -(-longest // multiple) * multiple)
-    padded = torch.full((len(rows), width), value, dtype=torch.long)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-    return padded
+    padded = [[*row, *[value] * (width - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.long).reshape(len(rows), width)
 
 
-def pad_inputs(encoded: Sequence[Encoded], pad_id: int) -> Batch:
+def pad_inputs(encoded: Sequence[Encoded], pad_id: int, multiple: int = PAD_MULTIPLE) -> Batch:
     """input_ids, attention_mask (1 at real tokens) and token_type_ids where the tokenizer gave them; no labels."""
     batch = {
-        "input_ids": pad_rows([row["input_ids"] for row in encoded], pad_id),
-        "attention_mask": pad_rows([[1] * len(row["input_ids"]) for row in encoded], 0),
+        "input_ids": pad_rows([row["input_ids"] for row in encoded], pad_id, multiple),
+        "attention_mask": pad_rows([[1] * len(row["input_ids"]) for row in encoded], 0, multiple),
     }
     if all("token_type_ids" in row for row in encoded):
-        batch["token_type_ids"] = pad_rows([row["token_type_ids"] for row in encoded], 0)
+        batch["token_type_ids"] = pad_rows([row["token_type_ids"] for row in encoded], 0, multiple)
     return batch
 
 

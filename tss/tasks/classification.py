@@ -72,9 +72,9 @@ class Classification(HeadedKind):
                 row["labels"] = [index[example["label"]]]
         return rows
 
-    def collate(self, encoded: Sequence[base.Encoded], *, pad_id: int) -> base.Batch:
+    def collate(self, encoded: Sequence[base.Encoded], *, pad_id: int, multiple: int = base.PAD_MULTIPLE) -> base.Batch:
         """input_ids and attention_mask (B, L), labels (B,)."""
-        batch = base.pad_inputs(encoded, pad_id)
+        batch = base.pad_inputs(encoded, pad_id, multiple)
         if base.all_labelled(encoded):
             batch["labels"] = torch.tensor([row["labels"][0] for row in encoded], dtype=torch.long)
         return batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -62,11 +62,11 @@ class Extraction(HeadedKind):
                 row["labels"][position] = index[tag]
         return rows
 
-    def collate(self, encoded: Sequence[base.Encoded], *, pad_id: int) -> base.Batch:
+    def collate(self, encoded: Sequence[base.Encoded], *, pad_id: int, multiple: int = base.PAD_MULTIPLE) -> base.Batch:
         """input_ids, attention_mask and labels, all (B, L)."""
-        batch = base.pad_inputs(encoded, pad_id)
+        batch = base.pad_inputs(encoded, pad_id, multiple)
         if base.all_labelled(encoded):
-            batch["labels"] = base.pad_rows([row["labels"] for row in encoded], base.IGNORED)
+            batch["labels"] = base.pad_rows([row["labels"] for row in encoded], base.IGNORED, multiple)
         return batch
 
     def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> nn.Module:
@@ -84,6 +84,15 @@ class Extraction(HeadedKind):
         logits = head(hidden)
         loss = None if labels is None else base.mean_loss(logits, labels)
         return TokenClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+
+    def loss(
+        self, model: nn.Module, head: nn.Module | None, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor
+    ) -> torch.Tensor:
+        """The same loss; the head reads first sub-words alone."""
+        hidden, _ = self.hidden(model, head, inputs)
+        chosen = labels != base.IGNORED
+        assert head is not None
+        return base.mean_loss(head(hidden[chosen]), labels[chosen])
 
     @torch.no_grad()
     def predict(

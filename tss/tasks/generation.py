@@ -11,6 +11,7 @@ from torch import nn
 
 from tss.metrics import generation as metrics
 from tss.tasks import base
+from tss.tasks.vocabulary import vocabulary_loss
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ class Generation(base.TaskKind):
                 rows[i]["labels"] = ids
         return rows
 
-    def collate(self, encoded: Sequence[base.Encoded], *, pad_id: int) -> base.Batch:
+    def collate(self, encoded: Sequence[base.Encoded], *, pad_id: int, multiple: int = base.PAD_MULTIPLE) -> base.Batch:
         """input_ids and attention_mask (B, L), labels (B, M)."""
-        batch = base.pad_inputs(encoded, pad_id)
+        batch = base.pad_inputs(encoded, pad_id, multiple)
         if base.all_labelled(encoded):
-            batch["labels"] = base.pad_rows([row["labels"] for row in encoded], base.IGNORED)
+            batch["labels"] = base.pad_rows([row["labels"] for row in encoded], base.IGNORED, multiple)
         return batch
 
     def check_model(self, model: Any) -> None:
@@ -85,6 +86,13 @@ class Generation(base.TaskKind):
     ) -> Any:
         """The model's own forward."""
         return model(**inputs, labels=labels)
+
+    def loss(
+        self, model: nn.Module, head: nn.Module | None, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor
+    ) -> torch.Tensor:
+        """The same loss, with logits at the labels alone where the model's head is known to be linear and frozen."""
+        loss = vocabulary_loss(model, inputs, labels)
+        return super().loss(model, head, inputs, labels) if loss is None else loss
 
     @torch.no_grad()
     def predict(

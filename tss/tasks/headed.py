@@ -41,6 +41,18 @@ class HeadedKind(TaskKind):
         labels: torch.Tensor | None = None,
     ) -> Any:
         """`read` of the backbone's features."""
+        hidden, mask = self.hidden(model, head, inputs)
+        assert head is not None
+        return self.read(model, head, hidden, mask, labels)
+
+    def hidden(
+        self, model: nn.Module, head: nn.Module | None, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the head reads: hidden (B, L, H), mask (B, L).
+
+        Raises:
+            ValueError: there is no head.
+        """
         if head is None:
             raise ValueError(f"a task of kind {self.kind} cannot be computed without its head")
-        return self.read(model, head, *features(model, inputs, self.stack(model)), labels)
+        return features(model, inputs, self.stack(model))
