@@ -7,6 +7,9 @@
 #include "cuda/device_count.h"
 #include "cuda/operations.h"
 #include "cuda/target.h"
+#ifdef TSS_EMULATED
+#include "emulator/counts.h"
+#endif
 
 namespace py = pybind11;
 
@@ -127,6 +130,9 @@ PYBIND11_MODULE(_cuda, module) {
     module.attr("emulated") = tss::emulated;
     module.def("obstacle", &tss::obstacle, "Why no kernel can run on this machine, or an empty string.");
     module.def("shared_bytes", &tss::shared_bytes, "Bytes of shared memory of every kind of launch that asks for some.");
+#ifdef TSS_EMULATED
+    module.def("take_counts", &tss::emulator::take_counts, "What kernels executed since the last call, by name.");
+#endif
     tss::bind_gates(module);
     tss::bind_adamw(module);
     tss::bind_importance(module);

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -229,6 +230,23 @@ void make(std::vector<Copy>& copies) {
 
 }  // namespace
 
+Counts counts;
+
+std::vector<std::pair<std::string, std::uint64_t>> take_counts() {
+    std::lock_guard<std::mutex> only(one_launch);
+    const Counts taken = std::exchange(counts, Counts());
+    return {{"launches", taken.launches},
+            {"blocks", taken.blocks},
+            {"barriers", taken.barriers},
+            {"multiply_adds", taken.multiply_adds},
+            {"group_multiply_adds", taken.group_multiply_adds},
+            {"copies", taken.copies},
+            {"copied_bytes", taken.copied_bytes},
+            {"matrix_loads", taken.matrix_loads},
+            {"exchanges", taken.exchanges},
+            {"atomics", taken.atomics}};
+}
+
 void run(dim3 grid, dim3 threads, std::size_t shared, const std::function<void()>& body) {
     std::lock_guard<std::mutex> only(one_launch);
     const unsigned count = threads.x * threads.y * threads.z;
@@ -245,6 +263,8 @@ void run(dim3 grid, dim3 threads, std::size_t shared, const std::function<void()
     block.body = &body;
     blockDim = threads;
     gridDim = grid;
+    ++counts.launches;
+    counts.blocks += std::uint64_t(grid.x) * grid.y * grid.z;
     for (unsigned z = 0; z < grid.z; ++z) {
         for (unsigned y = 0; y < grid.y; ++y) {
             for (unsigned x = 0; x < grid.x; ++x) {
@@ -255,7 +275,10 @@ void run(dim3 grid, dim3 threads, std::size_t shared, const std::function<void()
     }
 }
 
-void block_barrier() { arrive_and_wait(block.barrier); }
+void block_barrier() {
+    counts.barriers += block.barrier.arrived == 0;
+    arrive_and_wait(block.barrier);
+}
 
 void warp_barrier() { arrive_and_wait(block.warps[block.current->number / warp_size].barrier); }
 
@@ -269,6 +292,8 @@ char* next_exchange_buffer() {
 }
 
 void promise_copy(void* target, const void* source, unsigned bytes, unsigned valid_bytes) {
+    ++counts.copies;
+    counts.copied_bytes += valid_bytes;
     std::memset(target, 0xFF, bytes);  // whoever still reads what was here sees NaN
     block.current->promised.push_back({static_cast<char*>(target), static_cast<const char*>(source), bytes, valid_bytes});
 }

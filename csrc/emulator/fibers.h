@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <functional>
 
+#include "emulator/counts.h"
+
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
     constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
@@ -33,6 +35,8 @@ constexpr std::size_t slot_bytes = 64;
 // is enough: nobody writes to a buffer again before all have passed the barrier of the next exchange.
 char* next_exchange_buffer();
 unsigned lane();
+// Adds to a count once for the whole warp.
+inline void count(std::uint64_t& number, std::uint64_t more = 1) { number += lane() == 0 ? more : 0; }
 
 // Every lane gives a value and sees all 32, until the exchange after the next.
 template <class T>

@@ -27,6 +27,7 @@ inline unsigned mask_of_signs(unsigned lower, unsigned upper, int byte) {
 // Four 8 x 8 matrices of 16-bit elements; lane 8 m + r gives the address of row r of matrix m.
 template <bool transposed>
 void load_matrices(unsigned (&registers)[4], const void* row) {
+    emulator::count(emulator::counts.matrix_loads);
     const void* const* rows = emulator::exchange(row);
     const unsigned lane = emulator::lane();
     for (unsigned matrix = 0; matrix < 4; ++matrix) {
@@ -60,6 +61,7 @@ float a_element(const Fragments* lanes, unsigned row, unsigned k) {
 // d (16 x 8) += a (16 x 16) b (16 x 8), float32 sums.
 template <class T>
 void multiply_16816(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    emulator::count(emulator::counts.multiply_adds, 16 * 8 * 16);
     const auto* lanes = emulator::exchange(emulator::Fragments{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
     const unsigned lane = emulator::lane();
     for (unsigned i = 0; i < 4; ++i) {
@@ -88,6 +90,7 @@ inline void fence_shared_for_warpgroup() {}
 // d (64 x n) += a (64 x 16, in registers) b (16 x n, in shared memory, k contiguous): this warp's 16 rows of it.
 template <class T, int n>
 void warpgroup_multiply(float (&d)[n / 2], const unsigned (&a)[4], std::uint64_t descriptor) {
+    emulator::count(emulator::counts.group_multiply_adds, 16 * n * 16);
     const auto* lanes = emulator::exchange(emulator::Fragments{{a[0], a[1], a[2], a[3]}, {}});
     const unsigned lane = emulator::lane();
     const std::uint64_t start = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;

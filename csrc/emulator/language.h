@@ -25,8 +25,15 @@ struct alignas(16) uint4 { unsigned x, y, z, w; };
 inline void __syncthreads() { tss::emulator::block_barrier(); }
 inline void __syncwarp() { tss::emulator::warp_barrier(); }
 
+// A shuffle or ballot: what all lanes give.
+template <class T>
+const T* tss_exchanged(const T& value) {
+    tss::emulator::count(tss::emulator::counts.exchanges);
+    return tss::emulator::exchange(value);
+}
+
 inline unsigned __ballot_sync(unsigned, bool value) {
-    const bool* all = tss::emulator::exchange(value);
+    const bool* all = tss_exchanged(value);
     unsigned bits = 0;
     for (unsigned lane = 0; lane < 32; ++lane) bits |= unsigned(all[lane]) << lane;
     return bits;
@@ -34,18 +41,18 @@ inline unsigned __ballot_sync(unsigned, bool value) {
 
 template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
-    return tss::emulator::exchange(value)[lane & 31];
+    return tss_exchanged(value)[lane & 31];
 }
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
-    return tss::emulator::exchange(value)[tss::emulator::lane() ^ unsigned(mask)];
+    return tss_exchanged(value)[tss::emulator::lane() ^ unsigned(mask)];
 }
 
 template <class T>
 T __shfl_down_sync(unsigned, T value, unsigned delta) {
     const unsigned from = tss::emulator::lane() + delta;
-    const T* all = tss::emulator::exchange(value);
+    const T* all = tss_exchanged(value);
     return from < 32 ? all[from] : value;
 }
 
@@ -57,6 +64,7 @@ inline float __fdiv_rn(float a, float b) { return a / b; }
 
 template <class T, class U>
 T atomicAdd(T* target, U value) {
+    ++tss::emulator::counts.atomics;
     const T before = *target;
     *target = before + static_cast<T>(value);
     return before;

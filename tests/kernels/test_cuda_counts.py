@@ -1,0 +1,180 @@
+"""What the CUDA kernels execute: against the table, and against what follows from shapes alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import tss_kernels
+from tss_kernels.backends import EMULATED
+from tss_kernels.configs.cuda import GENERAL, TILINGS, WIDE, Tiling
+from tss_kernels.configs.cuda_adapter import TILES, AdapterTile
+from tss_kernels.gated_adapter import cuda as adapter
+from tss_kernels.gated_linear import cuda as linear
+from tss_kernels.testing import cuda_counts
+from tss_kernels.testing.cuda_counts import HYPER, executed, layer
+from tss_kernels.testing.resource_table import differences, from_text
+
+TABLE = Path(__file__).with_name("resources") / cuda_counts.FILE
+K_TILE = 64  # of what is summed over, in every product
+SIZES = [(200, 352, 72), (33, 64, 136), (128, 256, 128)]
+
+
+@pytest.fixture(autouse=True)
+def _emulated(cuda_kernels):
+    if EMULATED not in os.environ:
+        pytest.skip("kernels are counted where they run compiled for the CPU, and this machine has a GPU")
+    with tss_kernels.use_backend("cuda"):
+        yield
+
+
+def up(count: int, tile: int) -> int:
+    """Tiles that so many need."""
+    return -(-count // tile)
+
+
+def by_words(rows: int, columns: int) -> int:
+    """Bytes of packed gates that are copied: all where rows are made of whole words, else none, by single bytes."""
+    return rows * up(columns, 8) if up(columns, 8) % 4 == 0 else 0
+
+
+def test_nothing_moved_since_the_table_was_written():
+    moved = differences(from_text(TABLE.read_text()), cuda_counts.rows_of())
+    assert not moved, "\n".join([f"moved since {TABLE.name} was written; `make counts` rewrites it", *moved])
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("transposed", [False, True], ids=["forward", "input_grad"])
+@pytest.mark.parametrize("tiling", TILINGS, ids=lambda tiling: tiling.name)
+def test_a_product_multiplies_its_tiles_and_reads_every_operand_once_for_a_block(tiling: Tiling, transposed, sizes):
+    rows, in_features, out_features = sizes
+    one = layer(*sizes, torch.bfloat16)
+    features, depth = (in_features, out_features) if transposed else (out_features, in_features)
+    if transposed:
+        counts = executed(lambda: linear.input_grad(one.dy, one.weight, one.packed, tiling, False))
+    else:
+        counts = executed(lambda: linear.packed_linear(one.x, one.weight, one.packed, None, tiling, False))
+    row_blocks, column_blocks, k_tiles = up(rows, tiling.rows), up(features, tiling.features), up(depth, K_TILE)
+    products = row_blocks * tiling.rows * column_blocks * tiling.features * k_tiles * K_TILE
+    activations, weight = 2 * rows * depth, 2 * in_features * out_features
+    gates = by_words(out_features, in_features)
+    # The general tiling loads elements by themselves; only its gates are copied.
+    copied = row_blocks * gates + (0 if tiling == GENERAL else column_blocks * activations + row_blocks * weight)
+    groups = tiling.name.endswith("groups")
+    assert counts["launches"] == 1
+    assert counts["blocks"] == row_blocks * column_blocks
+    assert (counts["multiply_adds"], counts["group_multiply_adds"]) == ((0, products) if groups else (products, 0))
+    assert counts["copied_bytes"] == copied
+    assert counts["barriers"] == counts["blocks"] * (k_tiles + 2)  # one a tile, and around the result on its way out
+
+
+@pytest.mark.parametrize("rows", [200, 600])
+@pytest.mark.parametrize(("in_features", "out_features", "tile"), [(352, 72, (64, 128)), (72, 352, (128, 64))])
+def test_the_score_gradient_multiplies_its_tiles_in_ranges_of_rows(rows, in_features, out_features, tile):
+    one = layer(rows, in_features, out_features, torch.bfloat16)
+    counts = executed(lambda: linear.scores_grad(one.dy, one.x, one.weight, one.scores))
+    out_blocks, in_blocks = up(out_features, tile[0]), up(in_features, tile[1])
+    ranges = [200] if rows == 200 else [320, 280]  # halves in whole tiles
+    tiles = sum(up(some, K_TILE) for some in ranges)
+    assert counts["launches"] == len(ranges)  # the second adds the ranges
+    assert counts["multiply_adds"] == out_blocks * tile[0] * in_blocks * tile[1] * tiles * K_TILE
+    assert counts["copied_bytes"] == 2 * rows * (in_blocks * out_features + out_blocks * in_features)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "input_grad"])
+@pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
+def test_the_adapter_reads_weights_once_for_a_block_and_the_residual_beside(tile: AdapterTile, backward):
+    rows, features, bottleneck = 200, 352, tile.hidden - 32
+    down, upper = layer(rows, features, bottleneck, torch.bfloat16), layer(rows, bottleneck, features, torch.bfloat16)
+    weights = down.weight, down.packed, upper.weight, upper.packed
+    if backward:
+        counts = executed(lambda: adapter.input_grad(down.x, down.dy, *weights, "relu", True, tile))
+    else:
+        counts = executed(lambda: adapter.forward(down.x, *weights, None, None, "relu", tile))
+    blocks = up(rows, tile.rows)
+    gates = by_words(bottleneck, features) + by_words(features, bottleneck)
+    assert (counts["launches"], counts["blocks"]) == (1, blocks)
+    assert counts["multiply_adds"] == 2 * blocks * tile.rows * tile.hidden * up(features, K_TILE) * K_TILE
+    # Rows are read for the product and, from the cache, for the residual.
+    assert counts["copied_bytes"] == 2 * (2 * rows * features) + blocks * (2 * (2 * bottleneck * features) + gates)
+
+
+def test_one_block_moves_and_computes_what_explain_says():
+    rows, in_features, out_features = 128, 256, 128
+    one = layer(rows, in_features, out_features, torch.bfloat16)
+    counts = executed(lambda: linear.packed_linear(one.x, one.weight, one.packed, None, WIDE, False))
+    told = tss_kernels.explain("packed_linear", one.x, one.weight, one.packed)
+    assert counts["blocks"] == 1
+    assert counts["copied_bytes"] + 2 * rows * out_features == told.bytes
+    assert 2 * counts["multiply_adds"] == told.flops
+
+
+@pytest.mark.parametrize(("count", "dtypes"), [(48, 1), (48, 2), (400, 1), (400, 2)])
+@pytest.mark.parametrize("gates", [False, True])
+def test_adamw_is_one_launch_for_all_tensors_of_a_kind(count, dtypes, gates):
+    shapes = [(3, 8 + i % 2000) for i in range(count)]
+    kinds = [torch.bfloat16 if dtypes == 2 and i % 2 else torch.float32 for i in range(count)]
+    lists = [[torch.zeros(shape, dtype=kind) for shape, kind in zip(shapes, kinds, strict=True)] for _ in range(5)]
+    if gates:
+        packed = [
+            torch.zeros((3, up(columns, 8)), dtype=torch.uint8) if kind == torch.float32 else None
+            for (_, columns), kind in zip(shapes, kinds, strict=True)
+        ]
+        options = {"packed": packed, "flips": torch.zeros(count, dtype=torch.int64)}
+    else:
+        options = {}
+    counts = executed(lambda: tss_kernels.soft_masked_adamw_(*lists, step=1, lr=1e-3, **HYPER, **options))
+    filled = [
+        3 * (up(columns, 8) * 8 if gates and kind == torch.float32 else columns)
+        for (_, columns), kind in zip(shapes, kinds, strict=True)
+    ]
+    assert counts["launches"] == dtypes
+    assert counts["blocks"] == sum(up(elements, 1024) for elements in filled)
+    assert counts["barriers"] == 0
+
+
+def test_gates_within_the_step_add_nothing_but_their_shuffles():
+    """Halves of a byte meet by one exchange and flips by five, once a warp; atomics only where some flipped."""
+    columns, warps = 1024, 3 * 8
+    lists = [[torch.zeros(3, columns)] for _ in range(5)]
+    lists[1][0][1] = 1  # the second row's gates go off
+    options = {
+        "packed": [torch.zeros((3, columns // 8), dtype=torch.uint8)],
+        "flips": torch.zeros(1, dtype=torch.int64),
+    }
+    counts = executed(lambda: tss_kernels.soft_masked_adamw_(*lists, step=1, lr=1e-3, **HYPER, **options))
+    assert (counts["launches"], counts["exchanges"], counts["atomics"]) == (1, 6 * warps, warps // 3)
+    assert int(options["flips"]) == columns
+
+
+@pytest.mark.parametrize(("rows", "forward", "backward"), [(20, 1, 2), (200, 2, 2), (600, 2, 3)])
+def test_launches_of_a_layer(rows, forward, backward):
+    """Forward: scores within the product for few rows, packed before it for many. Backward: dX, and dS with its sum."""
+    one = layer(rows, 352, 72, torch.bfloat16)
+    operands = one.x.requires_grad_(), one.weight, one.scores.requires_grad_()
+    assert executed(lambda: tss_kernels.gated_linear(*operands))["launches"] == forward
+    y = tss_kernels.gated_linear(*operands)
+    assert executed(lambda: y.sum().backward())["launches"] == backward
+
+
+def test_launches_of_an_adapter():
+    """Both layers' gates in one, and the adapter."""
+    down, upper = layer(200, 352, 64, torch.bfloat16), layer(200, 64, 352, torch.bfloat16)
+    operands = down.x, down.weight, down.scores, upper.weight, upper.scores
+    assert executed(lambda: tss_kernels.gated_adapter(*operands))["launches"] == 2
+
+
+def test_threads_in_the_other_order_execute_the_same(monkeypatch):
+    one = layer(33, 64, 136, torch.bfloat16)
+    forward = executed(lambda: linear.packed_linear(one.x, one.weight, one.packed, None, WIDE, False))
+    monkeypatch.setenv("TSS_EMULATED_ORDER", "reverse")
+    assert executed(lambda: linear.packed_linear(one.x, one.weight, one.packed, None, WIDE, False)) == forward
+
+
+def test_counts_start_again_with_every_call():
+    one = layer(33, 64, 136, torch.bfloat16)
+    executed(lambda: linear.packed_linear(one.x, one.weight, one.packed, None, WIDE, False))
+    assert set(executed(lambda: None).values()) == {0}
