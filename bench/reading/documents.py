@@ -20,6 +20,7 @@ from bench.reading.summaries import summary_table, targets_table
 from bench.reading.tables import LEGEND, conditions_text, group_table
 
 _MARKER = re.compile(r"<!-- (?:measured:(?P<selection>\S+)(?: (?P<file>\S+))?|(?P<end>/measured)) -->")
+_LIKE_MARKERS = re.compile(r"<!--\s*/?measured\b.*?-->", re.S)
 
 
 def _tables(results: Results, groups: Sequence[str]) -> str:
@@ -62,6 +63,10 @@ def sections_of(document: Path) -> list[Section]:
     except (OSError, UnicodeDecodeError) as error:
         raise Unreadable(f"{document} cannot be read ({error}): name a Markdown file") from error
     sections, begun = [], None
+    for almost in _LIKE_MARKERS.finditer(text):
+        if _MARKER.fullmatch(almost[0]) is None:
+            line = text.count("\n", 0, almost.start()) + 1
+            raise Unreadable(f"{document}:{line}: {almost[0]} is no marker: write <!-- measured:SELECTION FILE -->")
     for marker in _MARKER.finditer(text):
         line = text.count("\n", 0, marker.start()) + 1
         if (begun is None) == (marker["end"] is not None):
@@ -92,7 +97,7 @@ def text_of(section: Section, results: Results) -> str:
 
 
 def _served(documents: Sequence[Path], path: Path | None) -> Iterator[tuple[Section, Results]]:
-    """Every section that a command for this file is about, with the results that it shows; None: all, each by its own."""
+    """Every section that a command for this file is about, with what it shows; None: all, each by its own file."""
     known: dict[Path, Results] = {}
     for section in (section for document in documents for section in sections_of(document)):
         if path is None and section.file is None:

@@ -65,7 +65,7 @@ def load(path: Path) -> Results:
     except (OSError, UnicodeDecodeError) as error:
         raise Unreadable(f"{path} cannot be read ({error}): {remedy}") from error
     except ValueError as error:
-        raise Unreadable(f"{str(error).partition(':')[0]}: {remedy}") from error
+        raise Unreadable(f"{str(error).partition(': move it')[0]}: {remedy}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise Unreadable(f"{path} has no parts with cases ({type(error).__name__}: {error}): {remedy}") from error
     if not whole:
@@ -116,3 +116,10 @@ def conditions(results: Results) -> Conditions:
         machine.get("python") or "", packages.get("torch") or "", packages.get("triton") or "",
         dated[0] if dated else "", ", ".join(sorted(commit[:9] for commit in commits if commit)),
     )  # fmt: skip
+
+
+def ceilings_of(results: Results) -> dict[str, float]:
+    """What the machine was measured to reach: "copies" in bytes a second, "<dtype> products" in operations a second."""
+    found = results.content["parts"].get("measure.ceilings", {}).get("result") or {}
+    copies = {"copies": found["bytes_per_second"]} if "bytes_per_second" in found else {}
+    return copies | {f"{name} products": rate for name, rate in found.get("flops_per_second", {}).items()}

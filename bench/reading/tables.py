@@ -18,7 +18,7 @@ from bench.measure.report import (
     time_texts,
     untimed_text,
 )
-from bench.reading.files import Record, Results, conditions, families, is_gpu
+from bench.reading.files import Record, Results, ceilings_of, conditions, families, is_gpu
 from bench.reading.targets import target_of
 
 LEGEND = (
@@ -170,12 +170,10 @@ def conditions_text(results: Results) -> str:
     """A sentence: what was measured on what, with which versions, when, of which commit."""
     at = conditions(results)
     machine = ", ".join(part for part in (at.machine, at.threads, at.versions()) if part)
-    ceilings = results.content["parts"].get("measure.ceilings", {}).get("result") or {}
-    limits = ""
-    if "bytes_per_second" in ceilings:
-        rates = ", ".join(f"{name} {digits(rate / 1e9)}" for name, rate in ceilings.get("flops_per_second", {}).items())
-        limits = f" Its ceilings, measured: copies {digits(ceilings['bytes_per_second'] / 1e9)} GB/s"
-        limits += f"; products in GFLOP/s: {rates}." if rates else "."
+    ceilings = ceilings_of(results)
+    limits = ", ".join(
+        f"{name} {digits(rate / 1e9)} {'GB/s' if name == 'copies' else 'GFLOP/s'}" for name, rate in ceilings.items()
+    )
     when = f", {at.date}" if at.date else ""
     of = f", commit {at.commit}" if at.commit else ""
-    return f"{machine}{when}{of} (`{results.name}`).{limits}"
+    return f"{machine}{when}{of} (`{results.name}`)." + (f" Its ceilings, measured: {limits}." if limits else "")
