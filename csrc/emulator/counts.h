@@ -1,0 +1,27 @@
+// What emulated kernels execute of what is dear on a GPU. An instruction of a whole warp counts once.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace tss::emulator {
+
+struct Counts {
+    std::uint64_t launches = 0, blocks = 0;
+    std::uint64_t barriers = 0;  // of a whole block
+    std::uint64_t multiply_adds = 0, group_multiply_adds = 0;  // by mma and by wgmma
+    std::uint64_t copies = 0, copied_bytes = 0;  // asynchronous ones; bytes that are read, not those that are filled up
+    std::uint64_t matrix_loads = 0;              // ldmatrix, four 8 x 8 matrices each
+    std::uint64_t exchanges = 0;                 // shuffles and ballots
+    std::uint64_t atomics = 0;                   // of each thread
+};
+
+// Of all launches since it was last asked for: kernels run one after the other, on one thread at a time.
+extern Counts counts;
+
+// Them by name, in the order above; they start from 0 again.
+std::vector<std::pair<std::string, std::uint64_t>> take_counts();
+
+}  // namespace tss::emulator
