@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def tiny_data(tmp_path_factory) -> Path:
             lines = [json.dumps(row) for row in examples(task, count, offset)]
             (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     return root
+
+
+@pytest.fixture(scope="session")
+def plain_backbone(tmp_path_factory, tiny_backbone) -> Path:
+    """The tiny backbone without dropout, so that what lies below its first adapter is run once for each example."""
+    folder = tmp_path_factory.mktemp("plain") / "backbone"
+    shutil.copytree(tiny_backbone, folder)
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({key: 0.0 if "drop" in key else value for key, value in settings.items()}))
+    return folder
 
 
 @pytest.fixture

@@ -8,7 +8,10 @@ import random
 import pytest
 import torch
 
-from tss.run.examples import Split, by_length, cheapest_cuts, collate
+from tss.adapters import AdapterConfig, attach
+from tss.run import examples
+from tss.run.backbone import load_backbone
+from tss.run.examples import Split, by_length, cheapest_cuts, collate, keep_below
 from tss.run.runtime import Runtime
 from tss.tasks import Generation
 
@@ -60,3 +63,22 @@ def test_on_a_processor_nothing_is_padded_beyond_the_longest_row(tiny_tokenizer)
     }
     assert batch["attention_mask"].sum(1).tolist() == [3, 5]
     assert Runtime(torch.device("cuda"), "bfloat16").pad_multiple == 8
+
+
+def test_states_below_the_adapters_follow_their_rows(plain_backbone, tiny_tokenizer, monkeypatch):
+    model = load_backbone(str(plain_backbone)).model
+    handle = attach(model, AdapterConfig(bottleneck=4))
+    encoded = [{"input_ids": [0, *range(5, 5 + n), 2], "labels": [6, 2]} for n in (3, 1, 6, 2)]
+    split = Split([{}] * 4, encoded)
+    kept = keep_below(split, Generation(), tiny_tokenizer, CPU, handle, 2)
+    batch = collate(kept, [2, 1], Generation(), tiny_tokenizer, CPU)
+    below = batch.pop("below")
+    assert below.shape == (2, 8, 16)
+    assert not below[1, 3:].any()
+    for row, states in zip((2, 1), below, strict=True):
+        alone = collate(split, [row], Generation(), tiny_tokenizer, CPU)
+        count = alone["input_ids"].shape[1]
+        torch.testing.assert_close(states[:count], handle.prefix.compute(alone)[0])
+    monkeypatch.setattr(examples, "MOST_BELOW", 100)
+    assert keep_below(split, Generation(), tiny_tokenizer, CPU, handle, 2).below is None
+    assert keep_below(Split([], []), Generation(), tiny_tokenizer, CPU, handle, 2).below is None

@@ -88,7 +88,15 @@ def kill_points(rng: random.Random, total: int, kills: int) -> list[int]:
     ids=["tss", "ncl", "tss-accumulate"],
 )
 def test_killed_runs_end_as_if_never_stopped(processes, tiny_config, tmp_path, seed, kills, overrides):
-    config = tiny_config(*overrides)
+    check_killed(processes, tiny_config(*overrides), tmp_path, seed, kills)
+
+
+def test_killed_runs_that_keep_states_below_the_adapters_do_too(processes, tiny_config, plain_backbone, tmp_path):
+    config = tiny_config(f"backbone={plain_backbone}", "training.eval_batch_size=3")
+    check_killed(processes, config, tmp_path, 4, 5)
+
+
+def check_killed(processes, config, tmp_path, seed, kills):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run_until(processes, config, whole, None) == 0
     total = count_lines(whole)

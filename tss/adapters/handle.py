@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tss.adapters.bank import Bank, Rows, Selection, load_exactly
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.float32 import TaskHeads
 from tss.adapters.lifecycle import Lifecycle
+from tss.adapters.prefix import Prefix, find_prefix, given
 from tss.adapters.record import State
 from tss.adapters.storage import digest
 from tss.errors import StateError
@@ -190,18 +192,20 @@ class TssHandle(Lifecycle):
 
     # Training.
 
-    def loss(self, **inputs: Any) -> torch.Tensor:
+    @cached_property
+    def prefix(self) -> Prefix | None:
+        """What lies below the first adapter; None where nothing does that could be skipped."""
+        return find_prefix(self)
+
+    def loss(self, *, below: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
         """The loss of the active task: what `model(**inputs).loss` is, but without logits that no label asks for.
 
-        A training step needs no more, and for generation it is much cheaper.
-
         Args:
-            inputs: of the model's forward pass, with labels.
-
-        Raises:
-            ValueError: no labels.
+            below: what `prefix.compute` gave for these inputs; what it holds is then not computed again.
+            inputs: of the model's forward pass, with labels; ValueError without.
         """
-        return answering.loss(self.model, inputs)
+        with given(self.model, below):
+            return answering.loss(self.model, inputs)
 
     def optimizer(
         self, *, score_lr: float, head_lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6

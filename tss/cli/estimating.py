@@ -91,10 +91,18 @@ def _time_family(run: Run, family: str) -> FamilyEstimate:
         per_validation = per_example if decodes else step / settings.batch_size / settings.grad_accumulation / 3
         steps += of_member
         training += of_member * step + settings.epochs * len(member.validation) * per_validation
-        # with zero-shot evaluation every task is tested before the first one and after each
-        times = len(run.tasks) + 1 if run.config.zero_shot else len(run.tasks) - run.tasks.index(member)
+        times = _times_tested(run, run.tasks.index(member))
         evaluation += times * len(member.test) * per_example
     return FamilyEstimate(family, task.name, step, steps, training, evaluation)
+
+
+def _times_tested(run: Run, place: int) -> int:
+    """How often the task at a place of the sequence is tested."""
+    after = len(run.tasks) - 1 - place
+    if run.method.never_forgets and run.config.reevaluate == "last":
+        after = min(after, 1)
+    # with zero-shot evaluation every task is tested untrained too, and after the task before its own
+    return 1 + after + ((1 + (place > 0)) if run.config.zero_shot else 0)
 
 
 def _time_task(run: Run, task: TaskData) -> tuple[float, float]:

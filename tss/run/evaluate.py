@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tss.adapters.prefix import given
 from tss.run.examples import Split, by_length, collate
 from tss.run.runtime import Runtime
 from tss.tasks.base import IGNORED, TaskKind
@@ -41,7 +42,8 @@ def predict(
         cost = None if kind.kind == "generation" else runtime.batch_cost
         for rows in by_length(split, batch_size, cost):
             batch = collate(split, rows, kind, tokenizer, runtime)
-            answers = kind.predict(model, batch, tokenizer, examples=[split.examples[i] for i in rows])
+            with given(model, batch.pop("below", None)):
+                answers = kind.predict(model, batch, tokenizer, examples=[split.examples[i] for i in rows])
             for row, answer in zip(rows, answers, strict=True):
                 predictions[row] = answer
     return predictions

@@ -6,16 +6,24 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from tss.data import batches
 from tss.errors import ConfigError
 from tss.run.config import TaskSettings
 from tss.run.runtime import Runtime
-from tss.tasks.base import Batch, Encoded, Example, TaskKind
+from tss.tasks.base import Batch, Encoded, Example, TaskKind, pad_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from tss.adapters import TssHandle
+
+MOST_BELOW = 2**28
+"""Bytes of hidden states that a split may keep."""
 
 
 def with_settings(kind: TaskKind, settings: TaskSettings, task: str) -> TaskKind:
@@ -46,6 +54,8 @@ class Split:
 
     examples: Sequence[Example]
     encoded: Sequence[Encoded]
+    below: torch.Tensor | None = None
+    """Hidden states below the first adapter, (tokens of all examples + 1, H), the last row zero; None: not kept."""
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -53,6 +63,11 @@ class Split:
     def lengths(self) -> list[int]:
         """Tokens of each source."""
         return [len(row["input_ids"]) for row in self.encoded]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Tokens of all sources before each."""
+        return list(itertools.accumulate(self.lengths(), initial=0))
 
 
 def encode_split(
@@ -69,7 +84,43 @@ def collate(
     """One batch of the rows, padded as the device wants it, on the device."""
     pad_id: Any = tokenizer.pad_token_id
     encoded = [split.encoded[i] for i in rows]
-    return runtime.to_device(kind.collate(encoded, pad_id=pad_id, multiple=runtime.pad_multiple))
+    batch = kind.collate(encoded, pad_id=pad_id, multiple=runtime.pad_multiple)
+    if split.below is not None:
+        index = [range(split.starts[i], split.starts[i] + len(split.encoded[i]["input_ids"])) for i in rows]
+        places = pad_rows(index, len(split.below) - 1, runtime.pad_multiple)
+        batch["below"] = split.below[places.to(split.below.device)]
+    return runtime.to_device(batch)
+
+
+def keep_below(
+    split: Split, kind: TaskKind, tokenizer: PreTrainedTokenizerBase, runtime: Runtime, handle: TssHandle, size: int
+) -> Split:
+    """The split with its hidden states below the first adapter, where all of it is frozen and without dropout.
+
+    Batches of it then begin at the first adapter. Their states depend on the split alone, so that a resumed run
+    computes the same bits.
+
+    Args:
+        split: to be passed over more than once.
+        kind, tokenizer, runtime, handle: for its batches.
+        size: rows per batch.
+    """
+    width = getattr(handle.model.config, "hidden_size", None) or getattr(handle.model.config, "d_model", 0)
+    tokens = sum(split.lengths())
+    if handle.prefix is None or not 0 < tokens * width * handle.model.dtype.itemsize <= MOST_BELOW:
+        return split
+    below = None
+    with torch.no_grad(), runtime.autocast():
+        for rows in by_length(split, size, runtime.batch_cost):
+            hidden = handle.prefix.compute(collate(split, rows, kind, tokenizer, runtime))
+            if hidden is None:
+                return split
+            if below is None:
+                below = hidden.new_zeros(tokens + 1, hidden.shape[-1])
+            for i, states in zip(rows, hidden, strict=True):
+                count = len(split.encoded[i]["input_ids"])
+                below[split.starts[i] : split.starts[i] + count] = states[:count]
+    return dataclasses.replace(split, below=below)
 
 
 def by_length(split: Split, batch_size: int, batch_cost: int | None = None) -> list[list[int]]:

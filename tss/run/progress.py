@@ -126,7 +126,8 @@ def describe(event: dict[str, Any]) -> str | None:
         case "verified":
             return f"  verified: {len(event['tasks'])} sealed tasks unchanged, bit for bit"
         case "evaluated":
-            return f"  {event['task']}: {event['main']} {event['value']:.2f}"
+            again = "" if event.get("measured", True) else ", as before"
+            return f"  {event['task']}: {event['main']} {event['value']:.2f}{again}"
         case "environment":
             return f"  resumed elsewhere ({', '.join(event['changed'])} differ): probes renewed, last bits may differ"
     return None

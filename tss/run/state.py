@@ -13,7 +13,7 @@ from tss.run.files import sha256_file, sha256_text, slug, to_json, write_text
 
 FORMAT = 1
 
-FREE_KEYS = ("log_seconds", "checkpoint_steps")
+FREE_KEYS = ("log_seconds", "checkpoint_steps", "reevaluate")
 """Configuration keys that cannot change a result, so a resume may change them."""
 
 
