@@ -20,7 +20,7 @@ def _table(chosen: argparse.Namespace) -> int:
 def _figures(chosen: argparse.Namespace) -> int:
     from bench.reading.figures import draw
 
-    for path in draw(load(chosen.file), chosen.out, chosen.format):
+    for path in draw(load(chosen.file), chosen.out, chosen.format, chosen.group):
         print(path)
     return 0
 
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("file", type=Path)
     one.add_argument("--out", type=Path, default=ROOT / "docs/images", help="the folder (docs/images)")
     one.add_argument("--format", choices=("svg", "png"), default="svg")
+    one.add_argument("--group", **group)
     one.set_defaults(run=_figures)
 
     one = commands.add_parser("document", help="fills what stands between <!-- measured:... --> markers")

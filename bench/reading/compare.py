@@ -176,7 +176,7 @@ def _ratio_text(ratio: Span | None) -> str:
 
 
 RATIO_WORDS: dict[Verdict | None, str] = {"slower": "up", "faster": "down", "within noise": "within noise"}
-NOTE = """* what the ratios are to. Ratios cancel the machine's speed; up: the variant needs more times our time in B than in A.
+NOTE = """* what the ratios are to. Ratios cancel the machine's speed; up: in B the variant needs more times our time.
 Within noise: the ranges from the 10th to the 90th percentile touch."""
 HEAD = (
     "operation", "shape", "dtype", "variant", "A", "B", "B/A", "time", "A: theirs/ours", "B: theirs/ours", "ratio",
@@ -190,7 +190,7 @@ def _line(change: Change, comparable: bool) -> tuple[str, ...]:
     return (
         record["operation"], shape_text(record["shape"]), record.get("dtype", "-"), name, _time_text(change.before),
         _time_text(change.after), "-" if quotient is None else digits(quotient),
-        "FAILED NOW" if change.lost else "-" if change.time is None else change.time if comparable else "not comparable",
+        "FAILED NOW" if change.lost else (change.time or "-") if comparable or not change.time else "not comparable",
         *map(_ratio_text, change.ratios), RATIO_WORDS.get(change.ratio, "-"),
     )  # fmt: skip
 
@@ -201,7 +201,8 @@ def _listed(head: str, lines: Sequence[str]) -> list[str]:
 
 def _at(results: Results) -> str:
     at = conditions(results)
-    return f"{results.path} ({', '.join(part for part in (at.machine, at.threads, at.versions(), at.date, at.commit) if part)})"
+    known = ", ".join(filter(None, (at.machine, at.threads, at.versions(), at.date, at.commit)))
+    return f"{results.path} ({known})"
 
 
 def _speed(comparison: Comparison) -> str:

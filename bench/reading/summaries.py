@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,11 @@ class Summary(NamedTuple):
     role: str
     ratio: Span
     cases: int
+
+
+def operation_of(record: Record) -> str:
+    """The operation; into how many tensors an optimizer's scores are divided is a size of it, not another operation."""
+    return re.sub(r"^(soft_masked_adamw_ \w+), .*", r"\1", record["operation"])
 
 
 class Line(NamedTuple):
@@ -55,7 +61,7 @@ def summarise(results: Results, groups: Sequence[str] = ()) -> list[Line]:
     found: dict[tuple[Any, ...], list[Record]] = {}
     for records in results.chosen(groups).values():
         for record in records:
-            key = record["operation"], record.get("dtype", ""), record.get("threads")
+            key = operation_of(record), record.get("dtype", ""), record.get("threads")
             found.setdefault(key, []).append(record)
     return [
         Line(
