@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 import sysconfig
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +39,8 @@ NVCC = (
 ROUNDED, ROUNDED_FILES = ("-fmad=false",), ("adamw", "importance")
 # Elements are moved 16 bytes at a time through pointers of another type, which CUDA allows.
 EMULATED = ("-fno-strict-aliasing", "-Wno-unknown-pragmas")
+# Every access in files that move single elements is a call, which csrc/emulator counts; no sanitizer is linked.
+TRACED, TRACED_FILES = ("-fsanitize=thread",), ("adamw", "gates", "importance")
 GIB_OF_NVCC, GIB_OF_CXX = 2.0, 1.0
 
 
@@ -134,7 +137,17 @@ def emulated(checked: bool = False) -> Module:
     """The GPU module's own sources compiled for the CPU against csrc/emulator: for tests, never installed."""
     # Unrolled loops over fragments read much better than they compile at -O3 with sanitizers.
     flags = (*COMMON, *(CHECKED if checked else ("-O2",)), "-DTSS_EMULATED", *EMULATED, *_includes())
-    sources = [Source(path, f"{path.stem}_cu", "cxx", (*flags, "-x", "c++")) for path in cuda_sources()]
+    traced = not checked and sys.platform == "linux"  # only one sanitizer at a time
+    flags += ("-DTSS_TRACED",) if traced else ()
+    sources = [
+        Source(
+            path,
+            f"{path.stem}_cu",
+            "cxx",
+            (*flags, *(TRACED if traced and path.stem in TRACED_FILES else ()), "-x", "c++"),
+        )
+        for path in cuda_sources()
+    ]
     for folder in ("cuda", "emulator"):
         sources += [
             Source(path, f"{folder}_{path.stem}", "cxx", flags) for path in sorted((CSRC / folder).glob("*.cpp"))

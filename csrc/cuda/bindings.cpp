@@ -131,6 +131,7 @@ PYBIND11_MODULE(_cuda, module) {
     module.def("obstacle", &tss::obstacle, "Why no kernel can run on this machine, or an empty string.");
     module.def("shared_bytes", &tss::shared_bytes, "Bytes of shared memory of every kind of launch that asks for some.");
 #ifdef TSS_EMULATED
+    module.attr("traced") = tss::emulator::traced;
     module.def("take_counts", &tss::emulator::take_counts, "What kernels executed since the last call, by name.");
 #endif
     tss::bind_gates(module);

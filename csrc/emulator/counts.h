@@ -16,7 +16,15 @@ struct Counts {
     std::uint64_t matrix_loads = 0;              // ldmatrix, four 8 x 8 matrices each
     std::uint64_t exchanges = 0;                 // shuffles and ballots
     std::uint64_t atomics = 0;                   // of each thread
+    std::uint64_t read_bytes = 0, written_bytes = 0;  // of global memory, by single accesses in files that are traced
 };
+
+// Whether any file is traced: whether its accesses were compiled to be counted.
+#ifdef TSS_TRACED
+constexpr bool traced = true;
+#else
+constexpr bool traced = false;
+#endif
 
 // Of all launches since it was last asked for: kernels run one after the other, on one thread at a time.
 extern Counts counts;

@@ -7,7 +7,6 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -24,6 +23,7 @@ namespace tss::emulator {
 namespace {
 
 constexpr std::size_t stack_bytes = 256 * 1024;
+constexpr std::size_t argument_bytes = 256 * 1024;  // more than frames with a kernel's largest arguments take
 constexpr unsigned warp_size = 32;
 
 struct Copy {
@@ -71,7 +71,9 @@ struct Block {
     void* scheduler_fake_stack = nullptr;
     const void* scheduler_stack = nullptr;
     std::size_t scheduler_stack_bytes = 0;
-    const std::function<void()>* body = nullptr;
+    void (*body)(const void*) = nullptr;
+    const void* context = nullptr;
+    const char* arguments = nullptr;  // the caller's stack, where they lie, from here up
 };
 
 Block block;
@@ -127,7 +129,7 @@ void yield(bool last = false) {
 
 void fiber_main() {
     finish_switch(nullptr, &block.scheduler_stack, &block.scheduler_stack_bytes);
-    (*block.body)();
+    block.body(block.context);
     block.current->done = true;
     yield(true);
     std::abort();  // a finished thread is not resumed
@@ -164,6 +166,7 @@ void resume(Fiber& fiber) {
     start_switch(&block.scheduler_fake_stack, fiber.stack.get(), stack_bytes);
     jump(block.scheduler, fiber.context);
     finish_switch(block.scheduler_fake_stack, nullptr, nullptr);
+    block.current = nullptr;
 }
 
 bool runnable(const Fiber& fiber) {
@@ -230,24 +233,7 @@ void make(std::vector<Copy>& copies) {
 
 }  // namespace
 
-Counts counts;
-
-std::vector<std::pair<std::string, std::uint64_t>> take_counts() {
-    std::lock_guard<std::mutex> only(one_launch);
-    const Counts taken = std::exchange(counts, Counts());
-    return {{"launches", taken.launches},
-            {"blocks", taken.blocks},
-            {"barriers", taken.barriers},
-            {"multiply_adds", taken.multiply_adds},
-            {"group_multiply_adds", taken.group_multiply_adds},
-            {"copies", taken.copies},
-            {"copied_bytes", taken.copied_bytes},
-            {"matrix_loads", taken.matrix_loads},
-            {"exchanges", taken.exchanges},
-            {"atomics", taken.atomics}};
-}
-
-void run(dim3 grid, dim3 threads, std::size_t shared, const std::function<void()>& body) {
+void run(dim3 grid, dim3 threads, std::size_t shared, void (*body)(const void*), const void* context) {
     std::lock_guard<std::mutex> only(one_launch);
     const unsigned count = threads.x * threads.y * threads.z;
     while (block.fibers.size() < count) {
@@ -260,7 +246,9 @@ void run(dim3 grid, dim3 threads, std::size_t shared, const std::function<void()
     std::unique_ptr<void, void (*)(void*)> owner(memory, std::free);
     block.shared = static_cast<char*>(memory);
     block.shared_bytes = shared;
-    block.body = &body;
+    block.body = body;
+    block.context = context;
+    block.arguments = reinterpret_cast<const char*>(&only);
     blockDim = threads;
     gridDim = grid;
     ++counts.launches;
@@ -283,6 +271,17 @@ void block_barrier() {
 void warp_barrier() { arrive_and_wait(block.warps[block.current->number / warp_size].barrier); }
 
 char* shared_memory() { return block.shared; }
+
+bool runs_kernel() { return block.current != nullptr; }
+
+bool is_private(const void* address) {
+    const char* at = static_cast<const char*>(address);
+    const auto within = [at](const void* begin, std::size_t bytes) {
+        return at >= begin && at < static_cast<const char*>(begin) + bytes;
+    };
+    return within(block.current->stack.get(), stack_bytes) || within(block.shared, block.shared_bytes) ||
+           within(block.warps.data(), block.warps.size() * sizeof(Warp)) || within(block.arguments, argument_bytes);
+}
 
 unsigned lane() { return block.current->number % warp_size; }
 

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 
 #include "emulator/counts.h"
 
@@ -20,7 +19,11 @@ namespace tss::emulator {
 // TSS_EMULATED_ORDER names ("forward", the default, or "reverse") from one barrier to the next: a result that depends on
 // it has a race. Shared memory has exactly the bytes asked for and is full of NaN when a block starts.
 // Throws std::runtime_error where threads wait for each other forever.
-void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& body);
+void run(dim3 grid, dim3 block, std::size_t shared_bytes, void (*body)(const void*), const void* context);
+template <class Body>
+void run(dim3 grid, dim3 block, std::size_t shared_bytes, const Body& body) {
+    run(grid, block, shared_bytes, [](const void* it) { (*static_cast<const Body*>(it))(); }, &body);
+}
 
 // Waits for every thread of the block.
 void block_barrier();
@@ -47,6 +50,11 @@ const T* exchange(const T& mine) {
     warp_barrier();
     return values;
 }
+
+// Whether a thread of a kernel runs, and whether that thread's own stack, shared memory, arguments or an exchange has
+// this address: everything else that a kernel can reach is global memory.
+bool runs_kernel();
+bool is_private(const void* address);
 
 // Copies that are promised now and made when they are waited for, as cp.async may: what is read too early is NaN.
 void promise_copy(void* target, const void* source, unsigned bytes, unsigned valid_bytes);

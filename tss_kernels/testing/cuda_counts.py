@@ -37,6 +37,8 @@ CPU = torch.device("cpu")
 ROWS, IN, OUT = 200, 352, 72
 FEW_ROWS, MANY_ROWS = 20, 600  # scores compared within the product; rows that are summed in two ranges
 ADAMW_SHAPES = ((64, 48), (48, 64), (33, 21), (72,), (3, 1024))
+# Where single elements are moved, each access is counted, unless sanitizers count theirs.
+BYTES, SINGLE = ("read_bytes", "written_bytes"), "global memory"
 HYPER = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "site": "update"}
 
 
@@ -168,12 +170,16 @@ def _importance() -> Calls:
 
 def rows_of() -> Rows:
     """The lines of the table: every operation at its fixed sizes."""
-    lines = []
+    lines, single = [], []
     for part in (_products, _adapters, _gates, _adamw, _importance):
         for kernel, launch, call in part():
+            cells = {"kernel": kernel, "launch": launch}
             counts = {name: str(number) for name, number in executed(call).items()}
-            lines.append((("emulated", kernel, launch), {"kernel": kernel, "launch": launch} | counts))
-    return numbered(lines)
+            bytes_ = {name: counts.pop(name) for name in BYTES}
+            lines.append((("instructions", kernel, launch), cells | counts))
+            if part in (_gates, _adamw, _importance) and kernels(CPU).traced:
+                single.append(((SINGLE, kernel, launch), cells | bytes_))
+    return numbered(lines + single)
 
 
 def to_text(rows: Rows) -> str:
