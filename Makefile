@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint native sanitize resources gpu clean
+.PHONY: help setup demo test lint native sanitize resources counts gpu clean
 
 help:
 	@echo "make demo   set up, then learn six generated tasks with TSS and without, and write a report (minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "make native compile csrc again, after a change there; only what changed"
 	@echo "make sanitize  the tests of csrc with address and undefined-behaviour sanitizers"
 	@echo "make resources  compile every kernel without a GPU; writes what it takes to tests/kernels/resources"
+	@echo "make counts  count what kernels execute (valgrind, emulated CUDA); writes it to tests/kernels/resources"
 	@echo "make gpu    on a machine with an NVIDIA GPU: tests, memory checks, measurements (scripts/gpu.sh; sets nothing up)"
 	@echo "make clean  remove the environment and demo runs"
 
@@ -55,6 +56,10 @@ sanitize: setup
 resources: setup
 	$(BIN)/python -m tss_kernels.testing.resources --write tests/kernels/resources
 	$(BIN)/python -m tss_kernels.testing.cuda_resources --write tests/kernels/resources
+
+counts: setup
+	$(BIN)/python -m tss_kernels.testing.instruction_counts --write tests/kernels/resources
+	$(BIN)/python -m tss_kernels.testing.cuda_counts --write tests/kernels/resources
 
 gpu:
 	scripts/gpu.sh
