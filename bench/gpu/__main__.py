@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -16,16 +15,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from bench.gpu.build import VARIABLE, architectures
-from bench.gpu.context import ROOT, Context, Outcome, revision, sources
+from bench.gpu.context import Context, Outcome
 from bench.gpu.parts import PARTS, Part, choose
 from bench.gpu.processes import run_child
+from bench.measure.environment import file_name
 from bench.measure.report import FINISHED, Report, failures_of, records_of, table
+from bench.measure.revision import ROOT, revision, sources
 
 LIMIT = 530  # seconds of a whole run, so that it ends well within ten minutes
 LEAST = 5.0  # seconds: with less left, no part begins
@@ -66,10 +67,14 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _probe(python: str, site: Path | None) -> dict[str, Any]:
-    """What `bench.gpu.environment` says, in a process of its own: this one never touches the GPU."""
+    """What `bench.measure.environment` says, in a process of its own: this one never touches the GPU."""
     empty = Context(python, "cuda", False, Report(Path("unused")), {}, site)
     done = subprocess.run(
-        [python, "-m", "bench.gpu.environment"], capture_output=True, text=True, timeout=120, env=empty.environment()
+        [python, "-m", "bench.measure.environment"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=empty.environment(),
     )
     if done.returncode != 0:
         raise RuntimeError(f"the environment cannot be read:\n{done.stderr}")
@@ -196,12 +201,6 @@ def _closing(report: Report) -> str:
     return "\n".join(lines + ((content["parts"].get("measure.dispatch", {}).get("result") or {}).get("said") or []))
 
 
-def _file_name(machine: Mapping[str, Any], chosen: argparse.Namespace) -> str:
-    name = machine["gpus"][0]["name"] if chosen.device == "cuda" else "cpu"
-    tiny = "-tiny" if chosen.tiny else ""
-    return f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}{tiny}-{date.today()}.json"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 where nothing failed, 1 where something did, 2 for a wrong call."""
     start, chosen = time.monotonic(), _arguments(arguments)
@@ -221,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\nNothing is run{'' if chosen.dry_run else ': there is no GPU to use'}. On a GPU it would be:\n")
             print(_plan(chosen, machine))
             return 0
-        report = Report(chosen.out / _file_name(machine, chosen))
+        report = Report(chosen.out / file_name(machine, chosen.device, chosen.tiny))
         commit, changed = revision()
         stamp = {
             "revision": commit, "uncommitted_changes": changed, "sources": sources(), "tiny": chosen.tiny,

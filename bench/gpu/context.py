@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 from bench.gpu.processes import Finished, run_child
 from bench.measure.report import Report
+from bench.measure.revision import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("tss_kernels", "tss/adapters", "bench", "tests/kernels", "csrc")
 # done, failed: it ran to its end; skipped: it cannot run here; stopped: its time was up while it ran; not run: before
 Status = Literal["done", "failed", "skipped", "stopped", "not run"]
 
@@ -32,7 +29,7 @@ class Context:
     """One run on one machine.
 
     device: "cuda", or "cpu" to see that everything runs; tiny: at sizes that are not worth timing; machine: what
-    `bench.gpu.environment` found; site: a folder of packages that were carried along, or None.
+    `bench.measure.environment` found; site: a folder of packages that were carried along, or None.
     """
 
     python: str
@@ -62,30 +59,3 @@ class Context:
     def run(self, command: list[str], seconds: float, **values: str) -> Finished:
         """A child of this run."""
         return run_child(command, seconds, self.environment(**values), self.log)
-
-
-def revision() -> tuple[str | None, bool | None]:
-    """The commit of this checkout and whether it has uncommitted changes; None where git cannot say."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-c", "safe.directory=*", "-C", str(ROOT), *arguments],
-                capture_output=True, text=True, timeout=20,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changes = git("status", "--porcelain")
-    return git("rev-parse", "HEAD"), None if changes is None else bool(changes)
-
-
-def sources() -> str:
-    """A digest of the code that the numbers depend on, for checkouts that travel without their history."""
-    digest = hashlib.sha256()
-    for folder in SOURCES:
-        for file in sorted((ROOT / folder).rglob("*")):
-            if file.is_file() and file.suffix in {".py", ".cu", ".cuh", ".cpp", ".h"}:
-                digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]

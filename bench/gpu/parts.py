@@ -13,8 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.gpu import suite
-from bench.gpu.context import ROOT, Context, Outcome
+from bench.gpu.context import Context, Outcome
 from bench.gpu.progress import VARIABLE
+from bench.measure.revision import ROOT
 
 KERNEL_TESTS = ROOT / "tests" / "kernels"
 GPU_TESTS = KERNEL_TESTS / "gpu"

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.environment import version
 from bench.gpu.processes import Finished
+from bench.measure.environment import version
 
 WORKERS = 8
 OWN = ("tss", "tss_kernels", "bench", "tests")

@@ -15,21 +15,17 @@ from typing import Any
 import torch
 
 from bench.measure.case import COMPARED
-from bench.measure.cases import GROUPS
-from bench.measure.cases.sizes import Sizes, bart_large, tiny
+from bench.measure.cases import GROUPS, MODELS
+from bench.measure.cases.sizes import Sizes, published, tiny
 from bench.measure.ceilings import measure_ceilings, read_ceilings
 from bench.measure.proposals import lines, proposal
 from bench.measure.report import Report, records_of, table
 from bench.measure.runner import Budget, DeviceLost, run_cases
-from bench.measure.step import VARIANTS, measure_step
+from bench.measure.session import PART, seconds_for
 from bench.measure.timing import Timer, timer_for
 from tss_kernels.backends import INSTALLED, why_not
 
-PART = "measure.{}"
-NAMES = ("ceilings", *GROUPS, "step")
-PER_VARIANT = 0.15  # seconds of repeats; checks and compilations come on top
-PER_CANDIDATE = 0.05  # of dispatch, which has many
-PER_STEP = 3.0
+NAMES = ("ceilings", *GROUPS)
 MISSING, LOST = 3, 4  # exit codes
 
 
@@ -42,16 +38,12 @@ def _measure_group(name: str, sizes: Sizes, timer: Timer, budget: Budget, report
     if name == "ceilings":
         report.update(part, result=measure_ceilings(timer, sizes.tiny))
         return
-    if name == "step":
-        if importlib.util.find_spec("transformers") is None:
-            raise Missing("the package transformers is not installed: pip install transformers")
-        budget = budget._replace(per_variant=0.0 if sizes.tiny else PER_STEP)
-        measure_step(timer, budget, sizes.tiny, lambda records: report.update(part, result={"cases": records}))
-        return
+    if name in MODELS and importlib.util.find_spec("transformers") is None:
+        raise Missing("the package transformers is not installed: pip install transformers")
     ceilings = read_ceilings(report.part(PART.format("ceilings")).get("result"))
     if name == "dispatch":
         _check_backends(timer.device)
-        budget = budget._replace(per_variant=min(budget.per_variant, PER_CANDIDATE))
+    budget = budget._replace(per_variant=seconds_for(name, sizes))
 
     def keep(records: list[dict[str, Any]]) -> None:
         report.update(part, result={"cases": records})
@@ -85,8 +77,6 @@ def plan(names: Sequence[str], sizes: Sizes) -> list[str]:
     for name in names:
         if name == "ceilings":
             planned.append("measure.ceilings: copy bandwidth, products in three dtypes, smallest kernel")
-        elif name == "step":
-            planned.append(f"measure.step: a BART-Large training step of 32 x 128 in bfloat16: {', '.join(VARIANTS)}")
         else:
             for case in GROUPS[name](sizes):
                 planned.append(f"measure.{name}: {case}: {', '.join(variant.name for variant in case.variants)}")
@@ -113,12 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0; MISSING where a group lacks something, which is said; LOST where another process has to go on."""
     start, chosen = time.monotonic(), _arguments(arguments)
     names, device = chosen.groups or NAMES, torch.device(chosen.device)
-    sizes = tiny(device) if chosen.tiny else bart_large(device)
+    sizes = tiny(device) if chosen.tiny else published(device)
     if chosen.list:
         print("\n".join(plan(names, sizes)))
         return 0
     report = Report(chosen.out or Path(f"bench/results/measured-{date.today()}.json"))
-    budget = Budget(0.0 if chosen.tiny else PER_VARIANT, start + chosen.seconds)
+    budget = Budget(0.0, start + chosen.seconds)
     timer, missing = timer_for(device), False
     for name in names:
         try:

@@ -17,6 +17,7 @@ Inputs = dict[str, Any]
 Outputs = dict[str, torch.Tensor]
 Bind = Callable[[Inputs], Callable[[], Outputs]]
 Role = Literal["ours", "rival", "floor"]
+Judged = dict[torch.dtype, Outputs]  # a formula's outputs on one set of inputs, by the precision they end in
 COMPARED = ("triton", "cuda")  # the backends of GPUs, timed side by side
 
 
@@ -37,6 +38,9 @@ class Cost(NamedTuple):
     flops: int
 
 
+UNCOUNTED = Cost(0, 0)
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to compute a case.
@@ -47,7 +51,8 @@ class Variant:
     late: measured after the other variants of all cases, because it has to be compiled first.
     op, backend: of ours, the operation that dispatch knows, and the backend that runs it where it is not dispatch's own
     choice; where that backend cannot run, the variant is skipped. twin: the variant that is the same where dispatch
-    chooses this backend.
+    chooses this backend. differs: of a floor, what it computes instead.
+    missing: why it cannot run here.
     """
 
     name: str
@@ -57,6 +62,8 @@ class Variant:
     op: str | None = None
     backend: str | None = None
     twin: str | None = None
+    differs: str | None = None
+    missing: str | None = None
 
 
 def forced(backend: str, bind: Bind, t: Inputs) -> Callable[[], Outputs]:
@@ -92,16 +99,24 @@ class Case:
     draw: random inputs from a seed, equal for equal seeds. formula: the outputs in a given precision; it leaves its
     inputs as they are, and is neither ours nor a rival's code. cost: as counted, for the roofline. by_norm: outputs
     judged by their norm alone, because single elements may jump (a ReLU's gradient where its input is nearly 0).
+    check: in the place of a formula, gives what is wrong with a variant, or None. checked: what the check
+    is, in words. curve: the key of `shape` along which this case is a point of a scaling curve. sets: of inputs that
+    the repeats go round. cold: with the GPU's caches flushed before each repeat.
     """
 
     operation: str
     shape: dict[str, int]
     dtype: torch.dtype
     draw: Callable[[int], Inputs]
-    formula: Callable[[Inputs, Precision], Outputs]
+    formula: Callable[[Inputs, Precision], Outputs] | None
     variants: tuple[Variant, ...]
-    cost: Cost
+    cost: Cost = UNCOUNTED
     by_norm: frozenset[str] = frozenset()
+    check: Callable[[Variant], str | None] | None = None
+    checked: str = "float64: error at most twice PyTorch's own"
+    curve: str | None = None
+    sets: int = 3
+    cold: bool = True
 
     def __str__(self) -> str:
         sizes = " ".join(f"{name}={size}" for name, size in self.shape.items())
@@ -127,11 +142,9 @@ def _assert_norm(actual: torch.Tensor, own: torch.Tensor, exact: torch.Tensor) -
     assert error <= bound, f"the error's norm {error:.3g} is over the bound {bound:.3g} (result's norm: {size:.3g})"
 
 
-Judged = dict[torch.dtype, Outputs]  # a formula's outputs on one set of inputs, by the precision they end in
-
-
 def _judge(case: Case, precision: Precision, seed: int, known: Judged) -> Outputs:
     if precision.wide not in known:
+        assert case.formula is not None
         with torch.no_grad():
             known[precision.wide] = case.formula(case.draw(seed), precision)
     return known[precision.wide]
@@ -144,6 +157,8 @@ def failure_of(case: Case, variant: Variant, seed: int, known: Judged | None = N
     whose float32 results are computed in float32; a rival may round its products to the dtype, as PyTorch does.
     known: what the formula gave for this seed already, for the case's next variant.
     """
+    if case.check is not None:
+        return case.check(variant)
     known = {} if known is None else known
     wide = torch.promote_types(case.dtype, torch.float32) if variant.role == "ours" else case.dtype
     exact = _judge(case, EXACT, seed, known)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from bench.measure.runner import Ceilings
-from bench.measure.timing import Timer
+from bench.measure.timing import Timer, Times, spread
 
 COPY_BYTES = 2**30
-SIDE = 8192  # of the square matrices
+SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -27,24 +27,29 @@ def _product(device: torch.device, dtype: torch.dtype, side: int) -> Callable[[]
     return lambda: left @ right
 
 
+def _record(times: Times) -> dict[str, float]:
+    return {f"{name}_us": value for name, value in spread(times.each)._asdict().items()} | {"host_us": times.host}
+
+
 def measure_ceilings(timer: Timer, tiny: bool) -> dict[str, Any]:
     """Bytes per second of a copy, counted both ways; operations per second of square products by dtype, float32
     without TF32; microseconds of the smallest kernel on the device, and of the processor to launch it."""
-    count, side, seconds = (2**16, 32, 0.0) if tiny else (COPY_BYTES, SIDE, 0.5)
+    count, side, seconds = (2**16, 32, 0.0) if tiny else (COPY_BYTES, SIDE[timer.device.type], 0.5)
     copied = timer.measure([_copy(timer.device, count)], seconds, cold=False)
+    moved = spread(copied.each)
     found: dict[str, Any] = {
-        "bytes_per_second": 2 * count / (copied.median / 1e6),
-        "copy": {"bytes": 2 * count, "us": copied._asdict()},
+        "bytes_per_second": 2 * count / (moved.median / 1e6),
+        "copy": {"bytes": 2 * count, **_record(copied)},
         "flops_per_second": {},
         "product": {"side": side},
     }
     for dtype in DTYPES:
         name = str(dtype).removeprefix("torch.")
         product = timer.measure([_product(timer.device, dtype, side)], seconds, cold=False)
-        found["flops_per_second"][name] = 2 * side**3 / (product.median / 1e6)
-        found["product"][name] = product._asdict()
+        found["flops_per_second"][name] = 2 * side**3 / (spread(product.each).median / 1e6)
+        found["product"][name] = _record(product)
     one = torch.ones(1, device=timer.device)
-    found["smallest_kernel_us"] = timer.measure([lambda: one.add_(1.0)], seconds, cold=not tiny)._asdict()
+    found["smallest_kernel"] = _record(timer.measure([lambda: one.add_(1.0)], seconds, cold=not tiny))
     return found
 
 

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.measure.case import Case, Judged, Variant, failure_of
-from bench.measure.timing import Timer
+from bench.measure.timing import Timer, Times, spread
 from tss_kernels.backends import why_not
 from tss_kernels.dispatch import select
 
-ROTATING = 3  # sets of inputs that the repeats go round
 Record = dict[str, Any]
 
 
@@ -48,14 +47,15 @@ def describe(case: Case) -> Record:
     """A case's record before anything is measured."""
     return {
         "operation": case.operation, "shape": case.shape, "dtype": str(case.dtype).removeprefix("torch."),
-        "bytes": case.cost.bytes, "flops": case.cost.flops, "variants": {},
+        "bytes": case.cost.bytes, "flops": case.cost.flops, "curve": case.curve,
+        "threads": torch.get_num_threads(), "variants": {},
     }  # fmt: skip
 
 
-def _left_out(case: Case, variant: Variant, device: torch.device) -> str | None:
-    """Why a variant of one backend need not or cannot be measured, or None."""
-    if variant.op is None or variant.backend is None:
-        return None
+def not_measured(case: Case, variant: Variant, device: torch.device) -> str | None:
+    """Why a variant need not or cannot be measured here, or None."""
+    if variant.missing is not None or variant.op is None or variant.backend is None:
+        return variant.missing
     obstacle = why_not(variant.backend, variant.op, device, case.dtype)
     if obstacle is not None:
         return obstacle.reason
@@ -64,40 +64,100 @@ def _left_out(case: Case, variant: Variant, device: torch.device) -> str | None:
     return None
 
 
-def measure_variant(
-    case: Case,
-    variant: Variant,
-    timer: Timer,
-    budget: Budget,
-    ceilings: Ceilings | None,
-    known: Judged | None = None,
-) -> Record:
-    """The record of one variant: its time, or why there is none. Nothing is timed that failed its check.
+def check_variant(case: Case, variant: Variant, device: torch.device, known: Judged | None = None) -> Record:
+    """A variant's record before it is timed: whether it passed its check, or why it is left out or wrong.
 
     known: as `failure_of` takes it.
     """
     record: Record = {"role": variant.role}
     try:
-        left_out = _left_out(case, variant, timer.device)
+        left_out = not_measured(case, variant, device)
         if left_out is not None:
             return record | {"skipped": left_out}
         if variant.op is not None:
-            record |= {"op": variant.op, "backend": variant.backend or select(variant.op, timer.device, case.dtype)}
+            record |= {"op": variant.op, "backend": variant.backend or select(variant.op, device, case.dtype)}
         failure = None if variant.role == "floor" else failure_of(case, variant, 100, known)
-        if failure is not None:
-            return record | {"failed": failure}
-        calls = [variant.bind(case.draw(seed)) for seed in range(ROTATING)]
-        timing = timer.measure(calls, budget.per_variant)
-        record["peak_bytes"] = timer.peak_bytes(calls[0])
-    except torch.OutOfMemoryError as error:
-        return record | {"skipped": f"out of memory: {error}".splitlines()[0]}
-    except Exception as error:  # whatever a kernel or a compiler raises is this variant's result
-        return record | {"failed": f"{type(error).__name__}: {error}"[:2000]}
-    record |= {f"{name}_us": round(getattr(timing, name), 3) for name in ("median", "low", "high", "host")}
-    record["repeats"] = timing.repeats
-    if ceilings is not None:
-        record["roofline_share"] = round(ceilings.seconds(case) * 1e6 / timing.median, 4)
-    return record
+    except Exception as error:
+        return record | _raised(error)
+    if failure is not None:
+        return record | {"failed": failure}
+    if variant.role == "floor":
+        return record | {"checked": "not checked: " + (variant.differs or "it computes less")}
+    return record | {"checked": case.checked}
+
+
+def _raised(error: Exception) -> Record:
+    """Whatever a kernel or a compiler raises is the variant's result; memory that is not there is no fault of it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return {"skipped": f"out of memory: {error}".splitlines()[0]}
+    return {"failed": f"{type(error).__name__}: {error}"[:2000]}
+
+
+def is_timed(record: Record | None) -> bool:
+    """Whether a record holds a time; one that is merely ready for it, failed or was left out does not."""
+    return record is not None and "median_us" in record
+
+
+def _is_finished(record: Record) -> bool:
+    """Whether nothing is left to do for a variant: one that was only checked has no time yet."""
+    return is_timed(record) or not _is_ready(record)
+
+
+def _is_ready(record: Record) -> bool:
+    return not {"failed", "skipped"} & record.keys()
+
+
+class Clocked(NamedTuple):
+    """What taking turns gave: a record for each variant, and the times of each turn of those that were timed."""
+
+    records: dict[str, Record]
+    times: dict[str, Times]
+
+
+def clock_variants(
+    case: Case, checked: dict[str, Record], timer: Timer, budget: Budget, ceilings: Ceilings | None
+) -> Clocked:
+    """Times the variants of one case that passed their checks, all by turns.
+
+    checked: what `check_variant` gave, by variant; all of it comes back, with times where there are any. The ratios are
+    to the first of ours among them.
+    """
+    variants = [variant for variant in case.variants if variant.name in checked and _is_ready(checked[variant.name])]
+    records, competitors = dict(checked), {}
+    sets = [case.draw(seed) for seed in range(case.sets)]
+    for variant in variants:
+        try:
+            competitors[variant.name] = [variant.bind(inputs) for inputs in sets]
+            competitors[variant.name][0]()
+        except Exception as error:
+            competitors.pop(variant.name, None)
+            records[variant.name] |= _raised(error)
+    if not competitors:
+        return Clocked(records, {})
+    try:
+        times = timer.by_turns(competitors, budget.per_variant, cold=case.cold)
+        peaks = {name: timer.peak_bytes(calls[0]) for name, calls in competitors.items()}
+    except Exception as error:
+        return Clocked(records | {name: records[name] | _raised(error) for name in competitors}, {})
+    base = next((variant.name for variant in variants if variant.role == "ours" and variant.name in times), None)
+    for name, measured in times.items():
+        records[name] |= _timed(measured, peaks[name])
+        if ceilings is not None and case.cost.bytes:
+            share = ceilings.seconds(case) * 1e6 / records[name]["median_us"]
+            records[name]["roofline_share"] = round(share, 4)
+        if base is not None and name != base:
+            records[name]["ratio"] = {
+                key: round(value, 4) for key, value in measured.ratio(times[base])._asdict().items()
+            }
+    facts = sets[0].get("facts")
+    if facts and base is not None:
+        records[base]["facts"] = facts
+    return Clocked(records, times)
+
+
+def _timed(times: Times, peak: int | None) -> Record:
+    record: Record = {f"{name}_us": round(value, 3) for name, value in spread(times.each)._asdict().items()}
+    return record | {"host_us": round(times.host, 3), "repeats": len(times.each), "peak_bytes": peak}
 
 
 def _lost(device: torch.device) -> str | None:
@@ -122,26 +182,60 @@ def run_cases(
 ) -> list[Record]:
     """Measures all variants of all cases, those that must be compiled first last, and says of each what there is not.
 
-    keep: called with all records so far after every variant. known: records of an earlier process, whose variants are
-    not measured again. Raises DeviceLost.
+    keep: called with all records so far after every check and every case. known: records of an earlier process, whose
+    variants are not measured again. Raises DeviceLost.
     """
     records = [describe(case) for case in cases]
     for record in records:
-        earlier = [old for old in known if all(old[key] == record[key] for key in ("operation", "shape", "dtype"))]
-        record["variants"] |= earlier[0]["variants"] if earlier else {}
+        earlier = next((old for old in known if same_case(old, record)), {"variants": {}})
+        record["variants"] |= {name: one for name, one in earlier["variants"].items() if _is_finished(one)}
     for late in (False, True):
         for case, record in zip(cases, records, strict=True):
-            judged: Judged = {}
             for variant in case.variants:
-                if variant.late != late or variant.name in record["variants"]:
-                    continue
-                if budget.over():
+                if variant.late == late and variant.name not in record["variants"] and budget.over():
                     record["variants"][variant.name] = {"role": variant.role, "skipped": "the time was up"}
-                    continue
-                record["variants"][variant.name] = measure_variant(case, variant, timer, budget, ceilings, judged)
-                keep(records)
-                lost = _lost(timer.device)
-                if lost is not None:
-                    raise DeviceLost(f"{case}, {variant.name}: the device is lost to this process: {lost}")
+            _run_case(case, record["variants"], late, Run(timer, budget, ceilings, lambda: keep(records)))
     keep(records)
     return records
+
+
+class Run(NamedTuple):
+    """What measuring one case needs; keep: called when there is something new."""
+
+    timer: Timer
+    budget: Budget
+    ceilings: Ceilings | None
+    keep: Callable[[], None]
+
+
+def _run_case(case: Case, variants: dict[str, Record], late: bool, run: Run) -> None:
+    """Checks and times what is new of one case. Ours is timed again beside the late ones, for their ratios."""
+    judged: Judged = {}
+    new = [variant for variant in case.variants if variant.late == late and variant.name not in variants]
+    for variant in new:
+        variants[variant.name] = check_variant(case, variant, run.timer.device, judged)
+        run.keep()
+        _raise_if_lost(case, variant.name, run.timer.device)
+    names = [variant.name for variant in new if _is_ready(variants[variant.name])]
+    if not names:
+        return
+    base = next((one.name for one in case.variants if one.role == "ours" and is_timed(variants.get(one.name))), None)
+    beside = {} if base is None else {base: {"role": "ours"}}
+    del judged  # as large as the inputs, and of no more use
+    measured = clock_variants(
+        case, beside | {name: variants[name] for name in names}, run.timer, run.budget, run.ceilings
+    )
+    variants |= {name: measured.records[name] for name in names}
+    run.keep()
+    _raise_if_lost(case, ", ".join(names), run.timer.device)
+
+
+def _raise_if_lost(case: Case, name: str, device: torch.device) -> None:
+    lost = _lost(device)
+    if lost is not None:
+        raise DeviceLost(f"{case}, {name}: the device is lost to this process: {lost}")
+
+
+def same_case(one: Record, other: Record) -> bool:
+    """Whether two records are of the same operation at the same shape."""
+    return all(one.get(key) == other.get(key) for key in ("operation", "shape", "dtype", "threads", "curve"))

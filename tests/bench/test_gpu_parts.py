@@ -14,10 +14,11 @@ import pytest
 from bench.gpu import parts as all_parts
 from bench.gpu import suite
 from bench.gpu.__main__ import run_parts
-from bench.gpu.context import ROOT, Context, Outcome, sources
+from bench.gpu.context import Context, Outcome
 from bench.gpu.parts import PARTS, Part, choose
 from bench.gpu.processes import run_child
 from bench.measure.report import Report
+from bench.measure.revision import ROOT, sources
 
 TOOLS = {"tools": {"compute-sanitizer": None}}
 
@@ -243,7 +244,7 @@ def test_without_a_tool_or_a_package_a_part_says_so(context, monkeypatch):
 def test_the_digest_follows_the_sources(monkeypatch, tmp_path):
     before = sources()
     assert sources() == before
-    monkeypatch.setattr("bench.gpu.context.SOURCES", ("tss_kernels",))
+    monkeypatch.setattr("bench.measure.revision.SOURCES", ("tss_kernels",))
     assert sources() != before
 
 
@@ -272,7 +273,7 @@ def test_a_dry_run_says_what_it_would_do(tmp_path):
 def test_the_whole_command_on_a_cpu(tmp_path):
     done = gpu_sh("--device", "cpu", "--parts", "env,sanitize,measure.adamw", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = Path(tmp_path).glob("cpu-tiny-*.json")
+    (path,) = Path(tmp_path).glob("*-tiny-*.json")
     kept = json.loads(path.read_text())
     assert kept["machine"]["packages"]["torch"]
     adamw, sanitizer = kept["parts"]["measure.adamw"], kept["parts"]["sanitize.memcheck"]

@@ -12,17 +12,17 @@ import torch
 from bench.measure import runner
 from bench.measure.__main__ import main
 from bench.measure.case import COMPARED, EXACT, Variant, by_backends, failure_of
-from bench.measure.cases import GROUPS
+from bench.measure.cases import GROUPS, MODELS, STARTS
 from bench.measure.cases.gated_linear import cases as linear_cases
 from bench.measure.cases.sizes import bart_large, tiny
 from bench.measure.ceilings import measure_ceilings, read_ceilings
-from bench.measure.runner import Budget, Ceilings, DeviceLost, measure_variant, run_cases
+from bench.measure.runner import Budget, Ceilings, DeviceLost, check_variant, clock_variants, describe, run_cases
 from bench.measure.timing import timer_for
 from tss_kernels.backends import why_not
 from tss_kernels.dispatch import forced_backend, implementation, select, use_backend
 
 CPU = torch.device("cpu")
-OPERATIONS = [name for name in GROUPS if name != "dispatch"]
+OPERATIONS = [name for name in GROUPS if name not in {"dispatch", *MODELS, *STARTS}]
 CEILINGS = Ceilings(1e9, {"bfloat16": 1e9})
 
 
@@ -30,28 +30,48 @@ def budget() -> Budget:
     return Budget(0.0, time.monotonic() + 600)
 
 
+def measure_variant(case, variant, *, device=CPU):
+    """One variant alone, checked and timed."""
+    case = replace(case, variants=(variant,))
+    checked = {variant.name: check_variant(case, variant, device)}
+    return clock_variants(case, checked, timer_for(device), budget(), CEILINGS).records[variant.name]
+
+
 def measured(path, group: str) -> dict:
     assert main([group, "--device", "cpu", "--tiny", "--out", str(path)]) == 0
     return json.loads(path.read_text())["parts"][f"measure.{group}"]["result"]
 
 
-@pytest.mark.parametrize("group", [*OPERATIONS, "step"])
+@pytest.mark.parametrize("group", [name for name in GROUPS if name != "dispatch"])
 def test_every_variant_passes_its_check_and_is_timed(group, tmp_path):
-    if group == "step":
+    if group in MODELS:
         pytest.importorskip("transformers")
     records = measured(tmp_path / "results.json", group)["cases"]
     assert records
     for record in records:
         roles = [variant["role"] for variant in record["variants"].values()]
-        assert roles.count("rival") >= 1
         assert roles[0] == "ours"
+        if group in OPERATIONS:
+            assert roles.count("rival") >= 1
         for name, variant in record["variants"].items():
-            backend = name.rpartition(", ")[2]
-            if backend in COMPARED and "skipped" in variant:
-                assert why_not(backend, "gated_linear", CPU, torch.float32) is not None, variant
+            if "skipped" in variant:
+                assert name.rpartition(", ")[2] in COMPARED or name == "PEFT LoRA", variant
                 continue
             assert variant["low_us"] <= variant["median_us"] <= variant["high_us"], variant
             assert variant["repeats"] >= 2
+            assert variant["checked"]
+            assert ("ratio" in variant) == (variant is not next(iter(record["variants"].values())))
+
+
+def test_curves_have_more_than_one_point_and_each_shape_once():
+    records = [describe(case) for group in ("scaling", "tasks") for case in GROUPS[group](tiny(CPU))]
+    for curve in ("rows", "in", "out", "bottleneck", "tensors", "tasks"):
+        points = [record for record in records if record["curve"] == curve]
+        operations = {record["operation"] for record in points}
+        for operation in operations:
+            sizes = [record["shape"][curve] for record in points if record["operation"] == operation]
+            assert len(sizes) == len(set(sizes)) >= 2, (operation, curve)
+        assert operations
 
 
 def test_roofline_shares_are_of_the_measured_ceilings(tmp_path):
@@ -111,7 +131,7 @@ def test_a_wrong_output_gets_no_time(group, fault):
                     call = variant.bind(inputs)
                     return lambda: spoil(call(), name, fault)
 
-                record = measure_variant(case, replace(variant, bind=planted), timer_for(CPU), budget(), CEILINGS)
+                record = measure_variant(case, replace(variant, bind=planted))
                 assert name in record["failed"], f"{case}, {variant.name}, {name}"
                 assert not any(key.endswith("_us") for key in record)
 
@@ -142,30 +162,34 @@ def test_memory_that_is_not_there_is_no_failure_and_an_exception_is():
 
         return replace(case.variants[0], bind=bind)
 
-    record = measure_variant(case, raising(torch.OutOfMemoryError("full")), timer_for(CPU), budget(), None)
+    record = measure_variant(case, raising(torch.OutOfMemoryError("full")))
     assert (record["role"], record.get("skipped")) == ("ours", "out of memory: full")
-    record = measure_variant(case, raising(RuntimeError("no such kernel")), timer_for(CPU), budget(), None)
+    record = measure_variant(case, raising(RuntimeError("no such kernel")))
     assert (record["role"], record.get("failed")) == ("ours", "RuntimeError: no such kernel")
     assert "median_us" not in record
 
 
 def test_an_interrupted_group_keeps_what_it_has(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
-    real, seen = runner.measure_variant, []
+    real, seen = runner.clock_variants, []
 
-    def interrupting(case, variant, *rest):
-        if len(seen) == 3:
+    def interrupting(case, *rest):
+        if len(seen) == 2:
             raise KeyboardInterrupt
-        seen.append(variant.name)
-        return real(case, variant, *rest)
+        seen.append(case.operation)
+        return real(case, *rest)
 
-    monkeypatch.setattr(runner, "measure_variant", interrupting)
+    monkeypatch.setattr(runner, "clock_variants", interrupting)
     with pytest.raises(KeyboardInterrupt):
         main(["gated_linear", "--device", "cpu", "--tiny", "--out", str(path)])
-    first = json.loads(path.read_text())["parts"]["measure.gated_linear"]["result"]["cases"][0]
-    assert list(first["variants"]) == seen
-    assert all(("median_us" in variant) != ("skipped" in variant) for variant in first["variants"].values())
-    assert "median_us" in first["variants"]["tss"]
+    cases = json.loads(path.read_text())["parts"]["measure.gated_linear"]["result"]["cases"]
+    assert [case["operation"] for case in cases if "median_us" in case["variants"].get("tss", {})] == seen
+    monkeypatch.setattr(runner, "clock_variants", real)
+    before = cases[0]["variants"]["tss"]
+    assert main(["gated_linear", "--device", "cpu", "--tiny", "--continue", "--out", str(path)]) == 0
+    cases = json.loads(path.read_text())["parts"]["measure.gated_linear"]["result"]["cases"]
+    assert cases[0]["variants"]["tss"] == before
+    assert all("median_us" in case["variants"]["tss"] for case in cases)
 
 
 def test_when_the_time_is_up_nothing_more_is_measured():
@@ -193,7 +217,7 @@ def test_a_wrong_step_gets_no_time(monkeypatch, tmp_path):
     chosen = implementation("gated_linear", select("gated_linear", CPU, torch.bfloat16))
     right = chosen.scores_grad
     monkeypatch.setattr(chosen, "scores_grad", lambda *tensors: right(*tensors).neg())
-    (record,) = measured(tmp_path / "results.json", "step")["cases"]
+    record, _ = measured(tmp_path / "results.json", "step")["cases"]
     assert "score gradients" in record["variants"]["tss"]["failed"]
     assert "median_us" not in record["variants"]["tss"]
     assert "median_us" not in record["variants"]["eager"]  # the step in float64, which judges both, is wrong
@@ -217,14 +241,14 @@ def test_a_backends_variant_is_made_and_called_with_it_forced(monkeypatch):
 
     monkeypatch.setattr(runner, "why_not", lambda *_: None)
     tss, _, cuda = by_backends("gated_linear", Variant("tss", "ours", bind))
-    record = measure_variant(case, cuda, timer_for(CPU), budget(), None)
+    record = measure_variant(case, cuda)
     assert (record["backend"], set(seen)) == ("cuda", {"cuda"})
     assert forced_backend() is None
     seen.clear()
-    record = measure_variant(case, tss, timer_for(CPU), budget(), None)
+    record = measure_variant(case, tss)
     assert (record["backend"], set(seen)) == (select("gated_linear", CPU, torch.bfloat16), {None})
     monkeypatch.setattr(runner, "select", lambda *_: "cuda")
-    assert "the same as tss" in measure_variant(case, cuda, timer_for(CPU), budget(), None)["skipped"]
+    assert "the same as tss" in measure_variant(case, cuda)["skipped"]
 
 
 def test_a_backend_that_cannot_run_is_skipped_with_its_reason():
@@ -232,7 +256,7 @@ def test_a_backend_that_cannot_run_is_skipped_with_its_reason():
     for variant in case.variants:
         if variant.backend is not None:
             obstacle = why_not(variant.backend, "gated_linear", CPU, torch.bfloat16)
-            record = measure_variant(case, variant, timer_for(CPU), budget(), None)
+            record = measure_variant(case, variant)
             assert record.get("skipped") == (None if obstacle is None else obstacle.reason)
 
 

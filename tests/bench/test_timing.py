@@ -1,4 +1,4 @@
-"""The CUDA timer on a clock of its own: what it measures, how often it flushes, whether it goes round its inputs."""
+"""The timers on a clock of their own: what they measure, whose turn it is, how often they flush."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.measure import timing
-from bench.measure.timing import CudaTimer, summary
+from bench.measure.timing import CpuTimer, CudaTimer, spread
 
 
 class Machine:
@@ -56,10 +56,10 @@ def test_the_flush_outlasts_the_processor_and_is_not_measured(machine):
     timer = CudaTimer(torch.device("cpu"))
     machine.flushes = 0
     found = timer.measure([machine.call(0.05)], seconds=0.01)
-    assert found.median == pytest.approx(50)
+    assert found.each == pytest.approx([50] * len(found.each))
     assert found.host == pytest.approx(1000)
     # 1.5 x 1 ms of the processor are 8 flushes of 0.2 ms, before each repeat and before the one that sets their number
-    assert machine.flushes == 8 * (found.repeats + 1)
+    assert machine.flushes == 8 * (len(found.each) + 1)
 
 
 def test_a_call_much_longer_than_its_launch_is_still_flushed(machine):
@@ -67,7 +67,7 @@ def test_a_call_much_longer_than_its_launch_is_still_flushed(machine):
     timer = CudaTimer(torch.device("cpu"))
     machine.flushes = 0
     found = timer.measure([machine.call(5.0)], seconds=0.1)
-    assert machine.flushes == found.repeats + 1
+    assert machine.flushes == len(found.each) + 1
 
 
 def test_warm_calls_are_not_flushed(machine):
@@ -80,9 +80,45 @@ def test_warm_calls_are_not_flushed(machine):
 def test_repeats_go_round_the_inputs(machine):
     calls = [machine.call(milliseconds) for milliseconds in (1.0, 2.0, 3.0)]
     found = CudaTimer(torch.device("cpu")).measure(calls, seconds=0.06)
-    assert (found.low, found.median, found.high) == pytest.approx((1000, 2000, 3000))
-    assert 10 <= found.repeats <= 100
+    assert spread(found.each) == pytest.approx((2000, 1000, 3000))
+    assert 10 <= len(found.each) <= 100
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_competitors_take_turns_and_what_slows_the_machine_cancels_out(machine, kind, monkeypatch):
+    """One call takes twice as long as the other, on a machine that gets ten times slower under way."""
+    order: list[str] = []
+
+    def call(name: str, milliseconds: float):
+        def run() -> None:
+            order.append(name)
+            slower = 10 if len(order) > 60 else 1
+            machine.now += slower * milliseconds
+            machine.wall += slower * milliseconds / 1e3
+
+        return run
+
+    timer = CudaTimer(torch.device("cpu")) if kind == "cuda" else CpuTimer(torch.device("cpu"))
+    found = timer.by_turns({"a": [call("a", 2.0)], "b": [call("b", 4.0)]}, seconds=0.2, cold=False)
+    assert found["b"].ratio(found["a"]) == pytest.approx((2.0, 2.0, 2.0))
+    assert max(found["a"].each) > 5 * min(found["a"].each)
+    turns = len(found["a"].each)
+    taken = [order[-2 * turns :][2 * i : 2 * i + 2] for i in range(turns)]
+    assert all(sorted(pair) == ["a", "b"] for pair in taken)  # each once a turn
+    assert {tuple(pair) for pair in taken} == {("a", "b"), ("b", "a")}  # in an order that changes
+
+
+def test_short_cpu_calls_are_repeated_within_a_turn(machine):
+    calls = []
+
+    def call() -> None:
+        calls.append(None)
+        machine.wall += 1e-5
+
+    found = CpuTimer(torch.device("cpu")).measure([call], seconds=0.05)
+    assert found.each == pytest.approx([10.0] * len(found.each))
+    assert len(calls) == pytest.approx(100 * len(found.each), abs=10)  # a turn lasts a millisecond
 
 
 def test_median_and_percentiles():
-    assert summary([5.0, 1.0, 3.0, 2.0, 4.0, 6.0, 7.0, 8.0, 9.0, 10.0, 100.0], 7.0) == (6.0, 2.0, 10.0, 7.0, 11)
+    assert spread([5.0, 1.0, 3.0, 2.0, 4.0, 6.0, 7.0, 8.0, 9.0, 10.0, 100.0]) == (6.0, 2.0, 10.0)

@@ -10,11 +10,16 @@ from bench.measure.cases import (
     adamw,
     dispatch,
     dispatch_adapter,
+    epoch,
     gated_adapter,
     gated_linear,
     gates,
     importance,
     packed_linear,
+    scaling,
+    start,
+    step,
+    tasks,
 )
 from bench.measure.cases.sizes import Sizes
 
@@ -25,5 +30,12 @@ GROUPS: dict[str, Callable[[Sizes], Iterable[Case]]] = {
     "packed_linear": packed_linear.cases,
     "gates": gates.cases,
     "importance": importance.cases,
+    "scaling": scaling.cases,
+    "step": step.cases,
+    "epoch": epoch.cases,
+    "tasks": tasks.cases,
+    "start": start.cases,
     "dispatch": lambda sizes: chain(dispatch.cases(sizes), dispatch_adapter.cases(sizes)),
 }
+MODELS = frozenset({"step", "epoch", "tasks"})  # the groups that run whole models
+STARTS = frozenset({"start"})  # those that start whole processes

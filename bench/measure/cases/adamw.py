@@ -13,6 +13,7 @@ from bench.measure.case import Case, Cost, Inputs, Outputs, Precision, Variant, 
 from bench.measure.cases.sizes import Draw, Sizes
 
 STEP = 10
+LARGE = 10**7  # scores beyond which one set of inputs is far larger than any cache
 HYPER: dict[str, float] = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6, "weight_decay": 0.01}
 LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs", "importances")
 Shapes = tuple[tuple[int, int], ...]
@@ -65,11 +66,18 @@ def _bind_ours(site: str, t: Inputs) -> Callable[[], Outputs]:
     return call
 
 
-def _torch_optimizer(t: Inputs) -> tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]:
-    """PyTorch's fused AdamW in the state of these inputs, before its step number STEP."""
+FORMS: dict[str, dict[str, bool]] = {
+    "fused": {"fused": True},
+    "foreach": {"foreach": True},
+    "eager": {"foreach": False},
+}
+
+
+def _torch_optimizer(form: str, t: Inputs) -> tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]:
+    """PyTorch's AdamW in one of its forms, in the state of these inputs, before its step number STEP."""
     parameters = [torch.nn.Parameter(tensor) for tensor in t["params"]]
     optimizer = torch.optim.AdamW(
-        parameters, HYPER["lr"], (HYPER["beta1"], HYPER["beta2"]), HYPER["eps"], HYPER["weight_decay"], fused=True
+        parameters, HYPER["lr"], (HYPER["beta1"], HYPER["beta2"]), HYPER["eps"], HYPER["weight_decay"], **FORMS[form]
     )
     for i, parameter in enumerate(parameters):
         parameter.grad = t["grads"][i]
@@ -82,7 +90,7 @@ def _torch_optimizer(t: Inputs) -> tuple[torch.optim.Optimizer, list[torch.nn.Pa
 
 
 def _bind_unmasked(t: Inputs) -> Callable[[], Outputs]:
-    (optimizer, _), changed = _torch_optimizer(t), _changed(t)
+    (optimizer, _), changed = _torch_optimizer("fused", t), _changed(t)
 
     def call() -> Outputs:
         optimizer.step()
@@ -91,9 +99,9 @@ def _bind_unmasked(t: Inputs) -> Callable[[], Outputs]:
     return call
 
 
-def _bind_multiply(site: str, t: Inputs) -> Callable[[], Outputs]:
-    """PyTorch's fused step; before it the gradients times 1 - I, or after it the change times 1 - I."""
-    optimizer, parameters = _torch_optimizer(t)
+def _bind_multiply(site: str, form: str, t: Inputs) -> Callable[[], Outputs]:
+    """PyTorch's step; before it the gradients times 1 - I, or after it the change times 1 - I."""
+    optimizer, parameters = _torch_optimizer(form, t)
     values: list[Any] = [parameter.detach() for parameter in parameters]
     keeps, changed = [1 - importance for importance in t["importances"]], _changed(t)
 
@@ -112,19 +120,25 @@ def _bind_multiply(site: str, t: Inputs) -> Callable[[], Outputs]:
     return update if site == "update" else gradient
 
 
+def case(name: str, sizes: Sizes, shapes: Shapes, site: str, curve: str | None = None) -> Case:
+    """One step over tensors of these shapes."""
+    like = [torch.empty(shape, device="meta") for shape in shapes]
+    counted = tss_kernels.explain("soft_masked_adamw_", *([like] * 5), step=STEP, **HYPER)
+    scores = sum(a * b for a, b in shapes)
+    return Case(
+        f"soft_masked_adamw_ {site}, {name}", {"tensors": len(shapes), "scores": scores}, torch.float32,
+        partial(_draw, sizes, shapes), partial(_formula, site),
+        (
+            *by_backends("soft_masked_adamw_", Variant("tss", "ours", partial(_bind_ours, site))),
+            Variant("AdamW fused, no mask", "floor", _bind_unmasked),
+            *(Variant(f"AdamW {form} + multiply", "rival", partial(_bind_multiply, site, form)) for form in FORMS),
+        ),
+        Cost(counted.bytes, 0), curve=curve, sets=1 if scores > LARGE else 3,
+    )  # fmt: skip
+
+
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """Both sites at every number of scores."""
-    for name, shapes in sizes.scores.items():
-        like = [torch.empty(shape, device="meta") for shape in shapes]
-        counted = tss_kernels.explain("soft_masked_adamw_", *([like] * 5), step=STEP, **HYPER)
-        for site in ("update", "gradient"):
-            yield Case(
-                f"soft_masked_adamw_ {site}, {name}", {"tensors": len(shapes), "scores": sum(a * b for a, b in shapes)},
-                torch.float32, partial(_draw, sizes, shapes), partial(_formula, site),
-                (
-                    *by_backends("soft_masked_adamw_", Variant("tss", "ours", partial(_bind_ours, site))),
-                    Variant("AdamW fused, no mask", "floor", _bind_unmasked),
-                    Variant("AdamW fused + multiply", "rival", partial(_bind_multiply, site)),
-                ),
-                Cost(counted.bytes, 0),
-            )  # fmt: skip
+    """Every number of scores; both sites where one model's adapters are stepped as they are."""
+    for number, (name, shapes) in enumerate(sizes.scores.items()):
+        for site in ("update", "gradient") if number < 2 else ("update",):
+            yield case(name, sizes, shapes, site)

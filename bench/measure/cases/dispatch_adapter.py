@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -81,12 +82,12 @@ def _candidates(dtype: torch.dtype, bottleneck: int) -> tuple[Variant, ...]:
 def cases(sizes: Sizes) -> Iterator[Case]:
     """The forward pass from packed gates, the likeliest classes first."""
     for dtype, hidden, bottleneck in ((sizes.dtype, 32, 16),) if sizes.tiny else SHAPES:
-        drawn = Sizes(**{**vars(sizes), "dtype": dtype, "hidden": hidden, "bottleneck": bottleneck})
+        drawn = replace(sizes, dtype=dtype)
         for rows in (20,) if sizes.tiny else ROWS:
             bits, operands = 2 * hidden * bottleneck // 8, 2 * hidden * bottleneck * dtype.itemsize
             yield Case(
                 OPERATION, {"rows": rows, "hidden": hidden, "bottleneck": bottleneck}, dtype,
-                partial(gated_adapter.draw, drawn, rows), partial(gated_adapter.formula, False),
+                partial(gated_adapter.draw, drawn, (rows, hidden, bottleneck)), partial(gated_adapter.formula, False),
                 _candidates(dtype, bottleneck),
                 Cost(2 * rows * hidden * dtype.itemsize + operands + bits, 4 * rows * hidden * bottleneck),
             )  # fmt: skip

@@ -19,13 +19,14 @@ OPERANDS = ("x", "dy", "down_weight", "down_bias", "up_weight", "up_bias")
 TRAINED = ("x", "down_scores", "up_scores")
 
 
-def draw(sizes: Sizes, rows: int, seed: int) -> Inputs:
+Shape = tuple[int, int, int]  # rows, hidden, bottleneck
+
+
+def draw(sizes: Sizes, shape: Shape, seed: int) -> Inputs:
     """Random inputs; "<layer>_keep" is 1 - importance, which rivals get ready made."""
-    random = Draw(sizes, seed)
-    inputs: Inputs = {"x": random.normal(rows, sizes.hidden), "dy": random.normal(rows, sizes.hidden)}
-    for layer, (out, inner) in {
-        "down": (sizes.bottleneck, sizes.hidden), "up": (sizes.hidden, sizes.bottleneck)
-    }.items():  # fmt: skip
+    random, (rows, hidden, bottleneck) = Draw(sizes, seed), shape
+    inputs: Inputs = {"x": random.normal(rows, hidden), "dy": random.normal(rows, hidden)}
+    for layer, (out, inner) in {"down": (bottleneck, hidden), "up": (hidden, bottleneck)}.items():
         inputs[f"{layer}_weight"] = random.normal(out, inner, scale=0.05)
         inputs[f"{layer}_scores"] = random.normal(out, inner, dtype=torch.float32)
         inputs[f"{layer}_bias"] = random.normal(out, scale=0.1)
@@ -93,7 +94,7 @@ def _bind(with_gradients: bool, trained: tuple[str, ...], run: Adapter, t: Input
     return call
 
 
-def _variants(sizes: Sizes, with_gradients: bool) -> tuple[Variant, ...]:
+def _variants(sizes: Sizes, with_gradients: bool, compiled: bool) -> tuple[Variant, ...]:
     eager = late_compiled(lambda t: rivals.adapter(rivals.eager_linear, t["x"], t), sizes)
     runs: list[tuple[str, Role, Adapter]] = [
         ("tss", "ours", _ours),
@@ -111,40 +112,49 @@ def _variants(sizes: Sizes, with_gradients: bool) -> tuple[Variant, ...]:
             ),
         )
         for name, role, run in runs
+        if compiled or name != "compile"
     ]  # fmt: skip
     ours = [by_backends("gated_adapter", variant) for variant in made[:2]]
     return (*ours[0], *ours[1], *made[2:])
 
 
-def _cost(sizes: Sizes, rows: int, with_gradients: bool) -> Cost:
+def _cost(sizes: Sizes, shape: Shape, with_gradients: bool) -> Cost:
     """Forward as `tss_kernels.explain` counts it; the backward pass of one fused operation reads x and dy, writes dx,
     and computes the hidden state again."""
 
     def empty(*shape: int, dtype: torch.dtype = sizes.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    down, up = (sizes.bottleneck, sizes.hidden), (sizes.hidden, sizes.bottleneck)
+    rows, hidden, bottleneck = shape
+    down, up = (bottleneck, hidden), (hidden, bottleneck)
     forward = tss_kernels.explain(
-        "gated_adapter", empty(rows, sizes.hidden), empty(*down), empty(*down, dtype=torch.float32), empty(*up),
-        empty(*up, dtype=torch.float32), empty(sizes.bottleneck), empty(sizes.hidden),
+        "gated_adapter", empty(rows, hidden), empty(*down), empty(*down, dtype=torch.float32), empty(*up),
+        empty(*up, dtype=torch.float32), empty(bottleneck), empty(hidden),
     )  # fmt: skip
     if not with_gradients:
         return Cost(forward.bytes, forward.flops)
-    size, weights = sizes.dtype.itemsize, sizes.hidden * sizes.bottleneck
-    backward = 3 * size * rows * sizes.hidden + 2 * (size * weights + weights // 8 + 8 * weights)
+    size, weights = sizes.dtype.itemsize, hidden * bottleneck
+    backward = 3 * size * rows * hidden + 2 * (size * weights + weights // 8 + 8 * weights)
     # the hidden state again, two gradients of inputs, two of scores
     return Cost(forward.bytes + backward, forward.flops + 5 * 2 * rows * weights)
+
+
+def case(sizes: Sizes, shape: Shape, with_gradients: bool, *, compiled: bool = True, curve: str | None = None) -> Case:
+    """One adapter; a compiled rival only if asked for."""
+    rows, hidden, bottleneck = shape
+    return Case(
+        f"gated_adapter forward{'+backward' if with_gradients else ''}",
+        {"rows": rows, "hidden": hidden, "bottleneck": bottleneck}, sizes.dtype,
+        partial(draw, sizes, shape), partial(formula, with_gradients), _variants(sizes, with_gradients, compiled),
+        _cost(sizes, shape, with_gradients), curve=curve,
+        # where the ReLU's input is nearly 0, its gradient is a matter of the last bit
+        by_norm=frozenset({"dx", "ddown_scores"}),
+    )  # fmt: skip
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
     """Forward and backward first: it is what training runs."""
     for rows in sizes.rows:
-        for with_gradients in (True, False):
-            yield Case(
-                f"gated_adapter forward{'+backward' if with_gradients else ''}",
-                {"rows": rows, "hidden": sizes.hidden, "bottleneck": sizes.bottleneck}, sizes.dtype,
-                partial(draw, sizes, rows), partial(formula, with_gradients), _variants(sizes, with_gradients),
-                _cost(sizes, rows, with_gradients),
-                # where the ReLU's input is nearly 0, its gradient is a matter of the last bit
-                by_norm=frozenset({"dx", "ddown_scores"}),
-            )  # fmt: skip
+        for hidden, bottleneck in sizes.adapters:
+            for with_gradients in (True, False):
+                yield case(sizes, (rows, hidden, bottleneck), with_gradients, compiled=sizes.compiles(rows))

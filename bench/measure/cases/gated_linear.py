@@ -33,9 +33,6 @@ def draw(sizes: Sizes, rows: int, in_features: int, out_features: int, seed: int
     return inputs
 
 
-OUTPUTS = ("y", "dx", "dscores")
-
-
 def only(names: tuple[str, ...], t: Inputs, precision: Precision) -> Outputs:
     """Those outputs that a case has, of all that any of these cases gives."""
     dtype, wide = precision
@@ -170,26 +167,39 @@ def forward_cost(sizes: Sizes, rows: int, in_features: int, out_features: int) -
     return Cost(counted.bytes, counted.flops)
 
 
+# Operation -> the outputs that it gives.
+OPERATIONS = {
+    "gated_linear forward": ("y",), "gated_linear dX": ("dx",), "gated_linear dS": ("dscores",),
+    "gated_linear forward+backward": ("y", "dx", "dscores"),
+}  # fmt: skip
+
+
+def _variants(operation: str, sizes: Sizes) -> tuple[Variant, ...]:
+    if operation == "gated_linear dX":
+        return _input_grad_variants()
+    if operation == "gated_linear dS":
+        return _scores_grad_variants()
+    if operation == "gated_linear forward":
+        return _whole(sizes, _bind_forward, Variant("ungated", "floor", _ungated_forward))
+    return _whole(sizes, _bind_both, Variant("ungated", "floor", _bind_floor_both))
+
+
+def case(
+    sizes: Sizes, operation: str, rows: int, features: tuple[int, int], *, compiled: bool = True,
+    curve: str | None = None,
+) -> Case:  # fmt: skip
+    """One operation at one shape; a compiled rival only if asked for."""
+    return Case(
+        operation, {"rows": rows, "in": features[0], "out": features[1]}, sizes.dtype,
+        partial(draw, sizes, rows, *features), partial(only, OPERATIONS[operation]),
+        tuple(one for one in _variants(operation, sizes) if compiled or one.name != "compile"),
+        _costs(sizes, rows, *features)[operation], curve=curve,
+    )  # fmt: skip
+
+
 def cases(sizes: Sizes) -> Iterator[Case]:
     """Every operation at every shape, the most telling numbers of rows first."""
-    outputs = {
-        "gated_linear forward": ("y",), "gated_linear dX": ("dx",), "gated_linear dS": ("dscores",),
-        "gated_linear forward+backward": ("y", "dx", "dscores"),
-    }  # fmt: skip
     for rows in sizes.rows:
         for features in sizes.features:
-            costs = _costs(sizes, rows, *features)
-            variants = {
-                "gated_linear forward": _whole(sizes, _bind_forward, Variant("ungated", "floor", _ungated_forward)),
-                "gated_linear dX": _input_grad_variants(),
-                "gated_linear dS": _scores_grad_variants(),
-                "gated_linear forward+backward": _whole(
-                    sizes, _bind_both, Variant("ungated", "floor", _bind_floor_both)
-                ),
-            }
-            for operation, names in outputs.items():
-                yield Case(
-                    operation, {"rows": rows, "in": features[0], "out": features[1]}, sizes.dtype,
-                    partial(draw, sizes, rows, *features), partial(only, names), variants[operation],
-                    costs[operation],
-                )  # fmt: skip
+            for operation in OPERATIONS:
+                yield case(sizes, operation, rows, features, compiled=sizes.compiles(rows))

@@ -58,6 +58,7 @@ def cases(sizes: Sizes) -> Iterator[Case]:
             bits = in_features * out_features // 8
             yield Case(
                 "packed_linear forward", {"rows": rows, "in": in_features, "out": out_features}, sizes.dtype,
-                partial(gated_linear.draw, sizes, rows, in_features, out_features), _formula, _variants(sizes),
+                partial(gated_linear.draw, sizes, rows, in_features, out_features), _formula,
+                tuple(one for one in _variants(sizes) if sizes.compiles(rows) or one.name != "compile"),
                 Cost(forward.bytes - 4 * in_features * out_features + bits, forward.flops),
             )  # fmt: skip

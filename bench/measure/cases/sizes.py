@@ -17,10 +17,11 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class Sizes:
-    """BART-Large's sizes, or tiny ones that only show that everything runs.
+    """BART-Large's sizes, those of smaller models for a CPU, or tiny ones that only show that everything runs.
 
-    rows: batch x length, the most telling first. features: (in, out) of one map. hidden, bottleneck: of one adapter.
-    scores: name -> shapes of the tensors of one optimizer step.
+    rows: batch x length, the most telling first. features: (in, out) of one map. adapters: (hidden, bottleneck) of one.
+    scores: name -> shapes of the tensors of one optimizer step. compiled: the rows at which `torch.compile` competes,
+    None for all.
     """
 
     device: torch.device
@@ -28,22 +29,49 @@ class Sizes:
     tiny: bool
     rows: tuple[int, ...]
     features: tuple[tuple[int, int], ...]
-    hidden: int
-    bottleneck: int
+    adapters: tuple[tuple[int, int], ...]
     scores: dict[str, tuple[tuple[int, int], ...]]
+    compiled: tuple[int, ...] | None = None
+
+    def compiles(self, rows: int) -> bool:
+        """Whether a compiled rival competes at so many rows."""
+        return self.compiled is None or rows in self.compiled
+
+
+# 3.1 M scores are those of BART-Large with adapters of 64.
+SCORES = {
+    "3 M scores in 48 tensors": ((64, 1024), (1024, 64)) * 24,
+    "3 M scores in 1 tensor": ((3072, 1024),),
+    "3 M scores in 768 tensors": ((64, 64),) * 768,
+    "100 M scores": ((1024, 1024),) * 100,
+}
 
 
 def bart_large(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Sizes:
     """The sizes that are published: 48 gated matrices of 24 adapters, 3.1 M scores."""
     return Sizes(
-        device, dtype, False, (16384, 4096, 65536), ((1024, 64), (64, 1024), (1024, 1024)), 1024, 64,
-        {"3 M scores in 48 tensors": ((64, 1024), (1024, 64)) * 24, "100 M scores": ((1024, 1024),) * 100},
+        device, dtype, False, (16384, 4096, 65536), ((1024, 64), (64, 1024), (1024, 1024)), ((1024, 64),),
+        SCORES,
     )  # fmt: skip
+
+
+def cpu(device: torch.device, dtype: torch.dtype = torch.float32) -> Sizes:
+    """What a few cores can do: BART-Large's adapters and those of the embedded backbone, at rows of small batches."""
+    embedded = ((64, 256), (256, 64)) * 6
+    return Sizes(
+        device, dtype, False, (512, 2048), ((256, 64), (64, 256), (1024, 64), (64, 1024), (1024, 1024)),
+        ((256, 64), (1024, 64)), {"197 k scores in 12 tensors": embedded, **SCORES}, compiled=(512,),
+    )  # fmt: skip
+
+
+def published(device: torch.device) -> Sizes:
+    """The sizes that a kind of machine is measured at."""
+    return bart_large(device) if device.type == "cuda" else cpu(device)
 
 
 def tiny(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Sizes:
     """Sizes at which nothing is worth timing."""
-    return Sizes(device, dtype, True, (33,), ((24, 8),), 24, 8, {"two tensors": ((8, 24), (24, 8))})
+    return Sizes(device, dtype, True, (33,), ((24, 8),), ((24, 8),), {"two tensors": ((8, 24), (24, 8))})
 
 
 class Draw:

@@ -1,4 +1,4 @@
-"""What this machine has, as JSON: `python -m bench.gpu.environment`. Nothing of it has to be there."""
+"""What this machine has, as JSON: `python -m bench.measure.environment`. Nothing of it has to be there."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
+from datetime import date
 from typing import Any
 
 # What each package is for, where it is not the package's name that says it.
@@ -23,6 +25,7 @@ PACKAGES = {
     "hypothesis": "some tests",
     "pytest-xdist": "running tests side by side",
     "pytest-benchmark": "pytest bench/",
+    "peft": "a rival of the training step",
     "transformers": "the training step, modules on Hugging Face models",
     "safetensors": "files of tss",
     "pydantic": "the command line of tss",
@@ -49,6 +52,24 @@ def find_tool(name: str) -> str | None:
     found = shutil.which(name)
     candidates = [path for folder in TOOL_FOLDERS for path in sorted(glob.glob(f"{folder}/{name}"), reverse=True)]
     return found or next((path for path in candidates if os.access(path, os.X_OK)), None)
+
+
+def processor() -> str:
+    """The CPU's name."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def file_name(machine: dict[str, Any], device: str, tiny: bool) -> str:
+    """Of a machine's results of today: `<gpu>-<date>.json`, or `<cpu>-<n>-threads-<date>.json`."""
+    name = machine["gpus"][0]["name"] if device == "cuda" else machine["processor"]
+    threads = f"-{machine['threads']}-threads" if device == "cpu" and "threads" in machine else ""
+    small = "-tiny" if tiny else ""
+    return f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}{threads}{small}-{date.today()}.json"
 
 
 def _output(*command: str) -> str | None:
@@ -92,6 +113,7 @@ def probe() -> dict[str, Any]:
     gpus, cuda, why_none = _gpus()
     return {
         "python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(),
+        "processor": processor(),
         "gpus": gpus, "why_no_gpu": why_none, "cuda": cuda,
         "nvidia_smi": _output("nvidia-smi", f"--query-gpu={SMI_FIELDS}", "--format=csv"),
         "packages": {name: version(name) for name in PACKAGES},

@@ -1,0 +1,225 @@
+"""One whole training step, against the same step without adapters, with eager ones, and with another method's."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.measure import rivals
+from bench.measure.case import Case, Inputs, Outputs, Variant
+from bench.measure.cases.sizes import Sizes
+from bench.measure.models import Apply, Setting, adapters_replaced, backbone, batch_for, learning
+from tss_kernels.backends import why_not
+from tss_kernels.dispatch import use_backend
+
+CHECKED = {"batch": 2, "source": 16}  # the check in float64
+BACKENDS = {"tss": None, "tss, cuda": "cuda", "tss, triton": "triton"}  # of ours; None: as dispatch chooses
+# What a step runs, and in which dtype if not the model's: the scores are float32 parameters.
+RUN = ("gated_adapter", "gated_linear"), ("pack_gates", "soft_masked_adamw_")
+LORA_RANK = 64
+COMPILED = "eager, compiled"
+
+
+def _eager(adapter: Any) -> Apply:
+    tensors = {
+        f"{name}_{part}": getattr(layer, part)
+        for name, layer in (("down", adapter.down), ("up", adapter.up))
+        for part in ("weight", "scores", "bias")
+    } | {f"{name}_keep": 1 - getattr(adapter, name).importance for name in ("down", "up")}
+    return lambda hidden: rivals.adapter(rivals.eager_linear, hidden, tensors)
+
+
+def _removed(adapter: Any) -> Apply:
+    # Without trained adapters autograd would stop early: the backward pass still has to come down to the first one.
+    return lambda hidden: hidden if hidden.requires_grad else hidden.detach().requires_grad_()
+
+
+def _instead(model: Any, make: Callable[[Any], Apply] | None) -> dict[str, Apply] | None:
+    return None if make is None else {site: make(bank.adapter) for site, bank in model.tss.banks.items()}
+
+
+def obstacle(name: str, setting: Setting) -> str | None:
+    """Why the backend of one of ours cannot run the whole step, or None."""
+    backend = BACKENDS.get(name)
+    if backend is None:
+        return None
+    run = [(op, dtype) for ops, dtype in zip(RUN, (setting.dtype, torch.float32), strict=True) for op in ops]
+    reasons = [why_not(backend, op, setting.device, dtype) for op, dtype in run]
+    return next((reason.reason for reason in reasons if reason is not None), None)
+
+
+def _by(name: str) -> Any:
+    """A variant's context: everything by its backend, where it has one of its own."""
+    return nullcontext() if BACKENDS.get(name) is None else use_backend(BACKENDS[name])
+
+
+Results = tuple[torch.Tensor, torch.Tensor]
+
+
+def _results(model: Any, setting: Setting, make: Callable[[Any], Apply] | None, compiled: bool = False) -> Results:
+    """The loss and the gradients of all scores in one vector, without dropout."""
+    scores: list[nn.Parameter] = model.tss.trainable_parameters()["scores"]
+    checked = replace(setting, **CHECKED, target=min(setting.target, 8))
+    run = torch.compile(model) if compiled else model
+    model.eval()
+    with adapters_replaced(model, _instead(model, make)):
+        loss = run(**batch_for(checked, model.config.vocab_size)).loss
+        grads = torch.autograd.grad(loss, scores)
+    model.train()
+    return loss.detach().double(), torch.cat([grad.flatten().double() for grad in grads])
+
+
+class Judge:
+    """Holds the variants of one setting's step to float64.
+
+    There, in what the specification computes, TSS and the eager adapters must agree. In the model's dtype the error of
+    a variant may be at most twice that of the eager step.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+
+    @cached_property
+    def _references(self) -> tuple[Results, Results, Results]:
+        """Eager in the model's dtype, TSS and eager in float64."""
+        model = learning(self.setting)
+        own = _results(model, self.setting, _eager)
+        model.double()
+        exact, eager = _results(model, self.setting, None), _results(model, self.setting, _eager)
+        model.to(self.setting.dtype)
+        return own, exact, eager
+
+    def failure_of(self, variant: Variant) -> str | None:
+        """What is wrong with the loss or the score gradients, or None."""
+        model, make = learning(self.setting), None if variant.name in BACKENDS else _eager
+        with _by(variant.name):
+            found = _results(model, self.setting, make, variant.name == COMPILED)
+        own, exact, eager = self._references
+        rounding = torch.finfo(self.setting.dtype).eps / 2
+        failures = [
+            norm_failure(name, rounding, *(results[i] for results in (found, own, exact, eager)))
+            for i, name in enumerate(("loss", "score gradients"))
+        ]
+        return next((failure for failure in failures if failure is not None), None)
+
+
+def norm_failure(name: str, rounding: float, *vectors: torch.Tensor) -> str | None:
+    """What is wrong with a result by the norm of its error, or None.
+
+    vectors: the result and PyTorch's own in the model's dtype; ours and PyTorch's own in float64, which must agree.
+    """
+    found, own, exact, eager = vectors
+    rounded, apart = rounding * exact.norm().item(), (eager - exact).norm().item()
+    if not apart <= rounded:
+        return f"{name}: eager adapters are {apart:.3g} away from the reference in float64, more than {rounded:.3g}"
+    bound, error = 2 * max((own - exact).norm().item(), rounded), (found - exact).norm().item()
+    return None if error <= bound else f"{name}: the error's norm {error:.3g} is over the bound {bound:.3g}"
+
+
+def _optimizer(model: Any, name: str) -> torch.optim.Optimizer | None:
+    """TSS's own; for the others PyTorch's fused one, of all scores or of the head alone, if there is one."""
+    groups = model.tss.trainable_parameters()
+    if name in BACKENDS:
+        return model.tss.optimizer(score_lr=1e-4, head_lr=1e-4)
+    parameters = groups["head"] if name == "adapters removed" else groups["head"] + groups["scores"]
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True) if parameters else None
+
+
+def one_step(
+    model: Callable[..., Any], optimizer: torch.optim.Optimizer | None, batch: Mapping[str, torch.Tensor]
+) -> None:
+    """Gradients from none, and the optimizer's step where there is one."""
+    if optimizer is not None:
+        optimizer.zero_grad(set_to_none=True)
+    model(**batch).loss.backward()
+    if optimizer is not None:
+        optimizer.step()
+
+
+def _bind(name: str, make: Callable[[Any], Apply] | None, t: Inputs) -> Callable[[], Outputs]:
+    model, optimizer, instead = t["model"], _optimizer(t["model"], name), _instead(t["model"], make)
+    run = torch.compile(model) if name == COMPILED else model
+
+    def step() -> Outputs:
+        with _by(name), adapters_replaced(model, instead):
+            one_step(run, optimizer, t["batch"])
+        return {}
+
+    return step
+
+
+def _bind_lora(setting: Setting, t: Inputs) -> Callable[[], Outputs]:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=LORA_RANK, target_modules=["q_proj", "v_proj"], lora_dropout=0.0)
+    model: Any = get_peft_model(backbone(setting), config).train()
+    batch = dict(t["batch"])
+    if not setting.target:  # the backbone has no head for labels: tokens in their place, as many as rows
+        batch["labels"] = batch["labels"][:, None] + 4
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+
+    def step() -> Outputs:
+        one_step(model, optimizer, batch)
+        return {}
+
+    return step
+
+
+def _variants(setting: Setting) -> tuple[Variant, ...]:
+    ours = [Variant(name, "ours", partial(_bind, name, None), missing=obstacle(name, setting)) for name in BACKENDS]
+    peft = None if importlib.util.find_spec("peft") else "the package peft is not installed: pip install peft"
+    compiled = (
+        "minutes of compiling on a CPU" if setting.backbone == "BART-Large" and setting.device.type == "cpu" else None
+    )
+    return (
+        *ours,
+        Variant("adapters removed", "floor", partial(_bind, "adapters removed", _removed), differs="no adapters"),
+        Variant("eager", "rival", partial(_bind, "eager", _eager)),
+        Variant(COMPILED, "rival", partial(_bind, COMPILED, _eager), late=True, missing=compiled),
+        Variant(
+            "PEFT LoRA", "floor", partial(_bind_lora, setting), missing=peft,
+            differs=f"another function: rank-{LORA_RANK} matrices beside q_proj and v_proj, in the place of adapters",
+        ),
+    )  # fmt: skip
+
+
+def _draw(setting: Setting, seed: int) -> Inputs:
+    model = learning(setting)
+    return {"model": model, "batch": batch_for(setting, model.config.vocab_size)}
+
+
+def case(setting: Setting) -> Case:
+    """A step of one model; all variants share it, so they run at one state of its weights after another."""
+    return Case(
+        f"training step, {setting.backbone}", setting.shape, setting.dtype, partial(_draw, setting), None,
+        _variants(setting), check=Judge(setting).failure_of, sets=1, cold=False,
+        checked="float64: loss and all score gradients, error at most twice that of the eager step",
+    )  # fmt: skip
+
+
+def settings(sizes: Sizes) -> list[Setting]:
+    """The steps that are measured: small ones of the embedded backbone, and BART-Large's shape."""
+    device, bf16 = sizes.device, torch.bfloat16
+    if sizes.tiny:
+        return [Setting("tiny", bf16, device, 2, 8), Setting("tiny", torch.float32, device, 2, 8, 4)]
+    if device.type == "cuda":
+        return [
+            Setting("BART-Large", bf16, device, 32, 128), Setting("BART-Large", bf16, device, 16, 128, 32),
+            Setting("embedded", bf16, device, 16, 64, 24),
+        ]  # fmt: skip
+    return [
+        Setting("embedded", torch.float32, device, 16, 64, 24), Setting("embedded", torch.float32, device, 16, 64),
+        Setting("embedded", bf16, device, 16, 64, 24), Setting("BART-Large", torch.float32, device, 4, 64),
+    ]  # fmt: skip
+
+
+def cases(sizes: Sizes) -> Iterator[Case]:
+    """One case a setting."""
+    return map(case, settings(sizes))
