@@ -127,9 +127,8 @@ def differing(documents: Sequence[Path], path: Path | None = None) -> list[str]:
 def fill(documents: Sequence[Path], path: Path | None = None) -> list[str]:
     """Writes the sections anew, and says which; path as in `differing`. Nothing is written where anything is wrong."""
     filled, texts = [], {}
-    for section, results in reversed(
-        list(_served(documents, path))
-    ):  # from the end: earlier places stay where they are
+    served = list(_served(documents, path))
+    for section, results in reversed(served):  # from the end: earlier places stay where they are
         text = texts.get(section.document) or section.document.read_text(encoding="utf-8")
         texts[section.document] = text[: section.start] + text_of(section, results) + text[section.end :]
         filled.append(str(section))

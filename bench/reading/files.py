@@ -37,9 +37,8 @@ class Results(NamedTuple):
         unknown = [group for group in groups if group not in self.groups]
         if unknown:
             raise Unreadable(f"{self.path} has no group {', '.join(unknown)}: it has {', '.join(self.groups)}")
-        return {
-            name: records for name, records in self.groups.items() if name in (groups or {*self.groups} - {CANDIDATES})
-        }
+        wanted = groups or [name for name in self.groups if name != CANDIDATES]
+        return {name: records for name, records in self.groups.items() if name in wanted}
 
 
 def families(group: str, records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -77,6 +76,8 @@ def is_gpu(results: Results) -> bool:
     """Whether a GPU was measured, on a machine that may have one without it being measured."""
     machine = results.content["machine"]
     names = [gpu["name"] for gpu in machine.get("gpus") or []]
+    if "device" in machine:
+        return str(machine["device"]).startswith("cuda")
     return bool(names) and ("name" not in machine or any(name in machine["name"] for name in names))
 
 
@@ -105,7 +106,8 @@ class Conditions(NamedTuple):
 def conditions(results: Results) -> Conditions:
     """The conditions of a file, "" where it does not say."""
     machine, parts = results.content["machine"], results.content["parts"]
-    name = machine.get("name") or next((gpu["name"] for gpu in machine.get("gpus") or []), "") or "unknown machine"
+    gpu = next((one["name"] for one in machine.get("gpus") or []), "") if is_gpu(results) else ""
+    name = machine.get("name") or gpu or machine.get("processor") or "unknown machine"
     counts = sorted({r["threads"] for cases in results.groups.values() for r in cases if r.get("threads")})
     threads = "" if is_gpu(results) or not counts else " and ".join(map(str, counts)) + " threads"
     packages = machine.get("packages") or {}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from bench.measure.report import main_of
@@ -61,4 +62,5 @@ def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     svg = path.suffix == ".svg"
     nothing = {"Date": None, "Creator": None} if svg else {"Software": None}
-    figure.savefig(path, dpi=72 if svg else PNG_DOTS, facecolor="white", metadata=nothing)
+    with matplotlib.rc_context({"svg.fonttype": "path"}):  # a README's reader may not have the font
+        figure.savefig(path, dpi=72 if svg else PNG_DOTS, facecolor="white", metadata=nothing)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bench.measure.report import Span, bytes_text, ratio_of, time_texts
 from bench.reading.__main__ import main
-from bench.reading.files import Results, conditions, load
+from bench.reading.files import Results, conditions, is_gpu, load
 from bench.reading.summaries import summarise, summary_table, targets_table
 from bench.reading.tables import conditions_text, tables
 from tests.bench.reading_samples import MACHINE, case, cases_of, content, timed, written
@@ -137,11 +137,13 @@ def test_a_summary_has_the_geometric_mean_and_the_extremes(tmp_path):
     for ratio in (2.0, 4.0):
         other = one_case(("tss", timed("ours", 10.0)), ("eager", timed("rival", 9.0, ratio)))
         cases_of(made, "gated_linear").extend(cases_of(other, "gated_linear"))
+    failed = one_case(("tss", {"role": "ours", "failed": "wrong"}), ("eager", timed("rival", 9.0, 64.0)))
+    cases_of(made, "gated_linear").extend(cases_of(failed, "gated_linear"))
     results = read(tmp_path, made)
     ((summary,),) = [line.summaries for line in summarise(results)]
     assert summary.ratio == pytest.approx((math.pow(8, 1 / 3), 1.0, 4.0))
     (line,) = lines_with(summary_table(results), "gated_linear")
-    assert line == ["gated_linear forward", "3", "-", "eager **2.00** (1.00-4.00)", "passed"]
+    assert line[:4] == ["gated_linear forward", "4", "-", "eager **2.00** (1.00-4.00)"]
 
 
 def test_a_summary_says_what_failed_and_leaves_it_out(tmp_path):
@@ -200,6 +202,19 @@ def test_conditions_name_machine_threads_versions_date_and_commit(tmp_path):
     made["machine"] = {"gpus": [{"name": "NVIDIA H200"}]}
     at = conditions(read(tmp_path, made, "undated.json"))
     assert (at.machine, at.threads, at.torch, at.date) == ("NVIDIA H200", "", "", "")
+
+
+def test_a_processor_beside_a_gpu_is_no_gpu(tmp_path):
+    made = content()
+    assert not is_gpu(read(tmp_path, made))
+    made["machine"] = MACHINE | {"gpus": H200["gpus"]}
+    assert not is_gpu(read(tmp_path, made))
+    made["machine"] = MACHINE | H200
+    assert is_gpu(read(tmp_path, made))
+    made["machine"] = {"processor": "Some CPU", "gpus": H200["gpus"], "device": "cpu"}
+    assert (is_gpu(read(tmp_path, made)), conditions(read(tmp_path, made)).machine) == (False, "Some CPU")
+    made["machine"]["device"] = "cuda"
+    assert (is_gpu(read(tmp_path, made)), conditions(read(tmp_path, made)).machine) == (True, "NVIDIA H200")
 
 
 @pytest.mark.parametrize(
