@@ -113,14 +113,20 @@ def _columns(records: Sequence[Record], gpu: bool) -> list[Column]:
 
 
 def _left_out(records: Sequence[Record]) -> list[str]:
-    """Which variants have no time for other reasons than a failed check, by reason."""
-    counted: dict[tuple[str, str], int] = {}
+    """Which variants have no time for other reasons than a failed check, by reason; in how many cases if not in all."""
+    counted: dict[str, dict[str, int]] = {}
     for record in records:
         for name, variant in record["variants"].items():
             if "skipped" in variant and "failed" not in variant:
-                key = name, first_line(variant["skipped"])
-                counted[key] = counted.get(key, 0) + 1
-    return [f"{name} in {count} of {len(records)} ({reason})" for (name, reason), count in counted.items()]
+                names = counted.setdefault(first_line(variant["skipped"]), {})
+                names[name] = names.get(name, 0) + 1
+    cases = {
+        count: "" if count == len(records) else f" in {count} of {len(records)}" for count in range(len(records) + 1)
+    }
+    return [
+        f"{' and '.join(f'`{name}`{cases[count]}' for name, count in names.items())} ({reason})"
+        for reason, names in counted.items()
+    ]
 
 
 def _differs(records: Sequence[Record]) -> list[str]:

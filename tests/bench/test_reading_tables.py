@@ -98,7 +98,11 @@ def test_all_lines_of_a_table_have_as_many_cells(tmp_path):
 
 
 def test_what_was_left_out_is_said_with_its_reason(tmp_path):
-    assert "Left out: tss, triton in 1 of 1 (no GPU here)." in tables(read(tmp_path), ["step"])
+    made = content()
+    assert "Left out: `tss, triton` (no GPU here)." in tables(read(tmp_path, made), ["step"])
+    cases_of(made, "step").append(case("training step", {"batch": 2}, {"tss": 1.0, "eager": None}, 9.0))
+    said = "Left out: `tss, triton` in 1 of 2 and `eager` in 1 of 2 (no GPU here)."
+    assert said in tables(read(tmp_path, made), ["step"])
 
 
 def test_candidates_of_dispatch_are_shown_only_when_asked_for(tmp_path):
