@@ -1,7 +1,7 @@
 """Where the time of a run and of one training step goes, on this machine:
 
     python bench/profile_run.py demo [--method tss] [key=value ...]    # a whole run by phases, as `tss run demo`
-    python bench/profile_run.py step [--threads 1] [--repeats 30]      # one step of each kind of task, by operations
+    python bench/profile_run.py step [--precision bfloat16]        # one step of each kind of task, by operations
 
 `demo` measures each phase by itself: what runs inside another phase is taken off that one. Wall time, and the processor
 time of all threads beside it, which other work on the machine disturbs less.
@@ -13,8 +13,6 @@ import argparse
 import functools
 import importlib
 import os
-import statistics
-import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -138,7 +136,7 @@ class Tokens:
         ]
 
 
-def profile_demo(method: str, overrides: list[str], folder: Path, start_up_only: bool = False) -> None:
+def profile_demo(method: str, overrides: list[str], folder: Path) -> None:
     """Run the demo's configuration and print the time of each phase."""
     phases, tokens = Phases(), Tokens()
     with phases.phase("imports"):
@@ -180,12 +178,19 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--method", default="tss")
     parser.add_argument("--threads", type=int, help="PyTorch's threads (default: as it chooses)")
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=20, help="step: timed steps of each variant")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="step: of the products")
     args = parser.parse_args()
     if args.threads:
         os.environ["OMP_NUM_THREADS"] = str(args.threads)
     with tempfile.TemporaryDirectory() as folder:
-        profile_demo(args.method, args.overrides, Path(folder) / "run")
+        if args.what == "demo":
+            profile_demo(args.method, args.overrides, Path(folder) / "run")
+            return
+        from profile_step import profile_step  # beside this script
+
+        profile_step(args.precision, args.overrides, args.repeats, Path(folder) / "run")
+        print(f"\n{args.precision}: {conditions()}")
 
 
 if __name__ == "__main__":

@@ -120,6 +120,20 @@ def test_device_and_precision_are_resolved():
         assert (x @ x).dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("units", "precision"),
+    [
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"avx512_f": True, "avx2": True, "amx_bf16": False, "avx512_bf16": False}, "float32"),
+        ({}, "float32"),
+    ],
+)
+def test_a_processor_without_bfloat16_units_computes_in_float32(monkeypatch, units, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert resolve_precision("auto", torch.device("cpu")) == precision
+
+
 def test_seeds_depend_on_their_parts_alone():
     assert stable_seed(2021, "asc/a", 0, 1, 0) == stable_seed(2021, "asc/a", 0, 1, 0)
     parts = [(2021, "asc/a", e, s, p) for e in range(3) for s in range(12) for p in range(2)]
