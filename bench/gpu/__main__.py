@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "revision": commit, "uncommitted_changes": changed, "sources": sources(), "tiny": chosen.tiny,
             **{name: machine["packages"][name] for name in ("torch", "triton")},
         }  # fmt: skip
-        report.set_machine(machine)
+        report.set_machine({**machine, "device": chosen.device})
         context = Context(sys.executable, chosen.device, chosen.tiny, report, machine, site, _compiled_for(machine))
         print(f"results: {report.path}\n", flush=True)
         failed = run_parts(chosen.parts, context, start + chosen.seconds, chosen.resume, stamp)

@@ -27,13 +27,14 @@ SANITIZER_FOUND = 86  # compute-sanitizer's exit code for a finding, which nothi
 class Part:
     """One piece of a run: its name, its time limit in seconds (longer where others leave time over), what it does, and
     the function that does it within so many seconds. always: what it makes is not in the results' file, so a run that
-    goes on does it again."""
+    goes on does it again. named: it runs only where its name is given, since all parts together have nine minutes."""
 
     name: str
     seconds: int
     does: str
     run: Callable[[Context, float], Outcome]
     always: bool = False
+    named: bool = False
 
 
 def _build(context: Context, seconds: float) -> Outcome:
@@ -134,8 +135,8 @@ def _measure(group: str, context: Context, seconds: float) -> Outcome:
     return Outcome("done", said)
 
 
-def _measured(group: str, seconds: int, does: str) -> Part:
-    return Part(f"measure.{group}", seconds, does, partial(_measure, group))
+def _measured(group: str, seconds: int, does: str, *, named: bool = False) -> Part:
+    return Part(f"measure.{group}", seconds, does, partial(_measure, group), named=named)
 
 
 PARTS: tuple[Part, ...] = (
@@ -154,6 +155,10 @@ PARTS: tuple[Part, ...] = (
     _measured("gates", 10, "pack_gates, unpack_gates"),
     _measured("importance", 10, "normalize_importance, accumulate_importance_"),
     _measured("dispatch", 35, "every strategy and tiling at every class of shapes; proposes the tables' entries"),
+    _measured("epoch", 40, "the importance pass against a training epoch", named=True),
+    _measured("scaling", 150, "curves along rows, features, bottleneck and number of tensors", named=True),
+    _measured("tasks", 150, "switching, learning, saving and loading, up to 1,000 tasks", named=True),
+    _measured("start", 90, "imports and first calls", named=True),
 )
 
 
@@ -169,4 +174,6 @@ def choose(names: Sequence[str], parts: Sequence[Part] = PARTS) -> list[Part]:
     for name in names:
         if name != "env" and not any(matches(name, part) for part in parts):
             raise ValueError(f"no part {name!r}: there are env, {', '.join(part.name for part in parts)}")
-    return [part for part in parts if not names or any(matches(name, part) for name in names)]
+    if not names:
+        return [part for part in parts if not part.named]
+    return [part for part in parts if any(matches(name, part) for name in names)]

@@ -52,7 +52,7 @@ def _check(code: str, variant: Variant) -> str | None:
 
 def cases(sizes: Sizes) -> Iterator[Case]:
     """Seconds of a whole process, from its start to its end."""
-    for name, (ours, theirs) in STARTS.items():
+    for name, (ours, theirs) in list(STARTS.items())[-1:] if sizes.tiny else STARTS.items():
         code, floor = (one.format(device=sizes.device.type) for one in (ours, theirs))
         yield Case(
             name, {}, torch.float32, lambda seed: {}, None,

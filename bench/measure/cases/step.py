@@ -25,6 +25,7 @@ BACKENDS = {"tss": None, "tss, cuda": "cuda", "tss, triton": "triton"}  # of our
 RUN = ("gated_adapter", "gated_linear"), ("pack_gates", "soft_masked_adamw_")
 LORA_RANK = 64
 COMPILED = "eager, compiled"
+REMOVED = "adapters removed"
 
 
 def _eager(adapter: Any) -> Apply:
@@ -67,7 +68,7 @@ def _results(model: Any, setting: Setting, make: Callable[[Any], Apply] | None, 
     """The loss and the gradients of all scores in one vector, without dropout."""
     scores: list[nn.Parameter] = model.tss.trainable_parameters()["scores"]
     checked = replace(setting, **CHECKED, target=min(setting.target, 8))
-    run = torch.compile(model) if compiled else model
+    run = _compiled(model, setting) if compiled else model
     model.eval()
     with adapters_replaced(model, _instead(model, make)):
         loss = run(**batch_for(checked, model.config.vocab_size)).loss
@@ -128,7 +129,7 @@ def _optimizer(model: Any, name: str) -> torch.optim.Optimizer | None:
     groups = model.tss.trainable_parameters()
     if name in BACKENDS:
         return model.tss.optimizer(score_lr=1e-4, head_lr=1e-4)
-    parameters = groups["head"] if name == "adapters removed" else groups["head"] + groups["scores"]
+    parameters = groups["head"] if name == REMOVED else groups["head"] + groups["scores"]
     return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True) if parameters else None
 
 
@@ -143,9 +144,14 @@ def one_step(
         optimizer.step()
 
 
-def _bind(name: str, make: Callable[[Any], Apply] | None, t: Inputs) -> Callable[[], Outputs]:
+def _compiled(model: Any, setting: Setting) -> Callable[..., Any]:
+    """A tiny model's graphs are captured, but nothing is generated."""
+    return torch.compile(model, backend="eager" if setting.backbone == "tiny" else "inductor")
+
+
+def _bind(setting: Setting, name: str, make: Callable[[Any], Apply] | None, t: Inputs) -> Callable[[], Outputs]:
     model, optimizer, instead = t["model"], _optimizer(t["model"], name), _instead(t["model"], make)
-    run = torch.compile(model) if name == COMPILED else model
+    run = _compiled(model, setting) if name == COMPILED else model
 
     def step() -> Outputs:
         with _by(name), adapters_replaced(model, instead):
@@ -173,16 +179,18 @@ def _bind_lora(setting: Setting, t: Inputs) -> Callable[[], Outputs]:
 
 
 def _variants(setting: Setting) -> tuple[Variant, ...]:
-    ours = [Variant(name, "ours", partial(_bind, name, None), missing=obstacle(name, setting)) for name in BACKENDS]
+    bind = partial(partial, _bind, setting)
+    ours = [Variant(name, "ours", bind(name, None), missing=obstacle(name, setting)) for name in BACKENDS]
     peft = None if importlib.util.find_spec("peft") else "the package peft is not installed: pip install peft"
-    compiled = (
-        "minutes of compiling on a CPU" if setting.backbone == "BART-Large" and setting.device.type == "cpu" else None
-    )
+    large = setting.backbone == "BART-Large" and setting.device.type == "cpu"
     return (
         *ours,
-        Variant("adapters removed", "floor", partial(_bind, "adapters removed", _removed), differs="no adapters"),
-        Variant("eager", "rival", partial(_bind, "eager", _eager)),
-        Variant(COMPILED, "rival", partial(_bind, COMPILED, _eager), late=True, missing=compiled),
+        Variant(REMOVED, "floor", bind(REMOVED, _removed), differs="no adapters"),
+        Variant("eager", "rival", bind("eager", _eager)),
+        Variant(
+            COMPILED, "rival", bind(COMPILED, _eager), late=True,
+            missing="minutes of compiling on a CPU" if large else None,
+        ),
         Variant(
             "PEFT LoRA", "floor", partial(_bind_lora, setting), missing=peft,
             differs=f"another function: rank-{LORA_RANK} matrices beside q_proj and v_proj, in the place of adapters",

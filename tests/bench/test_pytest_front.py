@@ -1,0 +1,80 @@
+"""`pytest bench/ --benchmark` as a user calls it, at tiny sizes, and pytest-benchmark's own options on top."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bench.conftest import Replay
+from bench.measure.revision import ROOT
+
+pytest.importorskip("pytest_benchmark")
+
+
+def pytest_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "bench/", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments],
+        cwd=ROOT, env=kept | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_without_the_flag_everything_is_skipped_and_says_so():
+    done = pytest_bench("-rs")
+    assert done.returncode == 0, done.stdout
+    assert "nothing was timed; add --benchmark" in done.stdout
+    assert "pytest bench/ --benchmark" in done.stdout
+    assert "1 skipped" in done.stdout
+
+
+def test_the_numbers_are_ours_in_both_files_and_two_runs_can_be_compared(tmp_path):
+    ours, theirs = tmp_path / "ours.json", tmp_path / "theirs.json"
+    options = ("--benchmark", "--benchmark-tiny", "-k", "gates: unpack", "--benchmark-out", str(ours))
+    first = pytest_bench(*options, f"--benchmark-json={theirs}")
+    assert first.returncode == 0, first.stdout + first.stderr
+    part = json.loads(ours.read_text())["parts"]["measure.gates"]
+    (case,) = part["result"]["cases"]
+    assert {"revision", "sources", "date"} <= set(part)
+    assert case["variants"]["eager"]["ratio"]["low"] <= case["variants"]["eager"]["ratio"]["high"]
+    shown = {one["name"].rpartition(": ")[2].rstrip("]"): one for one in json.loads(theirs.read_text())["benchmarks"]}
+    assert set(shown) == {"tss", "eager"}
+    for name, one in shown.items():
+        record = case["variants"][name]
+        assert one["stats"]["median"] * 1e6 == pytest.approx(record["median_us"], abs=2e-3)
+        assert one["stats"]["rounds"] == record["repeats"]
+        assert one["extra_info"]["checked"] == record["checked"]
+    second = pytest_bench(*options, f"--benchmark-compare={theirs}")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "(NOW)" in second.stdout
+    assert json.loads(ours.read_text())["machine"]["device"] == "cpu"
+
+
+def test_a_failed_check_fails_its_test_and_shows_no_time(tmp_path, monkeypatch):
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "import tss_kernels.gates.reference as reference, tss_kernels.gates.native as native\n"
+        "for one in (reference, native):\n"
+        "    one.unpack_gates = (lambda right: lambda *given: ~right(*given))(one.unpack_gates)\n"
+    )
+    out = tmp_path / "out.json"
+    options = ("--benchmark", "--benchmark-tiny", "-k", "gates: unpack", "--benchmark-out", str(out), "-p", "broken")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    done = pytest_bench(*options)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "gates: not equal" in done.stdout
+    variants = json.loads(out.read_text())["parts"]["measure.gates"]["result"]["cases"][0]["variants"]
+    assert "failed" in variants["tss"]
+    assert "median_us" not in variants["tss"]
+    assert "median_us" in variants["eager"]
+    assert "ratio" not in variants["eager"]
+
+
+def test_the_clock_shows_what_was_measured():
+    clock = Replay()
+    clock.load([0.5, 0.25])
+    readings = [clock() for _ in range(4)]
+    assert [readings[1] - readings[0], readings[3] - readings[2]] == [0.5, 0.25]
