@@ -43,7 +43,7 @@ def _at_most(times: float) -> float:
 
 ANY = float("inf")
 TARGETS = (
-    Target(False, "gated_linear", "ungated", _at_most(1.05), "at most 1.05 times the ungated layer from 512 rows on",
+    Target(False, "layer ", "ungated", _at_most(1.05), "at most 1.05 times the ungated layer from 512 rows on",
            {"rows": (512, ANY)}),
     Target(False, "soft_masked_adamw_", "AdamW fused + multiply", 1.0,
            "faster than fused AdamW with a separate multiply"),

@@ -15,6 +15,7 @@ from bench.measure.cases import (
     gated_linear,
     gates,
     importance,
+    layers,
     packed_linear,
     scaling,
     start,
@@ -25,6 +26,7 @@ from bench.measure.cases.sizes import Sizes
 
 GROUPS: dict[str, Callable[[Sizes], Iterable[Case]]] = {
     "gated_linear": gated_linear.cases,
+    "layers": layers.cases,
     "adamw": adamw.cases,
     "gated_adapter": gated_adapter.cases,
     "packed_linear": packed_linear.cases,

@@ -66,7 +66,8 @@ def _bind_both(product: Callable[[Inputs], torch.Tensor], t: Inputs) -> Callable
     return call
 
 
-def _bind_floor_both(t: Inputs) -> Callable[[], Outputs]:
+def bind_floor_both(t: Inputs) -> Callable[[], Outputs]:
+    """The ungated product, and the gradients of x and of its weight."""
     leaves = t | {name: t[name].detach().requires_grad_() for name in ("x", "weight")}
 
     def call() -> Outputs:
@@ -100,7 +101,8 @@ def _whole(sizes: Sizes, bind: Callable[..., Callable[[], Outputs]], floor: Vari
     return (*by_backends("gated_linear", made[0]), floor, *made[1:])
 
 
-def _ungated_forward(t: Inputs) -> Callable[[], Outputs]:
+def ungated_forward(t: Inputs) -> Callable[[], Outputs]:
+    """The ungated product alone."""
     return _bind_forward(lambda t: linear(t["x"], t["weight"]), t)
 
 
@@ -180,8 +182,8 @@ def _variants(operation: str, sizes: Sizes) -> tuple[Variant, ...]:
     if operation == "gated_linear dS":
         return _scores_grad_variants()
     if operation == "gated_linear forward":
-        return _whole(sizes, _bind_forward, Variant("ungated", "floor", _ungated_forward))
-    return _whole(sizes, _bind_both, Variant("ungated", "floor", _bind_floor_both))
+        return _whole(sizes, _bind_forward, Variant("ungated", "floor", ungated_forward))
+    return _whole(sizes, _bind_both, Variant("ungated", "floor", bind_floor_both))
 
 
 def case(

@@ -1,0 +1,83 @@
+"""GatedAdapterLinear as programs use it, against an ungated layer: in training after every step, and in inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from bench.measure import rivals
+from bench.measure.case import Case, Inputs, Outputs, Variant, by_backends
+from bench.measure.cases import gated_linear
+from bench.measure.cases.sizes import Sizes, gradients
+from tss_kernels import GatedAdapterLinear, pack_gates
+
+TRAINING, INFERENCE = "layer forward+backward after a step", "layer forward, gates fixed"
+
+
+def _layer(t: Inputs) -> GatedAdapterLinear:
+    out_features, in_features = t["weight"].shape
+    layer = GatedAdapterLinear(
+        in_features, out_features, bias=False, device=t["weight"].device, dtype=t["weight"].dtype
+    )
+    with torch.no_grad():
+        layer.weight.copy_(t["weight"])
+        layer.scores.copy_(t["scores"])
+    layer.importance = t["importance"]
+    return layer
+
+
+def _bind_inference(t: Inputs) -> Callable[[], Outputs]:
+    layer = _layer(t)
+    layer.set_packed(pack_gates(layer.scores))
+
+    def call() -> Outputs:
+        with torch.no_grad():
+            return {"y": layer(t["x"])}
+
+    return call
+
+
+def _bind_training(t: Inputs) -> Callable[[], Outputs]:
+    """What a layer keeps from call to call must not count: the scores are marked as changed, as by a step."""
+    layer, x = _layer(t), t["x"].detach().requires_grad_()
+    leaves = t | {"x": x, "scores": layer.scores}
+
+    def call() -> Outputs:
+        torch.autograd.graph.increment_version(layer.scores)
+        y = layer(x)
+        return {"y": y} | gradients(y, ("x", "scores"), leaves)
+
+    return call
+
+
+def _bind_eager(with_gradients: bool, t: Inputs) -> Callable[[], Outputs]:
+    leaves = t | {name: t[name].detach().requires_grad_() for name in ("x", "scores")}
+
+    def call() -> Outputs:
+        if not with_gradients:
+            with torch.no_grad():
+                return {"y": rivals.eager_linear(t["x"], t["weight"], t["scores"], None)}
+        y = rivals.eager_linear(leaves["x"], leaves["weight"], leaves["scores"], leaves["keep"])
+        return {"y": y} | gradients(y, ("x", "scores"), leaves)
+
+    return call
+
+
+def cases(sizes: Sizes) -> Iterator[Case]:
+    """Both uses at every shape; the counted work is that of gated_linear."""
+    uses = {
+        TRAINING: ("gated_linear forward+backward", _bind_training, gated_linear.bind_floor_both, True),
+        INFERENCE: ("gated_linear forward", _bind_inference, gated_linear.ungated_forward, False),
+    }
+    for rows in sizes.rows:
+        for features in sizes.features:
+            for name, (operation, ours, ungated, with_gradients) in uses.items():
+                like = gated_linear.case(sizes, operation, rows, features)
+                variants = (
+                    *by_backends("gated_linear", Variant("tss", "ours", ours)),
+                    Variant("ungated", "floor", ungated),
+                    Variant("eager", "rival", partial(_bind_eager, with_gradients)),
+                )
+                yield Case(name, like.shape, sizes.dtype, like.draw, like.formula, variants, like.cost)
