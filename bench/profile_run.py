@@ -31,6 +31,7 @@ POINTS: list[tuple[str, str, str | Namer]] = [
     ("tss.run.prepare", "attach", "adapters attached"),
     ("tss.run.prepare", "encode_split", "tokenising"),
     ("tss.run.sequence", "encode_split", "tokenising"),
+    ("tss.run.sequence", "keep_below", "states below the adapters"),
     ("tss.run.loop", "collate", "collating, training"),
     ("tss.run.evaluate", "collate", "collating, evaluation"),
     ("tss.run.loop", "backward", "step: forward"),

@@ -84,11 +84,12 @@ def mean_loss(
 ) -> float:
     """The loss of the active task on a split, in evaluation mode: its mean over all labels, however batches are cut."""
     model.eval()
+    handle: Any = model.tss
     total, count = 0.0, 0
     with torch.no_grad(), runtime.autocast():
         for rows in by_length(split, batch_size, runtime.batch_cost):
             batch = collate(split, rows, kind, tokenizer, runtime)
             labels = int((batch["labels"] != IGNORED).sum())
-            total += model.tss.loss(**batch).item() * labels
+            total += handle.loss(**batch).item() * labels
             count += labels
     return total / max(1, count)
