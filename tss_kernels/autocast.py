@@ -21,23 +21,29 @@ def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | Non
     return tensor.to(dtype) if tensor is not None and _is_cast(tensor.dtype) else tensor
 
 
+def _is_on(x: torch.Tensor) -> bool:
+    """Whether autocast is on for x's device."""
+    if not torch._C._is_any_autocast_enabled():  # in most programs, and much sooner asked
+        return False
+    device = x.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def autocast_inputs(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """x, weight and bias in autocast's dtype where autocast is on for x's device, else as they are."""
-    device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if not _is_on(x):
         return x, weight, bias
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(x.device.type)
     return _cast(x, dtype), _cast(weight, dtype), _cast(bias, dtype)  # type: ignore[return-value]
 
 
 def autocast_weights(x: torch.Tensor, *weights: torch.Tensor | None) -> tuple[torch.dtype, tuple[Any, ...]]:
     """The dtype that torch's linear computes in for x, and weights as it would cast them; x itself is not cast here."""
-    device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if not _is_on(x):
         return x.dtype, weights
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(x.device.type)
     return dtype if _is_cast(x.dtype) else x.dtype, tuple(_cast(weight, dtype) for weight in weights)
 
 
@@ -49,10 +55,10 @@ def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        device = args[0].device.type  # type: ignore[attr-defined]
-        if device == "meta" or not torch.is_autocast_enabled(device):
+        x: torch.Tensor = args[0]  # type: ignore[assignment]
+        if not _is_on(x):
             return function(*args, **kwargs)
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             return function(*args, **kwargs)
 
     return wrapped

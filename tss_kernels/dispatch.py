@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from tss_kernels.backends import BACKENDS, FOLDERS, OPERATIONS, interpreted, why_not
+from tss_kernels.backends import BACKENDS, COMPILED, FOLDERS, INSTALLED, OPERATIONS, interpreted, why_not
 from tss_kernels.configs.preferences import Preference, preferences
 
 VARIABLE = "TSS_KERNELS_BACKEND"
@@ -67,6 +67,20 @@ def forced_backend() -> str | None:
     return _forced.backend
 
 
+def _native_first() -> dict[str, frozenset[torch.dtype]]:
+    """What is native's on the CPU wherever it was built: what `default_backend` finds in more steps."""
+    native, cpu = COMPILED["native"], torch.device("cpu")
+    found = {}
+    for op in native.operations:
+        dtypes = (*native.dtypes, *native.further.get(op, ()))
+        found[op] = frozenset(dtype for dtype in dtypes if [*preferences(op, cpu, dtype), _NONE][0].backend == "native")
+    return found
+
+
+_NONE = Preference("reference", "")
+_NATIVE_FIRST = _native_first()
+
+
 def _check_name(backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"no backend {backend!r}: use_backend and {VARIABLE} take one of {', '.join(BACKENDS)}")
@@ -92,6 +106,8 @@ def select(op: str, device: torch.device, dtype: torch.dtype) -> str:
     """The forced backend if there is one, else the default. Raises BackendUnavailable if the forced one cannot run."""
     forced = _forced.backend
     if forced is None:
+        if dtype in _NATIVE_FIRST.get(op, ()) and device.type == "cpu" and INSTALLED["native"]:
+            return "native"
         return default_backend(op, device, dtype)
     _check_name(forced)
     obstacle = why_not(forced, op, device, dtype)

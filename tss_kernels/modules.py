@@ -12,9 +12,11 @@ from torch import nn
 from tss_kernels.checks import check_choice, check_packed
 from tss_kernels.gated_adapter.api import gated_adapter, gated_adapter_from_packed
 from tss_kernels.gated_adapter.reference import ACTIVATIONS
-from tss_kernels.gated_linear.api import gated_linear
-from tss_kernels.gates.api import pack_gates, packed_linear, unpack_gates
+from tss_kernels.gated_linear.api import gated_linear_of
+from tss_kernels.gated_linear.composed import KeptProduct
+from tss_kernels.gates.api import pack_gates, packed_linear_of, unpack_gates
 from tss_kernels.gates.scores import Scores
+from tss_kernels.watched import Frozen
 
 WEIGHT_INITS = ("normal", "signed_constant")
 WEIGHT_STD = 0.02
@@ -53,15 +55,13 @@ class GatedAdapterLinear(nn.Module):
         self.threshold = float(threshold)
         self.weight_init = weight_init
         self.mask_gradient = True
-        self.weight = nn.Parameter(
-            torch.empty((out_features, in_features), device=device, dtype=dtype), requires_grad=False
-        )
-        self.bias = (
-            nn.Parameter(torch.empty(out_features, device=device, dtype=dtype), requires_grad=False) if bias else None
-        )
+        self.weight = Frozen(torch.empty((out_features, in_features), device=device, dtype=dtype))
+        constant = torch.empty(out_features, device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if constant is None else nn.Parameter(constant, requires_grad=False))
         self.scores = Scores(torch.empty((out_features, in_features), device=device, dtype=torch.float32))
         self.register_buffer("importance", None)
         self.register_buffer("packed", None, persistent=False)
+        self.product = KeptProduct()
         self.reset_parameters()
 
     @classmethod
@@ -107,11 +107,22 @@ class GatedAdapterLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) to (..., out), by the live scores or, after set_packed, by the gates given there."""
-        if self.packed is not None:
-            return packed_linear(x, self.weight, self.packed, self.bias)
-        return gated_linear(
-            x, self.weight, self.scores, self.bias, threshold=self.threshold, importance=self.active_importance()
+        weight, scores, bias, packed, importance = self._tensors()
+        if packed is not None:
+            return packed_linear_of(x, weight, packed, bias, self.product)
+        return gated_linear_of(
+            x, weight, scores, bias, self.threshold, importance if self.mask_gradient else None, self.product
         )
+
+    def _tensors(self) -> tuple[Any, ...]:
+        """weight, scores, bias, packed and importance: where a module keeps them unless somebody replaced one."""
+        parameters, buffers = self._parameters, self._buffers
+        try:
+            return (
+                parameters["weight"], parameters["scores"], parameters["bias"], buffers["packed"], buffers["importance"]
+            )  # fmt: skip
+        except KeyError:
+            return self.weight, self.scores, self.bias, self.packed, self.importance
 
     def active_importance(self) -> torch.Tensor | None:
         """The importance that masks the gradient in the backward pass, None if nothing does."""
@@ -215,6 +226,7 @@ class GatedAdapter(nn.Module):
             "activation": self.activation,
             "down_importance": down.active_importance(),
             "up_importance": up.active_importance(),
+            "kept": (down.product, up.product),
         }
         if down.packed is None and up.packed is None and down.threshold == up.threshold:
             return gated_adapter(

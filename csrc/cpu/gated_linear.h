@@ -85,8 +85,10 @@ void mask_by_scores(const void* weight, void* masked, int width, Numbers scores,
             const U* from = static_cast<const U*>(weight);
             U* to = static_cast<U*>(masked);
             Blocks(rows, columns).share_out(threads, [&](int64_t element, int64_t byte, int64_t size) {
-                pack_some(compared, scored + element, size, packed + byte);
-                mask_some(from + element, packed + byte, size, to + element);
+                uint8_t unwanted[block / 8];
+                uint8_t* bits = packed != nullptr ? packed + byte : unwanted;
+                pack_some(compared, scored + element, size, bits);
+                mask_some(from + element, bits, size, to + element);
             });
         });
     });

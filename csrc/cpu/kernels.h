@@ -36,7 +36,8 @@ struct Kernels {
     void (*pack)(Numbers scores, double threshold, uint8_t* packed, int64_t rows, int64_t columns, int threads);
     // gate <- 0 or 1 for each bit
     void (*unpack)(const uint8_t* packed, uint8_t* gate, int64_t rows, int64_t columns, int threads);
-    // masked <- where(scores >= threshold, weight, 0), and packed as by `pack`; width: bytes of an element of weight
+    // masked <- where(scores >= threshold, weight, 0), and packed, if it is not nullptr, as by `pack`; width: bytes of an
+    // element of weight
     void (*mask_by_scores)(const void* weight, void* masked, int width, Numbers scores, double threshold,
                            uint8_t* packed, int64_t rows, int64_t columns, int threads);
     // masked <- where(bit, weight, 0)

@@ -1,5 +1,5 @@
-// The threads behind parallel_for. They wait on a condition variable and never spin: PyTorch's own threads do that on the
-// same processors already. The pool is never destroyed, since its threads may outlive the end of the main one.
+// The threads behind parallel_for: a team from outside where one was given, else a pool. Its threads wait on a condition
+// variable and never spin, and it is never destroyed, since they may outlive the end of the main one.
 #include "threads.h"
 
 #include <atomic>
@@ -126,6 +126,7 @@ private:
 };
 
 std::atomic<Pool*> shared{nullptr};
+std::atomic<Team> team{nullptr};
 
 Pool& pool() {
     Pool* current = shared.load(std::memory_order_acquire);
@@ -138,10 +139,22 @@ Pool& pool() {
 }
 
 #ifdef TSS_POSIX
-// A child process has the pool's memory but none of its threads, and perhaps its mutex locked: it starts a new one.
-[[maybe_unused]] const int registered =
-    pthread_atfork(nullptr, nullptr, [] { shared.store(nullptr, std::memory_order_release); });
+// A child process has the pool's memory but none of its threads, and perhaps its mutex locked: it starts a new one. The
+// team would wait there for threads that are not.
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] {
+    shared.store(nullptr, std::memory_order_release);
+    team.store(nullptr, std::memory_order_release);
+});
 #endif
+
+// What a thread of a team does, in the caller's way with denormals and then in its own again.
+void work_in_team(void* data) {
+    Job& job = *static_cast<Job*>(data);
+    const unsigned own = float_mode();
+    set_float_mode(job.mode);
+    job.work();
+    set_float_mode(own);
+}
 
 }  // namespace
 
@@ -154,7 +167,13 @@ void parallel_for(int64_t units, int64_t grain, int threads, Body body, void* co
         return;
     }
     Job job{body, context, units, grain, float_mode(), static_cast<int>(workers)};
-    pool().run(job);
+    if (const Team given = team.load(std::memory_order_acquire))
+        // Of its usual size also where fewer would do: a team of another size ends threads and starts new ones.
+        given(work_in_team, &job, static_cast<unsigned>(threads), 0);
+    else
+        pool().run(job);
 }
+
+void use_team(Team given) { team.store(given, std::memory_order_release); }
 
 }  // namespace tss

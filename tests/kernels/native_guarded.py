@@ -44,6 +44,18 @@ def mask_by_scores(short: int) -> None:
                 weight.data_ptr(), masked.data_ptr(), dtype.itemsize, scores.data_ptr(), 0, 0.0, packed.data_ptr(),
                 rows, columns, THREADS,
             )  # fmt: skip
+            kernels.mask_by_scores(
+                weight.data_ptr(),
+                masked.data_ptr(),
+                dtype.itemsize,
+                scores.data_ptr(),
+                0,
+                0.0,
+                0,
+                rows,
+                columns,
+                THREADS,
+            )
 
 
 def mask_by_bits(short: int) -> None:
@@ -82,9 +94,18 @@ def adamw(short: int) -> None:
             tensors += [*own, packed, flips]
             gates = (packed.data_ptr(), flips.data_ptr()) if dtype == torch.float32 else (0, 0)
             table += [*(tensor.data_ptr() for tensor in own), 0x11111 * kind, rows, columns, *gates]
+        numbers = guarded(torch.tensor(table, dtype=torch.int64))
+        thresholds = guarded(torch.zeros(len(SIZES), dtype=torch.float64))
         kernels.adamw(
-            table, [0.0] * len(SIZES), 0.1, 0.1, 0.99, 0.01, 0.1, 0.1, 1e-8, True, True, THREADS
+            numbers.data_ptr(), thresholds.data_ptr(), len(SIZES), 0.1, 0.1, 0.99, 0.01, 0.1, 0.1, 1e-8, True, True,
+            THREADS,
         )  # fmt: skip
+
+
+def count_step(short: int) -> None:
+    steps = [guarded(torch.ones(1)), guarded(torch.ones(1 - short))]
+    addresses = guarded(torch.tensor([step.data_ptr() for step in steps]))
+    assert kernels.count_step(addresses.data_ptr(), 2) == 2
 
 
 def importance(short: int) -> None:
@@ -109,7 +130,7 @@ def accumulate(short: int) -> None:
             kernels.accumulate(total.data_ptr(), new.data_ptr(), kind, rows * columns, THREADS)
 
 
-FUNCTIONS = (pack, unpack, mask_by_scores, mask_by_bits, scores_grad, adamw, importance, accumulate)
+FUNCTIONS = (pack, unpack, mask_by_scores, mask_by_bits, scores_grad, adamw, count_step, importance, accumulate)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from tss_kernels.native import kernels
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
 
-SETTINGS = {"instruction_set", "instruction_sets", "use_instruction_set"}
+SETTINGS = {"instruction_set", "instruction_sets", "use_instruction_set", "use_team"}
 FUNCTIONS = sorted(name for name in vars(kernels) if not name.startswith("_") and name not in SETTINGS)
 
 

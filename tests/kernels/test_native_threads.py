@@ -10,11 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.utils.data
 
+import tss_kernels
 from tests.kernels.native_kernels import INSTRUCTION_SETS, assert_same_bits, instruction_set, random, threads
 
 pytest.importorskip("tss_kernels.native", reason="the native backend was not built", exc_type=ImportError)
 
+from tss_kernels import native
 from tss_kernels.adamw import native as adamw
 from tss_kernels.gated_linear import native as linear
 from tss_kernels.gates import native as gates
@@ -66,9 +69,20 @@ def calls() -> dict[str, Callable[[], torch.Tensor | list[torch.Tensor]]]:
     }
 
 
+@pytest.fixture(params=["PyTorch's", "own"])
+def team(request):
+    """Whose threads work."""
+    found = native.torchs_team()
+    if request.param != "own" and not found:
+        pytest.skip("PyTorch has no OpenMP runtime with GOMP_parallel here")
+    native.kernels.use_team(found if request.param != "own" else 0)
+    yield request.param
+    native.kernels.use_team(found)
+
+
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("name", sorted(calls()))
-def test_no_bit_depends_on_the_number_of_threads(name, isa):
+def test_no_bit_depends_on_the_number_of_threads(name, isa, team):
     call = calls()[name]
     with instruction_set("portable"), threads(1):
         alone = call()
@@ -80,7 +94,7 @@ def test_no_bit_depends_on_the_number_of_threads(name, isa):
             assert_same_bits(actual, expected)
 
 
-def test_every_thread_has_the_callers_way_with_denormals():
+def test_every_thread_has_the_callers_way_with_denormals(team):
     tiny, ones = torch.full((1, 600_000), 1e-40), torch.ones(1, 600_000)
     with threads(8):  # a new thread starts in its maker's way, so they are made before it changes
         assert linear.scores_grad(ones[:, :1], ones, tiny.view(1, -1), None).gt(0).all()
@@ -95,7 +109,7 @@ def test_every_thread_has_the_callers_way_with_denormals():
         torch.set_flush_denormal(False)
 
 
-def test_several_callers_at_once():
+def test_several_callers_at_once(team):
     cases = calls()
     with threads(3):
         expected = {name: call() for name, call in cases.items()}
@@ -111,6 +125,58 @@ def test_several_callers_at_once():
                     assert_same_bits(actual, wanted)
 
 
+def test_a_backward_pass_in_another_thread(team):
+    layer, x = tss_kernels.GatedAdapterLinear(1024, 300), torch.randn(64, 1024)
+    with threads(2), ThreadPoolExecutor(2) as pool:
+        layer(x).sum().backward()
+        expected, layer.scores.grad = layer.scores.grad, None
+        y = layer(x).sum()
+        pool.submit(y.backward).result()
+        assert_same_bits(layer.scores.grad, expected)
+        losses = [layer(x).sum() for _ in range(6)]
+        grads = [pool.submit(torch.autograd.grad, loss, layer.scores) for loss in losses]
+        for grad in grads:
+            assert_same_bits(grad.result()[0], expected)
+
+
+def test_a_thread_of_pytorchs_has_its_own_way_with_denormals_again():
+    if not native.torchs_team():
+        pytest.skip("PyTorch has no OpenMP runtime with GOMP_parallel here")
+    tiny = torch.full((1, 600_000), 1e-40)
+    with threads(4):
+        tiny.mul(1.0)  # a new thread starts in its maker's way, so they are made before it changes
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor cannot flush denormals")
+        try:
+            linear.scores_grad(tiny[:, :1], tiny, tiny, None)
+        finally:
+            torch.set_flush_denormal(False)
+        for _ in range(10):
+            assert tiny.mul(1.0).gt(0).all(), "a thread went on flushing denormals"
+
+
+class Packing(torch.utils.data.Dataset):
+    def __init__(self) -> None:
+        self.scores = random(OUT, IN)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        with threads(2):  # PyTorch gives a worker one
+            return gates.pack_gates(self.scores, float(index))
+
+
+def test_workers_of_a_data_loader():
+    data = Packing()
+    with threads(2):
+        expected = [gates.pack_gates(data.scores, float(index)) for index in range(4)]
+        data.scores.exp()
+        loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context="fork")
+        for actual, wanted in zip(loader, expected, strict=True):
+            assert torch.equal(actual, wanted)
+
+
 FORKING = """
 import os, sys, threading
 import torch
@@ -118,6 +184,8 @@ from tss_kernels.gates import native as gates
 torch.set_num_threads(4)
 scores = torch.randn(400, 4000)
 expected = gates.pack_gates(scores, 0.0)
+bits = expected.numpy().tobytes()
+scores.exp()  # PyTorch's own threads have worked
 going = True
 def work():  # the pool's mutex may be held and its threads at work in the moment of the fork
     while going:
@@ -126,8 +194,8 @@ worker = threading.Thread(target=work)
 worker.start()
 for _ in range(20):
     child = os.fork()
-    if child == 0:
-        os._exit(0 if all(torch.equal(gates.pack_gates(scores, 0.0), expected) for _ in range(3)) else 1)
+    if child == 0:  # whose PyTorch may wait for threads that are not: it is asked for nothing here
+        os._exit(0 if all(gates.pack_gates(scores, 0.0).numpy().tobytes() == bits for _ in range(3)) else 1)
     assert os.waitpid(child, 0)[1] == 0, "a child computed something else"
 going = False
 worker.join()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -35,11 +37,20 @@ def soft_masked_adamw_(
     the new parameter at that threshold, and their changes are added to that entry of flips, int64.
     """
     table = table_of((params, grads, exp_avgs, exp_avg_sqs), importances, packed, thresholds, flips)
-    kernels.adamw(
-        table.numbers, table.thresholds, lr * weight_decay, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step),
-        (1 - beta2**step) ** 0.5, eps, site == "update", weight_decay != 0, torch.get_num_threads(),
-    )  # fmt: skip
+    options = {"lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay, "site": site}
+    run(array("q", table.numbers), array("d", table.thresholds), step, options)
     table.put_back()
+
+
+def run(numbers: array[int], thresholds: array[float], step: float, options: Mapping[str, Any]) -> None:
+    """The step of a table's parameters; options as an optimizer's group has them."""
+    lr, weight_decay = float(options["lr"]), options["weight_decay"]
+    beta1, beta2 = map(float, options["betas"])
+    kernels.adamw(
+        numbers.buffer_info()[0], thresholds.buffer_info()[0], len(thresholds), lr * weight_decay, 1 - beta1, beta2,
+        1 - beta2, lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, options["eps"], options["site"] == "update",
+        weight_decay != 0, torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:

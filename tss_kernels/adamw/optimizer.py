@@ -10,7 +10,9 @@ import torch
 
 from tss_kernels.adamw.api import SITES, soft_masked_adamw_
 from tss_kernels.checks import check_choice
+from tss_kernels.dispatch import implementation, select
 from tss_kernels.operators import empty_packed
+from tss_kernels.watched import undisturbed
 
 UNSUPPORTED = ("amsgrad", "differentiable")
 
@@ -60,6 +62,7 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "site": site,
             "capturable": capturable,
         }  # fmt: skip
+        self._plans: dict[int, Any] = {}  # by the group, which lives as long as the optimizer
         super().__init__(params, defaults)
         for parameter, tensor in (importance or {}).items():
             self.set_importance(parameter, tensor)
@@ -108,9 +111,25 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
             if group["capturable"]:
                 self._update_on_device(group)
                 continue
-            for number, params in self._due(group["params"]).items():
+            plan = self._plans.get(id(group))
+            if plan is not None and plan.step(group, self.state, self.importance):
+                continue
+            self._plans.pop(id(group), None)
+            due = self._due(group["params"])
+            for number, params in due.items():
                 self._update(params, number, group)
+            self._plan(group, due)
         return loss
+
+    def _plan(self, group: dict[str, Any], due: Mapping[float, list[torch.Tensor]]) -> None:
+        """After a step of all parameters of a group: makes the next one shorter, where the CPU's kernel takes it."""
+        params = group["params"]
+        if len(due) != 1 or sum(map(len, due.values())) != len(params) or not params[0].is_cpu or not undisturbed():
+            return
+        if select("soft_masked_adamw_", params[0].device, params[0].dtype) == "native":
+            plan = implementation("adamw", "plan").Plan.of(list(params), self.state, self.importance)
+            if plan is not None:
+                self._plans[id(group)] = plan
 
     def _due(self, parameters: Iterable[torch.Tensor]) -> dict[float, list[torch.Tensor]]:
         """The parameters that have a gradient, by the number of the step they take now; starts missing state."""
@@ -188,10 +207,11 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
                 param.keep_gates(threshold, bits)  # type: ignore[attr-defined]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "importance": self.importance}
+        return {**super().__getstate__(), "importance": self.importance}  # no plans: those are of these very tensors
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._plans = {}
         for group in self.param_groups:  # a state of torch.optim.AdamW has no site
             group.setdefault("site", self.defaults["site"])
             group.setdefault("maximize", False)

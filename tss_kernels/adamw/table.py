@@ -9,6 +9,8 @@ import torch
 
 from tss_kernels.compiled import KINDS
 
+COLUMNS = 10  # numbers of each parameter
+
 
 class Table(NamedTuple):
     """Ten numbers of each parameter: the addresses of param, grad, exp_avg, exp_avg_sq and importance (or 0), their

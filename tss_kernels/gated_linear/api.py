@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from tss_kernels.autocast import autocast_inputs, outside_autocast
 from tss_kernels.checks import check_importance, check_linear, check_scores
 from tss_kernels.dispatch import implementation, select
-from tss_kernels.gated_linear import reference
+from tss_kernels.gated_linear import composed, reference
 from tss_kernels.gates.scores import keep_gates, kept_gates
 from tss_kernels.operators import implement, packed_linear_operator, rows_of, shaped_like
 
@@ -126,11 +126,32 @@ def gated_linear(
     Gradients: x; bias; scores: (dYᵀ x) * weight * (1 - importance) in float32; weight: (dYᵀ x) * gate, if it asks
     for one. Differentiable once. Raises TypeError, ValueError, and BackendUnavailable for a forced backend.
     """
+    return gated_linear_of(x, weight, scores, bias, threshold, importance)
+
+
+def gated_linear_of(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    bias: torch.Tensor | None,
+    threshold: float,
+    importance: torch.Tensor | None,
+    kept: composed.KeptProduct | None = None,
+) -> torch.Tensor:
+    """`gated_linear` with the room of a layer for its masked weight."""
+    masked = None if kept is None else kept.masked_again(x, weight, scores, bias, importance, threshold)
+    if masked is not None:
+        return composed.product(x, composed.trained(scores, masked, weight, importance), bias)
     x, weight, bias = autocast_inputs(x, weight, bias)
     check_linear(x, weight, bias)
     check_scores(scores, weight)
     check_importance(importance, weight)
     backend = select("gated_linear", x.device, x.dtype)
+    if composed.composes(backend, x, weight, scores, importance):
+        masked = composed.masked_by_scores(weight, scores, threshold, kept)
+        if kept is not None:
+            kept.fitted(weight, scores, bias, importance)
+        return composed.product(x, composed.trained(scores, masked, weight, importance), bias)
     if torch.is_grad_enabled() and (
         x.requires_grad or scores.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):

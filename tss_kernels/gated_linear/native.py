@@ -19,13 +19,21 @@ def forward(
     if not (weight.is_contiguous() and scores.is_contiguous()):
         # Rare, and the order in which a product sums depends on how its operands lie in memory.
         return reference.forward(x, weight, scores, bias, threshold)
+    packed = empty_packed(weight)
+    return torch.nn.functional.linear(x, masked_by_scores(weight, scores, threshold, packed), bias), packed
+
+
+def masked_by_scores(
+    weight: torch.Tensor, scores: torch.Tensor, threshold: float, packed: torch.Tensor | None
+) -> torch.Tensor:
+    """W * g of a contiguous weight (out, in), and the gates at one bit each into `packed` if it is given."""
     rows, columns = weight.shape
-    masked, packed = torch.empty_like(weight), empty_packed(weight)
+    masked, scores = torch.empty_like(weight), scores.contiguous()
     kernels.mask_by_scores(
         weight.data_ptr(), masked.data_ptr(), weight.itemsize, scores.data_ptr(), KINDS[scores.dtype], threshold,
-        packed.data_ptr(), rows, columns, torch.get_num_threads(),
+        address(packed), rows, columns, torch.get_num_threads(),
     )  # fmt: skip
-    return torch.nn.functional.linear(x, masked, bias), packed
+    return masked
 
 
 def masked_by_bits(weight: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
@@ -58,12 +66,18 @@ def scores_grad(
 ) -> torch.Tensor:
     """dL/ds = (dYᵀ x) * W * (1 - I) in float32, as the reference multiplies it. dy (rows, out); x (rows, in)."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    product = (dy.to(wide).T @ x.to(wide)).contiguous()
-    grad = product if wide == torch.float32 else torch.empty_like(product, dtype=torch.float32)
+    return scores_grad_of((dy.to(wide).T @ x.to(wide)).contiguous(), weight, importance)
+
+
+def scores_grad_of(product: torch.Tensor, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
+    """dL/ds from the product dYᵀ x, float32 or float64, which is used up: float32 is multiplied where it lies."""
+    if product.requires_grad or not product.is_contiguous():
+        product = product.detach().clone(memory_format=torch.contiguous_format)
+    grad = product if product.dtype == torch.float32 else torch.empty_like(product, dtype=torch.float32)
     weight = weight.contiguous()
     importance = None if importance is None else importance.contiguous()
     kernels.scores_grad(
-        product.data_ptr(), KINDS[wide], weight.data_ptr(), KINDS[weight.dtype],
+        product.data_ptr(), KINDS[product.dtype], weight.data_ptr(), KINDS[weight.dtype],
         address(importance), 0 if importance is None else KINDS[importance.dtype],
         grad.data_ptr(), grad.numel(), torch.get_num_threads(),
     )  # fmt: skip

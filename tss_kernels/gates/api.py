@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from tss_kernels.autocast import autocast_inputs, outside_autocast
 from tss_kernels.checks import check_linear, check_packed
 from tss_kernels.dispatch import implementation, select
+from tss_kernels.gated_linear import composed
 from tss_kernels.gated_linear.api import bias_grad, input_grad_operator, weight_grad_operator
 from tss_kernels.gates.scores import keep_gates, kept_gates
 from tss_kernels.operators import implement, rows_of, shaped_like
@@ -123,10 +124,23 @@ def packed_linear(
     x (..., in); weight (out, in) of x's dtype; packed uint8 (out, ceil(in / 8)); bias (out,) or None; (..., out).
     Gradients for x, bias, and weight if it asks for one; differentiable once. Raises TypeError, ValueError.
     """
+    return packed_linear_of(x, weight, packed, bias)
+
+
+def packed_linear_of(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    bias: torch.Tensor | None,
+    kept: composed.KeptProduct | None = None,
+) -> torch.Tensor:
+    """`packed_linear` with the room of a layer for its masked weight."""
     x, weight, bias = autocast_inputs(x, weight, bias)
     check_linear(x, weight, bias)
     check_packed(packed, weight)
     backend = select("packed_linear", x.device, x.dtype)
+    if composed.composes(backend, x, weight, packed):
+        return composed.product(x, composed.masked_by_gates(weight, packed, kept), bias)
     if torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):

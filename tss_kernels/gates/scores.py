@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tss_kernels.dispatch import select
+from tss_kernels.watched import Watched
 
 # Backends that read gates as bits; the reference compares scores in less time than it would unpack bits.
 READ_BITS = ("native", "triton", "cuda")
@@ -24,44 +21,22 @@ class _Kept(NamedTuple):
     state: tuple[object, ...]
 
 
-class Scores(nn.Parameter):
+class Scores(Watched):
     """A float32 parameter (out, in) of popup scores, with the gates of its present values at hand once they are known.
 
-    Gates are kept under PyTorch's version counters: of the parameter, and of what `.data` gives, which counts for
-    itself. Optimizers that write past the counters (torch's fused ones do) are followed by a hook on their step. Gates
-    are kept for one stream, and no longer once a CUDA graph was captured with the scores, since its replays change
-    tensors unseen. What writes to their memory and tells PyTorch nothing must call `forget_gates`.
+    Gates are kept while the parameter's state says that nothing has changed it, for one stream, and no longer once a
+    CUDA graph was captured with the scores, since its replays change tensors unseen. What writes to their memory and
+    tells PyTorch nothing must call `forget_gates`.
     """
 
-    _alias: torch.Tensor | None = None
     _kept: _Kept | None = None
     _threshold: float | None = None
     _captured: bool = False
 
-    def __new__(cls, data: torch.Tensor, requires_grad: bool = True) -> Scores:
-        _follow_optimizers()
-        return super().__new__(cls, data, requires_grad)  # type: ignore[return-value]
-
-    @property
-    def data(self) -> torch.Tensor:  # type: ignore[override]
-        """The values without gradient; always the same tensor, whose version counter tells of writes through it."""
-        raw = torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
-        alias = self._alias
-        if alias is None or alias.data_ptr() != raw.data_ptr() or alias.shape != raw.shape or alias.dtype != raw.dtype:
-            alias = self._alias = raw
-            self.forget_gates()
-        return alias
-
-    @data.setter
-    def data(self, values: torch.Tensor) -> None:
-        self._alias = None
+    def note_write(self) -> None:
+        """Something wrote to the scores, or may have: their gates are forgotten."""
+        super().note_write()
         self.forget_gates()
-        torch.Tensor.data.__set__(self, values)  # type: ignore[attr-defined]
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # Files hold a plain parameter: they need neither this class nor the gates.
-        values = torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
-        return nn.Parameter(values, self.requires_grad).__reduce_ex__(protocol)
 
     def forget_gates(self) -> None:
         """Make the next use compare the scores anew."""
@@ -87,6 +62,15 @@ class Scores(nn.Parameter):
         self._threshold = threshold
         self._kept = _Kept(packed, threshold, self._state())
 
+    @property
+    def emits_for(self) -> float | None:
+        """`wants_gates` of scores on the CPU, for a backend that reads bits."""
+        return self._threshold
+
+    def keep_emitted(self, threshold: float, packed: torch.Tensor) -> None:
+        """`keep_gates` of scores on the CPU, for new memory that a step wrote."""
+        self._kept = _Kept(packed, threshold, self.state())
+
     def kept_gates(self, threshold: float) -> torch.Tensor | None:
         """The packed gates of the present values if they are known, else None."""
         if self._notice_capture():
@@ -103,9 +87,9 @@ class Scores(nn.Parameter):
         return self._captured
 
     def _state(self) -> tuple[object, ...]:
-        alias = self._alias
-        stream = torch.cuda.current_stream(self.device).cuda_stream if self.is_cuda else 0
-        return self._version, 0 if alias is None else alias._version, self.data_ptr(), stream
+        if not self.is_cuda:
+            return self.state()
+        return *self.state(), torch.cuda.current_stream(self.device).cuda_stream
 
 
 def kept_gates(scores: torch.Tensor, threshold: float, backend: str) -> torch.Tensor | None:
@@ -124,20 +108,3 @@ def keep_gates(scores: torch.Tensor, threshold: float, backend: str, packed: tor
 def _reuses(scores: torch.Tensor, backend: str) -> bool:
     # A compiled graph would freeze what was known while it was traced.
     return backend in READ_BITS and not torch.compiler.is_compiling() and isinstance(scores, Scores)
-
-
-@functools.cache
-def _follow_optimizers() -> None:
-    """Have the gates of scores forgotten after every step of any torch optimizer; set up with the first scores."""
-    register_optimizer_step_post_hook(_forget_stepped)
-
-
-def _forget_stepped(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    del args, kwargs
-    # Compiled steps count what they write, and so do optimizers that say so.
-    if torch.compiler.is_compiling() or getattr(optimizer, "counts_writes", False):
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if isinstance(parameter, Scores):
-                parameter.forget_gates()
