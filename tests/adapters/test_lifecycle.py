@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import tss
 from tss.adapters import AdapterConfig, TssOptions
@@ -221,3 +222,19 @@ def test_kinds_that_a_model_cannot_learn_are_refused():
     with pytest.raises(ValueError, match="generation tasks need an encoder-decoder"):
         handle.add_task("replies", REPLIES)
     assert not handle.tasks
+
+
+def test_a_heads_mode_is_the_models_when_it_runs_however_many_there_are(handle, monkeypatch):
+    for number in range(20):
+        handle.add_task(f"task {number}", TOPICS)
+    touched: list[nn.Module] = []
+    train = nn.Module.train
+    monkeypatch.setattr(nn.Module, "train", lambda self, mode=True: touched.append(self) or train(self, mode))
+    heads = {handle.heads.of(f"task {number}") for number in range(20)}
+    handle.model.eval()
+    assert not any(module.training for head in heads for module in head.modules())
+    touched.clear()
+    handle.model.train()
+    assert not heads & set(touched)  # nobody has asked for them since
+    assert all(module.training for module in handle.heads.of("task 3").modules())
+    assert heads & set(touched) == {handle.heads.of("task 3")}

@@ -20,11 +20,16 @@ class Float32Module(nn.Module):
 
 
 class TaskHeads(Float32Module):
-    """The heads of all tasks that have one, float32."""
+    """The heads of all tasks that have one, float32.
+
+    Setting a mode, training or evaluation, reaches the heads that were asked for since the last time; any other takes
+    the mode over when it is asked for. So it costs the same however many tasks there are.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.names: dict[str, str] = {}
+        self._asked: dict[str, nn.Module] = {}
 
     def put(self, task: str, head: nn.Module) -> None:
         """Keep a task's head."""
@@ -33,5 +38,17 @@ class TaskHeads(Float32Module):
         self.add_module(self.names[task], head)
 
     def of(self, task: str) -> nn.Module | None:
-        """A task's head, or None where it uses the model's language-model head."""
-        return getattr(self, self.names[task]) if task in self.names else None
+        """A task's head in this module's mode, or None where it uses the model's language-model head."""
+        if task not in self.names:
+            return None
+        head: nn.Module = getattr(self, self.names[task])
+        self._asked[task] = head
+        return head if head.training == self.training else head.train(self.training)
+
+    def train(self, mode: bool = True) -> TaskHeads:
+        """Sets the mode of the heads in use and of those to come."""
+        self.training = mode
+        for head in self._asked.values():
+            head.train(mode)
+        self._asked.clear()
+        return self

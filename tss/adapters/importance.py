@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tss.adapters.float32 import TaskHeads
 from tss.errors import StateError
 from tss_kernels import GatedAdapterLinear, update_importance_
 
@@ -79,13 +80,23 @@ def plain_gradients(layers: Layers) -> Iterator[None]:
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """No dropout; every module's own mode is given back."""
-    training = {module: module.training for module in model.modules()}
+    training = {module: module.training for module in _with_modes(model)}
     model.eval()
     try:
         yield
     finally:
         for module, mode in training.items():
+            if isinstance(module, TaskHeads):
+                module.train(mode)
             module.training = mode
+
+
+def _with_modes(module: nn.Module) -> Iterator[nn.Module]:
+    """All modules that have a mode of their own: heads take theirs over, and there may be thousands."""
+    yield module
+    if not isinstance(module, TaskHeads):
+        for child in module.children():
+            yield from _with_modes(child)
 
 
 def losses_of(handle: TssHandle, kind: TaskKind, data: Any, batch_size: int) -> Iterator[torch.Tensor]:
