@@ -19,6 +19,7 @@ Bind = Callable[[Inputs], Callable[[], Outputs]]
 Role = Literal["ours", "rival", "floor"]
 Judged = dict[torch.dtype, Outputs]  # a formula's outputs on one set of inputs, by the precision they end in
 COMPARED = ("triton", "cuda")  # the backends of GPUs, timed side by side
+PEERS = (*COMPARED, "reference")  # beside what dispatch chooses; the specification on CPUs only
 
 
 class Precision(NamedTuple):
@@ -79,7 +80,7 @@ def forced(backend: str, bind: Bind, t: Inputs) -> Callable[[], Outputs]:
 
 
 def by_backends(op: str, variant: Variant) -> tuple[Variant, ...]:
-    """Ours as dispatch runs it, and beside it by each backend of GPUs."""
+    """Ours as dispatch runs it, and beside it by each backend of GPUs and by the reference."""
     return (
         replace(variant, op=op),
         *(
@@ -87,7 +88,7 @@ def by_backends(op: str, variant: Variant) -> tuple[Variant, ...]:
                 variant, name=f"{variant.name}, {backend}", bind=partial(forced, backend, variant.bind), op=op,
                 backend=backend, twin=variant.name,
             )
-            for backend in COMPARED
+            for backend in PEERS
         ),
     )  # fmt: skip
 

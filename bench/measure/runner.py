@@ -56,6 +56,8 @@ def not_measured(case: Case, variant: Variant, device: torch.device) -> str | No
     """Why a variant need not or cannot be measured here, or None."""
     if variant.missing is not None or variant.op is None or variant.backend is None:
         return variant.missing
+    if variant.backend == "reference" and device.type != "cpu":
+        return "the specification: measured on a CPU only, where it is what runs without a compiler"
     obstacle = why_not(variant.backend, variant.op, device, case.dtype)
     if obstacle is not None:
         return obstacle.reason

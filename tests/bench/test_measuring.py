@@ -11,7 +11,7 @@ import torch
 
 from bench.measure import runner
 from bench.measure.__main__ import main
-from bench.measure.case import COMPARED, EXACT, Variant, by_backends, failure_of
+from bench.measure.case import COMPARED, EXACT, PEERS, Variant, by_backends, failure_of
 from bench.measure.cases import GROUPS, MODELS, STARTS
 from bench.measure.cases.gated_linear import cases as linear_cases
 from bench.measure.cases.sizes import bart_large, tiny
@@ -240,7 +240,7 @@ def test_a_backends_variant_is_made_and_called_with_it_forced(monkeypatch):
         return called
 
     monkeypatch.setattr(runner, "why_not", lambda *_: None)
-    tss, _, cuda = by_backends("gated_linear", Variant("tss", "ours", bind))
+    tss, _, cuda, _ = by_backends("gated_linear", Variant("tss", "ours", bind))
     record = measure_variant(case, cuda)
     assert (record["backend"], set(seen)) == ("cuda", {"cuda"})
     assert forced_backend() is None
@@ -263,4 +263,4 @@ def test_a_backend_that_cannot_run_is_skipped_with_its_reason():
 def test_every_operation_has_a_variant_for_each_backend():
     for group in OPERATIONS:
         for case in GROUPS[group](tiny(CPU)):
-            assert {variant.backend for variant in case.variants if variant.op} == {None, *COMPARED}, str(case)
+            assert {variant.backend for variant in case.variants if variant.op} == {None, *PEERS}, str(case)

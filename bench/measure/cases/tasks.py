@@ -24,7 +24,7 @@ ROWS, MIXED = 32, (1, 8, 32)  # of a batch, and of how many tasks its rows are
 
 
 class Learned:
-    """A model on which tasks are learned, more and more of them; each gets a step, and is sealed."""
+    """A model that knows more and more tasks; those between the measured ones get drawn scores in place of training."""
 
     def __init__(self, setting: Setting) -> None:
         import tss
@@ -49,11 +49,21 @@ class Learned:
         one_step(self.model, handle.optimizer(score_lr=1e-2, head_lr=1e-3), self.batch)
         handle.seal_task([self.batch])
 
+    def _fill_one(self) -> None:
+        """One more task, sealed with gates of its own."""
+        handle, name = self.model.tss, f"task {len(self.names)}"
+        handle.add_task(name, kind_of_task(self.setting))
+        handle.train_task(name)
+        with torch.no_grad():
+            for layer in handle.layers.values():
+                layer.scores.normal_()
+        handle.seal_task()
+
     def extend(self, count: int) -> Inputs:
         """At least so many tasks; what of memory each new one took."""
         before, known = _resident(), len(self.names)
         while len(self.names) < count:
-            self.learn_one()
+            self._fill_one()
         new = len(self.names) - known
         facts = {"resident bytes per new task": round((_resident() - before) / new)} if new >= 50 else {}
         kept = self.model.tss.bytes_per_task(self.names[-1])
