@@ -303,8 +303,8 @@ def measured(folder):
 
 
 def test_a_verified_task_is_measured_again_after_the_last_one(tiny_config, tmp_path):
-    quick = run_sequence(tiny_config(), tmp_path / "quick")
-    each = run_sequence(tiny_config("reevaluate=each"), tmp_path / "each")
+    quick = run_sequence(tiny_config("reevaluate=last"), tmp_path / "quick")
+    each = run_sequence(tiny_config(), tmp_path / "each")
     own, last = [("asc", "asc"), ("ner", "ner")], [("asc", "drg"), ("ner", "drg"), ("drg", "drg")]
     assert measured(quick.folder) == [*own, *last]
     assert measured(each.folder) == [own[0], ("asc", "ner"), own[1], *last]
@@ -324,7 +324,7 @@ def test_nothing_unverified_is_taken_over(tiny_config, tmp_path, monkeypatch):
         run.state.verified = index
 
     monkeypatch.setattr(sequence, "verify_tasks", forget_to_verify)
-    assert len(measured(run_sequence(tiny_config(), tmp_path / "run").folder)) == 6
+    assert len(measured(run_sequence(tiny_config("reevaluate=last"), tmp_path / "run").folder)) == 6
 
 
 def test_schedule_rises_and_falls_linearly():

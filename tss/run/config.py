@@ -111,9 +111,10 @@ class RunConfig(_Section):
     """Test inputs per task whose logits are compared bit for bit after every later task."""
     zero_shot: bool = False
     """Evaluate each task before it is learned too, untrained and right before its turn; gives fwt."""
-    reevaluate: Literal["last", "each"] = "last"
-    """Sealed tasks of a method that never forgets: after which later tasks their test scores are measured again. Rows
-    between take the score over once everything that it depends on is verified; other methods always measure."""
+    reevaluate: Literal["each", "last"] = "each"
+    """Sealed tasks of a method that never forgets: after which later tasks their test scores are measured again. With
+    "last", rows between take the score over once everything that it depends on is verified; other methods always
+    measure."""
     log_seconds: float = Field(default=1.0, ge=0)
     """At least this long between two `step` events; 0: every step."""
     label: str = ""
