@@ -222,6 +222,36 @@ def test_a_change_of_options_is_followed():
         module(X.double())
 
 
+def test_the_short_way_is_left_where_it_does_not_lead(monkeypatch):
+    ways = []
+    of = composed.product
+    monkeypatch.setattr(composed, "product", lambda *a: ways.append(1) or of(*a))
+    module = layer()
+    module(X), module(X)
+    assert len(ways) == 2
+    with torch.autocast("cpu", torch.bfloat16):
+        module(X)
+    with tss_kernels.use_backend("reference"):
+        module(X)
+    module.weight.requires_grad_()
+    module(X).sum().backward()
+    assert module.weight.grad.ne(0).any()
+    with Looking():
+        module(X)
+    module.bfloat16()(X.bfloat16())
+    assert len(ways) == 2
+    module = layer()
+    module(X)
+    module.bias = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # PyTorch would broadcast it
+    with pytest.raises(ValueError, match=r"\(5,\) but has \(1,\)"):
+        module(X)
+    module = layer()
+    module(X)
+    module.importance = torch.ones(1, 12)
+    with pytest.raises(ValueError, match=r"\(5, 12\) but has \(1, 12\)"):
+        module(X)
+
+
 def test_inference_mode_keeps_nothing_that_training_could_not_save():
     module = layer()
     module.set_packed(module.pack())
@@ -232,6 +262,17 @@ def test_inference_mode_keeps_nothing_that_training_could_not_save():
     with torch.inference_mode():
         module(X)
     assert_fresh(module)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_layer_made_in_inference_mode(sealed):
+    with torch.inference_mode():
+        module = layer()
+        module.set_packed(module.pack() if sealed else None)
+        for _ in range(3):
+            assert torch.equal(module(X), torch.nn.functional.linear(X, module.weight * module.gate(), module.bias))
+            module.weight.neg_()
+            module.scores.neg_()
 
 
 def test_copies_and_files_hold_no_product():

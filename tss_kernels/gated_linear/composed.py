@@ -70,21 +70,21 @@ class KeptProduct:
 
     def keep(self, weight: torch.Tensor, packed: torch.Tensor, masked: torch.Tensor) -> None:
         """Remember W * g, unless a backward pass could not hold it."""
-        if isinstance(weight, Frozen) and not masked.is_inference() and not packed.is_inference():
+        if isinstance(weight, Frozen) and not (masked.is_inference() or packed.is_inference() or weight.is_inference()):
             self._entry = _Entry(masked, weight, weight.state(), packed, packed._version)
 
     def fitted(
         self, weight: torch.Tensor, gates: torch.Tensor, bias: torch.Tensor | None, importance: torch.Tensor | None
     ) -> None:
-        """These tensors were checked, and `composes` was true of them."""
-        if isinstance(weight, Frozen) and isinstance(gates, Scores):
+        """These tensors were checked, and `composes` was true of them. gates: scores or packed."""
+        if isinstance(weight, Frozen) and not weight.is_inference():
             self._fit = _Fit(weight, gates, bias, importance, weight.state(), weight.dtype, weight.shape[1])
 
     def masked_again(
         self,
         x: torch.Tensor,
         weight: torch.Tensor,
-        scores: torch.Tensor,
+        gates: torch.Tensor,
         bias: torch.Tensor | None,
         importance: torch.Tensor | None,
         threshold: float,
@@ -96,7 +96,7 @@ class KeptProduct:
         if (
             fit is None
             or fit.weight is not weight
-            or fit.gates is not scores
+            or fit.gates is not gates
             or fit.bias is not bias
             or fit.importance is not importance
             or x.dtype is not fit.dtype
@@ -108,8 +108,18 @@ class KeptProduct:
             or fit.weight_state != weight.state()  # type: ignore[attr-defined]
         ):
             return None
-        packed = scores.kept_gates(threshold)  # type: ignore[attr-defined]
-        return None if packed is None else masked_by_gates(weight, packed, self)
+        packed = gates.kept_gates(threshold) if isinstance(gates, Scores) else gates
+        entry = self._entry
+        if (
+            entry is not None
+            and entry.packed is packed
+            and entry.weight is weight
+            and entry.weight_state == fit.weight_state
+            and entry.packed_version == packed._version
+        ):
+            return entry.masked
+        # Gates of another tensor's making have to be read again, and other scores to be compared.
+        return masked_by_gates(weight, packed, self) if isinstance(gates, Scores) and packed is not None else None
 
 
 def composes(

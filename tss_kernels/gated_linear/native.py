@@ -66,13 +66,12 @@ def scores_grad(
 ) -> torch.Tensor:
     """dL/ds = (dYᵀ x) * W * (1 - I) in float32, as the reference multiplies it. dy (rows, out); x (rows, in)."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    return scores_grad_of((dy.to(wide).T @ x.to(wide)).contiguous(), weight, importance)
+    return scores_grad_of(dy.to(wide).T @ x.to(wide), weight, importance)
 
 
 def scores_grad_of(product: torch.Tensor, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
     """dL/ds from the product dYᵀ x, float32 or float64, which is used up: float32 is multiplied where it lies."""
-    if product.requires_grad or not product.is_contiguous():
-        product = product.detach().clone(memory_format=torch.contiguous_format)
+    product = product.contiguous()
     grad = product if product.dtype == torch.float32 else torch.empty_like(product, dtype=torch.float32)
     weight = weight.contiguous()
     importance = None if importance is None else importance.contiguous()

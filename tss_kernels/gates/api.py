@@ -135,12 +135,18 @@ def packed_linear_of(
     kept: composed.KeptProduct | None = None,
 ) -> torch.Tensor:
     """`packed_linear` with the room of a layer for its masked weight."""
+    masked = None if kept is None else kept.masked_again(x, weight, packed, bias, None, 0.0)
+    if masked is not None:
+        return composed.product(x, masked, bias)
     x, weight, bias = autocast_inputs(x, weight, bias)
     check_linear(x, weight, bias)
     check_packed(packed, weight)
     backend = select("packed_linear", x.device, x.dtype)
     if composed.composes(backend, x, weight, packed):
-        return composed.product(x, composed.masked_by_gates(weight, packed, kept), bias)
+        masked = composed.masked_by_gates(weight, packed, kept)
+        if kept is not None:
+            kept.fitted(weight, packed, bias, None)
+        return composed.product(x, masked, bias)
     if torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
