@@ -172,7 +172,9 @@ def test_workers_of_a_data_loader():
     with threads(2):
         expected = [gates.pack_gates(data.scores, float(index)) for index in range(4)]
         data.scores.exp()
-        loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context="fork")
+        loader = torch.utils.data.DataLoader(
+            data, batch_size=None, num_workers=2, timeout=60, multiprocessing_context="fork"
+        )
         for actual, wanted in zip(loader, expected, strict=True):
             assert torch.equal(actual, wanted)
 
