@@ -159,6 +159,7 @@ PARTS: tuple[Part, ...] = (
     _measured("epoch", 40, "the importance pass against a training epoch", named=True),
     _measured("scaling", 150, "curves along rows, features, bottleneck and number of tensors", named=True),
     _measured("tasks", 150, "switching, learning, saving and loading, up to 1,000 tasks", named=True),
+    _measured("calls", 20, "operations on tiny tensors: the way to the arithmetic", named=True),
     _measured("start", 90, "imports and first calls", named=True),
 )
 

@@ -8,6 +8,7 @@ from itertools import chain
 from bench.measure.case import Case
 from bench.measure.cases import (
     adamw,
+    calls,
     dispatch,
     dispatch_adapter,
     epoch,
@@ -32,6 +33,7 @@ GROUPS: dict[str, Callable[[Sizes], Iterable[Case]]] = {
     "packed_linear": packed_linear.cases,
     "gates": gates.cases,
     "importance": importance.cases,
+    "calls": calls.cases,
     "scaling": scaling.cases,
     "step": step.cases,
     "epoch": epoch.cases,

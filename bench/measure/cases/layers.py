@@ -65,19 +65,28 @@ def _bind_eager(with_gradients: bool, t: Inputs) -> Callable[[], Outputs]:
     return call
 
 
+# Use -> the operation whose inputs, formula and work are its own; ours; the ungated layer; whether with gradients.
+USES = {
+    TRAINING: ("gated_linear forward+backward", _bind_training, gated_linear.bind_floor_both, True),
+    INFERENCE: ("gated_linear forward", _bind_inference, gated_linear.ungated_forward, False),
+}
+
+
+def case(sizes: Sizes, use: str, rows: int, features: tuple[int, int]) -> Case:
+    """One use at one shape."""
+    operation, ours, ungated, with_gradients = USES[use]
+    like = gated_linear.case(sizes, operation, rows, features)
+    variants = (
+        *by_backends("gated_linear", Variant("tss", "ours", ours)),
+        Variant("ungated", "floor", ungated),
+        Variant("eager", "rival", partial(_bind_eager, with_gradients)),
+    )
+    return Case(use, like.shape, sizes.dtype, like.draw, like.formula, variants, like.cost)
+
+
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """Both uses at every shape; the counted work is that of gated_linear."""
-    uses = {
-        TRAINING: ("gated_linear forward+backward", _bind_training, gated_linear.bind_floor_both, True),
-        INFERENCE: ("gated_linear forward", _bind_inference, gated_linear.ungated_forward, False),
-    }
+    """Both uses at every shape."""
     for rows in sizes.rows:
         for features in sizes.features:
-            for name, (operation, ours, ungated, with_gradients) in uses.items():
-                like = gated_linear.case(sizes, operation, rows, features)
-                variants = (
-                    *by_backends("gated_linear", Variant("tss", "ours", ours)),
-                    Variant("ungated", "floor", ungated),
-                    Variant("eager", "rival", partial(_bind_eager, with_gradients)),
-                )
-                yield Case(name, like.shape, sizes.dtype, like.draw, like.formula, variants, like.cost)
+            for use in USES:
+                yield case(sizes, use, rows, features)
