@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -40,12 +41,17 @@ def _bind_inference(t: Inputs) -> Callable[[], Outputs]:
 
 
 def _bind_training(t: Inputs) -> Callable[[], Outputs]:
-    """What a layer keeps from call to call must not count: the scores are marked as changed, as by a step."""
+    """As after a step of SoftMaskedAdamW: the scores have changed, and the step has left their gates behind as bits.
+
+    What a layer keeps from call to call must not count, so the bits are another tensor at every call.
+    """
     layer, x = _layer(t), t["x"].detach().requires_grad_()
     leaves = t | {"x": x, "scores": layer.scores}
+    gates = itertools.cycle([pack_gates(layer.scores) for _ in range(2)])
 
     def call() -> Outputs:
         torch.autograd.graph.increment_version(layer.scores)
+        layer.scores.keep_gates(layer.threshold, next(gates))
         y = layer(x)
         return {"y": y} | gradients(y, ("x", "scores"), leaves)
 
