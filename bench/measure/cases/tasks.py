@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import io
 import itertools
 import resource
@@ -20,6 +23,7 @@ from bench.measure.models import Setting, backbone, batch_for, kind_of_task
 
 COUNTS = (1, 10, 100, 1000)
 KEPT = 10  # tasks that are saved and loaded
+MANY = 50  # new tasks from which on a process's memory tells what one takes
 ROWS, MIXED = 32, (1, 8, 32)  # of a batch, and of how many tasks its rows are
 
 
@@ -33,6 +37,7 @@ class Learned:
         self.model = backbone(setting)
         tss.attach(self.model, tss.AdapterConfig(bottleneck=4 if setting.backbone == "tiny" else 64))
         self.words: int = self.model.config.vocab_size
+        self.resident: dict[str, int] = {}
         self.batch = batch_for(setting, self.words)
 
     @property
@@ -64,13 +69,20 @@ class Learned:
         before, known = _resident(), len(self.names)
         while len(self.names) < count:
             self._fill_one()
-        new = len(self.names) - known
-        facts = {"resident bytes per new task": round((_resident() - before) / new)} if new >= 50 else {}
+        if (new := len(self.names) - known) >= MANY:
+            self.resident = {f"resident bytes per task, {known} to {count}": round((_resident() - before) / new)}
         kept = self.model.tss.bytes_per_task(self.names[-1])
-        return {"learned": self, "facts": facts | {f"kept bytes per task: {key}": value for key, value in kept.items()}}
+        return {
+            "learned": self,
+            "facts": {f"kept bytes per task: {key}": value for key, value in kept.items()} | self.resident,
+        }
 
 
 def _resident() -> int:
+    """Bytes of this process in memory, without what the allocator keeps for later."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc's
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
