@@ -112,6 +112,7 @@ class KeptProduct:
         entry = self._entry
         if (
             entry is not None
+            and packed is not None
             and entry.packed is packed
             and entry.weight is weight
             and entry.weight_state == fit.weight_state
