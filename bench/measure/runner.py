@@ -122,7 +122,7 @@ def clock_variants(
     """Times the variants of one case that passed their checks, all by turns.
 
     checked: what `check_variant` gave, by variant; all of it comes back, with times where there are any. The ratios are
-    to the first of ours among them.
+    to the case's first of ours.
     """
     variants = [variant for variant in case.variants if variant.name in checked and _is_ready(checked[variant.name])]
     records, competitors = dict(checked), {}
@@ -141,7 +141,8 @@ def clock_variants(
         peaks = {name: timer.peak_bytes(calls[0]) for name, calls in competitors.items()}
     except Exception as error:
         return Clocked(records | {name: records[name] | _raised(error) for name in competitors}, {})
-    base = next((variant.name for variant in variants if variant.role == "ours" and variant.name in times), None)
+    main = next((variant.name for variant in case.variants if variant.role == "ours"), None)
+    base = main if main in times else None  # never a ratio to another one of ours, which a reader would take for it
     for name, measured in times.items():
         records[name] |= _timed(measured, peaks[name])
         if ceilings is not None and case.cost.bytes:
@@ -221,8 +222,8 @@ def _run_case(case: Case, variants: dict[str, Record], late: bool, run: Run) -> 
     names = [variant.name for variant in new if _is_ready(variants[variant.name])]
     if not names:
         return
-    base = next((one.name for one in case.variants if one.role == "ours" and is_timed(variants.get(one.name))), None)
-    beside = {} if base is None else {base: {"role": "ours"}}
+    main = next((one.name for one in case.variants if one.role == "ours"), None)
+    beside = {main: {"role": "ours"}} if main is not None and is_timed(variants.get(main)) else {}
     del judged  # as large as the inputs, and of no more use
     measured = clock_variants(
         case, beside | {name: variants[name] for name in names}, run.timer, run.budget, run.ceilings
