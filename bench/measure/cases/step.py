@@ -183,7 +183,7 @@ def _variants(setting: Setting) -> tuple[Variant, ...]:
     ours = [Variant(name, "ours", bind(name, None), missing=obstacle(name, setting)) for name in BACKENDS]
     peft = None if importlib.util.find_spec("peft") else "the package peft is not installed: pip install peft"
     # A CPU's compiler takes minutes for a whole model: one setting has to do.
-    chosen = setting.backbone == "tiny" or (setting.dtype == torch.float32 and setting.target > 0)
+    chosen = setting.backbone != "BART-Large" and setting.dtype == torch.float32 and setting.target > 0
     costly = setting.device.type == "cpu" and not chosen
     return (
         *ours,

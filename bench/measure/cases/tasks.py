@@ -232,7 +232,7 @@ def _setting(sizes: Sizes) -> Setting:
 
 def cases(sizes: Sizes) -> Iterator[Case]:
     """From few tasks to many, on one model that keeps learning."""
-    setting = _setting(sizes)
+    setting, mixed, few = _setting(sizes), (1, 4) if sizes.tiny else MIXED, 3 if sizes.tiny else KEPT
     learned = cache(lambda: Learned(setting))
 
     def case(operation: str, count: int, variants: tuple[Variant, ...], check: Any, checked: str, **shape: int) -> Case:
@@ -251,15 +251,15 @@ def cases(sizes: Sizes) -> Iterator[Case]:
             Variant("tss", "ours", ours),
             Variant("plain adapters, torch.save", "floor", plain, differs="float32 weights in memory, without digests"),
         )
-        yield case(operation, KEPT, variants, _ready(learned, KEPT, _check_kept), "fingerprints after loading")
-    for count in MIXED:
+        yield case(operation, few, variants, _ready(learned, few, _check_kept), "fingerprints after loading")
+    for count in mixed:
         variants = (
             Variant("tss", "ours", partial(_bind_rows, count)),
             Variant("rows of one task", "floor", partial(_bind_rows, 1), differs="one task for all rows"),
         )
-        check = _ready(learned, max(MIXED), partial(_check_rows, count=count))
+        check = _ready(learned, max(mixed), partial(_check_rows, count=count))
         yield case(
-            f"forward of {ROWS} rows", count, variants, check, "each row against its task alone", learned=max(MIXED)
+            f"forward of {ROWS} rows", count, variants, check, "each row against its task alone", learned=max(mixed)
         )
     for count in (1, 3) if sizes.tiny else COUNTS:
         copy = Variant("plain adapters copied", "floor", _bind_copy, differs="float32 weights copied into the layers")
