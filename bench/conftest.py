@@ -103,9 +103,8 @@ def _parameters(config: pytest.Config) -> Iterator[Any]:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    from bench.measure.environment import probe
-
-    machine_info["tss"] = probe()
+    if SESSION in config.stash:
+        machine_info["tss"] = config.stash[SESSION].machine
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -121,6 +121,11 @@ class Case:
     sets: int = 3
     cold: bool = True
 
+    @property
+    def main(self) -> str | None:
+        """The name of the first of ours, to which the ratios are."""
+        return next((variant.name for variant in self.variants if variant.role == "ours"), None)
+
     def __str__(self) -> str:
         sizes = " ".join(f"{name}={size}" for name, size in self.shape.items())
         return f"{self.operation} {sizes} {str(self.dtype).removeprefix('torch.')}"

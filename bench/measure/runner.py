@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.measure.case import Case, Judged, Variant, failure_of
+from bench.measure.report import is_timed
 from bench.measure.timing import Timer, Times, spread
 from tss_kernels.backends import why_not
 from tss_kernels.dispatch import select
@@ -95,11 +96,6 @@ def _raised(error: Exception) -> Record:
     return {"failed": f"{type(error).__name__}: {error}"[:2000]}
 
 
-def is_timed(record: Record | None) -> bool:
-    """Whether a record holds a time; one that is merely ready for it, failed or was left out does not."""
-    return record is not None and "median_us" in record
-
-
 def _is_finished(record: Record) -> bool:
     """Whether nothing is left to do for a variant: one that was only checked has no time yet."""
     return is_timed(record) or not _is_ready(record)
@@ -141,8 +137,9 @@ def clock_variants(
         peaks = {name: timer.peak_bytes(calls[0]) for name, calls in competitors.items()}
     except Exception as error:
         return Clocked(records | {name: records[name] | _raised(error) for name in competitors}, {})
-    main = next((variant.name for variant in case.variants if variant.role == "ours"), None)
-    base = main if main in times else None  # never a ratio to another one of ours, which a reader would take for it
+    base = (
+        case.main if case.main in times else None
+    )  # never a ratio to another one of ours, which a reader would take for it
     for name, measured in times.items():
         records[name] |= _timed(measured, peaks[name])
         if ceilings is not None and case.cost.bytes:
@@ -222,8 +219,7 @@ def _run_case(case: Case, variants: dict[str, Record], late: bool, run: Run) -> 
     names = [variant.name for variant in new if _is_ready(variants[variant.name])]
     if not names:
         return
-    main = next((one.name for one in case.variants if one.role == "ours"), None)
-    beside = {main: {"role": "ours"}} if main is not None and is_timed(variants.get(main)) else {}
+    beside = {case.main: {"role": "ours"}} if case.main is not None and is_timed(variants.get(case.main)) else {}
     del judged  # as large as the inputs, and of no more use
     measured = clock_variants(
         case, beside | {name: variants[name] for name in names}, run.timer, run.budget, run.ceilings

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,13 @@ class Session:
             "revision": commit, "uncommitted_changes": changed, "sources": sources(), "date": str(date.today()),
         }  # fmt: skip
 
+    @cached_property
     def ceilings(self) -> Record:
         """Measured once, and kept in the file."""
-        part = PART.format("ceilings")
-        if not hasattr(self, "_ceilings"):
-            self.report.set_machine(self.machine)
-            self._ceilings = measure_ceilings(self.timer, self.sizes.tiny)
-            self.report.update(part, status="done", result=self._ceilings, **self._stamp)
-        return self._ceilings
+        self.report.set_machine(self.machine)
+        measured = measure_ceilings(self.timer, self.sizes.tiny)
+        self.report.update(PART.format("ceilings"), status="done", result=measured, **self._stamp)
+        return measured
 
     def measure(self, group: str, case: Case, names: Sequence[str]) -> Clocked:
         """The variants of these names, checked and then timed by turns; once, however often it is asked for."""
@@ -104,7 +104,7 @@ class Session:
             }
             judged.clear()
             budget = Budget(seconds_for(group, self.sizes) if self.seconds is None else self.seconds, time.monotonic())
-            found = clock_variants(case, checked, self.timer, budget, read_ceilings(self.ceilings()))
+            found = clock_variants(case, checked, self.timer, budget, read_ceilings(self.ceilings))
             self._records.append(describe(case) | {"variants": found.records} | self._stamp)
             self._keep(group, self._records[-1])
             self._measured[key] = found

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 
+from bench.measure.report import Span
+
 Call = Callable[[], object]
 
 WARM_UP = 3
@@ -23,19 +25,11 @@ LOOP = 1e-3  # seconds that a CPU call is repeated for in one turn, at least
 FLUSH_BYTES = 256 * 2**20
 
 
-class Spread(NamedTuple):
-    """The middle of many values, and their 10th and 90th percentile."""
-
-    median: float
-    low: float
-    high: float
-
-
-def spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> Span:
     """Of values in any unit."""
     ordered = sorted(values)
     last = len(ordered) - 1
-    return Spread(statistics.median(ordered), ordered[round(0.1 * last)], ordered[round(0.9 * last)])
+    return Span(statistics.median(ordered), ordered[round(0.1 * last)], ordered[round(0.9 * last)])
 
 
 class Times(NamedTuple):
@@ -44,7 +38,7 @@ class Times(NamedTuple):
     each: tuple[float, ...]
     host: float
 
-    def ratio(self, other: Times) -> Spread:
+    def ratio(self, other: Times) -> Span:
         """This call's time over another's that took turns with it, turn by turn: what slows both cancels out."""
         return spread([mine / its for mine, its in zip(self.each, other.each, strict=True)])
 

@@ -74,3 +74,12 @@ def tiny_config(tiny_backbone, tiny_data):
         return load_config(values, list(overrides))
 
     return make
+
+
+def read(folder, name="matrix.json"):
+    return json.loads((folder / name).read_text())
+
+
+def events(folder, name):
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == name]

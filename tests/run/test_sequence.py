@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import shutil
@@ -21,17 +20,10 @@ from tss.run.runtime import memory_errors
 from tss.run.sequence import run_sequence
 from tss.run.state import Layout, load_state
 
+from .conftest import events, read
+
 ONE = "tasks=[asc/phones]"
 TWO = "tasks=[asc/phones, ner/people]"
-
-
-def read(folder, name="matrix.json"):
-    return json.loads((folder / name).read_text())
-
-
-def events(folder, name):
-    lines = (folder / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == name]
 
 
 def test_a_run_fills_its_folder(tiny_config, tmp_path):
@@ -294,37 +286,6 @@ def test_zero_shot_cells_give_forward_transfer(tiny_config, tmp_path):
         assert matrix[i][: i + 1] == plain.matrix[i][: i + 1]
     for path in sorted((result.folder / "tasks").iterdir()):
         assert path.read_bytes() == (plain.folder / "tasks" / path.name).read_bytes()
-
-
-def measured(folder):
-    """(task, after) of every cell that was measured, not taken over."""
-    cells = events(folder, "evaluated")
-    return [(event["task"][:3], event["after"][:3]) for event in cells if event["measured"]]
-
-
-def test_a_verified_task_is_measured_again_after_the_last_one(tiny_config, tmp_path):
-    quick = run_sequence(tiny_config("reevaluate=last"), tmp_path / "quick")
-    each = run_sequence(tiny_config(), tmp_path / "each")
-    own, last = [("asc", "asc"), ("ner", "ner")], [("asc", "drg"), ("ner", "drg"), ("drg", "drg")]
-    assert measured(quick.folder) == [*own, *last]
-    assert measured(each.folder) == [own[0], ("asc", "ner"), own[1], *last]
-    assert quick.metrics == each.metrics
-    assert read(quick.folder) == read(each.folder)
-    for path in sorted((quick.folder / "predictions").iterdir()):
-        assert path.read_bytes() == (each.folder / "predictions" / path.name).read_bytes()
-
-
-def test_what_can_forget_is_always_measured(tiny_config, tmp_path):
-    result = run_sequence(tiny_config("method=ncl"), tmp_path / "ncl")
-    assert len(measured(result.folder)) == 6
-
-
-def test_nothing_unverified_is_taken_over(tiny_config, tmp_path, monkeypatch):
-    def forget_to_verify(run, index):
-        run.state.verified = index
-
-    monkeypatch.setattr(sequence, "verify_tasks", forget_to_verify)
-    assert len(measured(run_sequence(tiny_config("reevaluate=last"), tmp_path / "run").folder)) == 6
 
 
 def test_schedule_rises_and_falls_linearly():

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 
-from bench.measure import rivals
 from bench.measure.case import Case, Inputs, Outputs, Variant
 from bench.measure.cases.sizes import Sizes
-from bench.measure.cases.step import norm_failure, one_step, settings
-from bench.measure.models import TASK, Apply, Setting, adapters_replaced, batch_for, learning
+from bench.measure.cases.step import eager, instead_of, norm_failure, one_step, settings
+from bench.measure.models import TASK, Setting, adapters_replaced, batch_for, learning
 
 BATCHES = 4
 
@@ -53,22 +51,13 @@ def _bind_epoch(t: Inputs) -> Callable[[], Outputs]:
     return call
 
 
-def _unmasked(adapter: Any) -> Apply:
-    tensors = {
-        f"{name}_{part}": getattr(getattr(adapter, name), part)
-        for name in ("down", "up")
-        for part in ("weight", "scores", "bias")
-    } | {"down_keep": None, "up_keep": None}
-    return lambda hidden: rivals.adapter(rivals.eager_linear, hidden, tensors)
-
-
 def _by_hand(t: Inputs) -> torch.Tensor:
     """Mean over the batches of (dL/ds) * g with eager adapters, all layers in one vector."""
     model = t["model"]
     layers = list(model.tss.layers.values())
     total: torch.Tensor | float = 0.0
     model.eval()
-    with adapters_replaced(model, {site: _unmasked(bank.adapter) for site, bank in model.tss.banks.items()}):
+    with adapters_replaced(model, instead_of(model, partial(eager, masked=False))):
         for batch in t["batches"]:
             grads = torch.autograd.grad(model(**batch).loss, [layer.scores for layer in layers])
             gated = [grad.double() * (layer.scores >= 0) for grad, layer in zip(grads, layers, strict=True)]

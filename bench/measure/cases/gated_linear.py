@@ -48,7 +48,9 @@ def only(names: tuple[str, ...], t: Inputs, precision: Precision) -> Outputs:
     return {name: made[name]() for name in names}
 
 
-def _bind_forward(product: Callable[[Inputs], torch.Tensor], t: Inputs) -> Callable[[], Outputs]:
+def bind_forward(product: Callable[[Inputs], torch.Tensor], t: Inputs) -> Callable[[], Outputs]:
+    """A product without gradients."""
+
     def call() -> Outputs:
         with torch.no_grad():
             return {"y": product(t)}
@@ -56,7 +58,8 @@ def _bind_forward(product: Callable[[Inputs], torch.Tensor], t: Inputs) -> Calla
     return call
 
 
-def _bind_both(product: Callable[[Inputs], torch.Tensor], t: Inputs) -> Callable[[], Outputs]:
+def bind_both(product: Callable[[Inputs], torch.Tensor], t: Inputs) -> Callable[[], Outputs]:
+    """A product, and the gradients of x and of the scores."""
     leaves = t | {name: t[name].detach().requires_grad_() for name in ("x", "scores")}
 
     def call() -> Outputs:
@@ -103,7 +106,7 @@ def _whole(sizes: Sizes, bind: Callable[..., Callable[[], Outputs]], floor: Vari
 
 def ungated_forward(t: Inputs) -> Callable[[], Outputs]:
     """The ungated product alone."""
-    return _bind_forward(lambda t: linear(t["x"], t["weight"]), t)
+    return bind_forward(lambda t: linear(t["x"], t["weight"]), t)
 
 
 def _input_grad_variants() -> tuple[Variant, ...]:
@@ -182,8 +185,8 @@ def _variants(operation: str, sizes: Sizes) -> tuple[Variant, ...]:
     if operation == "gated_linear dS":
         return _scores_grad_variants()
     if operation == "gated_linear forward":
-        return _whole(sizes, _bind_forward, Variant("ungated", "floor", ungated_forward))
-    return _whole(sizes, _bind_both, Variant("ungated", "floor", bind_floor_both))
+        return _whole(sizes, bind_forward, Variant("ungated", "floor", ungated_forward))
+    return _whole(sizes, bind_both, Variant("ungated", "floor", bind_floor_both))
 
 
 def case(

@@ -32,12 +32,7 @@ def _layer(t: Inputs) -> GatedAdapterLinear:
 def _bind_inference(t: Inputs) -> Callable[[], Outputs]:
     layer = _layer(t)
     layer.set_packed(pack_gates(layer.scores))
-
-    def call() -> Outputs:
-        with torch.no_grad():
-            return {"y": layer(t["x"])}
-
-    return call
+    return gated_linear.bind_forward(lambda t: layer(t["x"]), t)
 
 
 def _bind_training(t: Inputs) -> Callable[[], Outputs]:
@@ -58,34 +53,25 @@ def _bind_training(t: Inputs) -> Callable[[], Outputs]:
     return call
 
 
-def _bind_eager(with_gradients: bool, t: Inputs) -> Callable[[], Outputs]:
-    leaves = t | {name: t[name].detach().requires_grad_() for name in ("x", "scores")}
-
-    def call() -> Outputs:
-        if not with_gradients:
-            with torch.no_grad():
-                return {"y": rivals.eager_linear(t["x"], t["weight"], t["scores"], None)}
-        y = rivals.eager_linear(leaves["x"], leaves["weight"], leaves["scores"], leaves["keep"])
-        return {"y": y} | gradients(y, ("x", "scores"), leaves)
-
-    return call
+def _eager(t: Inputs) -> torch.Tensor:
+    return rivals.eager_linear(t["x"], t["weight"], t["scores"], t["keep"])
 
 
-# Use -> the operation whose inputs, formula and work are its own; ours; the ungated layer; whether with gradients.
+# Use -> the operation whose inputs, formula and work are its own; ours; the ungated layer; how an eager one is bound.
 USES = {
-    TRAINING: ("gated_linear forward+backward", _bind_training, gated_linear.bind_floor_both, True),
-    INFERENCE: ("gated_linear forward", _bind_inference, gated_linear.ungated_forward, False),
+    TRAINING: ("gated_linear forward+backward", _bind_training, gated_linear.bind_floor_both, gated_linear.bind_both),
+    INFERENCE: ("gated_linear forward", _bind_inference, gated_linear.ungated_forward, gated_linear.bind_forward),
 }
 
 
 def case(sizes: Sizes, use: str, rows: int, features: tuple[int, int]) -> Case:
     """One use at one shape."""
-    operation, ours, ungated, with_gradients = USES[use]
+    operation, ours, ungated, bind = USES[use]
     like = gated_linear.case(sizes, operation, rows, features)
     variants = (
         *by_backends("gated_linear", Variant("tss", "ours", ours)),
         Variant("ungated", "floor", ungated),
-        Variant("eager", "rival", partial(_bind_eager, with_gradients)),
+        Variant("eager", "rival", partial(bind, _eager)),
     )
     return Case(use, like.shape, sizes.dtype, like.draw, like.formula, variants, like.cost)
 

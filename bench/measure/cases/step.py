@@ -28,12 +28,12 @@ COMPILED = "eager, compiled"
 REMOVED = "adapters removed"
 
 
-def _eager(adapter: Any) -> Apply:
-    tensors = {
-        f"{name}_{part}": getattr(layer, part)
-        for name, layer in (("down", adapter.down), ("up", adapter.up))
-        for part in ("weight", "scores", "bias")
-    } | {f"{name}_keep": 1 - getattr(adapter, name).importance for name in ("down", "up")}
+def eager(adapter: Any, masked: bool = True) -> Apply:
+    """An adapter in plain PyTorch; masked: with the soft mask on the gradients of its scores."""
+    tensors: dict[str, Any] = {}
+    for name, layer in (("down", adapter.down), ("up", adapter.up)):
+        tensors |= {f"{name}_{part}": getattr(layer, part) for part in ("weight", "scores", "bias")}
+        tensors[f"{name}_keep"] = 1 - layer.importance if masked else None
     return lambda hidden: rivals.adapter(rivals.eager_linear, hidden, tensors)
 
 
@@ -42,7 +42,8 @@ def _removed(adapter: Any) -> Apply:
     return lambda hidden: hidden if hidden.requires_grad else hidden.detach().requires_grad_()
 
 
-def _instead(model: Any, make: Callable[[Any], Apply] | None) -> dict[str, Apply] | None:
+def instead_of(model: Any, make: Callable[[Any], Apply] | None) -> dict[str, Apply] | None:
+    """What `adapters_replaced` takes: what is made of each adapter, by its site; None leaves them."""
     return None if make is None else {site: make(bank.adapter) for site, bank in model.tss.banks.items()}
 
 
@@ -70,7 +71,7 @@ def _results(model: Any, setting: Setting, make: Callable[[Any], Apply] | None, 
     checked = replace(setting, **CHECKED, target=min(setting.target, 8))
     run = _compiled(model, setting) if compiled else model
     model.eval()
-    with adapters_replaced(model, _instead(model, make)):
+    with adapters_replaced(model, instead_of(model, make)):
         loss = run(**batch_for(checked, model.config.vocab_size)).loss
         grads = torch.autograd.grad(loss, scores)
     model.train()
@@ -91,21 +92,21 @@ class Judge:
     def _references(self) -> tuple[Results, Results, Results]:
         """Eager in the model's dtype, TSS and eager in float64."""
         model = learning(self.setting)
-        own = _results(model, self.setting, _eager)
+        own = _results(model, self.setting, eager)
         model.double()
-        exact, eager = _results(model, self.setting, None), _results(model, self.setting, _eager)
+        exact, apart = _results(model, self.setting, None), _results(model, self.setting, eager)
         model.to(self.setting.dtype)
-        return own, exact, eager
+        return own, exact, apart
 
     def failure_of(self, variant: Variant) -> str | None:
         """What is wrong with the loss or the score gradients, or None."""
-        model, make = learning(self.setting), None if variant.name in BACKENDS else _eager
+        model, make = learning(self.setting), None if variant.name in BACKENDS else eager
         with _by(variant.name):
             found = _results(model, self.setting, make, variant.name == COMPILED)
-        own, exact, eager = self._references
+        own, exact, apart = self._references
         rounding = torch.finfo(self.setting.dtype).eps / 2
         failures = [
-            norm_failure(name, rounding, *(results[i] for results in (found, own, exact, eager)))
+            norm_failure(name, rounding, *(results[i] for results in (found, own, exact, apart)))
             for i, name in enumerate(("loss", "score gradients"))
         ]
         return next((failure for failure in failures if failure is not None), None)
@@ -116,8 +117,8 @@ def norm_failure(name: str, rounding: float, *vectors: torch.Tensor) -> str | No
 
     vectors: the result and PyTorch's own in the model's dtype; ours and PyTorch's own in float64, which must agree.
     """
-    found, own, exact, eager = vectors
-    rounded, apart = rounding * exact.norm().item(), (eager - exact).norm().item()
+    found, own, exact, other = vectors
+    rounded, apart = rounding * exact.norm().item(), (other - exact).norm().item()
     if not apart <= rounded:
         return f"{name}: eager adapters are {apart:.3g} away from the reference in float64, more than {rounded:.3g}"
     bound, error = 2 * max((own - exact).norm().item(), rounded), (found - exact).norm().item()
@@ -150,7 +151,7 @@ def _compiled(model: Any, setting: Setting) -> Callable[..., Any]:
 
 
 def _bind(setting: Setting, name: str, make: Callable[[Any], Apply] | None, t: Inputs) -> Callable[[], Outputs]:
-    model, optimizer, instead = t["model"], _optimizer(t["model"], name), _instead(t["model"], make)
+    model, optimizer, instead = t["model"], _optimizer(t["model"], name), instead_of(t["model"], make)
     run = _compiled(model, setting) if name == COMPILED else model
 
     def step() -> Outputs:
@@ -188,9 +189,9 @@ def _variants(setting: Setting) -> tuple[Variant, ...]:
     return (
         *ours,
         Variant(REMOVED, "floor", bind(REMOVED, _removed), differs="no adapters"),
-        Variant("eager", "rival", bind("eager", _eager)),
+        Variant("eager", "rival", bind("eager", eager)),
         Variant(
-            COMPILED, "rival", bind(COMPILED, _eager), late=True,
+            COMPILED, "rival", bind(COMPILED, eager), late=True,
             missing="minutes of compiling on a CPU, for each setting" if costly else None,
         ),
         Variant(
