@@ -163,7 +163,7 @@ def _bind(setting: Setting, name: str, make: Callable[[Any], Apply] | None, t: I
 
 
 def _bind_lora(setting: Setting, t: Inputs) -> Callable[[], Outputs]:
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]  -- an optional rival
 
     config = LoraConfig(r=LORA_RANK, target_modules=["q_proj", "v_proj"], lora_dropout=0.0)
     model: Any = get_peft_model(backbone(setting), config).train()
