@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tss_kernels
 from tss_kernels import GatedAdapter, GatedAdapterLinear
+from tss_kernels.gated_adapter.reference import ACTIVATIONS
 from tss_kernels.testing import in_layout
 
 pytest.importorskip("tss_kernels.native", reason="the native backend was not built", exc_type=ImportError)
@@ -50,7 +52,7 @@ def results(module: torch.nn.Module, x: torch.Tensor, by_operator: bool) -> list
 
 @pytest.mark.parametrize("layout", ["contiguous", "permuted", "sliced"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("make", [layer, lambda: GatedAdapter(12, 5), lambda: GatedAdapter(12, 5, "gelu")])
+@pytest.mark.parametrize("make", [layer, *(partial(GatedAdapter, 12, 5, name) for name in ACTIVATIONS)])
 @pytest.mark.parametrize("shape", [(6, 12), (2, 3, 12), (0, 12), (1, 12)])
 def test_both_ways_have_the_same_bits(make, dtype, layout, shape, monkeypatch):
     module = make().to(dtype)

@@ -10,12 +10,15 @@ from torch.autograd.function import once_differentiable
 from tss_kernels.autocast import autocast_weights, outside_autocast
 from tss_kernels.checks import check_choice, check_importance, check_linear, check_packed, check_scores
 from tss_kernels.dispatch import implementation, select
-from tss_kernels.gated_adapter.reference import ACTIVATIONS, active_hidden, compose
-from tss_kernels.gated_linear import composed
+from tss_kernels.gated_adapter import composed
+from tss_kernels.gated_adapter.composed import Pair
+from tss_kernels.gated_adapter.reference import ACTIVATIONS, active_hidden
+from tss_kernels.gated_linear import composed as products
 from tss_kernels.gated_linear.api import bias_grad, scores_grad_operator, weight_grad_operator
 from tss_kernels.gates.api import gates_of_pair
 from tss_kernels.gates.reference import pack
 from tss_kernels.operators import implement, rows_of, shaped_like
+from tss_kernels.watched import plain
 
 
 @outside_autocast
@@ -185,31 +188,14 @@ def _call(
     return y
 
 
-_Pair = tuple[torch.Tensor | None, torch.Tensor | None]
-
-
-def _composes(checked: tuple[Any, ...], scores: _Pair, importance: _Pair) -> bool:
-    """Whether both maps may be PyTorch's linear. Pairs: down, up."""
-    x, down_weight, up_weight, _, _, backend = checked
-    return x.dtype == down_weight.dtype and all(
-        composed.composes(backend, x, weight, own, mask)
-        for weight, own, mask in zip((down_weight, up_weight), scores, importance, strict=True)
-    )
-
-
 def _composed(
-    checked: tuple[Any, ...], masked: tuple[torch.Tensor, ...], scores: _Pair, importance: _Pair, activation: str
+    checked: tuple[Any, ...], masked: tuple[torch.Tensor, ...], scores: Pair, importance: Pair, activation: str
 ) -> torch.Tensor:
-    """The adapter of PyTorch's own operations, by both maps' W * g."""
+    """The adapter of PyTorch's own operations, by both maps' W * g. Pairs: down, up."""
     x, down_weight, up_weight, down_bias, up_bias, _ = checked
-    down = composed.trained(scores[0], masked[0], down_weight, importance[0])
-    up = composed.trained(scores[1], masked[1], up_weight, importance[1])
-    return compose(
-        x,
-        lambda rows: composed.product(rows, down, down_bias),
-        lambda rows: composed.product(rows, up, up_bias),
-        activation,
-    )
+    down = products.trained(scores[0], masked[0], down_weight, importance[0])
+    up = products.trained(scores[1], masked[1], up_weight, importance[1])
+    return composed.adapter(x, down, up, down_bias, up_bias, activation)
 
 
 def gated_adapter(
@@ -225,7 +211,7 @@ def gated_adapter(
     threshold: float = 0.0,
     down_importance: torch.Tensor | None = None,
     up_importance: torch.Tensor | None = None,
-    kept: tuple[composed.KeptProduct | None, composed.KeptProduct | None] = (None, None),
+    kept: tuple[products.KeptProduct | None, products.KeptProduct | None] = (None, None),
 ) -> torch.Tensor:
     """x + up(activation(down(x))) with both maps gated: the whole adapter, its residual included.
 
@@ -241,9 +227,9 @@ def gated_adapter(
         check_scores(scores, weight)
         check_importance(importance, weight)
     given = (down_scores, up_scores), (down_importance, up_importance)
-    if _composes(checked, *given):
+    if composed.composes(checked[-1], checked[0], checked[1:3], *given):
         masked = (
-            composed.masked_by_scores(weight, scores, threshold, room)
+            products.masked_by_scores(weight, scores, threshold, room)
             for weight, scores, room in zip(checked[1:3], given[0], kept, strict=True)
         )
         return _composed(checked, tuple(masked), *given, activation)
@@ -269,7 +255,7 @@ def gated_adapter_from_packed(
     up_scores: torch.Tensor | None = None,
     down_importance: torch.Tensor | None = None,
     up_importance: torch.Tensor | None = None,
-    kept: tuple[composed.KeptProduct | None, composed.KeptProduct | None] = (None, None),
+    kept: tuple[products.KeptProduct | None, products.KeptProduct | None] = (None, None),
 ) -> torch.Tensor:
     """gated_adapter with its gates given at one bit each, as pack_gates makes them: nothing is compared here.
 
@@ -287,9 +273,9 @@ def gated_adapter_from_packed(
             check_scores(scores, weight)
         check_importance(importance, weight)
     packed, given = (down_packed, up_packed), ((down_scores, up_scores), (down_importance, up_importance))
-    if _composes(checked, *given) and composed.plain(down_packed) and composed.plain(up_packed):
+    if composed.composes(checked[-1], checked[0], checked[1:3], *given) and plain(down_packed) and plain(up_packed):
         masked = (
-            composed.masked_by_gates(weight, gates, room)
+            products.masked_by_gates(weight, gates, room)
             for weight, gates, room in zip(checked[1:3], packed, kept, strict=True)
         )
         return _composed(checked, tuple(masked), *given, activation)
