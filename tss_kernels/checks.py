@@ -4,6 +4,26 @@ from __future__ import annotations
 
 import torch
 
+# What the operations compute with; PyTorch has narrower floating types, which it only stores.
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_floating(name: str, tensor: torch.Tensor) -> None:
+    """The tensor's dtype is one of FLOATING and its elements lie in memory by strides."""
+    if tensor.dtype not in FLOATING:
+        raise TypeError(
+            f"{name} must have a floating dtype, one of float16, bfloat16, float32 and float64, but has "
+            f"{tensor.dtype}: convert it, for example with .float()"
+        )
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor but has layout {tensor.layout}: convert it with .to_dense()")
+
+
+def check_threshold(threshold: float) -> None:
+    """A number; a tensor could change unseen."""
+    if not isinstance(threshold, int | float):
+        raise TypeError(f"threshold must be a number but is {threshold!r}, a {type(threshold).__name__}: use float()")
+
 
 def check_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     """x (..., in), weight (out, in) and bias (out,) fit together and share one floating dtype and one device."""
@@ -12,7 +32,8 @@ def check_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
         and x.dim() >= 1
         and x.shape[-1] == weight.shape[1]
         and x.dtype == weight.dtype
-        and x.dtype.is_floating_point
+        and x.dtype in FLOATING
+        and weight.layout is torch.strided
         and x.device == weight.device
         and (
             bias is None
@@ -36,14 +57,14 @@ def _explain_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
             f"x's last dimension must equal weight's in = {weight.shape[1]}, but x has shape {tuple(x.shape)} and "
             f"weight {tuple(weight.shape)}"
         )
-    if not x.dtype.is_floating_point:
-        raise TypeError(f"x must have a floating dtype but has {x.dtype}: convert it, for example x.float()")
+    check_floating("x", x)
     if x.dtype != weight.dtype:
         raise TypeError(
             f"x and weight must have one dtype, but x has {x.dtype} and weight {weight.dtype}: convert one, for "
             f"example weight.to(x.dtype), or call under torch.autocast"
         )
     check_device("weight", weight, x)
+    check_floating("weight", weight)
     if bias is None:
         return
     if bias.dim() != 1 or bias.shape[0] != weight.shape[0]:
@@ -67,6 +88,7 @@ def check_scores(scores: torch.Tensor, weight: torch.Tensor) -> None:
         raise ValueError(f"scores must have weight's shape {tuple(weight.shape)} but have {tuple(scores.shape)}")
     if scores.dtype != torch.float32:
         raise TypeError(f"scores must be float32 but are {scores.dtype}: keep them so and convert only x and weight")
+    check_floating("scores", scores)
     check_device("scores", scores, weight)
 
 
@@ -76,8 +98,7 @@ def check_importance(importance: torch.Tensor | None, weight: torch.Tensor) -> N
         return
     if importance.shape != weight.shape:
         raise ValueError(f"importance must have weight's shape {tuple(weight.shape)} but has {tuple(importance.shape)}")
-    if not importance.dtype.is_floating_point:
-        raise TypeError(f"importance must have a floating dtype but has {importance.dtype}: convert it with .float()")
+    check_floating("importance", importance)
     check_device("importance", importance, weight)
 
 
@@ -91,6 +112,11 @@ def check_packed(packed: torch.Tensor, weight: torch.Tensor) -> None:
             f"packed gates of a weight {tuple(weight.shape)} must have shape {expected} but have {tuple(packed.shape)}"
         )
     check_device("packed gates", packed, weight)
+
+
+def of_map(side: str, error: TypeError | ValueError) -> TypeError | ValueError:
+    """What a check of one of an adapter's two maps raised, with which: "down" or "up"."""
+    return type(error)(f"the {side} map: {error}")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

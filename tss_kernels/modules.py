@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tss_kernels.checks import check_choice, check_packed
+from tss_kernels.checks import check_choice, check_packed, check_threshold
 from tss_kernels.gated_adapter.api import gated_adapter, gated_adapter_from_packed
 from tss_kernels.gated_adapter.reference import ACTIVATIONS
 from tss_kernels.gated_linear.api import gated_linear_of
@@ -28,7 +28,8 @@ class GatedAdapterLinear(nn.Module):
     y = x @ where(scores >= threshold, weight, 0).T + bias. `weight` (out, in) and `bias` (out,) are frozen parameters,
     `scores` (out, in) is a float32 parameter, the only trained one; `importance` a float32 buffer (out, in) or None.
     `mask_gradient`: True applies (1 - importance) to the gradient of the scores; False leaves it plain. Scores and
-    importance stay float32 under `.half()` and `.to(dtype)`. Raises ValueError for an unknown weight_init.
+    importance stay float32 under `.half()` and `.to(dtype)`. Raises ValueError for an unknown weight_init
+    or a threshold of NaN.
     """
 
     weight: nn.Parameter
@@ -52,6 +53,9 @@ class GatedAdapterLinear(nn.Module):
         check_choice("weight_init", weight_init, WEIGHT_INITS)
         self.in_features = in_features
         self.out_features = out_features
+        check_threshold(threshold)
+        if math.isnan(threshold):
+            raise ValueError("threshold must be a number but is nan: no gate would ever be on")
         self.threshold = float(threshold)
         self.weight_init = weight_init
         self.mask_gradient = True

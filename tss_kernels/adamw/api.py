@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tss_kernels.backends import why_not
-from tss_kernels.checks import check_choice, check_device, check_packed
+from tss_kernels.checks import FLOATING, check_choice, check_device, check_floating, check_packed
 from tss_kernels.dispatch import BackendUnavailable, forced_backend, implementation, select
 from tss_kernels.operators import count_writes, implement
 
@@ -87,7 +87,7 @@ def _all_fit(lists: dict[str, Sequence[Any]]) -> bool:
                 tensors = [p if tensor is None else tensor for tensor, p in zip(tensors, params, strict=True)]
             if [tensor.shape for tensor in tensors] != shapes or [tensor.device for tensor in tensors] != devices:
                 return False
-            if not all(dtype.is_floating_point for dtype in {tensor.dtype for tensor in tensors}):
+            if any(dtype not in FLOATING for dtype in {tensor.dtype for tensor in tensors}):
                 return False
     except AttributeError:  # what is no tensor
         return False
@@ -117,8 +117,7 @@ def _check_lists(lists: dict[str, Sequence[torch.Tensor | None]]) -> None:
                     f"{name}[{index}] must be on its parameter's device {param.device} but is on {tensor.device}: "
                     f"move it with .to()"
                 )
-            if not tensor.dtype.is_floating_point:
-                raise TypeError(f"{name}[{index}] must have a floating dtype but has {tensor.dtype}")
+            check_floating(f"{name}[{index}]", tensor)
 
 
 def _check_gates(

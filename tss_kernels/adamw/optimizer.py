@@ -9,12 +9,21 @@ from typing import Any
 import torch
 
 from tss_kernels.adamw.api import SITES, soft_masked_adamw_
-from tss_kernels.checks import check_choice
+from tss_kernels.checks import check_choice, check_floating
 from tss_kernels.dispatch import implementation, select
 from tss_kernels.operators import empty_packed
 from tss_kernels.watched import undisturbed
 
 UNSUPPORTED = ("amsgrad", "differentiable")
+
+
+def _check_at_least_0(name: str, value: Any) -> None:
+    if isinstance(value, torch.Tensor) and value.numel() != 1:
+        raise ValueError(f"{name} must be one number but is a tensor of shape {tuple(value.shape)}: use groups")
+    if not isinstance(value, int | float | torch.Tensor):
+        raise TypeError(f"{name} must be a number but is {value!r}, a {type(value).__name__}")
+    if not value >= 0:
+        raise ValueError(f"{name} must be at least 0 but is {value}")
 
 
 def _wanted(parameter: Any) -> float | None:
@@ -72,8 +81,7 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
         options = {**self.defaults, **param_group}
         check_choice("site", options["site"], SITES)
         for name in ("lr", "eps", "weight_decay"):
-            if not options[name] >= 0:
-                raise ValueError(f"{name} must be at least 0 but is {options[name]}")
+            _check_at_least_0(name, options[name])
         for beta in options["betas"]:
             if not 0 <= beta < 1:
                 raise ValueError(f"betas must be in [0, 1) but are {options['betas']}")
@@ -96,8 +104,7 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
             raise ValueError(
                 f"importance must have its parameter's shape {tuple(parameter.shape)} but has {tuple(importance.shape)}"
             )
-        if not importance.dtype.is_floating_point:
-            raise TypeError(f"importance must have a floating dtype but has {importance.dtype}: use .float()")
+        check_floating("importance", importance)
         self.importance[parameter] = importance.detach().to(parameter.device)
 
     @torch.no_grad()

@@ -8,7 +8,15 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from tss_kernels.autocast import autocast_weights, outside_autocast
-from tss_kernels.checks import check_choice, check_importance, check_linear, check_packed, check_scores
+from tss_kernels.checks import (
+    check_choice,
+    check_importance,
+    check_linear,
+    check_packed,
+    check_scores,
+    check_threshold,
+    of_map,
+)  # fmt: skip
 from tss_kernels.dispatch import implementation, select
 from tss_kernels.gated_adapter import composed
 from tss_kernels.gated_adapter.composed import Pair
@@ -161,9 +169,28 @@ def _checked(
     if dtype != x.dtype:
         # The operators narrow x themselves and keep the residual in x's dtype, which must hold what is added to it.
         narrow, x = x.new_empty((0, *x.shape[-1:]), dtype=dtype), x.to(torch.promote_types(x.dtype, dtype))
-    check_linear(narrow, weights[0], weights[2])
-    check_linear(weights[0].mT, weights[1], weights[3])
+    side = "down"
+    try:
+        check_linear(narrow, weights[0], weights[2])
+        side = "up"
+        check_linear(weights[0].mT, weights[1], weights[3])
+    except (TypeError, ValueError) as error:
+        raise of_map(side, error) from None
     return (x, *weights, select("gated_adapter", x.device, dtype))
+
+
+def _check_maps(weights: tuple[torch.Tensor, torch.Tensor], packed: Pair, scores: Pair, importance: Pair) -> None:
+    """What is there fits its weight. Pairs: down, up."""
+    for index, side in enumerate(("down", "up")):
+        weight, bits, own = weights[index], packed[index], scores[index]
+        try:
+            if bits is not None:
+                check_packed(bits, weight)
+            if own is not None:
+                check_scores(own, weight)
+            check_importance(importance[index], weight)
+        except (TypeError, ValueError) as error:
+            raise of_map(side, error) from None
 
 
 def _call(
@@ -220,13 +247,9 @@ def gated_adapter(
     dtypes, gradients and errors as gated_linear's; returns (..., d) of x's dtype, which autocast does not change.
     """
     checked = _checked(x, down_weight, up_weight, down_bias, up_bias, activation)
-    for scores, importance, weight in (
-        (down_scores, down_importance, down_weight),
-        (up_scores, up_importance, up_weight),
-    ):
-        check_scores(scores, weight)
-        check_importance(importance, weight)
+    check_threshold(threshold)
     given = (down_scores, up_scores), (down_importance, up_importance)
+    _check_maps(checked[1:3], (None, None), *given)
     if composed.composes(checked[-1], checked[0], checked[1:3], *given):
         masked = (
             products.masked_by_scores(weight, scores, threshold, room)
@@ -264,15 +287,8 @@ def gated_adapter_from_packed(
     gated_adapter's.
     """
     checked = _checked(x, down_weight, up_weight, down_bias, up_bias, activation)
-    for packed, scores, importance, weight in (
-        (down_packed, down_scores, down_importance, down_weight),
-        (up_packed, up_scores, up_importance, up_weight),
-    ):
-        check_packed(packed, weight)
-        if scores is not None:
-            check_scores(scores, weight)
-        check_importance(importance, weight)
     packed, given = (down_packed, up_packed), ((down_scores, up_scores), (down_importance, up_importance))
+    _check_maps(checked[1:3], packed, *given)
     if composed.composes(checked[-1], checked[0], checked[1:3], *given) and plain(down_packed) and plain(up_packed):
         masked = (
             products.masked_by_gates(weight, gates, room)

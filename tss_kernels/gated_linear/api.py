@@ -8,7 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from tss_kernels.autocast import autocast_inputs, outside_autocast
-from tss_kernels.checks import check_importance, check_linear, check_scores
+from tss_kernels.checks import check_importance, check_linear, check_scores, check_threshold
 from tss_kernels.dispatch import implementation, select
 from tss_kernels.gated_linear import composed, reference
 from tss_kernels.gates.scores import keep_gates, kept_gates
@@ -146,6 +146,7 @@ def gated_linear_of(
     check_linear(x, weight, bias)
     check_scores(scores, weight)
     check_importance(importance, weight)
+    check_threshold(threshold)
     backend = select("gated_linear", x.device, x.dtype)
     if composed.composes(backend, x, weight, scores, importance):
         masked = composed.masked_by_scores(weight, scores, threshold, kept)

@@ -8,7 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from tss_kernels.autocast import autocast_inputs, outside_autocast
-from tss_kernels.checks import check_linear, check_packed
+from tss_kernels.checks import check_floating, check_linear, check_packed, check_threshold
 from tss_kernels.dispatch import implementation, select
 from tss_kernels.gated_linear import composed
 from tss_kernels.gated_linear.api import bias_grad, input_grad_operator, weight_grad_operator
@@ -82,8 +82,8 @@ def pack_gates(scores: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
     """
     if scores.dim() != 2:
         raise ValueError(f"scores must be (out, in), two dimensions, but have shape {tuple(scores.shape)}")
-    if not scores.dtype.is_floating_point:
-        raise TypeError(f"scores must have a floating dtype but have {scores.dtype}: pack what gated_linear trained")
+    check_floating("scores", scores)
+    check_threshold(threshold)
     return _pack_gates_operator(scores.detach(), threshold, select("pack_gates", scores.device, scores.dtype))
 
 

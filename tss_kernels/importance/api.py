@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tss_kernels.checks import check_choice, check_device
+from tss_kernels.checks import check_choice, check_device, check_floating
 from tss_kernels.dispatch import implementation, select
 from tss_kernels.operators import count_writes, implement
 
@@ -28,8 +28,7 @@ _update_operator = implement("update_importance_", _update)
 
 def _check_raw(raw: torch.Tensor, per: str) -> None:
     check_choice("per", per, ("tensor", "row"))
-    if not raw.dtype.is_floating_point:
-        raise TypeError(f"raw importance must have a floating dtype but has {raw.dtype}: convert it with .float()")
+    check_floating("raw importance", raw)
     if raw.dim() == 0:
         raise ValueError("raw importance must have at least one dimension but is a single number: pass a whole layer's")
 
@@ -39,8 +38,8 @@ def _check_pair(total: torch.Tensor, name: str, other: torch.Tensor) -> None:
         raise ValueError(
             f"importances must have one shape, but total has {tuple(total.shape)}, {name} {tuple(other.shape)}"
         )
-    if not (total.dtype.is_floating_point and other.dtype.is_floating_point):
-        raise TypeError(f"importances must have floating dtypes, but total has {total.dtype} and {name} {other.dtype}")
+    check_floating("total", total)
+    check_floating(name, other)
     check_device(name, other, total)
 
 
