@@ -53,24 +53,56 @@ def _bind_training(t: Inputs) -> Callable[[], Outputs]:
     return call
 
 
+def _module(t: Inputs) -> torch.nn.Linear:
+    """The module that a gated layer replaces."""
+    out_features, in_features = t["weight"].shape
+    module = torch.nn.Linear(in_features, out_features, bias=False, device="meta")
+    module.weight = torch.nn.Parameter(t["weight"].detach())
+    return module
+
+
+def _bind_module_inference(t: Inputs) -> Callable[[], Outputs]:
+    module = _module(t)
+    return gated_linear.bind_forward(lambda t: module(t["x"]), t)
+
+
+def _bind_module_training(t: Inputs) -> Callable[[], Outputs]:
+    module, x = _module(t), t["x"].detach().requires_grad_()
+    leaves = t | {"x": x, "weight": module.weight}
+
+    def call() -> Outputs:
+        y = module(x)
+        return {"y": y} | gradients(y, ("x", "weight"), leaves)
+
+    return call
+
+
 def _eager(t: Inputs) -> torch.Tensor:
     return rivals.eager_linear(t["x"], t["weight"], t["scores"], t["keep"])
 
 
-# Use -> the operation whose inputs, formula and work are its own; ours; the ungated layer; how an eager one is bound.
+# Use -> the operation whose inputs, formula and work are its own; ours; the ungated product; that as a module; how an
+# eager one is bound.
 USES = {
-    TRAINING: ("gated_linear forward+backward", _bind_training, gated_linear.bind_floor_both, gated_linear.bind_both),
-    INFERENCE: ("gated_linear forward", _bind_inference, gated_linear.ungated_forward, gated_linear.bind_forward),
-}
+    TRAINING: (
+        "gated_linear forward+backward", _bind_training, gated_linear.bind_floor_both, _bind_module_training,
+        gated_linear.bind_both,
+    ),
+    INFERENCE: (
+        "gated_linear forward", _bind_inference, gated_linear.ungated_forward, _bind_module_inference,
+        gated_linear.bind_forward,
+    ),
+}  # fmt: skip
 
 
 def case(sizes: Sizes, use: str, rows: int, features: tuple[int, int]) -> Case:
     """One use at one shape."""
-    operation, ours, ungated, bind = USES[use]
+    operation, ours, ungated, module, bind = USES[use]
     like = gated_linear.case(sizes, operation, rows, features)
     variants = (
         *by_backends("gated_linear", Variant("tss", "ours", ours)),
         Variant("ungated", "floor", ungated),
+        Variant("nn.Linear", "floor", module, differs="ungated, called as a module"),
         Variant("eager", "rival", partial(bind, _eager)),
     )
     return Case(use, like.shape, sizes.dtype, like.draw, like.formula, variants, like.cost)
