@@ -23,7 +23,8 @@ def revision() -> tuple[str | None, bool | None]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    changes = git("status", "--porcelain")
+    # What the measuring itself writes is no change of what is measured.
+    changes = git("status", "--porcelain", "--", ".", ":(exclude)bench/results")
     return git("rev-parse", "HEAD"), None if changes is None else bool(changes)
 
 
