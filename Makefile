@@ -12,7 +12,7 @@ WORKERS ?= auto
 .PHONY: help setup demo test lint native sanitize resources counts gpu clean
 
 help:
-	@echo "make demo   set up, then learn six generated tasks with TSS and without, and write a report (minutes)"
+	@echo "make demo   set up, then learn seven generated tasks with TSS and without, and write a report (minutes)"
 	@echo "make test   set up, then run the test suite"
 	@echo "make lint   set up, then ruff and pyright"
 	@echo "make native compile csrc again, after a change there; only what changed"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+RESULTS = Path(__file__).resolve().parent / "results"
 SESSION = pytest.StashKey[Any]()
 HOW = "a benchmark: run it with pytest bench/ --benchmark"
 
@@ -22,6 +25,39 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--benchmark-seconds", type=float, metavar="S", help="of each variant's repeats")
     group.addoption("--benchmark-out", type=Path, metavar="FILE",
                     help="the JSON file of this package's own form (bench/results/<machine>-<date>.json)")  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse at once what no benchmark could run with."""
+    if not config.getoption("--benchmark"):
+        return
+    obstacle = _obstacle(config)
+    if obstacle is not None:
+        raise pytest.UsageError(obstacle)
+
+
+def _obstacle(config: pytest.Config) -> str | None:
+    import torch
+
+    from bench.measure.session import cores
+
+    seconds, out = config.getoption("--benchmark-seconds"), config.getoption("--benchmark-out")
+    threads, most = config.getoption("--benchmark-threads"), len(cores())
+    folder = RESULTS if out is None else out.absolute().parent
+    if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        return "benchmarks run one at a time: leave -n out"
+    if config.getoption("--benchmark-device") == "cuda" and not torch.cuda.is_available():
+        return "--benchmark-device cuda, but PyTorch finds no GPU: leave it out to measure the CPU"
+    if seconds is not None and not 0 <= seconds < math.inf:
+        return f"--benchmark-seconds must be a number of seconds, 0 or more, but is {seconds}"
+    if threads is not None and not 1 <= threads <= most:
+        return f"--benchmark-threads must be 1 to {most}, the cores that this process may use, but is {threads}"
+    if out is not None and out.is_dir():
+        return f"--benchmark-out must be a file, but {out} is a folder: name a file in it"
+    at = next(place for place in (folder, *folder.parents) if place.exists())
+    if not os.access(at, os.W_OK):
+        return f"results cannot be written to {folder}: name a file elsewhere with --benchmark-out"
+    return None
 
 
 class Replay:

@@ -114,6 +114,15 @@ def check_packed(packed: torch.Tensor, weight: torch.Tensor) -> None:
     check_device("packed gates", packed, weight)
 
 
+def check_untransformed() -> None:
+    """No torch.func transform (grad, vmap, jvp, ...) has to differentiate the operation."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "torch.func transforms (grad, vmap, jvp, ...) do not see the gradient of a gated operation: use "
+            "torch.autograd, or, where no gradient is wanted, call it under torch.no_grad() or with packed gates"
+        )
+
+
 def of_map(side: str, error: TypeError | ValueError) -> TypeError | ValueError:
     """What a check of one of an adapter's two maps raised, with which: "down" or "up"."""
     return type(error)(f"the {side} map: {error}")

@@ -29,6 +29,13 @@ PER_MODEL = 3.0  # of whole models and processes
 NAMES = tuple(name for name in GROUPS if name != "dispatch")  # dispatch is for tables, not for readers
 
 
+def cores() -> list[int]:
+    """The cores that this process may use."""
+    if not hasattr(os, "sched_getaffinity"):  # not on macOS
+        return list(range(os.cpu_count() or 1))
+    return sorted(os.sched_getaffinity(0))
+
+
 def pin(threads: int | None) -> int:
     """Bind this process to so many of its cores (all, if None), one PyTorch thread each; returns the number.
 
@@ -38,11 +45,11 @@ def pin(threads: int | None) -> int:
     if not hasattr(os, "sched_setaffinity"):  # not on macOS: threads alone are set
         torch.set_num_threads(threads or torch.get_num_threads())
         return torch.get_num_threads()
-    cores = sorted(os.sched_getaffinity(0))
-    wanted = len(cores) if threads is None else threads
-    if not 1 <= wanted <= len(cores):
-        raise ValueError(f"{wanted} threads asked for, but this process may use {len(cores)} cores: ask for fewer")
-    os.sched_setaffinity(0, cores[:wanted])
+    usable = cores()
+    wanted = len(usable) if threads is None else threads
+    if not 1 <= wanted <= len(usable):
+        raise ValueError(f"{wanted} threads asked for, but this process may use 1 to {len(usable)}")
+    os.sched_setaffinity(0, usable[:wanted])
     torch.set_num_threads(wanted)
     return wanted
 
@@ -82,6 +89,7 @@ class Session:
         commit, changed = revision()
         self._stamp: dict[str, Any] = {
             "revision": commit, "uncommitted_changes": changed, "sources": sources(), "date": str(date.today()),
+            "tiny": small,
         }  # fmt: skip
 
     @cached_property

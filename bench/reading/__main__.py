@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,15 +27,15 @@ def _figures(chosen: argparse.Namespace) -> int:
 
 
 def _document(chosen: argparse.Namespace) -> int:
-    from bench.reading.documents import differing, fill
+    from bench.reading.documents import differing, fill, named
 
     documents = [chosen.readme, *(chosen.docs or [ROOT / "docs/performance.md"])]
+    if not named(documents, chosen.file):
+        print("no section names this file: write <!-- measured:SELECTION FILE --> where it belongs", file=sys.stderr)
+        return 1
     if not chosen.check:
-        filled = fill(documents, chosen.file)
-        print(
-            "\n".join(filled) or "no section names this file: write <!-- measured:SELECTION FILE --> where it belongs"
-        )
-        return 0 if filled else 1
+        print("\n".join(fill(documents, chosen.file)))
+        return 0
     wrong = differing(documents, chosen.file)
     if wrong:
         print("differs from what the result file gives; run without --check:\n" + "\n".join(wrong), file=sys.stderr)
@@ -92,6 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Unreadable as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough; nothing more may be written, at exit neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

@@ -112,6 +112,13 @@ def _served(documents: Sequence[Path], path: Path | None) -> Iterator[tuple[Sect
         yield section, known[chosen]
 
 
+def named(documents: Sequence[Path], path: Path | None = None) -> int:
+    """How many sections a command for this file is about. Raises Unreadable for a file that is no result file."""
+    if path is not None:
+        load(path)
+    return sum(1 for _ in _served(documents, path))
+
+
 def differing(documents: Sequence[Path], path: Path | None = None) -> list[str]:
     """The sections whose text is not what the file gives, one line each.
 

@@ -58,9 +58,7 @@ def load(path: Path) -> Results:
     try:
         content = Report(path).read()
         groups = groups_of(content)
-        whole = all(
-            {"operation", "shape", "variants"} <= record.keys() for cases in groups.values() for record in cases
-        )
+        whole = _is_whole(content, groups)
     except (OSError, UnicodeDecodeError) as error:
         raise Unreadable(f"{path} cannot be read ({error}): {remedy}") from error
     except ValueError as error:
@@ -68,8 +66,29 @@ def load(path: Path) -> Results:
     except (KeyError, TypeError, AttributeError) as error:
         raise Unreadable(f"{path} has no parts with cases ({type(error).__name__}: {error}): {remedy}") from error
     if not whole:
-        raise Unreadable(f"{path} has cases without operation, shape or variants: {remedy}")
+        raise Unreadable(
+            f"{path} has no machine, or cases without operation, shape, variants or with times that are no numbers: "
+            f"{remedy}"
+        )
     return Results(path, content, groups)
+
+
+def _is_whole(content: dict[str, Any], groups: dict[str, list[Record]]) -> bool:
+    """Whether what readers take for granted is there."""
+    machine = content["machine"]
+    if not isinstance(machine, dict) or not isinstance(machine.get("packages") or {}, dict):
+        return False
+    return all(
+        {"operation", "shape", "variants"} <= record.keys()
+        and isinstance(record["shape"], dict)
+        and all(
+            isinstance(variant.get(name, 0.0), int | float)
+            for variant in record["variants"].values()
+            for name in ("median_us", "low_us", "high_us")
+        )
+        for cases in groups.values()
+        for record in cases
+    )
 
 
 def is_gpu(results: Results) -> bool:
@@ -91,6 +110,7 @@ class Conditions(NamedTuple):
     triton: str
     date: str
     commit: str
+    sizes: str
 
     def versions(self) -> str:
         """Python, torch, and Triton where it is there."""
@@ -112,11 +132,18 @@ def conditions(results: Results) -> Conditions:
     threads = "" if is_gpu(results) or not counts else " and ".join(map(str, counts)) + " threads"
     packages = machine.get("packages") or {}
     dated = re.search(r"\d{4}-\d{2}-\d{2}", results.path.name)
-    commits = {part.get("commit") for part in parts.values() if part.get("result")} | {machine.get("commit")}
+    measured = [part for part in parts.values() if part.get("result")]
+    dates = sorted({str(part["date"]) for part in measured if part.get("date")})
+    commits = {
+        f"{part['revision'][:9]}{'+' * bool(part.get('uncommitted_changes'))}"
+        for part in measured
+        if part.get("revision")
+    }
     return Conditions(
         re.sub(r",? \d+ threads?$", "", name), "1 thread" if threads == "1 threads" else threads,
         machine.get("python") or "", packages.get("torch") or "", packages.get("triton") or "",
-        dated[0] if dated else "", ", ".join(sorted(commit[:9] for commit in commits if commit)),
+        dated[0] if dated else " to ".join(dict.fromkeys((*dates[:1], *dates[-1:]))), ", ".join(sorted(commits)),
+        "tiny" if any(part.get("tiny") for part in measured) else "published",
     )  # fmt: skip
 
 

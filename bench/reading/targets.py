@@ -29,7 +29,7 @@ class Target(NamedTuple):
     @property
     def title(self) -> str:
         """The operations that it is set for, as a reader would write them."""
-        return self.operation.replace("\\", "")
+        return self.operation.replace("\\", "").strip()
 
     def covers(self, record: Record) -> bool:
         """Whether it is set for this case."""

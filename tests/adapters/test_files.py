@@ -126,6 +126,42 @@ def test_no_backbone_is_saved_and_gates_take_a_bit_each(bart, tmp_path):
     assert sorted(content(tmp_path)) == ["adapters.safetensors", "manifest.json", "tasks/01-replies.safetensors"]
 
 
+def test_other_weights_of_the_same_sizes_are_another_backbone(tmp_path):
+    """Tasks are gates over these very weights: on others their answers would be noise."""
+    handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4))
+    learn(handle, "topics", TOPICS)
+    handle.save(tmp_path)
+    torch.manual_seed(77)
+    other = make_bart().apply(lambda module: getattr(module, "reset_parameters", lambda: None)())
+    with pytest.raises(tss.StateError, match=r"of these sizes but other weights: .* held .* there, .* in this model"):
+        tss.load(other, tmp_path)
+    assert not hasattr(other, "tss")
+    tuned = make_bart()
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.mul_(1.001)
+    with pytest.raises(tss.StateError, match="other weights"):
+        tss.load(tuned, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_same_weights_in_another_dtype_are_the_same_backbone(dtype, tmp_path):
+    handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4))
+    learn(handle, "topics", TOPICS)
+    handle.save(tmp_path)
+    assert list(tss.load(make_bart().to(dtype), tmp_path).tasks) == ["topics"]
+
+
+def test_a_save_that_shows_no_values_can_still_be_loaded(tmp_path):
+    handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4))
+    learn(handle, "topics", TOPICS)
+    handle.save(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["backbone"]["values"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert list(tss.load(make_bart(), tmp_path).tasks) == ["topics"]
+
+
 def test_what_cannot_be_loaded_is_named_and_leaves_the_model_alone(tmp_path):
     handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4))
     learn(handle, "topics", TOPICS)

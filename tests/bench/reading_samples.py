@@ -9,7 +9,7 @@ from typing import Any
 
 MACHINE = {
     "name": "Test Processor, 2 threads", "python": "3.11.4", "platform": "Linux", "cpus": 2, "gpus": [],
-    "packages": {"torch": "2.13.0", "triton": "3.9.0"}, "commit": "0123456789abcdef",
+    "packages": {"torch": "2.13.0", "triton": "3.9.0"},
 }  # fmt: skip
 LINEAR = {"tss": 1.0, "ungated": 0.9, "materialise": 1.1, "eager": 1.5}
 STEP = {"tss": 1.0, "tss, triton": None, "adapters removed": 0.97, "eager": 1.2}
@@ -79,7 +79,7 @@ def content(seed: int = 0) -> dict[str, Any]:
     dispatch = [case("dispatch: gated_linear", {"rows": 512}, {"tss": 1.0, "eager": 1.0}, 1.0, seed)]
     groups = {"gated_linear": linear, "adamw": adamw, "scaling": scaling, "step": step, "dispatch": dispatch}
     parts: dict[str, Any] = {
-        f"measure.{name}": {"status": "done", "commit": "0123456789abcdef", "result": {"cases": cases}}
+        f"measure.{name}": {"status": "done", "revision": "0123456789abcdef", "result": {"cases": cases}}
         for name, cases in groups.items()
     }
     ceilings = {"bytes_per_second": 20e9, "flops_per_second": {"float32": 1.5e11}}

@@ -8,15 +8,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from bench.conftest import Replay
+from bench.conftest import Replay, _obstacle
 from bench.measure.revision import ROOT
 
 pytest.importorskip("pytest_benchmark")
 
 
 def pytest_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TRITON_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TRITON_", "TSS_"))}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "bench/", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments],
         cwd=ROOT, env=kept | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
@@ -71,6 +72,49 @@ def test_a_failed_check_fails_its_test_and_shows_no_time(tmp_path, monkeypatch):
     assert "median_us" not in variants["tss"]
     assert "median_us" in variants["eager"]
     assert "ratio" not in variants["eager"]
+
+
+class Options:
+    """What a call gave, as pytest's config answers."""
+
+    def __init__(self, **given: object) -> None:
+        self.given = {f"--benchmark-{name}": value for name, value in given.items()}
+
+    def getoption(self, name: str, default: object = None) -> object:
+        return self.given.get(name, self.given.get(f"--benchmark-{name}", default))
+
+
+NONSENSE = {
+    "seconds": (float("nan"), "--benchmark-seconds must be a number of seconds, 0 or more, but is nan"),
+    "threads": (0, "--benchmark-threads must be 1 to "),
+    "device": ("cuda", "PyTorch finds no GPU"),
+    "out": (ROOT, "is a folder: name a file in it"),
+    "numprocesses": (2, "benchmarks run one at a time: leave -n out"),
+}
+
+
+@pytest.mark.parametrize(("name", "value", "says"), [(name, *rest) for name, rest in NONSENSE.items()], ids=NONSENSE)
+def test_nonsense_is_refused_before_anything_runs(name, value, says):
+    if name == "device" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert says in (_obstacle(Options(**{name: value})) or "")  # type: ignore[arg-type]
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    said = _obstacle(Options(out=tmp_path / "new" / "file.json"))  # type: ignore[arg-type]
+    assert said == f"results cannot be written to {tmp_path / 'new'}: name a file elsewhere with --benchmark-out"
+
+
+def test_a_refusal_is_a_usage_error_once():
+    done = pytest_bench("--benchmark", "--benchmark-tiny", "--benchmark-seconds", "-1")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert (done.stdout + done.stderr).count("--benchmark-seconds must be") == 1
+
+
+def test_what_can_run_is_not_refused(tmp_path):
+    assert _obstacle(Options(seconds=0.0, threads=1, device="cpu", out=tmp_path / "a.json")) is None  # type: ignore[arg-type]
+    assert _obstacle(Options()) is None  # type: ignore[arg-type]
 
 
 def test_the_clock_shows_what_was_measured():

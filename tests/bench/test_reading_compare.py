@@ -181,6 +181,15 @@ def test_the_machines_own_speed_is_said(files):
     assert "The machine's own ceilings, B/A: copies 0.50, float32 products 1.00." in text(compared(files))
 
 
+def test_tiny_sizes_are_another_condition_and_measure_no_ceiling(files):
+    for part in files[1]["parts"].values():
+        part["tiny"] = True
+    found = compared(files)
+    assert found.differences == ["sizes: published -> tiny"]
+    assert "own ceilings" not in text(found)
+    assert "not comparable" in text(found)
+
+
 def test_a_group_may_be_in_one_file_alone_but_not_in_none(files, capsys):
     del files[1]["parts"]["measure.step"]
     assert compared(files, ["step"]).only_before == ["training step, embedded, batch=16 source=64, float32"]

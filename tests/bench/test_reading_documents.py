@@ -55,6 +55,18 @@ def test_sections_are_filled_and_the_rest_stays(tmp_path, document, capsys):
     assert document.read_text() == text
 
 
+@pytest.mark.parametrize("check", [[], ["--check"]])
+def test_a_file_that_no_section_names_or_that_is_none_is_no_success(tmp_path, document, check, capsys):
+    other = tmp_path / "other.md"
+    other.write_text(f"<!-- measured:legend {written(tmp_path, name='own.json')} --><!-- /measured -->")
+    nowhere, unnamed = tmp_path / "nowhere.json", written(tmp_path, name="unnamed.json")
+    arguments = ["--readme", str(other), "--docs", str(other), *check]
+    assert main(["document", str(nowhere), *arguments]) == 2
+    assert "nowhere.json is no file" in capsys.readouterr().err
+    assert main(["document", str(unnamed), *arguments]) == 1
+    assert "no section names this file" in capsys.readouterr().err
+
+
 def test_a_changed_number_is_found_on_either_side(tmp_path, document, capsys):
     file = written(tmp_path)
     run(document, file)
@@ -75,7 +87,7 @@ def test_sections_of_another_file_are_left_alone(tmp_path, document, capsys):
     assert document.read_text().endswith(f"{written(tmp_path)} --><!-- /measured -->\nafter\n")
     document.write_text(document.read_text().replace("measured:summary", f"measured:summary {written(tmp_path)}"))
     assert run(document, other) == 1
-    assert "no section names this file" in capsys.readouterr().out
+    assert "no section names this file" in capsys.readouterr().err
 
 
 def test_without_a_file_every_marker_has_to_name_its_own(tmp_path, document, capsys):

@@ -214,6 +214,18 @@ def test_conditions_name_machine_threads_versions_date_and_commit(tmp_path):
     assert (at.machine, at.threads, at.torch, at.date) == ("NVIDIA H200", "", "", "")
 
 
+def test_parts_of_several_days_and_revisions_are_said_to_be(tmp_path):
+    made = content()
+    made["parts"]["measure.adamw"] |= {
+        "date": "2026-01-30",
+        "revision": "fedcba9876543210",
+        "uncommitted_changes": True,
+    }
+    made["parts"]["measure.step"] |= {"date": "2026-02-02", "uncommitted_changes": False}
+    at = conditions(read(tmp_path, made, "undated.json"))
+    assert (at.date, at.commit) == ("2026-01-30 to 2026-02-02", "012345678, fedcba987+")
+
+
 def test_a_processor_beside_a_gpu_is_no_gpu(tmp_path):
     made = content()
     assert not is_gpu(read(tmp_path, made))
@@ -229,7 +241,14 @@ def test_a_processor_beside_a_gpu_is_no_gpu(tmp_path):
 
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"format": 99}', '{"format": 1, "machine": {}}', '{"format": 1, "parts": []}', b"\xff\xfe",
-             '{"format": 1, "machine": {}, "parts": {"a": {"result": {"cases": [{"operation": "x"}]}}}}'],
+             '{"format": 1, "machine": {}, "parts": {"a": {"result": {"cases": [{"operation": "x"}]}}}}',
+             '{"format": 1, "parts": {}}', '{"format": 1, "machine": null, "parts": {}}',
+             '{"format": 1, "machine": {"packages": []  , "name": "x"}, "parts": {"a": 5}}',
+             '{"format": 1, "machine": {"packages": ["torch"]}, "parts": {}}',
+             '{"format": 1, "machine": {}, "parts": {"measure.a": {"result": {"cases": [{"operation": "x", "shape": 5, '
+             '"variants": {}}]}}}}',
+             '{"format": 1, "machine": {}, "parts": {"measure.a": {"result": {"cases": [{"operation": "x", "shape": {},'
+             ' "variants": {"tss": {"median_us": "fast"}}}]}}}}'],
 )  # fmt: skip
 def test_another_kind_of_file_is_refused_in_one_line(tmp_path, capsys, text):
     path = tmp_path / "some.json"

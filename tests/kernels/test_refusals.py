@@ -53,6 +53,27 @@ CALLS = {
 }  # fmt: skip
 
 
+TRANSFORMS = {
+    "the gradient of scores": lambda: torch.func.grad(lambda s: linear(s).sum())(S),
+    "the gradient through packed gates": lambda: torch.func.grad(
+        lambda x: tss_kernels.packed_linear(x, W, tss_kernels.pack_gates(S)).sum())(X),
+    "the gradient of an adapter": lambda: torch.func.grad(lambda s: adapter(down_scores=s).sum())(S),
+    "a layer that trains, over a batch": lambda: torch.func.vmap(GatedAdapterLinear(8, 4))(torch.ones(2, 3, 8)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transforms_that_would_have_to_differentiate(call):
+    with pytest.raises(NotImplementedError, match=r"torch\.func transforms .*use torch\.autograd"):
+        call()
+
+
+def test_a_batch_without_gradients():
+    layer, x = GatedAdapterLinear(8, 4), torch.randn(2, 3, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(layer)(x), layer(x))
+
+
 @pytest.mark.parametrize(("call", "kind", "says"), CALLS.values(), ids=CALLS)
 def test_refused(call, kind, says):
     with pytest.raises(kind, match=says):

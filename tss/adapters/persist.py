@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 ADAPTERS = "adapters.safetensors"
 FORMAT = 1
+# How much of the backbone a manifest shows, and how far, of the largest value, a cast to 16 bits may move one.
+MATRICES, VALUES, CAST = 32, 8, 2**-7
 
 
 def save(handle: TssHandle, directory: Path) -> None:
@@ -43,7 +45,7 @@ def save(handle: TssHandle, directory: Path) -> None:
         "format": FORMAT,
         "config": asdict(handle.config),
         "options": asdict(handle.options),
-        "backbone": _geometry(handle),
+        "backbone": _geometry(handle) | {"values": _values(handle)},
         "sha256": {file: _sha256(directory / file) for file in files},
     }
     write_file(directory / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
@@ -71,6 +73,7 @@ def load(model: Any, directory: str | Path) -> TssHandle:
     handle = attach(model, config, options) if handle is None else handle
     try:
         _check_geometry(directory, manifest["backbone"], _geometry(handle))
+        _check_values(directory, manifest["backbone"].get("values", {}), _values(handle))
         _load_adapters(handle, contents.pop(ADAPTERS)[0], directory)
         for tensors, metadata in contents.values():
             handle.load_task_state(metadata["name"], tensors, metadata)
@@ -92,14 +95,16 @@ def _load_adapters(handle: TssHandle, tensors: Mapping[str, torch.Tensor], direc
     handle.load_shared_state({k.removeprefix("shared."): t for k, t in tensors.items() if k.startswith("shared.")})
 
 
+def _backbone(handle: TssHandle) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are neither adapters nor heads, in the order of their names."""
+    adapters = tuple(f"{site}.tss_adapter." for site in handle.banks)
+    named = sorted(handle.model.named_parameters())
+    return {name: parameter for name, parameter in named if not name.startswith((*adapters, f"{HEADS}."))}
+
+
 def _geometry(handle: TssHandle) -> dict[str, Any]:
     """What a backbone must share with the one that tasks were learned on: class, sites, parameter names and shapes."""
-    adapters = tuple(f"{site}.tss_adapter." for site in handle.banks)
-    own = [
-        f"{name} {tuple(parameter.shape)}"
-        for name, parameter in sorted(handle.model.named_parameters())
-        if not name.startswith((*adapters, f"{HEADS}."))
-    ]
+    own = [f"{name} {tuple(parameter.shape)}" for name, parameter in _backbone(handle).items()]
     return {
         "class": type(handle.model).__name__,
         "parameters": sum(1 for _ in own),
@@ -120,6 +125,35 @@ def _check_geometry(directory: Path, saved: Mapping[str, Any], here: Mapping[str
             f"{directory} was saved from another backbone: {key} {then} there, {now} in this {here['class']}; "
             "load it on the model that it was learned on"
         )
+
+
+def _values(handle: TssHandle) -> dict[str, dict[str, Any]]:
+    """A few values of some of the backbone's matrices, by which other weights of the same shapes are told apart."""
+    matrices = [
+        (name, parameter.detach().flatten())
+        for name, parameter in _backbone(handle).items()
+        if parameter.dim() > 1 and parameter.numel() and parameter.is_floating_point() and not parameter.is_meta
+    ]
+    return {
+        name: {"dtype": str(flat.dtype), "values": flat[:: max(1, flat.numel() // VALUES)][:VALUES].tolist()}
+        for name, flat in matrices[:: max(1, len(matrices) // MATRICES)]
+    }
+
+
+def _check_values(directory: Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """The same values where the dtype is the same; in another one, values that a cast may have made of them."""
+    for name, now in here.items():
+        then = saved.get(name)
+        if then is None:  # saved before this was looked at, or while the matrix lay elsewhere
+            continue
+        old, new = (torch.tensor(side["values"], dtype=torch.float64) for side in (then, now))
+        slack = 0.0 if then["dtype"] == now["dtype"] else CAST * float(old.abs().max())
+        if not bool(((old - new).abs() <= slack).all()):
+            at = int((old - new).abs().argmax())
+            raise StateError(
+                f"{directory} was saved from another backbone, of these sizes but other weights: {name} held "
+                f"{old[at]:.6g} there, {new[at]:.6g} in this model; load it on the weights that it was learned on"
+            )
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

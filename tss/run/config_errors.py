@@ -32,10 +32,10 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, .
     return lines
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """The hint for an unknown name: the nearest known one, or all of them if none is near."""
+def nearest(name: str, known: list[str], kind: str = "keys") -> str:
+    """The hint for an unknown name: the nearest known one, or all of that kind if none is near."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {matches[0]!r}?" if matches else f"known keys here: {', '.join(known)}"
+    return f"did you mean {matches[0]!r}?" if matches else f"known {kind} here: {', '.join(known)}"
 
 
 def known_keys(model: type, location: tuple[str, ...]) -> list[str]:

@@ -47,7 +47,7 @@ def find_preset(name: str, variant: str | None = None) -> str:
     if variants:
         raise ConfigError(f"preset {name!r} has no variant {variant!r}; it has: {', '.join(variants)}")
     known = list(dict.fromkeys(entry.split(".", 1)[0] for entry in names))
-    raise ConfigError(f"no preset and no file {name!r}; {nearest(name, known)}")
+    raise ConfigError(f"no preset and no file {name!r}; {nearest(name, known, 'presets')}")
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _extended(values: dict[str, Any], origin: str, seen: tuple[str, ...]) -> dic
     if base is None:
         return values
     if base not in preset_names():
-        raise ConfigError(f"{origin}: extends {base!r}, but {nearest(str(base), preset_names())}")
+        raise ConfigError(f"{origin}: extends {base!r}, but {nearest(str(base), preset_names(), 'presets')}")
     if base in seen:
         raise ConfigError(f"{origin}: extends {base!r}, which extends it in turn")
     return merge(_preset(base, seen), values)

@@ -15,6 +15,7 @@ from tss_kernels.checks import (
     check_packed,
     check_scores,
     check_threshold,
+    check_untransformed,
     of_map,
 )  # fmt: skip
 from tss_kernels.dispatch import implementation, select
@@ -206,6 +207,7 @@ def _call(
         tensor is not None and tensor.requires_grad
         for tensor in (x, *scores, down_weight, up_weight, down_bias, up_bias)
     ):
+        check_untransformed()
         return _GatedAdapter.apply(
             x, down_weight, up_weight, *scores, down_bias, up_bias, *gates, *importance, activation, backend
         )

@@ -8,7 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from tss_kernels.autocast import autocast_inputs, outside_autocast
-from tss_kernels.checks import check_importance, check_linear, check_scores, check_threshold
+from tss_kernels.checks import check_importance, check_linear, check_scores, check_threshold, check_untransformed
 from tss_kernels.dispatch import implementation, select
 from tss_kernels.gated_linear import composed, reference
 from tss_kernels.gates.scores import keep_gates, kept_gates
@@ -156,5 +156,6 @@ def gated_linear_of(
     if torch.is_grad_enabled() and (
         x.requires_grad or scores.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
+        check_untransformed()
         return _GatedLinear.apply(x, weight, scores, bias, threshold, importance, backend)
     return _by_gates(x, weight, scores, bias, threshold, backend)[0]

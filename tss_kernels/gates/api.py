@@ -8,7 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from tss_kernels.autocast import autocast_inputs, outside_autocast
-from tss_kernels.checks import check_floating, check_linear, check_packed, check_threshold
+from tss_kernels.checks import check_floating, check_linear, check_packed, check_threshold, check_untransformed
 from tss_kernels.dispatch import implementation, select
 from tss_kernels.gated_linear import composed
 from tss_kernels.gated_linear.api import bias_grad, input_grad_operator, weight_grad_operator
@@ -150,5 +150,6 @@ def packed_linear_of(
     if torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
+        check_untransformed()
         return _PackedLinear.apply(x, weight, packed, bias, backend, select("gated_linear", x.device, x.dtype))
     return _packed_linear_operator(x, weight, packed, bias, backend)

@@ -56,8 +56,14 @@ class Scores(Watched):
 
     def keep_gates(self, threshold: float, packed: torch.Tensor) -> None:
         """Remember packed uint8 (out, ceil(in / 8)) as the gates of the values that the scores have now."""
-        # Tensors of inference mode cannot be saved for a backward pass, those of a tracer are no data.
-        if self._notice_capture() or packed.is_inference() or self.is_inference() or type(packed) is not torch.Tensor:
+        # Tensors of inference mode cannot be saved for a backward pass, those of a tracer or a transform are no data.
+        if (
+            self._notice_capture()
+            or packed.is_inference()
+            or self.is_inference()
+            or type(packed) is not torch.Tensor
+            or torch._C._are_functorch_transforms_active()
+        ):
             return
         self._threshold = threshold
         self._kept = _Kept(packed, threshold, self._state())
