@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-RESULTS = Path(__file__).resolve().parent / "results"
 SESSION = pytest.StashKey[Any]()
 HOW = "a benchmark: run it with pytest bench/ --benchmark"
 
@@ -39,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _obstacle(config: pytest.Config) -> str | None:
     import torch
 
-    from bench.measure.session import cores
+    from bench.measure.session import RESULTS, cores
 
     seconds, out = config.getoption("--benchmark-seconds"), config.getoption("--benchmark-out")
     threads, most = config.getoption("--benchmark-threads"), len(cores())

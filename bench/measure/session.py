@@ -27,6 +27,7 @@ PER_VARIANT = 0.15  # seconds of repeats; checks and compilations come on top
 PER_CANDIDATE = 0.05  # of dispatch, which has many
 PER_MODEL = 3.0  # of whole models and processes
 NAMES = tuple(name for name in GROUPS if name != "dispatch")  # dispatch is for tables, not for readers
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def cores() -> list[int]:
@@ -81,8 +82,7 @@ class Session:
         self.sizes = tiny(self.device) if small else published(self.device)
         self.seconds = seconds
         self.machine = probe() | {"threads": self.threads, "device": self.device.type}
-        folder = Path(__file__).resolve().parents[1] / "results"
-        self.report = Report(out or folder / file_name(self.machine, self.device.type, small))
+        self.report = Report(out or RESULTS / file_name(self.machine, self.device.type, small))
         self.timer = timer_for(self.device)
         self._measured: dict[str, Clocked] = {}
         self._records: list[Record] = []

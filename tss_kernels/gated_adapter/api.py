@@ -17,7 +17,7 @@ from tss_kernels.checks import (
     check_threshold,
     check_untransformed,
     of_map,
-)  # fmt: skip
+)
 from tss_kernels.dispatch import implementation, select
 from tss_kernels.gated_adapter import composed
 from tss_kernels.gated_adapter.composed import Pair
