@@ -14,8 +14,8 @@ from typing import Any
 
 from bench.measure.proposals import lines
 from bench.measure.report import Report
-from tss_kernels.configs import measured
-from tss_kernels.configs.table import ALWAYS, Crossover
+from tss_kernels.backends.tables import measured
+from tss_kernels.backends.tables.table import ALWAYS, Crossover
 
 TARGET = Path(measured.__file__)
 HEAD = (
@@ -79,7 +79,7 @@ def text_of(tables: Mapping[str, Crossovers], preferences: Preferences) -> str:
     """The whole file for these entries."""
     made = [
         HEAD, "", "from __future__ import annotations", "",
-        "from tss_kernels.configs.table import ALWAYS, Bound, Crossover, Kind, Masking", "",
+        "from tss_kernels.backends.tables.table import ALWAYS, Bound, Crossover, Kind, Masking", "",
         '__all__ = ["ALWAYS", "CUDA", "PREFERENCES", "TRITON"]', "",
         "Crossovers = dict[tuple[Masking, Kind, bool, Bound], Crossover]",
     ]  # fmt: skip

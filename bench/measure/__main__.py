@@ -23,7 +23,7 @@ from bench.measure.report import Report, records_of, table
 from bench.measure.runner import Budget, DeviceLost, run_cases
 from bench.measure.session import PART, seconds_for
 from bench.measure.timing import Timer, timer_for
-from tss_kernels.backends import INSTALLED, why_not
+from tss_kernels.backends.registry import INSTALLED, why_not
 
 NAMES = ("ceilings", *GROUPS)
 MISSING, LOST = 3, 4  # exit codes

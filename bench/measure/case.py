@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from tss_kernels.dispatch import use_backend
+from tss_kernels.backends.dispatch import use_backend
 from tss_kernels.testing import assert_as_exact_as_pytorch
 
 Inputs = dict[str, Any]

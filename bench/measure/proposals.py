@@ -13,10 +13,10 @@ import torch
 
 from bench.measure.case import COMPARED
 from bench.measure.cases import dispatch, dispatch_adapter
-from tss_kernels.configs import table_for
-from tss_kernels.configs.cuda import cuda_table, has_warpgroups, tiling_for
-from tss_kernels.configs.cuda_adapter import tile_for
-from tss_kernels.configs.table import Table, bound_of, kind_of
+from tss_kernels.backends.tables import table_for
+from tss_kernels.backends.tables.cuda import cuda_table, has_warpgroups, tiling_for
+from tss_kernels.backends.tables.cuda_adapter import tile_for
+from tss_kernels.backends.tables.table import Table, bound_of, kind_of
 
 Record = dict[str, Any]
 Point = tuple[int, float]  # rows, fused over the other strategy

@@ -11,8 +11,8 @@ import torch
 from bench.measure.case import Case, Judged, Variant, failure_of
 from bench.measure.report import is_timed
 from bench.measure.timing import Timer, Times, spread
-from tss_kernels.backends import why_not
-from tss_kernels.dispatch import select
+from tss_kernels.backends.registry import why_not
+from tss_kernels.backends.dispatch import select
 
 Record = dict[str, Any]
 

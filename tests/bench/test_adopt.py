@@ -12,8 +12,8 @@ import pytest
 
 from bench.gpu import adopt
 from bench.gpu.context import ROOT
-from tss_kernels.configs import measured
-from tss_kernels.configs.table import ALWAYS, Crossover
+from tss_kernels.backends.tables import measured
+from tss_kernels.backends.tables.table import ALWAYS, Crossover
 
 ENTRY = {"backend": "cuda", "table": "sm_90", "product": "forward", "kind": "half", "even": True, "bound": "memory"}
 PROPOSED = {
@@ -72,9 +72,9 @@ def test_what_means_nothing_is_not_adopted(tmp_path, monkeypatch, part, capsys):
 
 READ = """
 import torch
-from tss_kernels.configs import measured, sm_90
-from tss_kernels.configs.cuda import cuda_table
-from tss_kernels.configs.preferences import preferences
+from tss_kernels.backends.tables import measured, sm_90
+from tss_kernels.backends.tables.cuda import cuda_table
+from tss_kernels.backends.preferences import preferences
 key = ("forward", "half", True, "memory")
 cpu = torch.device("cpu")
 print(sm_90.TABLE.crossovers[key].rows, sm_90.CROSSOVERS[key].basis[:9], cuda_table(cpu).crossovers[key].rows)
@@ -88,10 +88,10 @@ def test_the_tables_take_measured_entries_before_predicted_ones(tmp_path):
     file.write_text(adopt.text_of(tables, {"pack_gates": (("triton", "cuda"), "m")}))
     replace = (
         "import importlib.util, sys\n"
-        f"spec = importlib.util.spec_from_file_location('tss_kernels.configs.measured', {str(file)!r})\n"
-        "import tss_kernels.configs.table\n"
+        f"spec = importlib.util.spec_from_file_location('tss_kernels.backends.tables.measured', {str(file)!r})\n"
+        "import tss_kernels.backends.tables.table\n"
         "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
-        "for name in [one for one in sys.modules if one.startswith('tss_kernels.configs')]: del sys.modules[name]\n"
+        "for name in [one for one in sys.modules if one.startswith('tss_kernels.backends.tables')]: del sys.modules[name]\n"
         "sys.modules[spec.name] = module\n"
     )
     done = subprocess.run([sys.executable, "-c", replace + READ], capture_output=True, text=True, check=False)

@@ -12,9 +12,9 @@ from bench.measure.case import COMPARED
 from bench.measure.cases import dispatch, dispatch_adapter
 from bench.measure.cases.sizes import tiny
 from bench.measure.proposals import adapters, backends, crossovers, lines, proposal, tilings
-from tss_kernels.backends import why_not
-from tss_kernels.configs import table_for
-from tss_kernels.configs.cuda import cuda_table
+from tss_kernels.backends.registry import why_not
+from tss_kernels.backends.tables import table_for
+from tss_kernels.backends.tables.cuda import cuda_table
 
 CPU = torch.device("cpu")
 

@@ -18,8 +18,8 @@ from bench.measure.cases.sizes import bart_large, tiny
 from bench.measure.ceilings import measure_ceilings, read_ceilings
 from bench.measure.runner import Budget, Ceilings, DeviceLost, check_variant, clock_variants, describe, run_cases
 from bench.measure.timing import timer_for
-from tss_kernels.backends import why_not
-from tss_kernels.dispatch import forced_backend, implementation, select, use_backend
+from tss_kernels.backends.dispatch import forced_backend, implementation, select, use_backend
+from tss_kernels.backends.registry import why_not
 
 CPU = torch.device("cpu")
 OPERATIONS = [name for name in GROUPS if name not in {"dispatch", *MODELS, *STARTS}]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tss_kernels.backends import build_record
+from tss_kernels.backends.registry import build_record
 from tss_kernels.testing import cuda_resources
 from tss_kernels.testing.cuda_resources import Kernel, built_module, cuobjdump, read, rows_of, violations
 from tss_kernels.testing.resource_table import differences, from_text
@@ -52,7 +52,7 @@ def test_both_architectures_have_tensor_cores_and_hopper_its_own(kernels):
 
 
 def test_shared_memory_fits_every_chip(cuda_kernels, device):
-    from tss_kernels.cuda import kernels as module_of
+    from tss_kernels.backends.cuda import kernels as module_of
 
     asked = cuda_resources.shared_bytes(module_of(device))
     assert {"gated_product wide", "scores_grad down"} <= set(asked)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import tss_kernels
-from tss_kernels.backends import EMULATED
-from tss_kernels.configs.cuda import GENERAL, TILINGS, WIDE, Tiling
-from tss_kernels.configs.cuda_adapter import TILES, AdapterTile
-from tss_kernels.cuda import kernels
+from tss_kernels.backends.cuda import kernels
+from tss_kernels.backends.registry import EMULATED
+from tss_kernels.backends.tables.cuda import GENERAL, TILINGS, WIDE, Tiling
+from tss_kernels.backends.tables.cuda_adapter import TILES, AdapterTile
 from tss_kernels.gated_adapter import cuda as adapter
 from tss_kernels.gated_linear import cuda as linear
 from tss_kernels.testing import cuda_counts

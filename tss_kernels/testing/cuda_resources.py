@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tss_kernels.backends import build_record
+from tss_kernels.backends.registry import build_record
 from tss_kernels.testing.resource_table import Rows, as_markdown, differences, from_text, numbered
 
 MODULE = "tss_kernels.testing.cuda_resources"

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from bench.measure.case import Case, Inputs, Outputs, Variant
 from bench.measure.cases import gated_linear
 from bench.measure.cases.sizes import Sizes
-from tss_kernels.configs.cuda import FLOAT32, GENERAL, TILINGS, Tiling, has_warpgroups
+from tss_kernels.backends.tables.cuda import FLOAT32, GENERAL, TILINGS, Tiling, has_warpgroups
 
 MATERIALISE = "materialise"
 ROWS = (4096, 16384, 1024, 65536, 256)
@@ -37,7 +37,7 @@ def _by_cuda(product: str, tiling: Tiling | None, t: Inputs) -> Callable[[], Out
     """With a tiling, or W * g written once; forward from scores, whose gates are written too, as its table has it."""
     from tss_kernels.gated_linear import cuda
     from tss_kernels.gates.cuda import pack_gates
-    from tss_kernels.operators import empty_packed
+    from tss_kernels.tensors import empty_packed
 
     def forward() -> Outputs:
         if tiling is None:

@@ -12,7 +12,7 @@ import torch
 from bench.measure.case import Case, Cost, Inputs, Outputs, Variant
 from bench.measure.cases import gated_adapter
 from bench.measure.cases.sizes import Sizes
-from tss_kernels.configs.cuda_adapter import NARROW, WIDE, AdapterTile
+from tss_kernels.backends.tables.cuda_adapter import NARROW, WIDE, AdapterTile
 
 OPERATION = "dispatch gated_adapter"
 ONE, TWO = "one kernel", "two products"
@@ -53,7 +53,7 @@ def _one_by_cuda(tile: AdapterTile, t: Inputs) -> Callable[[], Outputs]:
 
 
 def _two(backend: str, t: Inputs) -> Callable[[], Outputs]:
-    from tss_kernels.dispatch import implementation
+    from tss_kernels.backends.dispatch import implementation
     from tss_kernels.gated_adapter import reference
 
     operands, product = _operands(t), implementation("gated_linear", backend).packed_linear

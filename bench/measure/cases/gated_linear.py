@@ -12,7 +12,7 @@ import tss_kernels
 from bench.measure import rivals
 from bench.measure.case import Case, Cost, Inputs, Outputs, Precision, Variant, by_backends
 from bench.measure.cases.sizes import Draw, Sizes, gradients, late_compiled
-from tss_kernels.dispatch import select
+from tss_kernels.backends.dispatch import select
 from tss_kernels.gated_linear.api import input_grad_operator, scores_grad_operator
 
 Product = Callable[..., torch.Tensor]

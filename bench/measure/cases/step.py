@@ -16,8 +16,8 @@ from bench.measure import rivals
 from bench.measure.case import Case, Inputs, Outputs, Variant
 from bench.measure.cases.sizes import Sizes
 from bench.measure.models import Apply, Setting, adapters_replaced, backbone, batch_for, learning
-from tss_kernels.backends import why_not
-from tss_kernels.dispatch import use_backend
+from tss_kernels.backends.registry import why_not
+from tss_kernels.backends.dispatch import use_backend
 
 CHECKED = {"batch": 2, "source": 16}  # the check in float64
 BACKENDS = {"tss": None, "tss, cuda": "cuda", "tss, triton": "triton"}  # of ours; None: as dispatch chooses

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from tss_kernels.configs import TABLES, measured, table_for
-from tss_kernels.configs.table import ALWAYS, Crossover, Table, crossovers_of
+from tss_kernels.backends.tables import TABLES, table_for
+from tss_kernels.backends.tables.table import ALWAYS, Crossover, Table, crossovers_of
 
 
 class Tiling(NamedTuple):
@@ -48,7 +48,7 @@ CROSSOVERS = crossovers_of(_MEMORY, _ARITHMETIC, _GENERAL, _FLOAT32)
 
 @functools.cache
 def _with_crossovers(table: str) -> Table:
-    return TABLES[table]._replace(crossovers=CROSSOVERS | measured.CUDA.get(table, {}))
+    return TABLES[table]._replace(crossovers=CROSSOVERS)
 
 
 def cuda_table(device: torch.device) -> Table:
