@@ -117,7 +117,7 @@ def test_forward_mode(backend, call, grad):
 
 @pytest.mark.parametrize("name", ["gated_linear", "pack_gates", "normalize_importance", "accumulate_importance_"])
 @pytest.mark.parametrize(
-    "wrong", [None, S.to_sparse(), S.to(FLOAT8), S.long()], ids=["none", "sparse", "8 bits", "integer"]
+    "wrong", [None, S.to_sparse(), S.to(FLOAT8), S.long()], ids=["none", "sparse", "8b", "integer"]
 )
 def test_explain_refuses_what_the_operation_refuses(name, wrong):
     arguments = {
