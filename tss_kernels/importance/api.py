@@ -7,6 +7,7 @@ import torch
 from tss_kernels.checks import check_choice, check_device, check_floating
 from tss_kernels.dispatch import implementation, select
 from tss_kernels.operators import count_writes, implement
+from tss_kernels.overlap import check_no_overlap
 
 
 def _normalize(raw: torch.Tensor, per: str, backend: str) -> torch.Tensor:
@@ -57,9 +58,11 @@ def normalize_importance(raw: torch.Tensor, *, per: str = "tensor") -> torch.Ten
 def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """total <- max(total, new), elementwise and in place; returns total. NaN in either stays visible.
 
-    total, new: one shape, floating, one device. Raises ValueError, TypeError.
+    total, new: one shape, floating, one device; new may be total, but not share memory with it otherwise. Raises
+    ValueError, TypeError.
     """
     _check_pair(total, "new", new)
+    check_no_overlap({"total": total}, {"new": new})
     _accumulate_operator(total, new, select("accumulate_importance_", total.device, total.dtype))
     count_writes([total])
     return total
@@ -68,11 +71,12 @@ def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> torch.Tens
 def update_importance_(total: torch.Tensor, raw: torch.Tensor, *, per: str = "tensor") -> torch.Tensor:
     """total <- max(total, normalize_importance(raw, per=per)) in place, in one operation; returns total.
 
-    total: floating, of raw's shape and device; raw (out, in), floating. NaN in either stays visible. Raises ValueError,
-    TypeError.
+    total: floating, of raw's shape and device; raw (out, in), floating, in other memory. NaN in either stays visible.
+    Raises ValueError, TypeError.
     """
     _check_raw(raw, per)
     _check_pair(total, "raw", raw)
+    check_no_overlap({"total": total}, {"raw": raw}, elementwise=False)  # statistics depend on all of it
     backend = select("update_importance_", total.device, total.dtype)
     _update_operator(total, raw.detach().contiguous(), per, backend)
     count_writes([total])
