@@ -122,7 +122,7 @@ def _adamw(values: dict[str, Any]) -> _Cost:
     if not values["params"]:
         raise ValueError("params is empty: there is nothing to explain")
     elements = sum(param.numel() for param in values["params"])
-    moved = 2 * _bytes(*changed) + _bytes(*values["grads"], *values["importances"], *(values["packed"] or ()))
+    moved = 2 * _bytes(*changed) + _bytes(*values["grads"], *values["importances"])
     return _Cost(moved, 15 * elements, values["params"][0], (elements,))
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 
 Named = Mapping[str, torch.Tensor] | Sequence[tuple[str, torch.Tensor]]
 Term = tuple[int, int, int]  # a step and the first and the last of the integers that it is multiplied by
 _nbytes, _data_ptr, _is_contiguous = attrgetter("nbytes"), torch.Tensor.data_ptr, torch.Tensor.is_contiguous
-_NO_WAY_OF_ITS_OWN = torch.Tensor.__torch_dispatch__  # fake tensors and wrappers have one
 
 
 def check_no_overlap(written: Named, read: Named = (), *, elementwise: bool = True) -> None:
@@ -50,26 +49,44 @@ def find_overlap(
     Twice the same place is a tensor whose own elements do. Contiguous tensors cost a sort of their addresses; where
     these interlock, strides decide. Tensors without memory (meta, fake, transformed) share none.
     """
-    if torch.compiler.is_compiling():  # which tells apart by itself what is one memory
-        return None
-    tensors = [*written, *read]
-    if any(kind.__torch_dispatch__ is not _NO_WAY_OF_ITS_OWN for kind in set(map(type, tensors))):
-        return None
-    try:
-        starts = list(map(_data_ptr, tensors))
-    except RuntimeError:  # of a transform
-        return None
-    sizes = list(map(_nbytes, tensors))
-    if not all(map(_is_contiguous, tensors)):
-        for index, tensor in enumerate(tensors):
-            if not tensor.is_contiguous():
-                if index < len(written) and _overlaps_itself(tensor):
+    memory = Memory.of([*written, *read])
+    return None if memory is None else memory.overlap(len(written), elementwise)
+
+
+class Memory(NamedTuple):
+    """Where strided tensors lie: first addresses, the bytes from there to the last, and whether all are contiguous."""
+
+    tensors: Sequence[torch.Tensor]
+    starts: list[int]
+    sizes: list[int]
+    contiguous: bool
+
+    @staticmethod
+    def of(tensors: Sequence[torch.Tensor]) -> Memory | None:
+        """None where tensors have no memory of their own, or a compiler tells apart by itself what is one memory."""
+        if torch.compiler.is_compiling() or any(map(_has_its_own_way, set(map(type, tensors)))):
+            return None
+        try:
+            starts = list(map(_data_ptr, tensors))
+        except RuntimeError:  # of a transform
+            return None
+        if all(map(_is_contiguous, tensors)):
+            return Memory(tensors, starts, list(map(_nbytes, tensors)), True)
+        return Memory(tensors, starts, list(map(_extent, tensors)), False)
+
+    def overlap(self, written: int, elementwise: bool) -> tuple[int, int] | None:
+        """As `find_overlap`, where so many of the first tensors are written."""
+        if not self.contiguous:
+            for index, tensor in enumerate(self.tensors[:written]):
+                if _overlaps_itself(tensor):
                     return index, index
-                sizes[index] = _extent(tensor)
-    ranges = sorted(zip(starts, sizes, range(len(tensors)), strict=True))
-    if _apart(ranges, len(written)):
-        return None
-    return _first_shared(tensors, ranges, len(written), elementwise)
+        ranges = sorted(zip(self.starts, self.sizes, range(len(self.tensors)), strict=True))
+        return None if _apart(ranges, written) else _first_shared(self.tensors, ranges, written, elementwise)
+
+
+def _has_its_own_way(kind: type[torch.Tensor]) -> bool:
+    """Whether operations on a class go another way, as those on fake tensors and wrappers do."""
+    return kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__  # type: ignore[attr-defined]
 
 
 def _taken_apart(named: Named) -> tuple[list[str], list[torch.Tensor]]:
@@ -83,11 +100,11 @@ def _apart(ranges: Iterable[tuple[int, int, int]], written: int) -> bool:
     for start, size, index in ranges:
         if not size or not start:
             continue
-        if start < written_end or (index < written and start < end):
+        if start < (end if index < written else written_end):
             return False
         end = max(end, start + size)
         if index < written:
-            written_end = start + size
+            written_end = end
     return True
 
 
@@ -134,7 +151,7 @@ def _dimensions(tensor: torch.Tensor) -> list[tuple[int, int]]:
 
 
 def _overlaps_itself(tensor: torch.Tensor) -> bool:
-    if tensor.numel() == 0:
+    if tensor.is_contiguous():  # also where it is empty
         return False
     dimensions = _dimensions(tensor)
     if dimensions and dimensions[-1][0] == 0:

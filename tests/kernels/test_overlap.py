@@ -115,7 +115,7 @@ def test_what_lies_apart_is_taken(case):
 def test_what_shares_memory_is_named(case):
     written, read, says = SHARED[case]
     with pytest.raises(ValueError, match=says):
-        check_no_overlap(dict(zip(("first", "second"), written, strict=False)), {"third": one for one in read})
+        check_no_overlap(dict(zip(("first", "second"), written, strict=False)), [("third", one) for one in read])
 
 
 def test_the_same_memory_is_refused_where_results_depend_on_other_places():
