@@ -46,7 +46,7 @@ def find_overlap(
 ) -> tuple[int, int] | None:
     """Two places in `[*written, *read]`, at least one of them written, of tensors that share memory, or None.
 
-    Twice the same place is a tensor whose own elements do. Contiguous tensors cost a sort of their addresses; where
+    The same place twice is a tensor whose own elements do. Contiguous tensors cost a sort of their addresses; where
     these interlock, strides decide. Tensors without memory (meta, fake, transformed) share none.
     """
     memory = Memory.of([*written, *read])
