@@ -13,11 +13,9 @@ def scores_grad(
     grad: int, count: int, threads: int,
 ) -> None: ...  # fmt: skip
 def adamw(
-    table: int, thresholds: int, count: int, decay: float, one_minus_beta1: float, beta2: float,
-    one_minus_beta2: float, step_size: float, root_correction: float, eps: float,
-    update_site: bool, decays: bool, threads: int,
+    table: int, count: int, decay: float, one_minus_beta1: float, beta2: float, one_minus_beta2: float,
+    step_size: float, root_correction: float, eps: float, update_site: bool, decays: bool, threads: int,
 ) -> None: ...  # fmt: skip
-def count_step(addresses: int, count: int) -> float: ...
 def importance(
     raw: int, raw_kind: int, target: int, target_kind: int, update: bool, groups: int, size: int, threads: int
 ) -> None: ...

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tss_kernels.adamw.arguments import Lists, Options, check_lists, checked_number, checked_options
 from tss_kernels.backends.dispatch import VARIABLE, choose, configuration, forced_backend, select
 from tss_kernels.backends.registry import BACKENDS, OPERATIONS, why_not
 from tss_kernels.gated_adapter.api import check_adapter
 from tss_kernels.gated_linear.api import GatedMap, check_product
 from tss_kernels.gates.api import check_pack, check_unpack
-from tss_kernels.importance.api import check_pair, check_raw
+from tss_kernels.importance.api import check_accumulation, check_raw, check_update
 
 Tensor = torch.Tensor
 
@@ -125,23 +126,28 @@ def _normalize(values: dict[str, Any]) -> _Cost:
 
 def _accumulate(values: dict[str, Any]) -> _Cost:
     total, new = values["total"], values["new"]
-    check_pair(total, "new", new)
+    check_accumulation(total, new)
     return _Cost(2 * _bytes(total) + _bytes(new), total.numel(), total, tuple(total.shape))
 
 
 def _update(values: dict[str, Any]) -> _Cost:
     total, raw = values["total"], values["raw"]
-    check_raw(raw, values["per"])
-    check_pair(total, "raw", raw)
+    check_update(total, raw, values["per"])
     return _Cost(2 * _bytes(raw) + 2 * _bytes(total), 8 * raw.numel(), total, tuple(raw.shape))
 
 
 def _adamw(values: dict[str, Any]) -> _Cost:
-    changed: Sequence[Tensor] = [*values["params"], *values["exp_avgs"], *values["exp_avg_sqs"]]
+    lists = Lists(*(list(values[name]) for name in Lists._fields))
+    check_lists(lists)
+    checked_options(*(values[name] for name in Options._fields))
+    if not isinstance(values["step"], torch.Tensor | list | tuple):
+        checked_number("step", values["step"])
+        checked_number("lr", values["lr"])
+    changed: Sequence[Tensor] = lists.written()
     if not values["params"]:
         raise ValueError("params is empty: there is nothing to explain")
     elements = sum(param.numel() for param in values["params"])
-    moved = 2 * _bytes(*changed) + _bytes(*values["grads"], *values["importances"], *(values["packed"] or ()))
+    moved = 2 * _bytes(*changed) + _bytes(*values["grads"], *values["importances"])
     return _Cost(moved, 15 * elements, values["params"][0], (elements,))
 
 

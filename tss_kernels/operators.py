@@ -100,8 +100,8 @@ _define("accumulate_importance_(Tensor(a!) total, Tensor new, str backend) -> ()
 _define("update_importance_(Tensor(a!) total, Tensor raw, str per, str backend) -> ()", _nothing)
 _define(
     "soft_masked_adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
-    " Tensor?[] importances, Tensor(d!)[] packed, int[] gated, float[] thresholds, Tensor(e!)? flips, float step,"
-    " float lr, float beta1, float beta2, float eps, float weight_decay, str site, str backend) -> ()",
+    " Tensor?[] importances, float step, float lr, float beta1, float beta2, float eps, float weight_decay, str site,"
+    " str backend) -> ()",
     _nothing,
 )
 

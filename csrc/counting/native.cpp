@@ -154,21 +154,16 @@ private:
     void adamw(bool update_site) const {
         const Filled param(Kind::float32, count_), m(Kind::float32, count_), v(Kind::float32, count_);
         const Filled grad(Kind::float32, count_), narrow(Kind::bfloat16, count_), importance(Kind::float32, count_);
-        const Filled packed(Kind::float32, count_);
-        int64_t flips = 0;
         const AdamWStep step{1e-4, 0.1, 0.999, 1e-3, 1e-3, 0.5, 1e-8, update_site, true};
-        const auto one = [&](const std::string& launch, Numbers g, Numbers soft, bool gates, bool counts) {
-            const AdamWEntry entry{param, g, m, v, soft, rows_, columns, gates ? packed.as<uint8_t>() : nullptr,
-                                   counts ? &flips : nullptr, 0.5};
+        const auto one = [&](const std::string& launch, Numbers g, Numbers soft) {
+            const AdamWEntry entry{param, g, m, v, soft, count_};
             count("adamw", launch, [&] { kernels_.adamw(&entry, 1, step, threads); }, count_);
         };
         const std::string site = update_site ? "update site" : "gradient site";
-        one(site, grad, importance, false, false);
-        one(site + ", gates", grad, importance, true, false);
-        one(site + ", gates and flips", grad, importance, true, true);
+        one(site, grad, importance);
         if (update_site) return;
-        one("no soft mask", grad, none, false, false);
-        one(site + ", gradient bfloat16", narrow, importance, false, false);
+        one("no soft mask", grad, none);
+        one(site + ", gradient bfloat16", narrow, importance);
     }
 
     void importances() const {

@@ -1,7 +1,7 @@
 // Soft-masked AdamW: one pass over many tensors. Included once for each instruction set.
 #pragma once
 
-#include "gates.h"
+#include "blocks.h"
 
 namespace tss::TSS_ISA {
 namespace {
@@ -55,31 +55,20 @@ StepSome<T> step_for(bool softly, const AdamWStep& step) {
     return step.decays ? step_some<T, Site::gradient, true> : step_some<T, Site::gradient, false>;
 }
 
-// A block of one parameter; its gates before and after are compared as bits.
+// A block of one parameter.
 template <class T>
-void step_block(const AdamWEntry& entry, const AdamWStep& step, int64_t at, int64_t byte, int64_t count) {
+void step_block(const AdamWEntry& entry, const AdamWStep& step, int64_t at, int64_t count) {
     T buffers[5][block];
-    uint8_t before[block / 8];
     T* p = values_of(entry.param, at, count, buffers[0]);
     const T* g = values_of(entry.grad, at, count, buffers[1]);
     T* m = values_of(entry.exp_avg, at, count, buffers[2]);
     T* v = values_of(entry.exp_avg_sq, at, count, buffers[3]);
     const bool softly = entry.importance.data != nullptr;
     const T* importance = softly ? values_of(entry.importance, at, count, buffers[4]) : nullptr;
-    const Float32Scores scores(entry.threshold);
-    const float* gated = static_cast<const float*>(entry.param.data) + at;
-    if (entry.flips != nullptr) pack_some(scores, gated, count, before);
     step_for<T>(softly, step)(p, g, m, v, importance, count, Factors<T>(step));
     put_back(p, count, entry.param, at);
     put_back(m, count, entry.exp_avg, at);
     put_back(v, count, entry.exp_avg_sq, at);
-    if (entry.packed == nullptr) return;
-    uint8_t* packed = entry.packed + byte;
-    pack_some(scores, gated, count, packed);
-    if (entry.flips == nullptr) return;
-    int64_t flips = 0;
-    for (int64_t i = 0; i < (count + 7) / 8; ++i) flips += __builtin_popcount(before[i] ^ packed[i]);
-    __atomic_fetch_add(entry.flips, flips, __ATOMIC_RELAXED);
 }
 
 // The blocks of all parameters, numbered through.
@@ -88,25 +77,22 @@ struct AdamWBlocks {
     int64_t count;
     const AdamWStep& step;
 
-    static Blocks blocks_of(const AdamWEntry& entry) {
-        // Without gates nothing depends on where a row ends.
-        return entry.packed != nullptr ? Blocks(entry.rows, entry.columns) : Blocks(1, entry.rows * entry.columns);
-    }
+    static int64_t blocks_of(const AdamWEntry& entry) { return (entry.size + block - 1) / block; }
 
     void run(int64_t begin, int64_t end) const {
         int64_t first = 0;
         for (int64_t i = 0; i < count && first < end; ++i) {
             const AdamWEntry& entry = entries[i];
-            const Blocks blocks = blocks_of(entry);
-            const int64_t from = begin > first ? begin - first : 0;
-            const int64_t to = end - first < blocks.count() ? end - first : blocks.count();
-            blocks.each(from, to, [&](int64_t at, int64_t byte, int64_t size) {
+            const int64_t blocks = blocks_of(entry);
+            const int64_t from = begin > first ? begin - first : 0, to = end - first < blocks ? end - first : blocks;
+            for (int64_t at = from * block; at < to * block && at < entry.size; at += block) {
+                const int64_t size = entry.size - at < block ? entry.size - at : block;
                 if (entry.param.kind == Kind::float64)
-                    step_block<double>(entry, step, at, byte, size);
+                    step_block<double>(entry, step, at, size);
                 else
-                    step_block<float>(entry, step, at, byte, size);
-            });
-            first += blocks.count();
+                    step_block<float>(entry, step, at, size);
+            }
+            first += blocks;
         }
     }
 };
@@ -115,8 +101,8 @@ void adamw(const AdamWEntry* entries, int64_t count, const AdamWStep& step, int 
     AdamWBlocks all{entries, count, step};
     int64_t units = 0, elements = 0;
     for (int64_t i = 0; i < count; ++i) {
-        units += AdamWBlocks::blocks_of(entries[i]).count();
-        elements += entries[i].rows * entries[i].columns;
+        units += AdamWBlocks::blocks_of(entries[i]);
+        elements += entries[i].size;
     }
     if (elements == 0) return;
     const int64_t pieces = (elements + share - 1) / share;

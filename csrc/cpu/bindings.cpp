@@ -49,12 +49,11 @@ void scores_grad(Address product, int product_kind, Address weight, int weight_k
 }
 
 // `table` has this many integers for each parameter: the addresses of param, grad, exp_avg, exp_avg_sq, importance, then
-// their kinds (four bits each, param lowest), rows, columns, the addresses of packed and of the count of flips.
-constexpr int64_t columns_of_table = 10;
+// their kinds (four bits each, param lowest) and the number of elements.
+constexpr int64_t columns_of_table = 7;
 
-void adamw(Address table, Address thresholds, int64_t count, double decay, double one_minus_beta1, double beta2,
-           double one_minus_beta2, double step_size, double root_correction, double eps, bool update_site, bool decays,
-           int threads) {
+void adamw(Address table, int64_t count, double decay, double one_minus_beta1, double beta2, double one_minus_beta2,
+           double step_size, double root_correction, double eps, bool update_site, bool decays, int threads) {
     std::vector<tss::AdamWEntry> entries;
     entries.reserve(static_cast<size_t>(count));
     for (int64_t i = 0; i < count; ++i) {
@@ -62,24 +61,11 @@ void adamw(Address table, Address thresholds, int64_t count, double decay, doubl
         const auto tensor = [row](int index) {
             return numbers(static_cast<Address>(row[index]), static_cast<int>(row[5] >> (4 * index) & 15));
         };
-        entries.push_back({tensor(0), tensor(1), tensor(2), tensor(3), tensor(4), row[6], row[7],
-                           at<uint8_t>(static_cast<Address>(row[8])), at<int64_t>(static_cast<Address>(row[9])),
-                           at<const double>(thresholds)[i]});
+        entries.push_back({tensor(0), tensor(1), tensor(2), tensor(3), tensor(4), row[6]});
     }
     const tss::AdamWStep step{decay,          one_minus_beta1, beta2,       one_minus_beta2, step_size,
                               root_correction, eps,             update_site, decays};
     tss::kernels().adamw(entries.data(), static_cast<int64_t>(entries.size()), step, threads);
-}
-
-// Counts the float32 numbers at these addresses up by one and returns what they are then; 0, and none is changed, if they
-// are not all the same.
-float count_step(Address addresses, int64_t count) {
-    const int64_t* all = at<const int64_t>(addresses);
-    const auto number = [all](int64_t i) { return at<float>(static_cast<Address>(all[i])); };
-    for (int64_t i = 1; i < count; ++i)
-        if (*number(i) != *number(0)) return 0;
-    for (int64_t i = 0; i < count; ++i) *number(i) += 1;
-    return count == 0 ? 0 : *number(0);
 }
 
 void importance(Address raw, int raw_kind, Address target, int target_kind, bool update, int64_t groups, int64_t size,
@@ -116,7 +102,6 @@ PYBIND11_MODULE(_native, module) {
     module.def("mask_by_bits", mask_by_bits, NoGil());
     module.def("scores_grad", scores_grad, NoGil());
     module.def("adamw", adamw, NoGil());
-    module.def("count_step", count_step);
     module.def("importance", importance, NoGil());
     module.def("accumulate", accumulate, NoGil());
     module.def("use_team", [](Address team) { tss::use_team(reinterpret_cast<tss::Team>(team)); });

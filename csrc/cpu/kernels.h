@@ -14,13 +14,10 @@ struct Numbers {
     Kind kind;
 };
 
-// One parameter of an AdamW step; its tensors are contiguous and have rows * columns elements.
+// One parameter of an AdamW step; its tensors are contiguous and have `size` elements.
 struct AdamWEntry {
     Numbers param, grad, exp_avg, exp_avg_sq, importance;
-    int64_t rows, columns;
-    uint8_t* packed;  // gates of the new param (a float32 matrix), or nullptr
-    int64_t* flips;   // where the number of changed gates is added, or nullptr
-    double threshold;
+    int64_t size;
 };
 
 struct AdamWStep {

@@ -7,13 +7,12 @@ namespace tss {
 namespace {
 
 // What fits into the 4 KB of arguments that always were, and into the 32 KB of CUDA 12.1 and later.
-constexpr int few = 48, many = 400;
+constexpr int few = 60, many = 500;
 static_assert(sizeof(AdamwArguments<few>) <= 4000 && sizeof(AdamwArguments<many>) <= 32764, "arguments of a kernel");
-constexpr std::int64_t numbers_of_tensor = 10;  // in the table that Python makes
+constexpr std::int64_t numbers_of_tensor = 7;  // in the table that Python makes
 
-AdamwTensor described(const std::int64_t* numbers, double threshold) {
+AdamwTensor described(const std::int64_t* numbers) {
     const auto address = [](std::int64_t number) { return reinterpret_cast<void*>(static_cast<std::uintptr_t>(number)); };
-    const std::int64_t rows = numbers[6], columns = numbers[7];
     AdamwTensor tensor{};
     tensor.param = address(numbers[0]);
     tensor.grad = address(numbers[1]);
@@ -21,13 +20,7 @@ AdamwTensor described(const std::int64_t* numbers, double threshold) {
     tensor.exp_avg_sq = address(numbers[3]);
     tensor.importance = address(numbers[4]);
     tensor.kinds = static_cast<unsigned>(numbers[5]);
-    tensor.packed = static_cast<std::uint8_t*>(address(numbers[8]));
-    if (tensor.packed != nullptr) tensor.flips = static_cast<unsigned long long*>(address(numbers[9]));
-    else tensor.step = address(numbers[9]);
-    const bool ragged = tensor.packed != nullptr && columns % gates_of_byte != 0;
-    tensor.columns = ragged ? static_cast<int>(columns) : 0;
-    tensor.size = ragged ? rows * divide_up(columns, gates_of_byte) * gates_of_byte : rows * columns;
-    tensor.threshold = static_cast<float>(threshold);
+    tensor.size = numbers[6];
     return tensor;
 }
 
@@ -75,11 +68,12 @@ void launch_all(const std::vector<AdamwTensor>& tensors, const AdamwScalars& sca
 
 }  // namespace
 
-void adamw(const std::vector<std::int64_t>& table, const std::vector<double>& thresholds, const AdamwScalars& scalars,
+void adamw(const std::vector<std::int64_t>& table, const std::vector<std::uintptr_t>& steps, const AdamwScalars& scalars,
            Target target) {
     std::vector<AdamwTensor> float32, others;
-    for (std::size_t i = 0; i < thresholds.size(); ++i) {
-        const AdamwTensor tensor = described(&table[i * numbers_of_tensor], thresholds[i]);
+    for (std::size_t i = 0; i < table.size() / numbers_of_tensor; ++i) {
+        AdamwTensor tensor = described(&table[i * numbers_of_tensor]);
+        if (!steps.empty()) tensor.step = reinterpret_cast<const void*>(steps[i]);
         if (tensor.size > 0) ((tensor.kinds & tensor_kinds) == 0 ? float32 : others).push_back(tensor);
     }
     launch_all<true>(float32, scalars, target);

@@ -1,30 +1,23 @@
 // Soft-masked AdamW of many tensors in one launch: what describes them travels in the kernel's argument.
 #pragma once
 
-#include "cuda/gates.cuh"
+#include "cuda/device.cuh"
 
 namespace tss {
 
 constexpr int adamw_threads = 256, adamw_share = 4;  // elements of a thread: 16 bytes
 constexpr int adamw_block = adamw_threads * adamw_share;
 
-// One parameter's contiguous tensors. Gates are wanted where `packed` is set, of a matrix (rows, columns); its rows count
-// as if they were filled up to whole bytes.
+// One parameter's contiguous tensors of `size` elements.
 struct AdamwTensor {
     void* param;
     const void* grad;
     void* exp_avg;
     void* exp_avg_sq;
     const void* importance;
-    std::uint8_t* packed;
-    union {
-        unsigned long long* flips;  // of the packed gates
-        const void* step;           // where the number of this step is, if the device reads it; no gates are packed then
-    };
-    std::int64_t size;  // filled up
+    const void* step;  // where the number of this step is, if the device reads it
+    std::int64_t size;
     int first_block;
-    int columns;  // of a matrix whose rows end within a byte, else 0
-    float threshold;
     unsigned kinds;  // four bits for each tensor's type, the parameter's lowest, and above them the step's
 };
 
@@ -113,20 +106,6 @@ __device__ __forceinline__ int tensor_of(const Arguments& arguments, int block) 
     return low;
 }
 
-// Writes a byte of gates for every two threads and counts what changed; all threads of a warp come here together.
-__device__ __forceinline__ void emit_gates(const AdamwTensor& tensor, std::int64_t start, unsigned before, unsigned after) {
-    const unsigned neighbour = __shfl_xor_sync(whole_warp, after, 1);
-    const bool even = threadIdx.x % 2 == 0;
-    if (even && start < tensor.size) tensor.packed[start / gates_of_byte] = static_cast<std::uint8_t>(after | neighbour << adamw_share);
-    int changed = __popc(before ^ after);
-#pragma unroll
-    for (int lanes = warp_size / 2; lanes > 0; lanes /= 2) changed += __shfl_xor_sync(whole_warp, changed, lanes);
-    // Integers have one sum in any order: the result is the same in every run.
-    if (threadIdx.x % warp_size == 0 && changed != 0 && tensor.flips != nullptr) {
-        atomicAdd(tensor.flips, static_cast<unsigned long long>(changed));
-    }
-}
-
 __device__ __forceinline__ double load_scalar(const void* data, unsigned kind) {
     switch (kind & 15) {
         case int64_kind: return static_cast<double>(*static_cast<const std::int64_t*>(data));
@@ -154,30 +133,23 @@ __device__ __forceinline__ AdamwStep step_of(const Arguments& arguments, const A
     }
 }
 
-// Where a thread's share lies in a tensor; filled-up rows have gaps at their ends.
+// Where a thread's share lies in a tensor.
 struct AdamwPlace {
-    std::int64_t start, at;  // counted with the gaps and without
-    int valid;               // elements that are there
-    bool wide;               // all four, on boundaries of 16 bytes
+    std::int64_t at;
+    int valid;  // elements that are there
+    bool wide;  // all four, on boundaries of 16 bytes
 };
 
 template <bool kFloat32>
 __device__ __forceinline__ AdamwPlace place_of(const AdamwTensor& tensor, int block) {
     AdamwPlace place;
-    place.start = std::int64_t(block) * adamw_block + threadIdx.x * adamw_share;
-    place.at = place.start;
-    std::int64_t left = tensor.size - place.start;
-    if (tensor.columns != 0) {
-        const std::int64_t filled = (tensor.columns + gates_of_byte - 1) / gates_of_byte * gates_of_byte;
-        const std::int64_t row = place.start / filled, column = place.start - row * filled;
-        place.at = row * tensor.columns + column;
-        if (left > 0) left = tensor.columns - column;
-    }
+    place.at = std::int64_t(block) * adamw_block + threadIdx.x * adamw_share;
+    const std::int64_t left = tensor.size - place.at;
     place.valid = static_cast<int>(left < 0 ? 0 : left < adamw_share ? left : adamw_share);
     const auto addresses = reinterpret_cast<std::uintptr_t>(tensor.param) | reinterpret_cast<std::uintptr_t>(tensor.grad) |
                            reinterpret_cast<std::uintptr_t>(tensor.exp_avg) | reinterpret_cast<std::uintptr_t>(tensor.exp_avg_sq) |
                            reinterpret_cast<std::uintptr_t>(tensor.importance);
-    place.wide = kFloat32 && place.valid == adamw_share && place.at % adamw_share == 0 && addresses % 16 == 0;
+    place.wide = kFloat32 && place.valid == adamw_share && addresses % 16 == 0;
     return place;
 }
 
@@ -232,16 +204,11 @@ __global__ void __launch_bounds__(adamw_threads) adamw_kernel(const __grid_const
     AdamwShare share;
     load_share<kFloat32>(share, tensor, place);
     const AdamwStep step = step_of<kOnDevice>(arguments, tensor);
-    unsigned before = 0, after = 0;
 #pragma unroll
     for (int i = 0; i < adamw_share; ++i) {
-        if (i >= place.valid) continue;
-        before |= unsigned(share.param[i] >= tensor.threshold) << i;
-        advance(share, i, arguments, step, masked);
-        after |= unsigned(share.param[i] >= tensor.threshold) << i;
+        if (i < place.valid) advance(share, i, arguments, step, masked);
     }
     store_share<kFloat32>(share, tensor, place);
-    if (tensor.packed != nullptr) emit_gates(tensor, place.start, before, after);
 }
 
 }  // namespace tss

@@ -67,19 +67,18 @@ void bind_gated_linear(py::module_& module) {
 
 void bind_adamw(py::module_& module) {
     using Table = std::vector<std::int64_t>;
-    using Thresholds = std::vector<double>;
     static const auto single = [](double value) { return static_cast<float>(value); };
-    module.def("adamw", [](const Table& table, const Thresholds& thresholds, double decay, double take1, double beta2, double take2,
+    module.def("adamw", [](const Table& table, double decay, double take1, double beta2, double take2,
                            double step_size, double root_correction, double eps, bool update_site, bool has_decay, int device,
                            Address stream) {
-        adamw(table, thresholds,
+        adamw(table, {},
               {single(decay), single(take1), single(beta2), single(take2), single(step_size), single(root_correction), single(eps),
                update_site, has_decay, nullptr, 0, 0.0, 0.0, 0.0},
               {device, stream});
     });
-    module.def("adamw_on_device", [](const Table& table, const Thresholds& thresholds, Address lr, unsigned lr_kind, double beta1,
+    module.def("adamw_on_device", [](const Table& table, const std::vector<Address>& steps, Address lr, unsigned lr_kind, double beta1,
                                      double beta2, double weight_decay, double eps, bool update_site, int device, Address stream) {
-        adamw(table, thresholds,
+        adamw(table, steps,
               {0.0f, single(1.0 - beta1), single(beta2), single(1.0 - beta2), 0.0f, 1.0f, single(eps), update_site,
                weight_decay != 0.0, at<void>(lr), lr_kind, std::log2(beta1), std::log2(beta2), weight_decay},
               {device, stream});

@@ -111,11 +111,10 @@ struct AdamwScalars {
     unsigned lr_kind;
     double log_beta1, log_beta2, weight_decay;
 };
-// One AdamW step. Ten numbers of `table` describe a parameter: the addresses of the parameter, its gradient, exp_avg,
-// exp_avg_sq and importance (or 0), their types in four bits each, rows and columns, the addresses of its packed gates and
-// of its count of flips (or 0). With `lr`, no gates: the last is the address of its step's number (float32, float64 or int64,
-// whose type's number is 4), with the type above the others.
-void adamw(const std::vector<std::int64_t>& table, const std::vector<double>& thresholds, const AdamwScalars& scalars,
+// One AdamW step. Seven numbers of `table` describe a parameter: the addresses of the parameter, its gradient, exp_avg,
+// exp_avg_sq and importance (or 0), their types in four bits each, the number of elements. With `lr`, `steps` has the address
+// of each one's step number (float32, float64 or int64, whose type's number is 4), whose type stands above the others.
+void adamw(const std::vector<std::int64_t>& table, const std::vector<std::uintptr_t>& steps, const AdamwScalars& scalars,
            Target target);
 
 // I = |tanh((a - mean) / (deviation + 1e-6))| over groups of `size` neighbours, contiguous; written, or joined to what is

@@ -89,23 +89,10 @@ def adamw(short: int) -> None:
         for rows, columns in SIZES:
             own = [guarded(torch.rand(rows, columns).to(dtype)) for _ in range(4)]
             own.append(guarded(torch.rand(rows * columns - short).to(dtype)))
-            packed = guarded_empty(rows, (columns + 7) // 8, dtype=torch.uint8)
-            flips = guarded(torch.zeros(1, dtype=torch.int64))
-            tensors += [*own, packed, flips]
-            gates = (packed.data_ptr(), flips.data_ptr()) if dtype == torch.float32 else (0, 0)
-            table += [*(tensor.data_ptr() for tensor in own), 0x11111 * kind, rows, columns, *gates]
+            tensors += own
+            table += [*(tensor.data_ptr() for tensor in own), 0x11111 * kind, rows * columns]
         numbers = guarded(torch.tensor(table, dtype=torch.int64))
-        thresholds = guarded(torch.zeros(len(SIZES), dtype=torch.float64))
-        kernels.adamw(
-            numbers.data_ptr(), thresholds.data_ptr(), len(SIZES), 0.1, 0.1, 0.99, 0.01, 0.1, 0.1, 1e-8, True, True,
-            THREADS,
-        )  # fmt: skip
-
-
-def count_step(short: int) -> None:
-    steps = [guarded(torch.ones(1)), guarded(torch.ones(1 - short))]
-    addresses = guarded(torch.tensor([step.data_ptr() for step in steps]))
-    assert kernels.count_step(addresses.data_ptr(), 2) == 2
+        kernels.adamw(numbers.data_ptr(), len(SIZES), 0.1, 0.1, 0.99, 0.01, 0.1, 0.1, 1e-8, True, True, THREADS)
 
 
 def importance(short: int) -> None:
@@ -130,7 +117,7 @@ def accumulate(short: int) -> None:
             kernels.accumulate(total.data_ptr(), new.data_ptr(), kind, rows * columns, THREADS)
 
 
-FUNCTIONS = (pack, unpack, mask_by_scores, mask_by_bits, scores_grad, adamw, count_step, importance, accumulate)
+FUNCTIONS = (pack, unpack, mask_by_scores, mask_by_bits, scores_grad, adamw, importance, accumulate)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import torch
 
 import tss_kernels
 from tss_kernels import SoftMaskedAdamW
+from tss_kernels.testing import in_layout
 
 HYPER = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-6}
 SHAPES = [(1,), (33, 5), (0,), (1025,), (7, 3)]
@@ -179,54 +180,6 @@ def test_lr_scheduler_and_closure():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
 
 
-P = torch.zeros(2, 3, requires_grad=True)
-BITS = torch.zeros(2, 1, dtype=torch.uint8)
-
-
-def gated(params: list[torch.Tensor], packed: list, **options) -> None:
-    tss_kernels.soft_masked_adamw_(params, params, params, params, [None], step=1, **HYPER, packed=packed, **options)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "says"),
-    [
-        (lambda: SoftMaskedAdamW([P], site="both"), ValueError, "'gradient' but is 'both'"),
-        (lambda: SoftMaskedAdamW([{"params": [P], "site": "no"}]), ValueError, "'no'"),
-        (lambda: SoftMaskedAdamW([P], lr=-1.0), ValueError, "lr must be at least 0 but is -1.0"),
-        (lambda: SoftMaskedAdamW([P], betas=(0.9, 1.0)), ValueError, r"\[0, 1\)"),
-        (lambda: SoftMaskedAdamW([P], amsgrad=True), ValueError, "no amsgrad"),
-        (lambda: SoftMaskedAdamW([P], importance={P: torch.zeros(3)}), ValueError, r"\(2, 3\) but has \(3,\)"),
-        (lambda: SoftMaskedAdamW([P], importance={torch.zeros(2): None}), ValueError, "not a parameter"),
-        (
-            lambda: tss_kernels.soft_masked_adamw_([P], [P], [P], [P], [], step=1, **HYPER),
-            ValueError,
-            "importances must have one entry per parameter, 1, but has 0",
-        ),
-        (
-            lambda: tss_kernels.soft_masked_adamw_([P], [P[:1]], [P], [P], [None], step=1, **HYPER),
-            ValueError,
-            r"grads\[0\] must have its parameter's shape \(2, 3\) but has \(1, 3\)",
-        ),
-        (
-            lambda: tss_kernels.soft_masked_adamw_([P], [P], [P], [P], [None], step=0, **HYPER),
-            ValueError,
-            "counts from 1 but is 0",
-        ),
-        (lambda: gated([P[0]], [BITS]), ValueError, r"packed\[0\] needs a float32 matrix .* of shape \(3,\)"),
-        (lambda: gated([P.detach().double()], [BITS]), ValueError, "its parameter is torch.float64"),
-        (lambda: gated([P], [BITS[:1]]), ValueError, r"\(2, 1\) but have \(1, 1\)"),
-        (lambda: gated([P], [BITS.long()]), TypeError, "uint8 but are torch.int64"),
-        (lambda: gated([P], [BITS, None]), ValueError, "packed must have one entry per parameter, 1, but has 2"),
-        (lambda: gated([P], [BITS], thresholds=[]), ValueError, "thresholds must have one entry per parameter, 1"),
-        (lambda: gated([P], [BITS], flips=torch.zeros(1)), ValueError, r"\(1,\), but is torch.float32"),
-        (lambda: gated([P], [BITS], flips=torch.zeros(2).long()), ValueError, r"torch.int64 of shape \(2,\)"),
-    ],
-)
-def test_errors_name_condition_and_values(call, error, says):
-    with pytest.raises(error, match=says):
-        call()
-
-
 @pytest.mark.parametrize("site", ["update", "gradient"])
 def test_an_importance_that_is_negated_only_on_reading(backend, site, device):
     """Its memory holds the opposite of its values, which a kernel that takes addresses must not read."""
@@ -240,3 +193,99 @@ def test_an_importance_that_is_negated_only_on_reading(backend, site, device):
             tss_kernels.soft_masked_adamw_(*values.values(), step=2, **HYPER, site=site)
         stepped.append(values["params"][1])
     assert torch.equal(*stepped)
+
+
+@pytest.mark.parametrize("layout", ["permuted", "sliced"])
+def test_any_layout(backend, device, layout):
+    backend.runs("soft_masked_adamw_", torch.float32)
+    straight, strided = lists(device), lists(device)
+    for tensors in strided.values():
+        tensors[:] = [one if one is None or one.dim() < 2 else in_layout(one, layout) for one in tensors]
+    with tss_kernels.use_backend(backend):
+        for values in (straight, strided):
+            tss_kernels.soft_masked_adamw_(*values.values(), step=2, **HYPER, weight_decay=0.1)
+    for name in ("params", "exp_avgs", "exp_avg_sqs"):
+        assert all(torch.equal(one, two) for one, two in zip(straight[name], strided[name], strict=True)), name
+
+
+def test_interlocking_columns_of_one_matrix(backend, device):
+    """They share no element, although each starts within the other's reach."""
+    backend.runs("soft_masked_adamw_", torch.float32)
+    drawn = [torch.rand(9, 4, device=device) for _ in range(4)]
+    columns = [[matrix.clone()[:, i] for i in range(4)] for matrix in drawn]
+    together = [list(matrix.unbind(1)) for matrix in drawn]
+    with tss_kernels.use_backend(backend):
+        for values in (columns, together):
+            tss_kernels.soft_masked_adamw_(*values, [None] * 4, step=2, **HYPER)
+    assert torch.equal(torch.stack(columns[0], 1), drawn[0])
+
+
+def test_dtypes_of_parameters_and_their_tensors_may_differ(backend, device):
+    backend.runs("soft_masked_adamw_", torch.float32)
+    kinds = (torch.float32, torch.bfloat16, torch.float32, torch.float16, torch.float32)
+    mixed = lists(device)
+    for name in ("grads", "importances"):
+        mixed[name] = [one if one is None else one.to(kind) for one, kind in zip(mixed[name], kinds, strict=True)]
+    mixed["params"][3] = mixed["params"][3].bfloat16()
+    expected = by_hand(mixed, 2, "update", 0.0)
+    with tss_kernels.use_backend(backend):
+        tss_kernels.soft_masked_adamw_(*mixed.values(), step=2, **HYPER)
+    for i, (actual, exact) in enumerate(zip(mixed["params"], expected["params"], strict=True)):
+        rounding = 6 * torch.finfo(torch.float32).eps + (torch.finfo(torch.bfloat16).eps / 2 if i == 3 else 0)
+        assert ((actual.double() - exact).abs() <= rounding * exact.abs().clamp(min=1)).all(), i
+
+
+def test_autograd_notices_every_write(backend, device):
+    backend.runs("soft_masked_adamw_", torch.float32)
+    values = lists(device)
+    changed = [*values["params"], *values["exp_avgs"], *values["exp_avg_sqs"]]
+    untouched = [*values["grads"], values["importances"][0]]
+    versions = [[tensor._version for tensor in tensors] for tensors in (changed, untouched)]
+    with tss_kernels.use_backend(backend):
+        tss_kernels.soft_masked_adamw_(*values.values(), step=1, **HYPER)
+    assert all(tensor._version > before for tensor, before in zip(changed, versions[0], strict=True))
+    assert [tensor._version for tensor in untouched] == versions[1]
+    parameter = torch.nn.Parameter(torch.randn(3, 3, device=device))
+    loss = (parameter * parameter).sum()
+    parameter.grad = torch.ones_like(parameter)
+    with tss_kernels.use_backend(backend):
+        SoftMaskedAdamW([parameter]).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_compiled_without_a_graph_break():
+    torch._dynamo.reset()
+
+    def step(param, grad, exp_avg, exp_avg_sq):
+        tss_kernels.soft_masked_adamw_([param], [grad], [exp_avg], [exp_avg_sq], [None], step=1, **HYPER)
+
+    def arguments():
+        torch.manual_seed(0)
+        return [torch.rand(4, 9) for _ in range(4)]
+
+    eager, compiled = arguments(), arguments()
+    versions = [tensor._version for tensor in compiled]
+    step(*eager)
+    torch.compile(step, fullgraph=True, backend="aot_eager")(*compiled)
+    assert all(torch.equal(one, two) for one, two in zip(eager, compiled, strict=True))
+    counts = [tensor._version - before for tensor, before in zip(compiled, versions, strict=True)]
+    assert all(count > 0 for i, count in enumerate(counts) if i != 1)
+
+
+class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_what_looks_on_sees_the_step(device):
+    with Seen() as seen:
+        tss_kernels.soft_masked_adamw_(*lists(device).values(), step=1, **HYPER)
+    assert seen.names.count("tss_kernels.soft_masked_adamw_.default") == 1

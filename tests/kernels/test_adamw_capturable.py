@@ -84,26 +84,6 @@ def test_the_optimizer_is_torchs_capturable_one():
     assert again.param_groups[0]["capturable"]
 
 
-class Remembering(torch.nn.Parameter):
-    """Remembers something of its values until it is told to forget, as scores do their gates."""
-
-    forgot = 0
-
-    def forget_gates(self) -> None:
-        self.forgot += 1
-
-
-def test_scores_forget_their_gates():
-    """Scores notice by it that a graph holds a step, whose replays change them unseen."""
-    scores, plain = Remembering(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(2))
-    optimizer = SoftMaskedAdamW([scores, plain], capturable=True)
-    for _ in range(2):
-        for parameter in (scores, plain):
-            parameter.grad = torch.ones_like(parameter)
-        optimizer.step()
-    assert scores.forgot == 2
-
-
 @pytest.mark.parametrize("number", [3, 3.0, torch.tensor([3.0]), torch.tensor(3, dtype=torch.int32)])
 @pytest.mark.parametrize("rate", [0.01, torch.tensor([0.01], dtype=torch.float64), torch.tensor(0.01).bfloat16()])
 def test_numbers_in_any_form(backend, device, number, rate):
@@ -124,8 +104,6 @@ def test_numbers_in_any_form(backend, device, number, rate):
 def test_what_cannot_be_is_said(device):
     values = lists(device, torch.float32)
     step = torch.tensor(1.0, device=device)
-    with pytest.raises(ValueError, match="gates are not emitted"):
-        tss_kernels.soft_masked_adamw_(*values, step=step, lr=0.1, **HYPER, packed=[None] * len(SHAPES))
     with pytest.raises(ValueError, match=r"one per parameter, 4, but there are 2"):
         tss_kernels.soft_masked_adamw_(*values, step=[step, step], lr=0.1, **HYPER)
     with pytest.raises(TypeError, match=r"step\[0\] must be a tensor of one number"):

@@ -169,6 +169,19 @@ def test_autograd_notices_the_write(backend, device, write):
         y.backward()
 
 
+T = torch.rand(4, 4)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "permuted", "sliced"])
+def test_a_total_may_be_accumulated_with_itself(backend, device, layout):
+    backend.runs("accumulate_importance_", torch.float32)
+    total = in_layout(torch.rand(5, 9, device=device), layout)
+    before = total.clone()
+    with tss_kernels.use_backend(backend):
+        tss_kernels.accumulate_importance_(total, total)
+    assert torch.equal(total, before)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
@@ -192,6 +205,10 @@ def test_autograd_notices_the_write(backend, device, write):
             ValueError,
             "'row' but is 'all'",
         ),
+        (lambda: tss_kernels.accumulate_importance_(T[:1].expand(4, 4), T), ValueError, "total .* at one address"),
+        (lambda: tss_kernels.accumulate_importance_(T[:3], T[1:]), ValueError, "total .* shares memory with new"),
+        (lambda: tss_kernels.update_importance_(T[:1].expand(4, 4), T), ValueError, "total .* at one address"),
+        (lambda: tss_kernels.update_importance_(T, T), ValueError, "total .* shares memory with raw"),
     ],
 )
 def test_errors_name_condition_and_values(call, error, says):

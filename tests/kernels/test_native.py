@@ -157,26 +157,6 @@ def test_adamw_has_the_bits_of_the_reference(isa, kinds, weight_decay, site, mon
                 raise AssertionError(f"{name}[{i}]: {error}") from None
 
 
-def test_adamw_counts_flips_of_ragged_rows(isa, monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "sqrt", exact_sqrt)
-    results = []
-    for module in (adamw, adamw_reference):
-        lists = [[random(*shape, seed=place) for shape in SIZES] for place in range(4)]
-        lists[3] = [tensor.abs() for tensor in lists[3]]
-        packed = [torch.full((rows, (columns + 7) // 8), 255, dtype=torch.uint8) for rows, columns in SIZES]
-        packed[4] = None
-        flips = torch.ones(2 * len(SIZES), dtype=torch.int64)[::2]
-        module.soft_masked_adamw_(
-            *lists, [None] * len(SIZES), step=1.0, lr=0.5, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0,
-            site="update", packed=packed, thresholds=[0.1] * len(SIZES), flips=flips,
-        )  # fmt: skip
-        results.append((lists[0], packed, flips))
-    assert torch.equal(results[0][2], results[1][2])
-    assert results[0][2].sum() > 100
-    for mine, expected in zip(results[0][1], results[1][1], strict=True):
-        assert expected is None or torch.equal(mine, expected)
-
-
 @pytest.mark.parametrize("per", ["tensor", "row"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_importance_is_as_exact_as_pytorch(isa, dtype, per):

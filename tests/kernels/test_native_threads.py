@@ -18,7 +18,7 @@ from tests.kernels.native_kernels import INSTRUCTION_SETS, assert_same_bits, ins
 pytest.importorskip("tss_kernels.backends.native", reason="the native backend was not built", exc_type=ImportError)
 
 from tss_kernels.adamw import native as adamw
-from tss_kernels.backends import native
+from tss_kernels.backends.registry import native
 from tss_kernels.gated_linear import native as linear
 from tss_kernels.gates import native as gates
 from tss_kernels.importance import native as importance
@@ -26,19 +26,16 @@ from tss_kernels.importance import native as importance
 OUT, IN = 301, 1203  # enough for several threads, in rows that end within a byte
 STEP = {
     "step": 2.0, "lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "site": "update",
-    "thresholds": [0.1] * 3,
 }  # fmt: skip
 
 
 def step() -> list[torch.Tensor]:
-    """What a step writes: three parameters, a large one between small ones, their moments, gates and flips."""
+    """What a step writes: three parameters, a large one between small ones, and their moments."""
     shapes = ((3, 5), (OUT, IN), (40, 4000))
     lists = [[random(*shape, seed=place) for shape in shapes] for place in range(3)]
     lists.append([random(*shape, seed=4).abs() for shape in shapes])
-    packed = [torch.zeros(rows, (columns + 7) // 8, dtype=torch.uint8) for rows, columns in shapes]
-    flips = torch.zeros(3, dtype=torch.int64)
-    adamw.soft_masked_adamw_(*lists, [None, random(OUT, IN, seed=5), None], **STEP, packed=packed, flips=flips)
-    return [*lists[0], *lists[2], *lists[3], *packed, flips]
+    adamw.soft_masked_adamw_(*lists, [None, random(OUT, IN, seed=5), None], **STEP)
+    return [*lists[0], *lists[2], *lists[3]]
 
 
 def update(per: str) -> torch.Tensor:

@@ -35,11 +35,7 @@ def samples(backend: str, layout: str) -> dict[str, tuple]:
         "normalize_importance": (importance, "row", backend),
         "accumulate_importance_": (importance.clone(), 2 * importance, backend),
         "update_importance_": (importance.clone(), weight, "tensor", backend),
-        "soft_masked_adamw_": (
-            *(both, [weight, bias], *moments, [importance, None]),
-            *([torch.zeros_like(packed)], [0], [0.5, 0.0], torch.zeros(2, dtype=torch.int64)),
-            *step,
-        ),
+        "soft_masked_adamw_": (both, [weight, bias], *moments, [importance, None], *step),
     }
 
 

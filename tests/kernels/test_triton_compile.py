@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 import tss_kernels
-from tss_kernels.backends import tables
+from tss_kernels.backends.registry import tables
 from tss_kernels.gated_adapter import triton as adapter
 from tss_kernels.testing.resources import (
     REWRITE,

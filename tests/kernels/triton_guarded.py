@@ -107,20 +107,16 @@ def importance(short: int) -> None:
 
 
 def adamw(short: int) -> None:
-    """The step at both sites, without gates and with them; short: that many bytes less for the gates."""
+    """The step at both sites, of several shapes; short: that many elements less in an importance."""
     from tss_kernels.adamw.triton import soft_masked_adamw_
 
     options = {"step": 1, "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
     for site in ("gradient", "update"):
-        lists = [[guarded(torch.rand(size)) for size in (3, 1024, 1500)] for _ in range(5)]
-        soft_masked_adamw_(*lists, **options, site=site)
-        shapes = [(3, 5), (16, 64), (33, 40), (9, 121), (1500,)]
-        lists = [[guarded(torch.rand(shape)) for shape in shapes] for _ in range(5)]
-        lists[4][2] = None
-        packed = [guarded_empty(rows * math.ceil(row[0] / 8) - short, dtype=torch.uint8) for rows, *row in shapes[:-1]]
-        flips = guarded_empty(5, dtype=torch.int64).zero_()
-        gates = {"packed": [*packed, None], "thresholds": [0.5] * 5, "flips": flips}
-        soft_masked_adamw_(*lists, **options, site=site, **gates)
+        for shapes in ([(3,), (1024,), (1500,)], [(3, 5), (16, 64), (33, 40), (9, 121), (1500,)]):
+            lists = [[guarded(torch.rand(shape)) for shape in shapes] for _ in range(4)]
+            softs = [guarded(torch.rand(math.prod(shape) - short)) for shape in shapes]
+            softs[1] = None
+            soft_masked_adamw_(*lists, softs, **options, site=site)
 
 
 # A family is one function: it runs all kernels of a folder, and with `short` above 0 one tensor is too small for them.
@@ -135,7 +131,7 @@ FAMILIES: dict[str, Callable[[int], None]] = {
 
 def main() -> None:
     """All families, or the one that is to fail."""
-    from tss_kernels.backends import triton as _triton
+    from tss_kernels.backends.registry import triton as _triton
 
     launch, ran = _triton.launch, set()
 

@@ -1,19 +1,23 @@
-"""soft_masked_adamw_: checks and the registered operator."""
+"""soft_masked_adamw_: the registered operators, and the backend of each device and dtype."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from tss_kernels.adamw.arguments import Lists, Options, check_lists, checked_number, checked_options
 from tss_kernels.backends.dispatch import BackendUnavailable, forced_backend, implementation, select
 from tss_kernels.backends.registry import why_not
 from tss_kernels.operators import implement
 from tss_kernels.tensors import count_writes
-from tss_kernels.validation import FLOATING, check_choice, check_device, check_floating, check_packed
 
-SITES = ("update", "gradient")
+# Backends that read the step's number and the learning rate on the device.
+CAPTURABLE = ("cuda", "reference")
+# What the device reads a step's number and a learning rate from.
+STEP_DTYPES = (torch.float32, torch.float64, torch.int64)
+LR_DTYPES = (torch.float32, torch.float64)
 
 
 def _step(
@@ -22,10 +26,6 @@ def _step(
     exp_avgs: list[torch.Tensor],
     exp_avg_sqs: list[torch.Tensor],
     importances: list[torch.Tensor | None],
-    packed: list[torch.Tensor],
-    gated: list[int],
-    thresholds: list[float],
-    flips: torch.Tensor | None,
     step: float,
     lr: float,
     beta1: float,
@@ -35,14 +35,9 @@ def _step(
     site: str,
     backend: str,
 ) -> None:
-    # Functionalization knows no changed list with None in it: `gated` says whose gates those in `packed` are.
-    gates: list[torch.Tensor | None] = [None] * len(params)
-    for index, bits in zip(gated, packed, strict=True):
-        gates[index] = bits
     implementation("soft_masked_adamw_", backend).soft_masked_adamw_(
         params, grads, exp_avgs, exp_avg_sqs, importances,
         step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, site=site,
-        packed=gates, thresholds=thresholds, flips=flips,
     )  # fmt: skip
 
 
@@ -69,86 +64,6 @@ def _capturable_step(
 
 _step_operator = implement("soft_masked_adamw_", _step)
 _capturable_operator = implement("soft_masked_adamw_capturable_", _capturable_step)
-# Backends that read the step's number and the learning rate on the device.
-CAPTURABLE = ("cuda", "reference")
-# What the device reads a step's number and a learning rate from.
-STEP_DTYPES = (torch.float32, torch.float64, torch.int64)
-LR_DTYPES = (torch.float32, torch.float64)
-
-
-def _all_fit(lists: dict[str, Sequence[Any]]) -> bool:
-    """Whether nothing is wrong, in few steps of Python: a step of many small tensors spends its time in checks."""
-    params = lists["params"]
-    try:
-        shapes, devices = [param.shape for param in params], [param.device for param in params]
-        for name, tensors in lists.items():
-            if len(tensors) != len(params):
-                return False
-            if name == "importances":
-                tensors = [p if tensor is None else tensor for tensor, p in zip(tensors, params, strict=True)]
-            if [tensor.shape for tensor in tensors] != shapes or [tensor.device for tensor in tensors] != devices:
-                return False
-            if any(dtype not in FLOATING for dtype in {tensor.dtype for tensor in tensors}):
-                return False
-    except AttributeError:  # what is no tensor
-        return False
-    return True
-
-
-def _check_lists(lists: dict[str, Sequence[torch.Tensor | None]]) -> None:
-    """All lists are as long as params, and every tensor has its parameter's shape and device and a floating dtype."""
-    params = lists["params"]
-    if _all_fit(lists):
-        return
-    for name, tensors in lists.items():
-        if len(tensors) != len(params):
-            raise ValueError(f"{name} must have one entry per parameter, {len(params)}, but has {len(tensors)}")
-        for index, (tensor, param) in enumerate(zip(tensors, params, strict=True)):
-            if tensor is None and name == "importances":
-                continue
-            if tensor is None or param is None:
-                raise TypeError(f"{name}[{index}] must be a tensor but is None: only an importance may be None")
-            if tensor.shape != param.shape:
-                raise ValueError(
-                    f"{name}[{index}] must have its parameter's shape {tuple(param.shape)} but has "
-                    f"{tuple(tensor.shape)}"
-                )
-            if tensor.device != param.device:
-                raise ValueError(
-                    f"{name}[{index}] must be on its parameter's device {param.device} but is on {tensor.device}: "
-                    f"move it with .to()"
-                )
-            check_floating(f"{name}[{index}]", tensor)
-
-
-def _check_gates(
-    params: list[torch.Tensor], packed: list[torch.Tensor | None], thresholds: list[float], flips: torch.Tensor | None
-) -> None:
-    """One packed entry and one threshold per parameter, packed gates fit float32 matrices, flips counts them all."""
-    for name, values in (("packed", packed), ("thresholds", thresholds)):
-        if len(values) != len(params):
-            raise ValueError(f"{name} must have one entry per parameter, {len(params)}, but has {len(values)}")
-    for index, (param, bits) in enumerate(zip(params, packed, strict=True)):
-        if bits is None:
-            continue
-        if param.dim() != 2 or param.dtype != torch.float32:
-            raise ValueError(
-                f"packed[{index}] needs a float32 matrix (out, in), but its parameter is {param.dtype} of shape "
-                f"{tuple(param.shape)}: pass None for it"
-            )
-        check_packed(bits, param)
-        if flips is not None:
-            check_device("flips", flips, param)
-    if flips is not None and (flips.dtype != torch.int64 or flips.shape != (len(params),)):
-        raise ValueError(
-            f"flips must be int64 with one entry per parameter, ({len(params)},), but is {flips.dtype} of shape "
-            f"{tuple(flips.shape)}"
-        )
-
-
-def _plain(importance: torch.Tensor | None) -> torch.Tensor | None:
-    """The importance with its values in memory: PyTorch resolves lazy negation, but not in lists that may hold None."""
-    return importance.resolve_neg() if importance is not None and importance.is_neg() else importance
 
 
 @torch.no_grad()
@@ -166,104 +81,92 @@ def soft_masked_adamw_(
     eps: float,
     weight_decay: float = 0.0,
     site: str = "update",
-    packed: Sequence[torch.Tensor | None] | None = None,
-    thresholds: Sequence[float] | float = 0.0,
-    flips: torch.Tensor | None = None,
 ) -> None:
     """One AdamW step on many tensors in place, softly masked by 1 - importance.
 
     site "update": Adam's whole step, weight decay included, is scaled by (1 - I); "gradient": g * (1 - I) enters Adam
-    and its moments. An importance may be None: plain AdamW. Lists are equally long, tensors of one entry have one
-    shape and device; `step` counts from 1.
-    step as a tensor without dimensions (or one per parameter) on the parameters' device, lr a number or such a tensor:
-    both are read there, so that a CUDA graph can hold the step; gates are not emitted then.
-    packed: for each parameter None or, if it is a float32 matrix (out, in), uint8 (out, ceil(in / 8)), overwritten with
-    the gates `parameter >= threshold` after the step as by pack_gates; thresholds: one, or one per parameter.
-    flips: int64, an entry per parameter, to which the number of gates of `packed` that this step changed is added.
-    Raises ValueError, TypeError, and BackendUnavailable for a forced backend.
+    and its moments. An importance may be None: plain AdamW.
+    Lists are equally long; tensors of one entry have one shape and device and floating dtypes. What is written (params,
+    exp_avgs, exp_avg_sqs) shares no memory with itself or with what is read.
+    step: a finite number from 1 on. As a tensor without dimensions (or one per parameter) on the parameters' device,
+    with lr a number or such a tensor, both are read there, so that a CUDA graph can hold the step; their values are not
+    checked then. lr, eps and weight_decay are finite and at least 0, betas in [0, 1).
+    Raises ValueError, TypeError before anything is written, and BackendUnavailable for a forced backend.
     """
-    check_choice("site", site, SITES)
-    if isinstance(step, int | float) and step < 1:
-        raise ValueError(f"step counts from 1 but is {step}")
-    lists = (list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(map(_plain, importances)))
-    names = ("params", "grads", "exp_avgs", "exp_avg_sqs", "importances")
-    _check_lists(dict(zip(names, lists, strict=True)))
-    if not isinstance(step, int | float):
-        if packed is not None or flips is not None:
-            raise ValueError("gates are not emitted by a step whose number is a tensor: leave packed and flips out")
-        options = (beta1, beta2, eps, weight_decay, site)
-        _step_on_device(lists, step, lr, options)
-        count_writes([*lists[0], *lists[2], *lists[3]])
-        return
-    count = len(lists[0])
-    gates: list[torch.Tensor | None] = [None] * count if packed is None else list(packed)
-    bounds = [float(thresholds)] * count if isinstance(thresholds, int | float) else list(map(float, thresholds))
-    _check_gates(lists[0], gates, bounds, flips)
-    scalars = (float(step), float(lr), beta1, beta2, eps, weight_decay, site)
-    for device, dtype, chosen in _groups(lists[0]):
-        _step_some(chosen, (*lists, gates, bounds), flips, scalars, select("soft_masked_adamw_", device, dtype))
-    written = [*lists[0], *lists[2], *lists[3], *(bits for bits in gates if bits is not None)]
-    count_writes(written if flips is None else [*written, flips])
+    options = checked_options(beta1, beta2, eps, weight_decay, site)
+    lists = Lists(list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(importances))
+    if isinstance(step, torch.Tensor | list | tuple):
+        prepared_on_device(lists, step, lr, options)()
+    else:
+        number, rate = checked_number("step", step), checked_number("lr", lr)
+        prepared(lists, options)(number, rate)
 
 
-def _groups(params: list[torch.Tensor]) -> list[tuple[torch.device, torch.dtype, Sequence[int]]]:
-    """The parameters of each device and dtype, by their places in the list."""
-    kinds = [(param.device, param.dtype) for param in params]
+def prepared(lists: Lists, options: Options) -> Callable[[float, float], None]:
+    """The step as a function of its number and lr, both checked: all else that could be refused has been looked at.
+
+    Raises as soft_masked_adamw_ does.
+    """
+    memory = check_lists(lists)
+    groups = [(select("soft_masked_adamw_", *kind), chosen) for kind, chosen in _groups(lists)]
+
+    def take(step: float, lr: float) -> None:
+        if memory is not None and groups[0][0] == "native":
+            # Plain tensors need not pass through the dispatcher, which would look at each of them.
+            implementation("soft_masked_adamw_", "native").step_of_plain(lists, memory, step, lr, options)
+        else:
+            for backend, chosen in groups:
+                _step_operator(*lists.some(chosen), step, lr, *options, backend)
+        count_writes(lists.written())
+
+    return take
+
+
+def prepared_on_device(
+    lists: Lists, step: torch.Tensor | Sequence[torch.Tensor], lr: float | torch.Tensor, options: Options
+) -> Callable[[], None]:
+    """The same for a step whose number, or that of each parameter, and lr are read on the device when it is taken."""
+    check_lists(lists)
+    steps = [step] * len(lists.params) if isinstance(step, torch.Tensor) else list(step)
+    _check_numbers(lists.params, steps, lr)
+    groups = [(kind[0], _capturable_backend(*kind), chosen) for kind, chosen in _groups(lists)]
+
+    def take() -> None:
+        for device, backend, chosen in groups:
+            counted = [_scalar(steps[i], device, STEP_DTYPES) for i in chosen]
+            _capturable_operator(*lists.some(chosen), counted, _scalar(lr, device, LR_DTYPES), *options, backend)
+        count_writes(lists.written())
+
+    return take
+
+
+def _groups(lists: Lists) -> list[tuple[tuple[torch.device, torch.dtype], Sequence[int]]]:
+    """The parameters of each device and dtype, by their places in the lists."""
+    kinds = [(param.device, param.dtype) for param in lists.params]
     different = set(kinds)
     if len(different) == 1:
-        return [(*kinds[0], range(len(params)))]
-    return [(*kind, [i for i, own in enumerate(kinds) if own == kind]) for kind in sorted(different, key=str)]
-
-
-def _step_some(
-    chosen: Sequence[int],
-    lists: tuple[list[Any], ...],
-    flips: torch.Tensor | None,
-    scalars: tuple[Any, ...],
-    backend: str,
-) -> None:
-    """The operator on some of the parameters: those of one device and dtype."""
-    *tensors, gates, thresholds = ([entries[i] for i in chosen] for entries in lists)
-    gated = [entry for entry, bits in enumerate(gates) if bits is not None]
-    counted = None
-    if flips is not None and gated:
-        counted = flips if len(chosen) == len(flips) else flips.new_zeros(len(chosen))
-    _step_operator(*tensors, [gates[entry] for entry in gated], gated, thresholds, counted, *scalars, backend)
-    if counted is not None and counted is not flips:
-        for entry in gated:
-            flips[chosen[entry]] += counted[entry]  # type: ignore[index]
-
-
-def _step_on_device(
-    lists: tuple[list[Any], ...],
-    step: torch.Tensor | Sequence[torch.Tensor],
-    lr: float | torch.Tensor,
-    options: tuple[Any, ...],
-) -> None:
-    """The capturable operator on the parameters of each device and dtype."""
-    count = len(lists[0])
-    steps = [step] * count if isinstance(step, torch.Tensor) else list(step)
-    _check_steps(lists[0], steps, lr)
-    for device, dtype, chosen in _groups(lists[0]):
-        tensors = ([entries[i] for i in chosen] for entries in lists)
-        numbers = [_scalar(steps[i], device, STEP_DTYPES) for i in chosen]
-        rate = _scalar(lr, device, LR_DTYPES)
-        _capturable_operator(*tensors, numbers, rate, *options, _capturable_backend(device, dtype))
+        return [(kinds[0], range(len(kinds)))]
+    return [(kind, [i for i, own in enumerate(kinds) if own == kind]) for kind in sorted(different, key=str)]
 
 
 def _scalar(value: float | torch.Tensor, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
     """The value as a tensor on the device, of one of the dtypes; a number is filled in, which a CUDA graph can hold."""
     if not isinstance(value, torch.Tensor):
         return torch.full((), value, dtype=torch.float64, device=device)
-    if value.dtype not in dtypes or value.device != device:
-        value = value.to(device, value.dtype if value.dtype in dtypes else torch.float64)
+    if value.dtype not in dtypes:
+        value = value.to(torch.float64)
     return value if value.dim() == 0 else value.reshape(())
 
 
-def _check_steps(params: list[torch.Tensor], steps: list[torch.Tensor], lr: float | torch.Tensor) -> None:
+def _check_numbers(params: list[torch.Tensor], steps: list[torch.Tensor], lr: float | torch.Tensor) -> None:
+    """The step's number, or that of each parameter, and lr: one element each, on the parameters' device."""
     if len(steps) != len(params):
         raise ValueError(f"step must be one tensor or one per parameter, {len(params)}, but there are {len(steps)}")
-    named = [(f"step[{i}]", step, param) for i, (step, param) in enumerate(zip(steps, params, strict=True))]
+    named: list[tuple[str, Any, torch.Tensor]] = [
+        (f"step[{i}]", step, param) for i, (step, param) in enumerate(zip(steps, params, strict=True))
+    ]
+    if not isinstance(lr, torch.Tensor) or (lr.is_cpu and not torch.compiler.is_compiling()):
+        checked_number("lr", lr)
     if isinstance(lr, torch.Tensor) and params:
         named.append(("lr", lr, params[0]))
     for name, tensor, param in named:

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 
 import torch
 
-from tss_kernels.adamw.table import table_of
+from tss_kernels.adamw.table import COLUMNS, KINDS_AT, table_of
 from tss_kernels.backends.cuda import kernels, target
 from tss_kernels.tensors import DTYPE_CODES
 
-# Where a parameter's row of the table has its types and, in a step that the device counts, the number's address.
-NUMBERS, KINDS_AT, STEP_AT = 10, 5, 9
+# A step number's type, above those of its parameter's tensors in the table.
 STEP_KINDS = {torch.float32: 0, torch.float64: 3 << 20, torch.int64: 4 << 20}
 
 
@@ -32,26 +31,21 @@ def soft_masked_adamw_(
     eps: float,
     weight_decay: float,
     site: str,
-    packed: Sequence[torch.Tensor | None] | None = None,
-    thresholds: Sequence[float] = (),
-    flips: torch.Tensor | None = None,
 ) -> None:
     """One AdamW step in place, with the reference's formula and roundings; dtypes of a parameter's tensors may differ.
 
     site "gradient": grad * (1 - importance) enters Adam; "update": Adam's whole step, decay included, is scaled by
-    (1 - importance). `step` counts from 1. Where `packed` has a tensor (of a float32 matrix), it becomes the gates of
-    the new parameter at that threshold, and their changes are added to that entry of flips, int64. Raises RuntimeError
-    under CUDA graph capture, which would replay this step's number forever: give step and lr as tensors there.
+    (1 - importance). `step` counts from 1. Raises RuntimeError under CUDA graph capture, which would replay this
+    step's number forever: give step and lr as tensors there.
     """
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             f"a CUDA graph would replay step={step} forever: give step and lr as tensors (capturable=True)"
         )
-    table = table_of((params, grads, exp_avgs, exp_avg_sqs), importances, packed, thresholds, flips)
     if params:
-        device = params[0].device
+        table, device = table_of(params, grads, exp_avgs, exp_avg_sqs, importances), params[0].device
         kernels(device).adamw(
-            table.numbers, table.thresholds, lr * weight_decay, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step),
+            table.numbers, lr * weight_decay, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step),
             (1 - beta2**step) ** 0.5, eps, site == "update", weight_decay != 0, *target(device),
         )  # fmt: skip
         table.put_back()
@@ -76,14 +70,12 @@ def soft_masked_adamw_capturable_(
     read on the device by the same launch: tensors without dimensions."""
     if not params:
         return
-    table, device = table_of((params, grads, exp_avgs, exp_avg_sqs), importances, None, (), None), params[0].device
-    numbers = table.numbers
+    table, device = table_of(params, grads, exp_avgs, exp_avg_sqs, importances), params[0].device
     for index, number in enumerate(steps):
-        numbers[NUMBERS * index + KINDS_AT] |= STEP_KINDS[number.dtype]
-        numbers[NUMBERS * index + STEP_AT] = number.data_ptr()
+        table.numbers[COLUMNS * index + KINDS_AT] |= STEP_KINDS[number.dtype]
     kernels(device).adamw_on_device(
-        numbers, table.thresholds, lr.data_ptr(), DTYPE_CODES[lr.dtype], beta1, beta2, weight_decay, eps, site == "update",
-        *target(device),
+        table.numbers, [number.data_ptr() for number in steps], lr.data_ptr(), DTYPE_CODES[lr.dtype], beta1, beta2,
+        weight_decay, eps, site == "update", *target(device),
     )  # fmt: skip
     table.put_back()
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from itertools import chain, repeat
 
 import torch
 
-from tss_kernels.adamw.table import table_of
+from tss_kernels.adamw.arguments import Lists, Options
+from tss_kernels.adamw.table import COLUMNS, table_of
 from tss_kernels.backends.native import described, kernels
+from tss_kernels.overlap import Memory
+from tss_kernels.tensors import DTYPE_CODES
 
 
 def soft_masked_adamw_(
@@ -26,30 +29,34 @@ def soft_masked_adamw_(
     eps: float,
     weight_decay: float,
     site: str,
-    packed: Sequence[torch.Tensor | None] | None = None,
-    thresholds: Sequence[float] = (),
-    flips: torch.Tensor | None = None,
 ) -> None:
     """One AdamW step in place, as the reference's but for last bits of PyTorch's root; a parameter's dtypes may differ.
 
     site "gradient": grad * (1 - importance) enters Adam; "update": Adam's whole step, decay included, is scaled by
-    (1 - importance). `step` counts from 1. Where `packed` has a tensor (of a float32 matrix), it becomes the gates of
-    the new parameter at that threshold, and their changes are added to that entry of flips, int64.
+    (1 - importance). `step` counts from 1.
     """
-    table = table_of((params, grads, exp_avgs, exp_avg_sqs), importances, packed, thresholds, flips)
-    options = {"lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay, "site": site}
-    run(array("q", table.numbers), array("d", table.thresholds), step, options)
+    table = table_of(params, grads, exp_avgs, exp_avg_sqs, importances)
+    _run(array("q", table.numbers), step, lr, Options(beta1, beta2, eps, weight_decay, site))
     table.put_back()
 
 
-def run(numbers: array[int], thresholds: array[float], step: float, options: Mapping[str, Any]) -> None:
-    """The step of a table's parameters; options as an optimizer's group has them."""
-    lr, weight_decay = float(options["lr"]), options["weight_decay"]
-    beta1, beta2 = map(float, options["betas"])
+def step_of_plain(lists: Lists, memory: Memory, step: float, lr: float, options: Options) -> None:
+    """The same for plain tensors of which is known where they lie, as `check_lists` returns it."""
+    first, starts, count = lists.params[0], memory.starts, len(lists.params)
+    params, exp_avgs, exp_avg_sqs, grads = (starts[place * count : (place + 1) * count] for place in range(4))
+    masks = iter(starts[4 * count :])
+    softs = [0 if importance is None else next(masks) for importance in lists.importances]
+    kinds, sizes = repeat(0x11111 * DTYPE_CODES[first.dtype]), [size // first.itemsize for size in memory.sizes[:count]]
+    rows = zip(params, grads, exp_avgs, exp_avg_sqs, softs, kinds, sizes, strict=False)  # as `table_of` has them
+    _run(array("q", list(chain.from_iterable(rows))), step, lr, options)
+
+
+def _run(numbers: array[int], step: float, lr: float, options: Options) -> None:
+    beta1, beta2, eps, weight_decay, site = options
     kernels.adamw(
-        numbers.buffer_info()[0], thresholds.buffer_info()[0], len(thresholds), lr * weight_decay, 1 - beta1, beta2,
-        1 - beta2, lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, options["eps"], options["site"] == "update",
-        weight_decay != 0, torch.get_num_threads(),
+        numbers.buffer_info()[0], len(numbers) // COLUMNS, lr * weight_decay, 1 - beta1, beta2, 1 - beta2,
+        lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, eps, site == "update", weight_decay != 0,
+        torch.get_num_threads(),
     )  # fmt: skip
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from tss_kernels.gates.reference import gates, pack
-
 
 def soft_masked_adamw_(
     params: Sequence[torch.Tensor],
@@ -24,30 +22,17 @@ def soft_masked_adamw_(
     eps: float,
     weight_decay: float,
     site: str,
-    packed: Sequence[torch.Tensor | None] | None = None,
-    thresholds: Sequence[float] = (),
-    flips: torch.Tensor | None = None,
 ) -> None:
     """One AdamW step in place, its number `step` counted from 1.
 
     g' = g (1 - I) at the site "gradient", else g; m <- beta1 m + (1 - beta1) g'; v <- beta2 v + (1 - beta2) g'^2;
     D = lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps) + lr weight_decay p;
-    p <- p - D (1 - I) at the site "update", else p - D. Computed in float32 or wider. Where `packed` has a tensor, it
-    becomes the gates of the new p at that threshold, and their changes are added to that entry of flips.
+    p <- p - D (1 - I) at the site "update", else p - D. Computed in float32 or wider.
     """
     made = lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, lr * weight_decay if weight_decay != 0 else None
     options = beta1, beta2, eps, site
-    for index, (*tensors, importance, bits) in enumerate(
-        zip(params, grads, exp_avgs, exp_avg_sqs, importances, packed or [None] * len(params), strict=True)
-    ):
-        param = tensors[0]
-        before = None if bits is None else gates(param, thresholds[index])
+    for *tensors, importance in zip(params, grads, exp_avgs, exp_avg_sqs, importances, strict=True):
         _advance(tensors, importance, made, options)
-        if bits is not None:
-            gate = gates(param, thresholds[index])
-            bits.copy_(pack(gate))
-            if flips is not None:
-                flips[index] += (gate != before).sum()
 
 
 def soft_masked_adamw_capturable_(

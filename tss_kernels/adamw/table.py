@@ -9,16 +9,15 @@ import torch
 
 from tss_kernels.tensors import DTYPE_CODES
 
-COLUMNS = 10  # numbers of each parameter
+COLUMNS = 7  # numbers of each parameter
+KINDS_AT = 5
 
 
 class Table(NamedTuple):
-    """Ten numbers of each parameter: the addresses of param, grad, exp_avg, exp_avg_sq and importance (or 0), their
-    types at four bits each, rows and columns (1 and all elements where no gates are wanted), the addresses of packed
-    gates and of the count of flips (or 0). And a threshold of each, and the copies that must outlive the call."""
+    """Seven numbers of each parameter: the addresses of param, grad, exp_avg, exp_avg_sq and importance (or 0), their
+    types at four bits each, the number of elements. And the copies that must outlive the call."""
 
     numbers: list[int]
-    thresholds: list[float]
     copies: list[tuple[torch.Tensor, torch.Tensor]]
     kept: list[torch.Tensor]
 
@@ -45,19 +44,18 @@ def _read(tensor: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
 
 
 def table_of(
-    lists: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor], Sequence[torch.Tensor], Sequence[torch.Tensor]],
+    params: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    exp_avgs: Sequence[torch.Tensor],
+    exp_avg_sqs: Sequence[torch.Tensor],
     importances: Sequence[torch.Tensor | None],
-    packed: Sequence[torch.Tensor | None] | None,
-    thresholds: Sequence[float],
-    flips: torch.Tensor | None,
 ) -> Table:
-    """The table of lists of parameters, gradients and both averages, and of what belongs to each."""
-    table = Table([], [], [], [])
-    numbers, bounds, copies, kept = table
-    for index, (p, g, m, v, importance) in enumerate(zip(*lists, importances, strict=True)):
+    """The table of these lists."""
+    table = Table([], [], [])
+    numbers, copies, kept = table
+    for p, g, m, v, importance in zip(params, grads, exp_avgs, exp_avg_sqs, importances, strict=True):
         # Written out: a step of many small tensors spends its time here.
-        p, m, v = contiguous(p, copies), contiguous(m, copies), contiguous(v, copies)
-        g = _read(g, kept)
+        p, m, v, g = contiguous(p, copies), contiguous(m, copies), contiguous(v, copies), _read(g, kept)
         kinds = (
             DTYPE_CODES[p.dtype] | DTYPE_CODES[g.dtype] << 4 | DTYPE_CODES[m.dtype] << 8 | DTYPE_CODES[v.dtype] << 12
         )
@@ -65,13 +63,5 @@ def table_of(
         if importance is not None:
             importance = _read(importance, kept)
             soft, kinds = importance.data_ptr(), kinds | DTYPE_CODES[importance.dtype] << 16
-        numbers += (p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), soft, kinds)
-        bits = packed[index] if packed else None
-        if bits is None:
-            numbers += (1, p.numel(), 0, 0)
-            bounds.append(0.0)
-            continue
-        count = 0 if flips is None else flips.data_ptr() + 8 * index * flips.stride(0)
-        numbers += (*p.shape, contiguous(bits, copies).data_ptr(), count)
-        bounds.append(thresholds[index])
+        numbers += (p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), soft, kinds, p.numel())
     return table

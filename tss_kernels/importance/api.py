@@ -6,6 +6,7 @@ import torch
 
 from tss_kernels.backends.dispatch import implementation, select
 from tss_kernels.operators import implement
+from tss_kernels.overlap import check_no_overlap
 from tss_kernels.tensors import count_writes
 from tss_kernels.validation import check_choice, check_device, check_floating
 
@@ -35,7 +36,7 @@ def check_raw(raw: torch.Tensor, per: str) -> None:
         raise ValueError("raw importance must have at least one dimension but is a single number: pass a whole layer's")
 
 
-def check_pair(total: torch.Tensor, name: str, other: torch.Tensor) -> None:
+def _check_pair(total: torch.Tensor, name: str, other: torch.Tensor) -> None:
     """An importance to be changed in place and what it is changed by. Raises TypeError and ValueError."""
     check_floating("total", total)
     check_floating(name, other)
@@ -44,6 +45,19 @@ def check_pair(total: torch.Tensor, name: str, other: torch.Tensor) -> None:
             f"importances must have one shape, but total has {tuple(total.shape)}, {name} {tuple(other.shape)}"
         )
     check_device(name, other, total)
+
+
+def check_accumulation(total: torch.Tensor, new: torch.Tensor) -> None:
+    """The arguments of accumulate_importance_ fit. Raises TypeError and ValueError."""
+    _check_pair(total, "new", new)
+    check_no_overlap({"total": total}, {"new": new})
+
+
+def check_update(total: torch.Tensor, raw: torch.Tensor, per: str) -> None:
+    """The arguments of update_importance_ fit. Raises TypeError and ValueError."""
+    check_raw(raw, per)
+    _check_pair(total, "raw", raw)
+    check_no_overlap({"total": total}, {"raw": raw}, elementwise=False)  # statistics depend on all of it
 
 
 def normalize_importance(raw: torch.Tensor, *, per: str = "tensor") -> torch.Tensor:
@@ -60,9 +74,10 @@ def normalize_importance(raw: torch.Tensor, *, per: str = "tensor") -> torch.Ten
 def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """total <- max(total, new), elementwise and in place; returns total. NaN in either stays visible.
 
-    total, new: one shape, floating, one device. Raises ValueError, TypeError.
+    total, new: one shape, floating, one device; new may be total, but not share memory with it otherwise. Raises
+    ValueError, TypeError.
     """
-    check_pair(total, "new", new)
+    check_accumulation(total, new)
     _accumulate_operator(total, new, select("accumulate_importance_", total.device, total.dtype))
     count_writes([total])
     return total
@@ -71,11 +86,10 @@ def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> torch.Tens
 def update_importance_(total: torch.Tensor, raw: torch.Tensor, *, per: str = "tensor") -> torch.Tensor:
     """total <- max(total, normalize_importance(raw, per=per)) in place, in one operation; returns total.
 
-    total: floating, of raw's shape and device; raw (out, in), floating. NaN in either stays visible. Raises ValueError,
-    TypeError.
+    total: floating, of raw's shape and device; raw (out, in), floating, in other memory. NaN in either stays visible.
+    Raises ValueError, TypeError.
     """
-    check_raw(raw, per)
-    check_pair(total, "raw", raw)
+    check_update(total, raw, per)
     backend = select("update_importance_", total.device, total.dtype)
     _update_operator(total, raw.detach().contiguous(), per, backend)
     count_writes([total])

@@ -137,21 +137,6 @@ def _adamw() -> Calls:
     one_step = {"step": 1, "lr": 1e-3} | HYPER
     for launch, lists in (("float32", wide), ("bfloat16", narrow), ("both", mixed)):
         yield "adamw", launch, lambda v=lists: adamw.soft_masked_adamw_(*v, **one_step)  # type: ignore[arg-type]
-    matrices = [[tensor for tensor in some if tensor.dim() == 2] for some in adamw_lists()]
-    packed = [torch.zeros((len(p), -(-p.shape[1] // 8)), dtype=torch.uint8) for p in matrices[0]]
-    options = {
-        "packed": packed,
-        "thresholds": [0.0] * len(packed),
-        "flips": torch.zeros(len(packed), dtype=torch.int64),
-    }
-
-    def turn_off() -> None:
-        for param, grad in zip(*matrices[:2], strict=True):
-            param.zero_()  # at the threshold, and below it afterwards
-            grad.fill_(1)
-        adamw.soft_masked_adamw_(*matrices, **one_step, **options)  # type: ignore[arg-type]
-
-    yield "adamw", "gates, all of which flip", turn_off
     steps, lr = [torch.ones(()) for _ in range(count)], torch.tensor(1e-3)
     yield (
         "adamw",

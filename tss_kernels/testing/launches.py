@@ -159,30 +159,25 @@ def importance() -> Iterator[Case]:
 
 
 def adamw() -> Iterator[Case]:
-    """The optimizer's step at both sites, for few and many tensors, with the next gates and without."""
+    """The optimizer's step at both sites, for few and many tensors."""
     from tss_kernels.adamw.triton import soft_masked_adamw_
 
-    def call(count: int, site: str, dtype: torch.dtype, columns: int, packed: bool) -> None:
-        tensors, scores = ([empty(64, columns, dtype=kind) for _ in range(count)] for kind in (dtype, FLOAT32))
-        gates = [empty(64, (columns + 7) // 8, dtype=torch.uint8) for _ in range(count)]
+    def call(count: int, site: str, dtype: torch.dtype) -> None:
+        tensors, scores = ([empty(64, 1024, dtype=kind) for _ in range(count)] for kind in (dtype, FLOAT32))
         soft_masked_adamw_(
             tensors, tensors, tensors, tensors, scores,
             step=1, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, site=site,
-            packed=gates if packed else None, thresholds=[0.0] * count, flips=empty(count, dtype=torch.int64),
         )  # fmt: skip
 
-    for count, site, dtype, columns, packed in (
-        (48, "gradient", FLOAT32, 1024, False),
-        (48, "update", FLOAT32, 1024, False),
-        (48, "update", BFLOAT16, 1024, False),
-        (1, "update", FLOAT32, 1024, False),
-        (600, "update", FLOAT32, 1024, False),
-        (48, "update", FLOAT32, 1024, True),
-        (48, "update", FLOAT32, 100, True),
+    for count, site, dtype in (
+        (48, "gradient", FLOAT32),
+        (48, "update", FLOAT32),
+        (48, "update", BFLOAT16),
+        (1, "update", FLOAT32),
+        (600, "update", FLOAT32),
     ):
-        label = f"{count} of {name_of(dtype)} 64 x {columns}, {site}{', gates' if packed else ''}"
-        shape = (count, site, dtype, columns, packed)
-        yield Case(label, lambda shape=shape: call(*shape), even=columns % 16 == 0)
+        label, step = f"{count} of {name_of(dtype)} 64 x 1024, {site}", (count, site, dtype)
+        yield Case(label, lambda step=step: call(*step), even=True)
 
 
 OPERATIONS: dict[str, Callable[[], Iterator[Case]]] = {

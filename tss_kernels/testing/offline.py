@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from tss_kernels.backends import tables
+from tss_kernels.backends.registry import tables
 from tss_kernels.testing.machine_code import code_of, disassemble, registers_and_stack
 from tss_kernels.testing.resources import UNITS, Kernel, Resources
 
