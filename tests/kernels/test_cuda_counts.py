@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import tss_kernels
+from tests.kernels.inspectors import cuda_counts
+from tests.kernels.inspectors.cuda_counts import HYPER, executed, layer
+from tests.kernels.inspectors.resource_table import differences, from_text
 from tss_kernels.backends import EMULATED
 from tss_kernels.configs.cuda import GENERAL, TILINGS, WIDE, Tiling
 from tss_kernels.configs.cuda_adapter import TILES, AdapterTile
 from tss_kernels.cuda import kernels
 from tss_kernels.gated_adapter import cuda as adapter
 from tss_kernels.gated_linear import cuda as linear
-from tss_kernels.testing import cuda_counts
-from tss_kernels.testing.cuda_counts import HYPER, executed, layer
-from tss_kernels.testing.resource_table import differences, from_text
 
 TABLE = Path(__file__).with_name("resources") / cuda_counts.FILE
 K_TILE = 64  # of what is summed over, in every product

@@ -1,7 +1,7 @@
 """What each CUDA C++ kernel takes of a GPU, read off the built extension module, and the limits on it.
 
-    python -m tss_kernels.testing.cuda_resources                   # print the table
-    python -m tss_kernels.testing.cuda_resources --write FOLDER    # write it to FOLDER/nvcc-<version>.md
+    python -m tests.kernels.inspectors.cuda_resources                   # print the table
+    python -m tests.kernels.inspectors.cuda_resources --write FOLDER    # write it to FOLDER/nvcc-<version>.md
 
 Ends with 1 if a kernel breaks a limit. Needs cuobjdump, which comes with the CUDA toolkit and with Triton.
 """
@@ -18,10 +18,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.kernels.inspectors.resource_table import Rows, as_markdown, differences, from_text, numbered
 from tss_kernels.backends import build_record
-from tss_kernels.testing.resource_table import Rows, as_markdown, differences, from_text, numbered
 
-MODULE = "tss_kernels.testing.cuda_resources"
+MODULE = "tests.kernels.inspectors.cuda_resources"
 # Bytes of shared memory that one block may use, in both; 101,376 on the smaller chips that run code for sm_80.
 SHARED_MEMORY = 166_912
 # Instructions that are counted, by the column they are counted in.

@@ -11,10 +11,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from tss_kernels.testing.exactness import in_layout, poisoned_outputs
-from tss_kernels.testing.subject import (
+from tss_kernels.testing.op_under_test import (
     CheckFailed,
     Formula,
-    Subject,
+    OpUnderTest,
     assert_close,
     assert_same_bits,
     has_rows,
@@ -27,7 +27,7 @@ LAYOUTS = ("permuted", "sliced", "expanded")
 __all__ = ["CHECKS", "CheckFailed", "check_op"]
 
 
-def _values(op: Subject) -> None:
+def _values(op: OpUnderTest) -> None:
     """Value and gradients are as exact as PyTorch's for every dtype and number of rows."""
     for dtype in op.dtypes:
         for rows in filter(None, op.rows):
@@ -37,7 +37,7 @@ def _values(op: Subject) -> None:
                 op.compare(op.run(inputs, dy), inputs, dy)
 
 
-def _empty_rows(op: Subject) -> None:
+def _empty_rows(op: OpUnderTest) -> None:
     """No rows give an empty result and gradients of the right shapes, sums over nothing being 0."""
     for dtype in op.dtypes:
         inputs = op.draw(0, dtype)
@@ -46,7 +46,7 @@ def _empty_rows(op: Subject) -> None:
             op.compare(op.run(inputs, dy), inputs, dy)
 
 
-def _unwritten_outputs(op: Subject) -> None:
+def _unwritten_outputs(op: OpUnderTest) -> None:
     """No element of a result is memory that nobody wrote: uninitialised tensors are filled with NaN."""
     for dtype in op.dtypes:
         for rows in op.rows:
@@ -64,7 +64,7 @@ def _unwritten_outputs(op: Subject) -> None:
                     )
 
 
-def _gradient_layouts(op: Subject) -> None:
+def _gradient_layouts(op: OpUnderTest) -> None:
     """A gradient may arrive permuted, sliced or with stride 0, as sums, transposes and slices send it."""
     inputs = op.usual()
     for layout in LAYOUTS if op.trained else ():
@@ -73,7 +73,7 @@ def _gradient_layouts(op: Subject) -> None:
             op.compare(op.run(inputs, dy), inputs, dy)
 
 
-def _input_layouts(op: Subject) -> None:
+def _input_layouts(op: OpUnderTest) -> None:
     """Inputs may be permuted, sliced or have stride 0: all of them together, and each alone sliced."""
     usual = op.usual()
     names = [name for name, value in usual.items() if has_rows(value)]
@@ -84,7 +84,7 @@ def _input_layouts(op: Subject) -> None:
             op.compare(op.run(inputs, dy), inputs, dy)
 
 
-def _untouched_inputs(op: Subject) -> None:
+def _untouched_inputs(op: OpUnderTest) -> None:
     """Neither the inputs nor the incoming gradient are changed."""
     inputs = op.usual()
     with reported("untouched inputs", op.where(), inputs):
@@ -94,7 +94,7 @@ def _untouched_inputs(op: Subject) -> None:
         assert_same_bits(tensors, before, "after the call")
 
 
-def _backward_twice(op: Subject) -> None:
+def _backward_twice(op: OpUnderTest) -> None:
     """With retain_graph the second backward pass gives the gradients of the first."""
     inputs = op.usual()
     with reported("backward twice", op.where(), inputs):
@@ -109,7 +109,7 @@ def _backward_twice(op: Subject) -> None:
             assert_same_bits(passes[1], passes[0], "in the second backward pass")
 
 
-def _twice_in_one_graph(op: Subject) -> None:
+def _twice_in_one_graph(op: OpUnderTest) -> None:
     """Called twice before one backward pass, with another first trained input, it keeps the two calls apart."""
     one, two = op.usual(), op.usual(seed=1)
     if not op.trained:
@@ -130,7 +130,7 @@ def _twice_in_one_graph(op: Subject) -> None:
             assert_same_bits(op.gradients(tensors), expected, f"by the {which} call's tensors")
 
 
-def _checkpointing(op: Subject) -> None:
+def _checkpointing(op: OpUnderTest) -> None:
     """Gradient checkpointing, which calls it again in the backward pass, changes no bit."""
     inputs = op.usual()
     if not op.trained:
@@ -147,7 +147,7 @@ def _checkpointing(op: Subject) -> None:
             assert_same_bits(op.run(inputs, dy, again), op.run(inputs, dy), "under checkpointing")
 
 
-def _autocast(op: Subject) -> None:
+def _autocast(op: OpUnderTest) -> None:
     """Under autocast to bfloat16 a float32 call returns the dtype that the reference returns, and is as exact."""
     inputs = op.draw(max(op.rows), torch.float32)
     with reported("autocast", f"{op.where(dtype=torch.float32)}, autocast to bfloat16", inputs):
@@ -167,7 +167,7 @@ def _autocast(op: Subject) -> None:
             assert_close(name, value, pytorch[name], exact[name])
 
 
-def _compile(op: Subject) -> None:
+def _compile(op: OpUnderTest) -> None:
     """torch.compile takes it without a graph break, and one graph serves every number of rows but 0 and 1."""
     graphs = 0
 
@@ -190,14 +190,14 @@ def _compile(op: Subject) -> None:
     torch._dynamo.reset()
 
 
-def _opcheck(op: Subject) -> None:
+def _opcheck(op: OpUnderTest) -> None:
     """torch.library.opcheck passes for each registered operator: schema, fake tensors, dispatch."""
     for operator, arguments in op.operators:
         with reported("opcheck", str(operator), {str(number): value for number, value in enumerate(arguments)}):
             torch.library.opcheck(operator, arguments)
 
 
-def _equal_bits(op: Subject) -> None:
+def _equal_bits(op: OpUnderTest) -> None:
     """Equal inputs give equal bits, run after run."""
     inputs = op.usual()
     with reported("equal bits", op.where(), inputs):
@@ -217,7 +217,7 @@ def _refusal() -> Iterator[None]:
             raise
 
 
-def _changed_inputs(op: Subject) -> None:
+def _changed_inputs(op: OpUnderTest) -> None:
     """An input that changes in place between forward and backward pass leaves the gradients right, or raises."""
     inputs = op.usual()
     dy = op.incoming(inputs)
@@ -233,7 +233,7 @@ def _changed_inputs(op: Subject) -> None:
                 assert_same_bits(op.gradients(leaves) | {"value": expected["value"]}, expected, "after the change")
 
 
-CHECKS: Mapping[str, Callable[[Subject], None]] = MappingProxyType(
+CHECKS: Mapping[str, Callable[[OpUnderTest], None]] = MappingProxyType(
     {
         "values": _values,
         "empty rows": _empty_rows,
@@ -296,9 +296,9 @@ def check_op(
     unknown = [name for name in checks if name not in CHECKS]
     if unknown:
         raise ValueError(f"no check {', '.join(map(repr, unknown))}: choose from {', '.join(CHECKS)}")
-    subject = Subject(
+    op = OpUnderTest(
         function, reference, make_inputs, tuple(trained), straight_through, tuple(dtypes), tuple(rows), operators,
         torch.device(device), runs,
     )  # fmt: skip
     for name in checks:
-        CHECKS[name](subject)
+        CHECKS[name](op)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from tss_kernels.testing.resources import Case, Kernel
+from tests.kernels.inspectors.resources import Case, Kernel
 
 KERNELS = {
     "forward_kernel": Kernel(product=True, masked=True, wide=True),

@@ -1,11 +1,11 @@
 """What each Triton kernel takes of a GPU, found without one: registers, shared memory, instructions, and their limits.
 
-    python -m tss_kernels.testing.resources                    # compile every launch and print what it takes
-    python -m tss_kernels.testing.resources --write FOLDER     # write it to FOLDER/triton-<version>.md
-    python -m tss_kernels.testing.resources --launches FILE    # other kernels: FILE defines KERNELS and OPERATIONS
+    python -m tests.kernels.inspectors.resources                    # compile every launch and print what it takes
+    python -m tests.kernels.inspectors.resources --write FOLDER     # write it to FOLDER/triton-<version>.md
+    python -m tests.kernels.inspectors.resources --launches FILE    # other kernels: FILE defines KERNELS and OPERATIONS
 
 Ends with 1 if a launch breaks a limit. Limits hold for every Triton version; a written table shows, line by line, what
-moved since. `launches.py` beside this file says which launches are compiled.
+moved since. `triton_cases.py` beside this file says which launches are compiled.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from tss_kernels.testing.resource_table import Rows, as_markdown, differences, from_text, numbered
+from tests.kernels.inspectors.resource_table import Rows, as_markdown, differences, from_text, numbered
 
-MODULE = "tss_kernels.testing.resources"
+MODULE = "tests.kernels.inspectors.resources"
+ROOT = Path(__file__).resolve().parents[3]  # where that module is found
 REWRITE = "make resources"
 # Bytes of shared memory that one block may use.
 SHARED_MEMORY = MappingProxyType({90: 232_448, 80: 166_912, 86: 101_376})
@@ -120,16 +121,16 @@ def all_violations(launches: Iterable[Resources], kernels: dict[str, Kernel]) ->
 
 def kernels_and_operations(launches_file: Path | None = None) -> tuple[dict[str, Kernel], dict[str, Any]]:
     """KERNELS and OPERATIONS of a file of launches, by default of this package's."""
-    names = runpy.run_path(str(launches_file or Path(__file__).with_name("launches.py")))
+    names = runpy.run_path(str(launches_file or Path(__file__).with_name("triton_cases.py")))
     return names["KERNELS"], names["OPERATIONS"]
 
 
 def measure(launches_file: Path | None = None, architectures: Sequence[int] = tuple(SHARED_MEMORY)) -> list[Resources]:
     """Compiles every launch in a process without Triton's interpreter. Raises RuntimeError if that fails."""
     command = [sys.executable, "-m", MODULE, "--json", "--architectures", *map(str, architectures)]
-    command += [] if launches_file is None else ["--launches", str(launches_file)]
+    command += [] if launches_file is None else ["--launches", str(launches_file.resolve())]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return [Resources(**json.loads(line)) for line in done.stdout.splitlines()]
@@ -171,11 +172,11 @@ def main() -> int:
     options = parser.parse_args()
     if os.environ.pop("TRITON_INTERPRET", None):
         return subprocess.call([sys.executable, "-m", MODULE, *sys.argv[1:]])
-    from tss_kernels.testing import offline
+    from tests.kernels.inspectors import triton_compile
 
     kernels, operations = kernels_and_operations(options.launches)
-    launches = [one for number in options.architectures for one in offline.record(number, kernels, operations)]
-    found = offline.inspect(launches)
+    launches = [one for number in options.architectures for one in triton_compile.record(number, kernels, operations)]
+    found = triton_compile.inspect(launches)
     if options.json:
         print(*(json.dumps(seen._asdict()) for seen in found), sep="\n")
         return 0

@@ -19,7 +19,7 @@ class CheckFailed(AssertionError):
     """An operation failed a check; the message names the check, the dtype, the shapes and the values."""
 
 
-class Subject(NamedTuple):
+class OpUnderTest(NamedTuple):
     """The operation and what `check_op` was told about it; see there."""
 
     function: Callable[..., torch.Tensor]

@@ -1,7 +1,7 @@
 """What each kernel for the CPU executes by an element, counted by valgrind: equal in every run, whatever else runs.
 
-    python -m tss_kernels.testing.instruction_counts                   # print the table
-    python -m tss_kernels.testing.instruction_counts --write FOLDER    # write it to FOLDER/callgrind-<compiler>.md
+    python -m tests.kernels.inspectors.instruction_counts                   # print the table
+    python -m tests.kernels.inspectors.instruction_counts --write FOLDER    # write it to FOLDER/callgrind-<compiler>.md
 
 Run from a checkout: csrc/build compiles the program that is counted, from the sources of the extension module. valgrind
 runs code for x86-64 up to AVX2, so AVX-512 is not counted.
@@ -20,9 +20,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from tss_kernels.testing.resource_table import Rows, as_markdown, differences, from_text, numbered
+from tests.kernels.inspectors.resource_table import Rows, as_markdown, differences, from_text, numbered
 
-MODULE = "tss_kernels.testing.instruction_counts"
+MODULE = "tests.kernels.inspectors.instruction_counts"
 COUNTED = "counted"  # the function of csrc/counting/native.cpp that calls a kernel
 EVENTS = ("instructions", "loads", "stores")
 # By so much two releases of one compiler may differ; the counts of one of them do not differ at all.

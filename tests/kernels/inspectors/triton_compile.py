@@ -20,9 +20,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from tests.kernels.inspectors.machine_code import code_of, disassemble, registers_and_stack
+from tests.kernels.inspectors.resources import UNITS, Kernel, Resources
 from tss_kernels import configs
-from tss_kernels.testing.machine_code import code_of, disassemble, registers_and_stack
-from tss_kernels.testing.resources import UNITS, Kernel, Resources
 
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg", "enable_fp_fusion")
 TYPES = {

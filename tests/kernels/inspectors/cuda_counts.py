@@ -1,7 +1,7 @@
 """What every CUDA C++ operation executes, counted while its kernels run compiled for the CPU (csrc/emulator).
 
-    python -m tss_kernels.testing.cuda_counts                   # print the table
-    python -m tss_kernels.testing.cuda_counts --write FOLDER    # write it to FOLDER/emulated-cuda.md
+    python -m tests.kernels.inspectors.cuda_counts                   # print the table
+    python -m tests.kernels.inspectors.cuda_counts --write FOLDER    # write it to FOLDER/emulated-cuda.md
 
 Counts are of a shape and a tiling alone: no compiler, device or chance is in them. Run from a checkout: csrc/build
 compiles the kernels, unless TSS_KERNELS_EMULATED_CUDA names them.
@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 
+from tests.kernels.inspectors.resource_table import Rows, as_markdown, differences, from_text, numbered
 from tss_kernels.adamw import cuda as adamw
 from tss_kernels.backends import EMULATED
 from tss_kernels.configs.cuda import FLOAT32, TILINGS
@@ -28,9 +29,8 @@ from tss_kernels.gated_adapter import cuda as adapter
 from tss_kernels.gated_linear import cuda as linear
 from tss_kernels.gates import cuda as gates
 from tss_kernels.importance import cuda as importance
-from tss_kernels.testing.resource_table import Rows, as_markdown, differences, from_text, numbered
 
-MODULE = "tss_kernels.testing.cuda_counts"
+MODULE = "tests.kernels.inspectors.cuda_counts"
 FILE = "emulated-cuda.md"
 CPU = torch.device("cpu")
 # Sizes of the table: neither rows nor features fill the tiles of any tiling.
