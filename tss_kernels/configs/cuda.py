@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from tss_kernels.configs import TABLES, measured, table_for
+from tss_kernels.configs import TABLES, table_for
 from tss_kernels.configs.table import ALWAYS, Crossover, Table, crossovers_of
 
 
@@ -48,7 +48,7 @@ CROSSOVERS = crossovers_of(_MEMORY, _ARITHMETIC, _GENERAL, _FLOAT32)
 
 @functools.cache
 def _with_crossovers(table: str) -> Table:
-    return TABLES[table]._replace(crossovers=CROSSOVERS | measured.CUDA.get(table, {}))
+    return TABLES[table]._replace(crossovers=CROSSOVERS)
 
 
 def cuda_table(device: torch.device) -> Table:

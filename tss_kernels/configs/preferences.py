@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import torch
 
-from tss_kernels.configs import measured
-
 
 class Preference(NamedTuple):
     """A backend and why it stands where it stands; basis: "measured ..." or "predicted ..."."""
@@ -36,10 +34,6 @@ CUDA: dict[str, tuple[Preference, ...]] = {
     "accumulate_importance_": (_LAUNCH, _TRITON_ELSE),
     "update_importance_": (_LAUNCH, _TRITON_ELSE),
     "soft_masked_adamw_": (_ONE_LAUNCH, _TRITON_ELSE),
-}
-CUDA |= {
-    op: tuple(Preference(backend, basis) for backend in backends)
-    for op, (backends, basis) in measured.PREFERENCES.items()
 }
 
 

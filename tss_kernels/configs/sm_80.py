@@ -6,7 +6,7 @@ product on W * g.
 
 from __future__ import annotations
 
-from tss_kernels.configs import measured, sm_90
+from tss_kernels.configs import sm_90
 from tss_kernels.configs.table import Crossover, Table, Tile
 
 _SPILLS = Crossover(0, "compiled for sm_80 the float32 tiles run out of registers")
@@ -17,8 +17,8 @@ TILES["scores_grad", "half", "wide"] = (Tile(64, 128, 64, 4, 3),)
 # So does Hopper's uneven float32 tile, by two registers, with 8 warps.
 TILES["scores_grad", "float32", "uneven"] = (Tile(64, 64, 16, 4, 2),)
 CROSSOVERS = {key: _SPILLS if key[1] == "float32" else crossover for key, crossover in sm_90.CROSSOVERS.items()}
-TABLE = Table("sm_80", 166_912, 184.0, TILES, CROSSOVERS | measured.TRITON.get("sm_80", {}))
+TABLE = Table("sm_80", 166_912, 184.0, TILES, CROSSOVERS)
 
 # float32 scores of a wide tile, in three stages, need up to 144 KB.
 SMALL_TILES = {key: tuple(tile._replace(stages=min(tile.stages, 2)) for tile in tiles) for key, tiles in TILES.items()}
-SMALL = Table("sm_86", 101_376, 184.0, SMALL_TILES, CROSSOVERS | measured.TRITON.get("sm_86", {}))
+SMALL = Table("sm_86", 101_376, 184.0, SMALL_TILES, CROSSOVERS)

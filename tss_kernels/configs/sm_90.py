@@ -5,7 +5,6 @@ tiles were chosen by compiling (registers, shared memory, no spills), crossovers
 
 from __future__ import annotations
 
-from tss_kernels.configs import measured
 from tss_kernels.configs.table import ALWAYS, Crossover, Kind, Product, Table, Tile, Width, crossovers_of
 
 # Where rows do not start on 16-byte boundaries every element has its own address: larger tiles run out of registers.
@@ -38,4 +37,4 @@ _FLOAT32_ROWS = Crossover(512, "predicted: the vendor's float32 product is faste
 
 CROSSOVERS = crossovers_of(_MEMORY, _ARITHMETIC, _UNEVEN_ROWS, _FLOAT32_ROWS)
 
-TABLE = Table("sm_90", 232_448, 184.0, TILES, CROSSOVERS | measured.TRITON.get("sm_90", {}))
+TABLE = Table("sm_90", 232_448, 184.0, TILES, CROSSOVERS)
