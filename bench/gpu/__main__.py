@@ -26,7 +26,7 @@ from bench.gpu.build import VARIABLE, architectures
 from bench.gpu.parts import PARTS, Outcome, Part, Run, choose
 from bench.gpu.result_file import ResultFile
 
-LIMIT = 410  # seconds of one call, so that it ends within seven minutes
+LIMIT = 400  # seconds of one call, so that it ends within seven minutes with what its last part needs to stop
 FINISHED = ("done", "failed", "skipped")
 READY_MADE = """\
 Where the part build cannot compile (no nvcc, or one that is too old), it takes a module that was carried ready-made. On

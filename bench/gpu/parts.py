@@ -22,6 +22,9 @@ from bench.gpu.result_file import ResultFile
 
 KERNEL_TESTS = ROOT / "tests" / "kernels"
 GPU_TESTS = KERNEL_TESTS / "gpu"
+# Tests that compile or count without a GPU: they take minutes, and show here what they show anywhere.
+ANYWHERE = ("test_triton_compile", "test_planted_faults", "test_instruction_counts", "test_native_guard_pages",
+            "test_triton_guard_pages")  # fmt: skip
 SANITIZER_FOUND = 86  # compute-sanitizer's exit code for a finding, which nothing else here uses
 LAST = 10.0  # seconds for the case that is being measured when no further one may begin, and for the file
 WORKERS = 8
@@ -99,7 +102,7 @@ def _tests(folder: Path, run: Run, seconds: float) -> Outcome:
         sys.executable, "-m", "pytest", str(folder), "-p", "no:cacheprovider", "-rfE", "--continue-on-collection-errors"
     ]  # fmt: skip
     if folder == KERNEL_TESTS:
-        command.append(f"--ignore={GPU_TESTS}")
+        command += [f"--ignore={path}" for path in (GPU_TESTS, *(KERNEL_TESTS / f"{name}.py" for name in ANYWHERE))]
         workers = min(WORKERS, os.cpu_count() or 1)
         command += ["-n", str(workers)] if importlib.util.find_spec("xdist") else []
     return outcome_of_tests(run.child(command, max(seconds - 15, 1)))
@@ -185,11 +188,11 @@ PARTS: tuple[Part, ...] = (
     Part("sanitize.memcheck", 30, "compute-sanitizer: accesses out of bounds", partial(_sanitize, "memcheck")),
     Part("sanitize.racecheck", 30, "compute-sanitizer: races in shared memory", partial(_sanitize, "racecheck")),
     Part("sanitize.initcheck", 15, "compute-sanitizer: reads of memory never written", partial(_sanitize, "initcheck")),
-    _measured("step", 60, "a training step of BART-Large's shape"),
+    _measured("step", 55, "a training step of BART-Large's shape"),
     _measured("adamw", 30, "soft_masked_adamw_ at 3 M and 100 M scores"),
     _measured("layers", 30, "GatedAdapterLinear in training and with packed gates"),
     _measured("gated_adapter", 40, "forward, forward and backward"),
-    _measured("gated_linear", 55, "forward, dX, dS, forward and backward"),
+    _measured("gated_linear", 50, "forward, dX, dS, forward and backward"),
     _measured("rest", 30, "packed_linear, gates, importance", "packed_linear", "gates", "importance"),
     _measured("importance_pass", 60, "the importance pass against a training epoch", named=True),
     _measured("scaling", 180, "along rows, features, bottleneck and number of tensors", named=True),

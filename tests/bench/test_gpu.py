@@ -14,7 +14,17 @@ import pytest
 from bench.core.machine import ROOT
 from bench.gpu.__main__ import LIMIT, run_parts
 from bench.gpu.children import Finished, run_child
-from bench.gpu.parts import PARTS, Outcome, Part, Run, choose, outcome_of_sanitizer, outcome_of_tests
+from bench.gpu.parts import (
+    ANYWHERE,
+    KERNEL_TESTS,
+    PARTS,
+    Outcome,
+    Part,
+    Run,
+    choose,
+    outcome_of_sanitizer,
+    outcome_of_tests,
+)
 from bench.gpu.result_file import ResultFile
 
 STAMP = {"sources": "a"}
@@ -48,6 +58,10 @@ def test_two_calls_of_seven_minutes_do_everything_the_most_important_first():
     assert names[:first] == ["build", "tests.gpu", "tests.kernels", "measure.shapes"]
     assert sum(one.seconds for one in chosen[:first]) <= LIMIT < 7 * 60
     assert sum(one.seconds for one in [chosen[0], *chosen[first:]]) <= LIMIT
+
+
+def test_what_is_left_to_other_machines_is_there():
+    assert [name for name in ANYWHERE if not (KERNEL_TESTS / f"{name}.py").exists()] == []
 
 
 def test_an_interrupted_run_keeps_the_parts_before(run):
