@@ -54,12 +54,12 @@ sanitize: setup
 	scripts/sanitize.sh $(BIN)/python
 
 resources: setup
-	$(BIN)/python -m tss_kernels.testing.resources --write tests/kernels/resources
-	$(BIN)/python -m tss_kernels.testing.cuda_resources --write tests/kernels/resources
+	$(BIN)/python -m tests.kernels.inspectors.resources --write tests/kernels/resources
+	$(BIN)/python -m tests.kernels.inspectors.cuda_resources --write tests/kernels/resources
 
 counts: setup
-	$(BIN)/python -m tss_kernels.testing.instruction_counts --write tests/kernels/resources
-	$(BIN)/python -m tss_kernels.testing.cuda_counts --write tests/kernels/resources
+	$(BIN)/python -m tests.kernels.inspectors.instruction_counts --write tests/kernels/resources
+	$(BIN)/python -m tests.kernels.inspectors.cuda_counts --write tests/kernels/resources
 
 gpu:
 	scripts/gpu.sh

@@ -1,18 +1,19 @@
-"""`pytest bench/ --benchmark`: pytest and pytest-benchmark in front of `bench.measure`."""
+"""`pytest bench/ --benchmark`: cases as tests, their times in pytest-benchmark's tables, files and comparisons."""
 
 from __future__ import annotations
 
-import dataclasses
+import importlib.util
 import math
-import os
+import time
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-SESSION = pytest.StashKey[Any]()
 HOW = "a benchmark: run it with pytest bench/ --benchmark"
+RESULTS = pytest.StashKey["Results"]()
+END = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,60 +23,111 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--benchmark-tiny", action="store_true", help="tiny sizes, to see that everything runs")
     group.addoption("--benchmark-threads", type=int, metavar="N", help="CPU cores to be bound to (all)")
     group.addoption("--benchmark-seconds", type=float, metavar="S", help="of each variant's repeats")
-    group.addoption("--benchmark-out", type=Path, metavar="FILE",
-                    help="the JSON file of this package's own form (bench/results/<machine>-<date>.json)")  # fmt: skip
+    group.addoption("--benchmark-stop-after", type=float, metavar="S", help="begin no case after so many seconds")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse at once what no benchmark could run with."""
-    if not config.getoption("--benchmark"):
-        return
-    obstacle = _obstacle(config)
-    if obstacle is not None:
+    """Refuse at once what no benchmark could run with; from here on the time counts."""
+    limit = config.getoption("--benchmark-stop-after")
+    config.stash[END] = math.inf if limit is None else time.monotonic() + limit
+    if config.getoption("--benchmark") and (obstacle := _obstacle(config)) is not None:
         raise pytest.UsageError(obstacle)
 
 
 def _obstacle(config: pytest.Config) -> str | None:
     import torch
 
-    from bench.measure.session import RESULTS, cores
+    from bench.core.machine import cores
 
-    seconds, out = config.getoption("--benchmark-seconds"), config.getoption("--benchmark-out")
-    threads, most = config.getoption("--benchmark-threads"), len(cores())
-    folder = RESULTS if out is None else out.absolute().parent
+    seconds, threads = config.getoption("--benchmark-seconds"), config.getoption("--benchmark-threads")
+    if importlib.util.find_spec("pytest_benchmark") is None:
+        return "the package pytest-benchmark is not installed: pip install pytest-benchmark"
     if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
         return "benchmarks run one at a time: leave -n out"
     if config.getoption("--benchmark-device") == "cuda" and not torch.cuda.is_available():
         return "--benchmark-device cuda, but PyTorch finds no GPU: leave it out to measure the CPU"
     if seconds is not None and not 0 <= seconds < math.inf:
         return f"--benchmark-seconds must be a number of seconds, 0 or more, but is {seconds}"
-    if threads is not None and not 1 <= threads <= most:
-        return f"--benchmark-threads must be 1 to {most}, the cores that this process may use, but is {threads}"
-    if out is not None and out.is_dir():
-        return f"--benchmark-out must be a file, but {out} is a folder: name a file in it"
-    at = next(place for place in (folder, *folder.parents) if place.exists())
-    if not os.access(at, os.W_OK):
-        return f"results cannot be written to {folder}: name a file elsewhere with --benchmark-out"
+    if threads is not None and not 1 <= threads <= len(cores()):
+        return f"--benchmark-threads must be 1 to {len(cores())}, the cores that this process may use, but is {threads}"
     return None
 
 
-class Replay:
-    """A clock for pytest-benchmark that shows durations which were measured before: each round takes the next one.
+@dataclass(frozen=True)
+class Planned:
+    """A case of a group, and how tables and comparisons know it."""
 
-    A GPU's events, and competitors that take turns, cannot be timed from the inside of one test; so `bench.measure`
-    times, and this hands its numbers over through pytest-benchmark's own `timer` option.
-    """
+    group: str
+    case: Any
 
-    def __init__(self) -> None:
-        self._now, self._steps = 0.0, iter(())
+    @property
+    def title(self) -> str:
+        """Unique in a run, and the same in every run."""
+        return f"{self.group}: {self.case}"
 
-    def load(self, seconds: list[float]) -> None:
-        """Durations of the rounds to come. Each round reads the clock twice: at its start, and after it."""
-        self._steps = iter([step for duration in seconds for step in (0.0, duration)])
 
-    def __call__(self) -> float:
-        self._now += next(self._steps, 0.0)
-        return self._now
+@dataclass
+class _Shown:
+    """What pytest-benchmark asks of a fixture that timed something."""
+
+    name: str
+    fullname: str
+    group: str
+    extra_info: dict[str, Any]
+    param: str | None = None
+    params: dict[str, Any] | None = None
+    cprofile_stats: Any = None
+    has_error: bool = False
+
+
+@dataclass
+class Results:
+    """What this run has measured, for pytest-benchmark and for the terminal."""
+
+    config: Any
+    end: float
+    failed: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    busy: dict[str, str] = field(default_factory=dict)
+    ceilings: Any = None
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether no case may begin any more."""
+        return time.monotonic() >= self.end
+
+    def skip_and_note(self, planned: Planned, why: str) -> None:
+        """Skips the running test."""
+        self.skipped.append(f"{planned.title}: {why}")
+        pytest.skip(why)
+
+    def note_failure(self, planned: Planned, why: str) -> str:
+        """A line for the file and for the test."""
+        self.failed.append(f"{planned.title}: {why}")
+        return self.failed[-1]
+
+    def add(self, planned: Planned, measured: Any, ceilings: Any) -> list[str]:
+        """Hands every time to pytest-benchmark; returns what failed.
+
+        pytest-benchmark times one function at a time. These took turns, so its own `Metadata` gets the turns' times
+        without a fixture in between.
+        """
+        from pytest_benchmark.stats import Metadata
+
+        self.ceilings = ceilings
+        for one in measured.timed:
+            name, info = one.variant.name, measured.record(one, ceilings) | {"group": planned.group}
+            shown = _Shown(name, f"{planned.title}: {name}", planned.title, info)
+            metadata = Metadata(shown, iterations=1, options={})
+            for microseconds in one.times.each:
+                metadata.update(microseconds / 1e6)
+            self.config._benchmarksession.benchmarks.append(metadata)
+            if info.get("busy") and one is measured.ours:
+                self.busy[planned.title] = info["busy"]
+        left_out = [one for one in measured.competitors if one.skipped is not None]
+        self.skipped += [f"{planned.title}: {one.variant.name}: {one.skipped}" for one in left_out]
+        wrong = [one for one in measured.competitors if one.failed is not None]
+        return [self.note_failure(planned, f"{one.variant.name}: {one.failed}") for one in wrong]
 
 
 def _device(config: pytest.Config) -> str:
@@ -86,68 +138,107 @@ def _device(config: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def session(pytestconfig: pytest.Config) -> Any:
-    from bench.measure.session import Session
+    from bench.core.session import Session
 
-    pytestconfig.stash[SESSION] = Session(
-        _device(pytestconfig), small=bool(pytestconfig.getoption("--benchmark-tiny")),
-        threads=pytestconfig.getoption("--benchmark-threads"), out=pytestconfig.getoption("--benchmark-out"),
-        seconds=pytestconfig.getoption("--benchmark-seconds"),
-    )  # fmt: skip
-    return pytestconfig.stash[SESSION]
+    option = pytestconfig.getoption
+    small, threads, seconds = option("--benchmark-tiny"), option("--benchmark-threads"), option("--benchmark-seconds")
+    return Session(_device(pytestconfig), bool(small), threads, seconds)
+
+
+@pytest.fixture(scope="session")
+def results(pytestconfig: pytest.Config) -> Results:
+    pytestconfig.stash[RESULTS] = Results(pytestconfig, pytestconfig.stash[END])
+    return pytestconfig.stash[RESULTS]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "measured" not in metafunc.fixturenames:
+    if "planned" not in metafunc.fixturenames:
         return
     if not metafunc.config.getoption("--benchmark"):
-        metafunc.parametrize("measured", [pytest.param(None, marks=pytest.mark.skip(reason=HOW), id="benchmarks")])
+        metafunc.parametrize("planned", [pytest.param(None, marks=pytest.mark.skip(reason=HOW), id="benchmarks")])
         return
-    metafunc.parametrize("measured", list(_parameters(metafunc.config)))
+    metafunc.parametrize("planned", list(_planned(metafunc.config)), ids=lambda planned: planned.title)
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """One variant of one case, and the clock that its test shows pytest-benchmark."""
-
-    group: str
-    case: Any
-    variant: str
-    clock: Replay
-
-
-def _parameters(config: pytest.Config) -> Iterator[Any]:
+def _planned(config: pytest.Config) -> Iterator[Planned]:
     import torch
 
-    from bench.measure.cases import GROUPS
-    from bench.measure.cases.sizes import published, tiny
-    from bench.measure.runner import not_measured
-    from bench.measure.session import NAMES
+    from bench.cases import GROUPS
+    from bench.cases.sizes import published, tiny
 
     device = torch.device(_device(config))
     sizes = tiny(device) if config.getoption("--benchmark-tiny") else published(device)
-    for group in NAMES:
-        for case in GROUPS[group](sizes):
-            title = f"{group}: {case}" + (f" (along {case.curve})" if case.curve else "")
-            for variant in case.variants:
-                clock, reason = Replay(), not_measured(case, variant, device)
-                marks = [pytest.mark.benchmark(group=title, timer=clock)]
-                if reason is not None:
-                    marks.append(pytest.mark.skip(reason=reason))
-                one = Measured(group, case, variant.name, clock)
-                yield pytest.param(one, marks=marks, id=f"{title}: {variant.name}")
+    for group, cases in GROUPS.items():
+        yield from (Planned(group, case) for case in cases(sizes))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    if SESSION in config.stash:
-        machine_info["tss"] = config.stash[SESSION].machine
+    if RESULTS in config.stash:
+        import torch
+
+        from bench.core.machine import describe_machine
+
+        threads = {"device": _device(config), "threads": torch.get_num_threads()}
+        machine_info["tss"] = describe_machine() | threads
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if not config.getoption("--benchmark"):
-        terminalreporter.write_line("bench/: nothing was timed; add --benchmark")
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
+    if RESULTS in config.stash:
+        from bench.core.machine import sources_digest
+
+        commit_info["sources"] = sources_digest()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """What there is beside times; single turns are left out, their percentiles are in each entry."""
+    found = config.stash.get(RESULTS, None)
+    if found is None:
         return
-    session = config.stash.get(SESSION, None)
-    if session is not None:
-        from bench.measure.report import table
+    for one in output_json["benchmarks"]:
+        one["stats"].pop("data", None)
+    ceilings = None if found.ceilings is None else found.ceilings._asdict()
+    output_json["tss"] = {
+        "tiny": bool(config.getoption("--benchmark-tiny")), "ceilings": ceilings, "failed": found.failed,
+        "skipped": found.skipped,
+    }  # fmt: skip
 
-        terminalreporter.write_line(f"\n{table(session.records())}\n\nresults: {session.report.path}")
+
+def _not_compared(config: Any) -> str | None:
+    """Why --benchmark-compare compared nothing, or None."""
+    compared = config._benchmarksession.compared_mapping
+    if RESULTS not in config.stash or not config.getoption("benchmark_compare", None):
+        return None
+    if not compared:
+        return "--benchmark-compare found no file: name one, or keep one with --benchmark-save"
+    now = {one.fullname for one in config._benchmarksession.benchmarks}
+    if any(now & known.keys() for known in compared.values()):
+        return None
+    return f"--benchmark-compare: no case of this run is in {', '.join(map(str, compared))}, so nothing was compared"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Runs after pytest-benchmark has written and read its files."""
+    if session.config.getoption("--benchmark") and _not_compared(session.config) is not None:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(trylast=True)  # below pytest-benchmark's tables
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    write = terminalreporter.write_line
+    if not config.getoption("--benchmark"):
+        write("bench/: nothing was timed; add --benchmark")
+        return
+    found = config.stash.get(RESULTS, None)
+    if found is None:
+        return
+    if (why := _not_compared(config)) is not None:
+        write(f"ERROR: {why}", red=True)
+    if found.busy:
+        write(f"BUSY MACHINE: {len(found.busy)} cases were measured beside other work; their numbers are marked:")
+        for title, why in found.busy.items():
+            write(f"  {title}: {why}")
+    if not any(config.getoption(f"benchmark_{name}", None) for name in ("json", "save", "autosave")):
+        write("numbers are shown and not kept: add --benchmark-json=FILE, which python -m bench.report reads")

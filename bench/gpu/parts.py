@@ -2,165 +2,203 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import re
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
 
-from bench.gpu import suite
-from bench.gpu.context import Context, Outcome
-from bench.gpu.progress import VARIABLE
-from bench.measure.revision import ROOT
+from bench.core.machine import ROOT
+from bench.gpu.children import Finished, run_child
+from bench.gpu.result_file import ResultFile
 
 KERNEL_TESTS = ROOT / "tests" / "kernels"
 GPU_TESTS = KERNEL_TESTS / "gpu"
-MISSING, LOST = 3, 4  # exit codes of bench.measure, which cannot be imported without torch
+# Tests that compile or count without a GPU: they take minutes, and show here what they show anywhere.
+ANYWHERE = ("test_triton_compile", "test_planted_faults", "test_instruction_counts", "test_native_guard_pages",
+            "test_triton_guard_pages")  # fmt: skip
 SANITIZER_FOUND = 86  # compute-sanitizer's exit code for a finding, which nothing else here uses
+LAST = 10.0  # seconds for the case that is being measured when no further one may begin, and for the file
+WORKERS = 8
+# done, failed: it ran to its end; skipped: it cannot run here; stopped: its time was up while it ran
+Status = Literal["done", "failed", "skipped", "stopped"]
+
+
+class Outcome(NamedTuple):
+    """How a part ended, and in a sentence why."""
+
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every part of a run shares; device: "cuda", or "cpu" to see at tiny sizes that everything runs."""
+
+    device: str
+    results: ResultFile
+    machine: Mapping[str, Any]
+    environment: Mapping[str, str]
+
+    def child(self, command: Sequence[str], seconds: float, **environment: str) -> Finished:
+        """A child of this run."""
+        log = self.results.path.with_suffix(".log")
+        return run_child(command, seconds, log, **{**self.environment, **environment})
 
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of a run: its name, its time limit in seconds (longer where others leave time over), what it does, and
-    the function that does it within so many seconds. always: what it makes is not in the results' file, so a run that
-    goes on does it again. named: it runs only where its name is given, since all parts together have nine minutes."""
+    """One piece of a run: its name, its time limit in seconds, what it does, and the function that does it.
+
+    always: what it makes is not in the results' file, so a run that goes on does it again. named: it runs only where
+    its name is given. groups: of benchmarks.
+    """
 
     name: str
     seconds: int
     does: str
-    run: Callable[[Context, float], Outcome]
+    run: Callable[[Run, float], Outcome]
     always: bool = False
     named: bool = False
+    groups: tuple[str, ...] = ()
 
 
-def _build(context: Context, seconds: float) -> Outcome:
-    if context.device != "cuda":
+def _build(run: Run, seconds: float) -> Outcome:
+    if run.device != "cuda":
         return Outcome("skipped", "compiled for the GPU of the machine; on a CPU the installation compiles")
     start = time.monotonic()
-    finished = context.run([context.python, "-m", "bench.gpu.build"], seconds)
+    finished = run.child([sys.executable, "-m", "bench.gpu.build"], seconds)
     if finished.code is None:
         return Outcome("stopped", "stopped at its time limit; a further call compiles what is left: --resume")
     if finished.code != 0:
         return Outcome("failed", f"ended with {finished.code}\n{finished.tail()}")
     modules = json.loads(finished.output.splitlines()[-1])
     said = "; ".join(f"{name} {one['status']} ({one['reason'].splitlines()[0]})" for name, one in modules.items())
-    numbers = {"modules": modules, "kernels": None}
     errors = [one["reason"] for one in modules.values() if one["status"] == "failed"]
     if errors:
-        return Outcome("failed", "\n".join([said, *errors])[:8000], numbers)
-    checked = context.run([context.python, "-m", "bench.gpu.build", "--check"], seconds - (time.monotonic() - start))
+        return Outcome("failed", "\n".join([said, *errors])[:8000])
+    left = seconds - (time.monotonic() - start)
+    checked = run.child([sys.executable, "-m", "bench.gpu.build", "--check"], left)
     if checked.code != 0:
         why = "not finished in time" if checked.code is None else checked.tail()
-        return Outcome("failed", f"{said}; but what lies in tss_kernels does not run here: {why}", numbers)
-    numbers["kernels"] = context.run([context.python, "-m", "tss_kernels"], 30).output
-    return Outcome("skipped" if modules["_cuda"]["status"] == "missing" else "done", said, numbers)
+        return Outcome("failed", f"{said}; but what lies in tss_kernels does not run here: {why}")
+    return Outcome("skipped" if modules["_cuda"]["status"] == "missing" else "done", said)
 
 
-def _tests(folder: Path, context: Context, seconds: float) -> Outcome:
-    if context.device != "cuda":
+def _tests(folder: Path, run: Run, seconds: float) -> Outcome:
+    if run.device != "cuda":
         return Outcome("skipped", "the tests of the kernels run here as they do everywhere: pytest tests/kernels")
-    if suite.version("pytest") is None and not (context.site and (context.site / "pytest").exists()):
-        return Outcome("skipped", "the package pytest is not installed; carry its wheel and name its folder: --wheels")
-    search = [str(context.site)] if context.site else []
-    missing = suite.cannot_run(folder, search)
-    ignored = list(missing)
+    if importlib.util.find_spec("pytest") is None:
+        return Outcome("skipped", "the package pytest is not installed")
+    command = [
+        sys.executable, "-m", "pytest", str(folder), "-p", "no:cacheprovider", "-rfE", "--continue-on-collection-errors"
+    ]  # fmt: skip
     if folder == KERNEL_TESTS:
-        ignored.append(GPU_TESTS)  # a part of its own
-        missing = {file: name for file, name in missing.items() if GPU_TESTS not in file.parents}
-    command = suite.command(context.python, folder, ignored, parallel=folder != GPU_TESTS)
-    with TemporaryDirectory() as scratch:
-        progress = Path(scratch) / "progress.jsonl"
-        finished = context.run(command, seconds, **{VARIABLE: str(progress)})
-        status, reason, numbers = suite.result(progress, finished, missing)
-    return Outcome(status, reason, numbers)  # type: ignore[arg-type]
+        command += [f"--ignore={path}" for path in (GPU_TESTS, *(KERNEL_TESTS / f"{name}.py" for name in ANYWHERE))]
+        workers = min(WORKERS, os.cpu_count() or 1)
+        command += ["-n", str(workers)] if importlib.util.find_spec("xdist") else []
+    return outcome_of_tests(run.child(command, max(seconds - 15, 1)))
 
 
-def _sanitize(tool: str, context: Context, seconds: float) -> Outcome:
-    if context.device != "cuda":
+def outcome_of_tests(finished: Finished) -> Outcome:
+    """What pytest's last lines say."""
+    lines = finished.output.splitlines()
+    counts = [line for line in lines if re.search(r"\d+ (passed|failed|skipped|error)", line)]
+    said = counts[-1].strip("= ") if counts else f"ended with {finished.code}: {finished.tail(3)}"
+    wrong = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    if wrong:
+        return Outcome("failed", "\n".join([said, *wrong[:50]]))
+    if finished.code is None:
+        return Outcome("stopped", f"stopped at its time limit: {said}")
+    return Outcome("done" if finished.code == 0 and counts else "failed", said)
+
+
+def _sanitize(tool: str, run: Run, seconds: float) -> Outcome:
+    if run.device != "cuda":
         return Outcome("skipped", "compute-sanitizer watches GPUs")
-    sanitizer = context.machine["tools"]["compute-sanitizer"]
+    sanitizer = run.machine["tools"]["compute-sanitizer"]
     if sanitizer is None:
         return Outcome("skipped", "compute-sanitizer was not found, on the PATH or in CUDA's folders")
     command = [
         sanitizer, "--tool", tool, "--error-exitcode", str(SANITIZER_FOUND), "--report-api-errors", "no",
-        "--print-limit", "20", context.python, "-m", "bench.gpu.each_op",
+        "--print-limit", "20", sys.executable, "-m", "tests.kernels.inspectors.each_op",
     ]  # fmt: skip
     # Every tensor an allocation of its own: inside a cached block an access past a tensor's end is not noticed.
-    finished = context.run(command, seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    return outcome_of_sanitizer(run.child(command, seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1"))
+
+
+def outcome_of_sanitizer(finished: Finished) -> Outcome:
+    """Done only if everything ran and was watched; a finding names the kernels: ours, or those of PyTorch."""
     ran = re.search(r"^(\d+) calls ran$", finished.output, re.MULTILINE)
     summary = re.search(r"(ERROR|RACECHECK) SUMMARY: .*", finished.output)
-    # Whose kernels were found at fault: ours, or those of PyTorch and its libraries.
     kernels = Counter(name.strip()[:200] for name in re.findall(r"^=+ +at (.+?)(?:\+0x\w+.*)?$", finished.output, re.M))
-    numbers = {
-        "calls": int(ran[1]) if ran else None, "summary": summary[0] if summary else None, "exit": finished.code,
-        "kernels": dict(kernels.most_common(20)),
-        "backends": re.findall(r"^(?:triton|cuda): .*", finished.output, re.MULTILINE),
-    }  # fmt: skip
     if finished.code is None and not kernels:
-        after = "; ".join(["nothing found", *numbers["backends"]])
-        return Outcome("stopped", f"stopped at its time limit; until then {after}", numbers)
+        return Outcome("stopped", "stopped at its time limit; until then nothing found")
     if finished.code == 0 and ran and summary:
-        return Outcome("done", f"{summary[0]} in {ran[1]} calls", numbers)
+        return Outcome("done", f"{summary[0]} in {ran[1]} calls")
     reason = summary[0] if summary else f"ended with {finished.code}"
     named = "".join(f"\n{count} in {name}" for name, count in kernels.most_common(5))
-    return Outcome("failed", f"{reason}{named}\n{finished.tail()}", numbers | {"output": finished.output[:20000]})
+    return Outcome("failed", f"{reason}{named}\n{finished.tail()}")
 
 
-def _measure(group: str, context: Context, seconds: float) -> Outcome:
-    command = [
-        context.python, "-m", "bench.measure", group, "--device", context.device,
-        "--seconds", str(max(seconds - 8, 1)), "--out", str(context.report.path), *(["--tiny"] if context.tiny else []),
-    ]  # fmt: skip
-    end = time.monotonic() + seconds
-    finished = context.run(command, seconds)
-    while finished.code == LOST and end - time.monotonic() > 20:  # the failed variant is in the file: after it
-        finished = context.run([*command, "--continue"], end - time.monotonic())
-    cases = (context.report.part(f"measure.{group}").get("result") or {}).get("cases", [])
-    variants = [variant for case in cases for variant in case["variants"].values()]
-    timed = sum("median_us" in variant for variant in variants)
-    said = f"{timed} of {len(variants)} timings" if cases else "measured"
-    if finished.code is None:
-        return Outcome("stopped", f"{said}; stopped at its time limit")
-    if finished.code == MISSING:
-        return Outcome("skipped", finished.tail(1))
-    wrong = sum("failed" in variant for variant in variants)
-    if finished.code != 0 or wrong:
-        return Outcome("failed", f"{said}, {wrong} failed" + (f"\n{finished.tail()}" if finished.code else ""))
-    if any(variant.get("skipped") == "the time was up" for variant in variants):
-        return Outcome("stopped", f"{said}; the time was up")
-    return Outcome("done", said)
+def _measure(groups: tuple[str, ...], run: Run, seconds: float) -> Outcome:
+    """Cases of whole groups; a fault that takes the device away costs the rest of this part alone."""
+    with TemporaryDirectory(prefix="bench-gpu-") as scratch:
+        file = Path(scratch) / "measured.json"
+        command = [
+            sys.executable, "-m", "pytest", "bench/", "--benchmark", "--benchmark-device", run.device,
+            "-k", " or ".join(f"[{group}:" for group in groups), f"--benchmark-json={file}", "--benchmark-quiet",
+            "--benchmark-stop-after", str(max(seconds - LAST, 1.0)), "-p", "no:cacheprovider", "-p", "no:xdist",
+            *(["--benchmark-tiny"] if run.device == "cpu" else []),
+        ]  # fmt: skip
+        finished = run.child(command, seconds)
+        if not file.exists():
+            return Outcome("failed", f"ended with {finished.code}\n{finished.tail()}")
+        measured = json.loads(file.read_text())
+    run.results.merge(measured)
+    failed = measured["tss"]["failed"]
+    late = [line for line in measured["tss"]["skipped"] if line.endswith("the time was up")]
+    said = f"{len({entry['group'] for entry in measured['benchmarks']})} cases timed"
+    if failed:
+        return Outcome("failed", "\n".join([f"{said}, {len(failed)} checks failed", *failed])[:8000])
+    if late or finished.code is None:
+        return Outcome("stopped", f"{said}, {len(late)} not begun; the time was up")
+    return Outcome("done" if finished.code == 0 else "failed", said if finished.code == 0 else finished.tail())
 
 
-def _measured(group: str, seconds: int, does: str, *, named: bool = False) -> Part:
-    return Part(f"measure.{group}", seconds, does, partial(_measure, group), named=named)
+def _measured(name: str, seconds: int, does: str, *groups: str, named: bool = False) -> Part:
+    chosen = groups or (name,)
+    return Part(f"measure.{name}", seconds, does, partial(_measure, chosen), named=named, groups=chosen)
 
 
+# The first parts fit in one call of seven minutes, the rest in a second one with --resume.
 PARTS: tuple[Part, ...] = (
     Part("build", 90, "compiles csrc for this GPU alone, or tries what was carried ready-made", _build, always=True),
     Part("tests.gpu", 70, "tests/kernels/gpu: what only a GPU can show", partial(_tests, GPU_TESTS)),
-    Part("tests.kernels", 60, "tests/kernels, every backend there is", partial(_tests, KERNEL_TESTS)),
-    _measured("ceilings", 10, "copy bandwidth, matrix rates and the smallest kernel of this machine"),
-    _measured("gated_linear", 45, "forward, dX, dS, forward and backward"),
-    _measured("layers", 15, "GatedAdapterLinear in training and in inference"),
-    _measured("adamw", 25, "soft_masked_adamw_ at 3 M and 100 M scores"),
-    _measured("gated_adapter", 40, "forward, forward and backward"),
-    _measured("step", 40, "a BART-Large training step"),
+    Part("tests.kernels", 90, "tests/kernels, every backend there is", partial(_tests, KERNEL_TESTS)),
+    _measured("shapes", 100, "each backend against the floor at the sizes that decide"),
     Part("sanitize.memcheck", 30, "compute-sanitizer: accesses out of bounds", partial(_sanitize, "memcheck")),
-    Part("sanitize.racecheck", 20, "compute-sanitizer: races in shared memory", partial(_sanitize, "racecheck")),
+    Part("sanitize.racecheck", 30, "compute-sanitizer: races in shared memory", partial(_sanitize, "racecheck")),
     Part("sanitize.initcheck", 15, "compute-sanitizer: reads of memory never written", partial(_sanitize, "initcheck")),
-    _measured("packed_linear", 15, "the forward pass of sealed tasks"),
-    _measured("gates", 10, "pack_gates, unpack_gates"),
-    _measured("importance", 10, "normalize_importance, accumulate_importance_"),
-    _measured("dispatch", 35, "every strategy and tiling at every class of shapes; proposes the tables' entries"),
-    _measured("epoch", 40, "the importance pass against a training epoch", named=True),
-    _measured("scaling", 150, "curves along rows, features, bottleneck and number of tensors", named=True),
-    _measured("tasks", 150, "switching, learning, saving and loading, up to 1,000 tasks", named=True),
-    _measured("calls", 20, "operations on tiny tensors: the way to the arithmetic", named=True),
-    _measured("start", 90, "imports and first calls", named=True),
+    _measured("step", 55, "a training step of BART-Large's shape"),
+    _measured("adamw", 30, "soft_masked_adamw_ at 3 M and 100 M scores"),
+    _measured("layers", 30, "GatedAdapterLinear in training and with packed gates"),
+    _measured("gated_adapter", 40, "forward, forward and backward"),
+    _measured("gated_linear", 50, "forward, dX, dS, forward and backward"),
+    _measured("rest", 30, "packed_linear, gates, importance", "packed_linear", "gates", "importance"),
+    _measured("importance_pass", 60, "the importance pass against a training epoch", named=True),
+    _measured("scaling", 180, "along rows, features, bottleneck and number of tensors", named=True),
+    _measured("tasks", 180, "switching, learning, saving and loading, up to 1,000 tasks", named=True),
+    _measured("calls", 45, "operations on tiny tensors: call overhead", named=True),
+    _measured("start", 110, "imports and first calls", named=True),
 )
 
 
@@ -174,8 +212,8 @@ def choose(names: Sequence[str], parts: Sequence[Part] = PARTS) -> list[Part]:
         return part.name == name or part.name.startswith(f"{name}.") or part.name.endswith(f".{name}")
 
     for name in names:
-        if name != "env" and not any(matches(name, part) for part in parts):
-            raise ValueError(f"no part {name!r}: there are env, {', '.join(part.name for part in parts)}")
+        if not any(matches(name, part) for part in parts):
+            raise ValueError(f"no part {name!r}: there are {', '.join(part.name for part in parts)}")
     if not names:
         return [part for part in parts if not part.named]
     return [part for part in parts if any(matches(name, part) for name in names)]

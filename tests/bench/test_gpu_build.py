@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 import types
 
 import pytest
 
 from bench.gpu import build
-from bench.gpu.__main__ import _compiled_for
+from bench.gpu.__main__ import compiled_for
 from bench.gpu.build import Built, architectures, obstacle
-from bench.gpu.context import Context
-from bench.gpu.parts import choose
-from bench.gpu.processes import Finished
-from bench.measure.report import Report
+from bench.gpu.children import Finished
+from bench.gpu.parts import Run, choose
+from bench.gpu.result_file import ResultFile
 from csrc.build.ninja_file import BuildFailed
 from csrc.build.settings import read
 
@@ -39,10 +37,10 @@ def test_code_for_the_gpus_there_are_and_no_others():
 def test_the_callers_architectures_stay(monkeypatch):
     machine = {"gpus": [{"capability": "9.0"}]}
     monkeypatch.delenv(build.VARIABLE, raising=False)
-    assert _compiled_for(machine) == {build.VARIABLE: "90a"}
-    assert _compiled_for({"gpus": []}) == {}
+    assert compiled_for(machine) == {build.VARIABLE: "90a"}
+    assert compiled_for({"gpus": []}) == {}
     monkeypatch.setenv(build.VARIABLE, "80")
-    assert _compiled_for(machine) == {}
+    assert compiled_for(machine) == {}
 
 
 def test_what_is_compiled_takes_the_place_of_what_lay_there(package, monkeypatch, tmp_path):
@@ -119,14 +117,12 @@ def test_what_compiling_needs_is_named(monkeypatch):
 def test_the_part_is_done_only_if_what_lies_there_runs(tmp_path, monkeypatch, cuda, checked, status, said):
     modules = {"_native": {"status": "compiled", "reason": "here"}, "_cuda": {"status": cuda, "reason": "no nvcc"}}
     answers = {
-        "bench.gpu.build": Finished(0, 1.0, f"some warning\n{json.dumps(modules)}\n"),
-        "--check": Finished(checked, 1.0, "no kernel image is available"),
-        "tss_kernels": Finished(0, 1.0, "backends"),
+        "bench.gpu.build": Finished(0, f"some warning\n{json.dumps(modules)}\n"),
+        "--check": Finished(checked, "no kernel image is available"),
     }
-    monkeypatch.setattr(Context, "run", lambda self, command, seconds, **values: answers[command[-1]])
-    context = Context(sys.executable, "cuda", False, Report(tmp_path / "r.json"), {})
+    monkeypatch.setattr(Run, "child", lambda self, command, seconds: answers[command[-1]])
     (part,) = choose(["build"])
-    outcome = part.run(context, 60.0)
+    outcome = part.run(Run("cuda", ResultFile(tmp_path / "r.json"), {}, {}), 60.0)
     assert (outcome.status, said in outcome.reason) == (status, True), outcome.reason
 
 

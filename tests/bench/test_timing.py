@@ -7,8 +7,8 @@ import types
 import pytest
 import torch
 
-from bench.measure import timing
-from bench.measure.timing import CpuTimer, CudaTimer, spread
+from bench.core import timing
+from bench.core.timing import CpuTimer, CudaTimer, spread
 
 
 class Machine:

@@ -1,5 +1,5 @@
 """Kernels that each break one limit of the resource gate, and one that breaks none; the launches are compiled by
-`python -m tss_kernels.testing.resources --launches`."""
+`python -m tests.kernels.inspectors.resources --launches`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tss_kernels.testing.launches import empty
-from tss_kernels.testing.resources import Case, Kernel
+from tests.kernels.inspectors.resources import Case, Kernel
+from tests.kernels.inspectors.triton_cases import empty
 
 
 @triton.jit

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernels.inspectors import cuda_resources
+from tests.kernels.inspectors.cuda_resources import Kernel, built_module, cuobjdump, read, rows_of, violations
+from tests.kernels.inspectors.resource_table import differences, from_text
 from tss_kernels.backends.registry import build_record
-from tss_kernels.testing import cuda_resources
-from tss_kernels.testing.cuda_resources import Kernel, built_module, cuobjdump, read, rows_of, violations
-from tss_kernels.testing.resource_table import differences, from_text
 
 TABLES = Path(__file__).with_name("resources")
 SMALLEST = 101_376  # bytes of shared memory of a block on the smaller chips that run code for sm_80

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import tss_kernels
+from tests.kernels.inspectors import cuda_counts
+from tests.kernels.inspectors.cuda_counts import HYPER, executed, layer
+from tests.kernels.inspectors.resource_table import differences, from_text
 from tss_kernels.backends.cuda import kernels
 from tss_kernels.backends.registry import EMULATED
 from tss_kernels.backends.tables.cuda import GENERAL, TILINGS, WIDE, Tiling
 from tss_kernels.backends.tables.cuda_adapter import TILES, AdapterTile
 from tss_kernels.gated_adapter import cuda as adapter
 from tss_kernels.gated_linear import cuda as linear
-from tss_kernels.testing import cuda_counts
-from tss_kernels.testing.cuda_counts import HYPER, executed, layer
-from tss_kernels.testing.resource_table import differences, from_text
 
 TABLE = Path(__file__).with_name("resources") / cuda_counts.FILE
 K_TILE = 64  # of what is summed over, in every product
@@ -122,14 +122,41 @@ def test_one_block_moves_and_computes_what_explain_says():
 
 
 @pytest.mark.parametrize(("count", "dtypes"), [(48, 1), (48, 2), (400, 1), (400, 2)])
-def test_adamw_is_one_launch_for_all_tensors_of_a_kind(count, dtypes):
+@pytest.mark.parametrize("gates", [False, True])
+def test_adamw_is_one_launch_for_all_tensors_of_a_kind(count, dtypes, gates):
     shapes = [(3, 8 + i % 2000) for i in range(count)]
     kinds = [torch.bfloat16 if dtypes == 2 and i % 2 else torch.float32 for i in range(count)]
     lists = [[torch.zeros(shape, dtype=kind) for shape, kind in zip(shapes, kinds, strict=True)] for _ in range(5)]
-    counts = executed(lambda: tss_kernels.soft_masked_adamw_(*lists, step=1, lr=1e-3, **HYPER))
+    if gates:
+        packed = [
+            torch.zeros((3, up(columns, 8)), dtype=torch.uint8) if kind == torch.float32 else None
+            for (_, columns), kind in zip(shapes, kinds, strict=True)
+        ]
+        options = {"packed": packed, "flips": torch.zeros(count, dtype=torch.int64)}
+    else:
+        options = {}
+    counts = executed(lambda: tss_kernels.soft_masked_adamw_(*lists, step=1, lr=1e-3, **HYPER, **options))
+    filled = [
+        3 * (up(columns, 8) * 8 if gates and kind == torch.float32 else columns)
+        for (_, columns), kind in zip(shapes, kinds, strict=True)
+    ]
     assert counts["launches"] == dtypes
-    assert counts["blocks"] == sum(up(3 * columns, 1024) for _, columns in shapes)
+    assert counts["blocks"] == sum(up(elements, 1024) for elements in filled)
     assert counts["barriers"] == 0
+
+
+def test_gates_within_the_step_add_nothing_but_their_shuffles():
+    """Halves of a byte meet by one exchange and flips by five, once a warp; atomics only where some flipped."""
+    columns, warps = 1024, 3 * 8
+    lists = [[torch.zeros(3, columns)] for _ in range(5)]
+    lists[1][0][1] = 1  # the second row's gates go off
+    options = {
+        "packed": [torch.zeros((3, columns // 8), dtype=torch.uint8)],
+        "flips": torch.zeros(1, dtype=torch.int64),
+    }
+    counts = executed(lambda: tss_kernels.soft_masked_adamw_(*lists, step=1, lr=1e-3, **HYPER, **options))
+    assert (counts["launches"], counts["exchanges"], counts["atomics"]) == (1, 6 * warps, warps // 3)
+    assert int(options["flips"]) == columns
 
 
 def moved(call) -> tuple[int, int]:
@@ -142,14 +169,17 @@ SHAPES = [(64, 48), (33, 21), (3, 1024)]
 
 
 @pytest.mark.parametrize("importance", [True, False])
-def test_a_step_moves_each_number_once_as_explain_says(traced, importance):
+@pytest.mark.parametrize("gates", [True, False])
+def test_a_step_moves_each_number_once_as_explain_says(traced, gates, importance):
     lists = [[torch.zeros(shape) for shape in SHAPES] for _ in range(4)]
     names = dict(zip(("params", "grads", "exp_avgs", "exp_avg_sqs"), lists, strict=True))
     options = {"importances": [torch.zeros(shape) if importance else None for shape in SHAPES], "step": 1, "lr": 1e-3}
+    packed = [torch.zeros((rows, up(columns, 8)), dtype=torch.uint8) for rows, columns in SHAPES]
+    options |= {"packed": packed, "flips": torch.zeros(len(SHAPES), dtype=torch.int64)} if gates else {}
     read, written = moved(lambda: tss_kernels.soft_masked_adamw_(**names, **options, **HYPER))
     scores = sum(rows * columns for rows, columns in SHAPES)
     assert read == scores * (20 if importance else 16)
-    assert written == scores * 12
+    assert written == scores * 12 + (sum(bits.numel() for bits in packed) if gates else 0)
     assert read + written == tss_kernels.explain("soft_masked_adamw_", **names, **options, **HYPER).bytes
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from csrc.build.toolchain import Missing, find_cxx
 from csrc.build.variants import ROOT, built, read
-from tss_kernels.testing import instruction_counts
-from tss_kernels.testing.instruction_counts import EVENTS, MARGIN, Count, beyond_margin, measure, rows_of
-from tss_kernels.testing.resource_table import from_text
+from tests.kernels.inspectors import instruction_counts
+from tests.kernels.inspectors.instruction_counts import EVENTS, MARGIN, Count, beyond_margin, measure, rows_of
+from tests.kernels.inspectors.resource_table import from_text
 
 TABLES = Path(__file__).with_name("resources")
 AGAIN = "`make counts` writes the table again"

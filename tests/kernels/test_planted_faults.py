@@ -16,10 +16,10 @@ from torch.nn.functional import linear
 pytest.importorskip("triton")
 
 import tss_kernels
+from tests.kernels.inspectors.resources import kernels_and_operations, measure, violations
 from tss_kernels.gated_linear import triton as products
 from tss_kernels.gated_linear import triton_kernels
 from tss_kernels.testing import CheckFailed, check_op
-from tss_kernels.testing.resources import kernels_and_operations, measure, violations
 
 HERE = Path(__file__).parent
 CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is for machines without a GPU")
@@ -109,12 +109,12 @@ import sys
 sys.path.insert(0, {folder!r})
 import faulty_kernels
 from tss_kernels.gated_linear import triton as products
-from tss_kernels.testing import launches
+from tests.kernels.inspectors import triton_cases as cases
 
 products.forward_kernel = faulty_kernels.forward_kernel
-launches.PRODUCTS, launches.ALIKE = launches.PRODUCTS[:1], ()
-KERNELS = launches.KERNELS
-OPERATIONS = {{"gated_linear": launches.gated_linear}}
+cases.PRODUCTS, cases.ALIKE = cases.PRODUCTS[:1], ()
+KERNELS = cases.KERNELS
+OPERATIONS = {{"gated_linear": cases.gated_linear}}
 """
 
 
@@ -125,7 +125,7 @@ def test_the_resource_gate_notices_a_mask_that_leaves_the_registers(tmp_path):
         "sums = tl.dot(dot_operand(masked), dot_operand(x), sums, input_precision=PRECISION)",
         "sums += tl.trans(tl.dot(tl.trans(x), tl.trans(masked), input_precision=PRECISION))",
     )
-    path = tmp_path / "launches.py"
+    path = tmp_path / "triton_cases.py"
     path.write_text(LAUNCHES.format(folder=str(tmp_path)))
     kernels, _ = kernels_and_operations()
     seen = {one.kernel: one for one in measure(path, [90]) if one.launch.startswith("bfloat16")}

@@ -10,9 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 import tss_kernels
-from tss_kernels.backends.registry import tables
-from tss_kernels.gated_adapter import triton as adapter
-from tss_kernels.testing.resources import (
+from tests.kernels.inspectors.resources import (
     REWRITE,
     SHARED_MEMORY,
     Kernel,
@@ -27,6 +25,8 @@ from tss_kernels.testing.resources import (
     triton_version,
     violations,
 )
+from tss_kernels.backends import tables
+from tss_kernels.gated_adapter import triton as adapter
 
 TABLES = Path(__file__).with_name("resources")
 BAD = Path(__file__).with_name("bad_launches.py")
@@ -91,7 +91,7 @@ def test_every_tile_of_the_products_is_compiled(seen, name):
             continue
         compiled = launched(seen, int(name.removeprefix("sm_")), KERNEL_OF[product], kind == "float32")
         missing += [(product, kind, width, tile) for tile in tiles if tuple(tile) not in compiled]
-    assert not missing, f"no launch in tss_kernels/testing/launches.py reaches {missing}"
+    assert not missing, f"no launch in tests/kernels/inspectors/triton_cases.py reaches {missing}"
 
 
 def tiles_in(module) -> set[tuple[int, ...]]:

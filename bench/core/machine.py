@@ -1,0 +1,176 @@
+"""The machine that numbers are from, the code, and whether anything else was running: nothing of it has to be there.
+
+`python -m bench.core.machine` prints it as JSON.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("tss_kernels", "tss", "bench", "csrc")  # what numbers depend on
+PACKAGES = ("torch", "triton", "numpy", "transformers", "peft", "pytest", "pytest-benchmark", "pytest-xdist",
+            "hypothesis", "pybind11", "ninja")  # fmt: skip
+SMI_FIELDS = "name,driver_version,memory.total,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu"
+TOOL_FOLDERS = ("/usr/local/cuda*/bin", "/usr/local/cuda*/compute-sanitizer", "/opt/nvidia/*/bin", "/opt/cuda*/bin")
+
+
+def version(package: str) -> str | None:
+    """The installed version, None if there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def find_tool(name: str) -> str | None:
+    """Where a CUDA tool is: on the PATH or in one of CUDA's usual folders."""
+    found = shutil.which(name)
+    candidates = [path for folder in TOOL_FOLDERS for path in sorted(glob.glob(f"{folder}/{name}"), reverse=True)]
+    return found or next((path for path in candidates if os.access(path, os.X_OK)), None)
+
+
+def processor() -> str:
+    """The CPU's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def cores() -> list[int]:
+    """The cores that this process may use."""
+    if not hasattr(os, "sched_getaffinity"):  # not on macOS
+        return list(range(os.cpu_count() or 1))
+    return sorted(os.sched_getaffinity(0))
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _gpus() -> dict[str, Any]:
+    """The GPUs that torch can use, the CUDA version that it was built for, and why there are none."""
+    try:
+        torch = importlib.import_module("torch")
+    except (ImportError, OSError) as error:
+        return {"gpus": [], "cuda": None, "why_no_gpu": f"torch cannot be imported: {error}"}
+    cuda = torch.version.cuda
+    if not torch.cuda.is_available():
+        why = "torch.cuda.is_available() is False" + ("" if cuda else ": this torch was built without CUDA")
+        return {"gpus": [], "cuda": cuda, "why_no_gpu": why}
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    gpus = [
+        {"name": one.name, "capability": f"{one.major}.{one.minor}", "memory": one.total_memory,
+         "multiprocessors": one.multi_processor_count, "l2_bytes": getattr(one, "L2_cache_size", None)}
+        for one in found
+    ]  # fmt: skip
+    return {"gpus": gpus, "cuda": cuda, "why_no_gpu": None}
+
+
+def describe_machine() -> dict[str, Any]:
+    """What stays the same from one run to the next on this machine."""
+    return {
+        "python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(),
+        "processor": processor(), **_gpus(), "packages": {name: version(name) for name in PACKAGES},
+        "tools": {name: find_tool(name) for name in ("compute-sanitizer", "nvcc")},
+    }  # fmt: skip
+
+
+def gpu_state() -> str | None:
+    """Clocks, power and utilization as nvidia-smi says them."""
+    return _output("nvidia-smi", f"--query-gpu={SMI_FIELDS}", "--format=csv")
+
+
+def sources_digest() -> str:
+    """Of the code that numbers depend on, for checkouts that travel without their history."""
+    digest = hashlib.sha256()
+    for folder in SOURCES:
+        for file in sorted((ROOT / folder).rglob("*")):
+            if file.is_file() and file.suffix in {".py", ".cu", ".cuh", ".cpp", ".h"}:
+                digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+class Load(NamedTuple):
+    """What else ran meanwhile.
+
+    average: processes that wanted to run, over the last minute, this one included. others: cores that other processes
+    used; None where the system does not say.
+    """
+
+    average: float | None
+    others: float | None
+
+
+def _busy_seconds() -> float | None:
+    """Processor seconds that anything has used since the start of the system."""
+    try:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    idle, waiting = fields[3:5]
+    return (sum(fields) - idle - waiting) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+SHORTEST = 0.2  # seconds, below which the system's ticks of 10 ms say little
+
+
+class LoadWatch:
+    """From its making to `load()`: what other processes did."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic(), _busy_seconds(), _own_seconds()
+
+    def load(self) -> Load:
+        """So far."""
+        average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        start, before, own = self._start
+        after, elapsed = _busy_seconds(), time.monotonic() - start
+        if before is None or after is None or after <= before or elapsed < SHORTEST:
+            return Load(average, None)
+        others = (after - before) - (_own_seconds() - own)
+        return Load(average, round(max(0.0, others / elapsed), 2))
+
+
+OTHERS = 0.25  # cores that other processes may use, or a twentieth of the machine's if that is more
+SPREAD = 0.5  # of the median, from the 10th to the 90th percentile of the turns
+
+
+def why_busy(load: Load, spread: float, threads: int) -> str | None:
+    """What says that the machine was busy with something else while this was measured, or None."""
+    count, reasons = os.cpu_count() or 1, []
+    if load.others is not None:
+        if load.others > max(OTHERS, 0.05 * count):
+            reasons.append(f"others used {load.others:.2g} of {count} cores")
+    elif load.average is not None and load.average > threads + OTHERS:
+        reasons.append(f"load average {load.average:.2g} with {threads} threads of our own")
+    if spread > SPREAD:
+        reasons.append(f"turns spread over {spread:.0%} of the median")
+    return ", ".join(reasons) or None
+
+
+if __name__ == "__main__":
+    print(json.dumps(describe_machine()))

@@ -1,0 +1,72 @@
+"""Children with a time limit, whose output goes to a log."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.core.machine import ROOT
+
+# What each signal is given to end the child; pytest writes its files when it is interrupted.
+PATIENCE = ((signal.SIGINT, 15.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
+
+
+class Finished(NamedTuple):
+    """How a child ended: its exit code (None: stopped at its limit) and what it wrote."""
+
+    code: int | None
+    output: str
+
+    def tail(self, lines: int = 25) -> str:
+        """The end of the output."""
+        return "\n".join(self.output.splitlines()[-lines:])
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """Ends the child and what it started: it leads a process group of its own."""
+    for number, patience in PATIENCE:
+        try:
+            os.killpg(child.pid, number)
+        except ProcessLookupError:
+            return
+        try:
+            child.wait(timeout=patience)
+        except subprocess.TimeoutExpired:
+            continue
+        if number == signal.SIGKILL:
+            return
+
+
+def _environment(extra: dict[str, str]) -> dict[str, str]:
+    """This checkout first on the path, the interpreter of Triton off."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    path = [str(ROOT), *filter(None, [inherited.get("PYTHONPATH")])]
+    fixed = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return inherited | fixed | {"PYTHONPATH": os.pathsep.join(path)} | extra
+
+
+def run_child(command: Sequence[str], seconds: float, log: Path, **environment: str) -> Finished:
+    """Runs a command in the checkout for at most so many seconds, its output appended to the log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        file.write(f"\n$ {' '.join(command)}\n".encode())
+        file.flush()
+        before = file.tell()
+        child = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT,
+            env=_environment(environment), start_new_session=True,
+        )  # fmt: skip
+        code: int | None = None
+        try:
+            code = child.wait(timeout=max(seconds, 1.0))
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            _stop(child)
+    with log.open("rb") as file:
+        file.seek(before)
+        return Finished(code, file.read().decode(errors="replace"))
