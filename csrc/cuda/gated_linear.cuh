@@ -60,6 +60,8 @@ __global__ void __launch_bounds__(Tile::threads) gated_product_kernel(const __gr
                                 const bool inside = bias != nullptr && first_feature + m < features;
                                 return inside ? sum + to_float(bias[first_feature + m]) : sum;
                             });
+    } else {
+        __trap();  // a kernel that did nothing would leave whatever the result's memory held
     }
 }
 

@@ -85,7 +85,8 @@ __device__ __forceinline__ std::uint64_t shared_descriptor(const void* start) {
            std::uint64_t(1) << 62;
 }
 
-// Instructions of Hopper alone (sm_90a); kernels that use them are compiled empty for other architectures.
+// Instructions of Hopper alone, in code for sm_90a and in no other, not even in what Hopper's driver makes of PTX for
+// compute_90: there kernels that use them are nothing but a trap, and registers_of says so before a launch.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define TSS_HAS_WARPGROUPS 1
 __device__ __forceinline__ void warpgroup_arrive() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

@@ -12,6 +12,7 @@ import torch
 
 from tss_kernels.configs import TABLES, measured, table_for
 from tss_kernels.configs.table import ALWAYS, Crossover, Table, crossovers_of
+from tss_kernels.cuda import kernels
 
 
 class Tiling(NamedTuple):
@@ -57,13 +58,19 @@ def cuda_table(device: torch.device) -> Table:
 
 
 def has_warpgroups(device: torch.device) -> bool:
-    """Whether code for Hopper alone runs on the device; the CPU, where kernels are emulated, has its instructions."""
-    return device.type != "cuda" or _major(device) == 9
+    """Whether the tilings by Hopper's instructions run on the device; the CPU, where kernels are emulated, has them.
+
+    The compute capability does not tell: an installation for other architectures, or a driver that was told to compile
+    PTX itself, has no such code on Hopper either. So the module is asked what the driver took from it.
+    """
+    if device.type != "cuda":
+        return True
+    return _has_warpgroups(torch.cuda.current_device() if device.index is None else device.index)
 
 
 @functools.cache
-def _major(device: torch.device) -> int:
-    return torch.cuda.get_device_capability(device)[0]
+def _has_warpgroups(index: int) -> bool:
+    return kernels(torch.device("cuda", index)).has_warpgroups(index)
 
 
 def tiling_for(dtype: torch.dtype, rows: int, features: int, aligned: bool, warpgroups: bool) -> Tiling:
