@@ -6,6 +6,7 @@
 #else
 
 #include <cstdint>
+#include <type_traits>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -27,6 +28,13 @@ __device__ __forceinline__ void copy_async_16(void* shared, const void* global, 
 __device__ __forceinline__ void copy_async_4(void* shared, const void* global, unsigned valid_bytes) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(valid_bytes)
                  : "memory");
+}
+// The same of all their bytes.
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+}
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int pending>
@@ -61,6 +69,34 @@ __device__ __forceinline__ void load_matrices(unsigned (&registers)[4], const vo
                      : "r"(shared_address(row))
                      : "memory");
     }
+}
+
+// Stores four 8 x 8 matrices of 16-bit elements transposed: of each a lane holds (row lane / 4, columns 2 (lane % 4) and one
+// more), and lane 8 m + c gives the address, on a boundary of 16 bytes, where column c of matrix m becomes a row.
+__device__ __forceinline__ void store_matrices_transposed(void* row, const unsigned (&registers)[4]) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+                 "r"(registers[0]), "r"(registers[1]), "r"(registers[2]), "r"(registers[3])
+                 : "memory");
+#else
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int matrix = 0; matrix < 4; ++matrix) {
+        unsigned turned;
+        asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(registers[matrix]));
+        const unsigned start = __shfl_sync(0xFFFFFFFFu, shared_address(row), 8 * matrix + lane / 4);
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(start + lane % 4 * 4), "r"(turned) : "memory");
+    }
+#endif
+}
+
+// Two values as the halves of a register, the first in the lower one, rounded to nearest even.
+template <class T>
+__device__ __forceinline__ unsigned rounded_pair(float lower, float upper) {
+    unsigned pair;
+    if constexpr (std::is_same_v<T, bfloat16>) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
+    else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
+    return pair;
 }
 
 // d (16 x 8) += a (16 x 16) b (16 x 8), float32 sums.

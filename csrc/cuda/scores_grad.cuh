@@ -37,13 +37,22 @@ __global__ void __launch_bounds__(Tile::threads) scores_grad_kernel(const __grid
     View<T> dy = operands.dy, x = operands.x;
     dy.rows = x.rows = min(dy.rows, first_row + operands.range_rows);
     const std::int64_t rows = max(std::int64_t(0), dy.rows - first_row);
+    const WholeTiles<k_tile, Tile::m, Tile::threads> whole_dy(dy, first_row, first_out);
+    const WholeTiles<k_tile, Tile::n, Tile::threads> whole_x(x, first_row, first_in);
+    const bool inside = first_out + Tile::m <= out_features && first_in + Tile::n <= in_features;
+    const int whole = aligned && inside ? static_cast<int>(rows / k_tile) : 0;  // so many k tiles lie inside both
     Sums<Tile> sums;
     sums.clear();
-    accumulate<T, Tile, Operand::plain_transposed, true>(
-        sums, memory, divide_up(rows, k_tile), [&](const S& stage, std::int64_t tile) {
-            load_tile<k_tile, Tile::m, Tile::threads, aligned>(stage.a, dy, first_row + tile * k_tile, first_out);
-            load_tile<k_tile, Tile::n, Tile::threads, aligned>(stage.b, x, first_row + tile * k_tile, first_in);
-        });
+    accumulate<T, Tile, Operand::plain_transposed, true>(sums, memory, divide_up(rows, k_tile), [&](const S& stage, int tile) {
+        const std::int64_t k = std::int64_t(tile) * k_tile;
+        if (tile < whole) {
+            whole_dy.load(stage.a, k * dy.row_stride * sizeof(T));
+            whole_x.load(stage.b, k * x.row_stride * sizeof(T));
+        } else {
+            load_tile<k_tile, Tile::m, Tile::threads, aligned>(stage.a, dy, first_row + k, first_out);
+            load_tile<k_tile, Tile::n, Tile::threads, aligned>(stage.b, x, first_row + k, first_in);
+        }
+    });
     sums.each([&](int m, int n, float sum) {
         const std::int64_t out = first_out + m, in = first_in + n, at = out * in_features + in;
         if (out >= out_features || in >= in_features) return;

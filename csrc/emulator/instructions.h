@@ -2,6 +2,8 @@
 // multiply-accumulate" and "Asynchronous warpgroup level matrix"). Everything else in a kernel is its own source.
 #pragma once
 
+#include <type_traits>
+
 #include "emulator/language.h"
 
 namespace tss {
@@ -12,6 +14,8 @@ inline void copy_async_16(void* shared, const void* global, unsigned valid_bytes
 inline void copy_async_4(void* shared, const void* global, unsigned valid_bytes) {
     emulator::promise_copy(shared, global, 4, valid_bytes);
 }
+inline void copy_async_16(void* shared, const void* global) { emulator::promise_copy(shared, global, 16, 16); }
+inline void copy_async_4(void* shared, const void* global) { emulator::promise_copy(shared, global, 4, 4); }
 inline void commit_copies() { emulator::commit_copies(); }
 template <int pending>
 void wait_for_copies() { emulator::wait_for_copies(pending); }
@@ -38,6 +42,28 @@ void load_matrices(unsigned (&registers)[4], const void* row) {
         }
         std::memcpy(&registers[matrix], pair, 4);
     }
+}
+
+// Stores four 8 x 8 matrices of 16-bit elements transposed: of each a lane holds (row lane / 4, columns 2 (lane % 4) and one
+// more), and lane 8 m + c gives the address where column c of matrix m becomes a row.
+inline void store_matrices_transposed(void* row, const unsigned (&registers)[4]) {
+    struct Held { unsigned registers[4]; };
+    const Held* lanes = emulator::exchange(Held{{registers[0], registers[1], registers[2], registers[3]}});
+    const unsigned lane = emulator::lane(), column = lane % 8;
+    for (unsigned r = 0; r < 8; ++r) {
+        const auto element = std::uint16_t(lanes[4 * r + column / 2].registers[lane / 8] >> (16 * (column % 2)));
+        std::memcpy(static_cast<char*>(row) + 2 * r, &element, 2);
+    }
+}
+
+// Two values as the halves of a register, the first in the lower one, rounded to nearest even.
+template <class T>
+unsigned rounded_pair(float lower, float upper) {
+    const auto bits = [](float value) -> unsigned {
+        if constexpr (std::is_same_v<T, bfloat16>) return to_bfloat(value);
+        else return to_half(value);
+    };
+    return bits(lower) | bits(upper) << 16;
 }
 
 namespace emulator {

@@ -13,8 +13,9 @@ from tss_kernels.gates import reference as gates
 from tss_kernels.testing import assert_as_exact_as_pytorch, in_layout, poisoned_outputs
 
 HALVES = [torch.float16, torch.bfloat16]
-# in, out, rows: a tile and less, more than one tile in every direction, a ragged end in every direction
-SHAPES = [(64, 64, 32), (8, 3, 1), (136, 130, 131), (200, 65, 129), (72, 200, 40)]
+# in, out, rows: a tile and less, more than one tile in every direction, a ragged end in every direction; the last has
+# tiles that lie inside all matrices, beside others that do not
+SHAPES = [(64, 64, 32), (8, 3, 1), (136, 130, 131), (200, 65, 129), (72, 200, 40), (160, 160, 130)]
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
 
