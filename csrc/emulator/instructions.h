@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "emulator/asynchronous.h"
 #include "emulator/language.h"
 
 namespace tss {
@@ -107,31 +108,40 @@ inline std::uint64_t shared_descriptor(const void* start) {
     return (std::uint64_t(offset) & 0x3FFFF) >> 4 | std::uint64_t(1) << 16 | std::uint64_t(64) << 32 | std::uint64_t(1) << 62;
 }
 
-inline void warpgroup_arrive() {}
-inline void warpgroup_commit() {}
+inline void warpgroup_arrive() { emulator::fence_registers(); }
+inline void warpgroup_commit() { emulator::commit_products(); }
 template <int pending>
-void warpgroup_wait() {}
-inline void fence_shared_for_warpgroup() {}
+void warpgroup_wait() { emulator::wait_for_products(pending); }
+inline void fence_shared_for_warpgroup() { emulator::fence_shared(); }
 
-// d (64 x n) += a (64 x 16, in registers) b (16 x n, in shared memory, k contiguous): this warp's 16 rows of it.
+namespace emulator {
+
+// This warp's 16 rows of d (64 x n) += a (64 x 16) b (16 x n), when the product is made.
 template <class T, int n>
-void warpgroup_multiply(float (&d)[n / 2], const unsigned (&a)[4], std::uint64_t descriptor) {
-    emulator::count(emulator::counts.group_multiply_adds, 16 * n * 16);
-    const auto* lanes = emulator::exchange(emulator::Fragments{{a[0], a[1], a[2], a[3]}, {}});
-    const unsigned lane = emulator::lane();
+void multiply_now(float* d, const unsigned* a, std::uint64_t descriptor) {
+    const auto* lanes = exchange(Fragments{{a[0], a[1], a[2], a[3]}, {}});
     const std::uint64_t start = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
     for (unsigned i = 0; i < n / 2; ++i) {
-        const unsigned row = lane / 4 + 8 * (i % 4 / 2), column = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
+        const unsigned row = lane() / 4 + 8 * (i % 4 / 2), column = 8 * (i / 4) + 2 * (lane() % 4) + i % 2;
         float sum = 0.0f;
         for (unsigned k = 0; k < 16; ++k) {
             std::uint64_t at = start + column / 8 * stride + column % 8 * 128 + 2 * k;
             at ^= (at >> 7 & 7) << 4;
-            T b;
-            std::memcpy(&b, emulator::shared_memory() + at, 2);
-            sum += emulator::a_element<T>(lanes, row, k) * to_float(b);
+            T b{0xFFFF};  // NaN
+            if (is_fenced(at)) std::memcpy(&b, shared_memory() + at, 2);
+            sum += a_element<T>(lanes, row, k) * to_float(b);
         }
         d[i] += sum;
     }
+}
+
+}  // namespace emulator
+
+// d (64 x n) += a (64 x 16, in registers) b (16 x n, in shared memory, k contiguous): issued now, made at the wait.
+template <class T, int n>
+void warpgroup_multiply(float (&d)[n / 2], const unsigned (&a)[4], std::uint64_t descriptor) {
+    emulator::count(emulator::counts.group_multiply_adds, 16 * n * 16);
+    emulator::issue_product(d, n / 2, a, descriptor, &emulator::multiply_now<T, n>);
 }
 
 }  // namespace tss

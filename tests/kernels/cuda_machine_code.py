@@ -86,11 +86,12 @@ def turns(kernel: Kernel) -> list[Turn]:
         jump = JUMP.search(text)
         first = index.get(int(jump[1], 16), last + 1) if jump else last + 1
         if first <= last and any("MMA" in one for one in kernel.instructions[first : last + 1]):
-            found.append(_turn(kernel.instructions, index, first, last))
+            turn = _turn(kernel.instructions, index, first, last)
+            found += [turn] if turn else []
     return found
 
 
-def _turn(texts: Sequence[str], index: dict[int, int], first: int, last: int) -> Turn:
+def _turn(texts: Sequence[str], index: dict[int, int], first: int, last: int) -> Turn | None:
     """Follows all ways from a loop's first instruction to its last; inner loops run once."""
     # By instruction: the fewest executed before it, by what was copied and multiplied until then.
     before: defaultdict[int, dict[tuple[int, int], int]] = defaultdict(dict)
@@ -102,6 +103,8 @@ def _turn(texts: Sequence[str], index: dict[int, int], first: int, last: int) ->
             key = copies + ("LDGSTS" in text), products + ("MMA" in text)
             for reached in [whole] if at == last else [before[to] for to in _next(text, at, last, index)]:
                 reached[key] = min(reached.get(key, sys.maxsize), executed + 1)
+    if not whole:
+        return None
     copies, products = max(whole, key=lambda key: (key[1], key[0]))
     return Turn(whole[copies, products], copies, products)
 

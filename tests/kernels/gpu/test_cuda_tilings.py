@@ -113,7 +113,9 @@ def test_where_the_driver_compiles_ptx_no_kernel_of_warpgroups_is_chosen():
     """PTX for all later architectures has no code for Hopper alone, on Hopper either."""
     needs()
     environment = os.environ | {"CUDA_FORCE_PTX_JIT": "1"}
-    done = subprocess.run([sys.executable, "-c", COMPILED_BY_THE_DRIVER], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED_BY_THE_DRIVER], env=environment, capture_output=True, text=True
+    )
     if "no kernel image" in done.stderr or "invalid device kernel image" in done.stderr:
         pytest.skip("the module was built without PTX")
     assert done.returncode == 0, done.stderr
