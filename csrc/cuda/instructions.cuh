@@ -42,6 +42,13 @@ __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
+// The number, of which the compiler knows nothing earlier: what follows from it is computed where it is used, and not kept
+// in registers through a loop before.
+__device__ __forceinline__ std::int64_t not_before(std::int64_t number) {
+    asm volatile("" : "+l"(number));
+    return number;
+}
+
 // One store of 16 bytes; left to itself the compiler may make four of it.
 __device__ __forceinline__ void store_16(void* global, uint4 value) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)

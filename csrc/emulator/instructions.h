@@ -6,6 +6,7 @@
 
 #include "emulator/asynchronous.h"
 #include "emulator/language.h"
+#include "emulator/tensor_core.h"
 
 namespace tss {
 
@@ -20,6 +21,8 @@ inline void copy_async_4(void* shared, const void* global) { emulator::promise_c
 inline void commit_copies() { emulator::commit_copies(); }
 template <int pending>
 void wait_for_copies() { emulator::wait_for_copies(pending); }
+
+inline std::int64_t not_before(std::int64_t number) { return number; }
 
 inline void store_16(void* global, uint4 value) { *static_cast<uint4*>(global) = value; }
 
@@ -93,12 +96,12 @@ void multiply_16816(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2
     const unsigned lane = emulator::lane();
     for (unsigned i = 0; i < 4; ++i) {
         const unsigned row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
-        float sum = 0.0f;  // the products of one instruction are added first, then to what is there
+        float products[16];
         for (unsigned k = 0; k < 16; ++k) {
             const float b_element = emulator::half_of<T>(lanes[4 * column + k % 8 / 2].b[k / 8], k % 2);
-            sum += emulator::a_element<T>(lanes, row, k) * b_element;
+            products[k] = emulator::a_element<T>(lanes, row, k) * b_element;
         }
-        d[i] += sum;
+        d[i] = emulator::cut_sum(d[i], products);
     }
 }
 
@@ -123,15 +126,15 @@ void multiply_now(float* d, const unsigned* a, std::uint64_t descriptor) {
     const std::uint64_t start = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
     for (unsigned i = 0; i < n / 2; ++i) {
         const unsigned row = lane() / 4 + 8 * (i % 4 / 2), column = 8 * (i / 4) + 2 * (lane() % 4) + i % 2;
-        float sum = 0.0f;
+        float products[16];
         for (unsigned k = 0; k < 16; ++k) {
             std::uint64_t at = start + column / 8 * stride + column % 8 * 128 + 2 * k;
             at ^= (at >> 7 & 7) << 4;
             T b{0xFFFF};  // NaN
             if (is_fenced(at)) std::memcpy(&b, shared_memory() + at, 2);
-            sum += a_element<T>(lanes, row, k) * to_float(b);
+            products[k] = a_element<T>(lanes, row, k) * to_float(b);
         }
-        d[i] += sum;
+        d[i] = cut_sum(d[i], products);
     }
 }
 
