@@ -79,16 +79,17 @@ class Turn(NamedTuple):
 
 
 def turns(kernel: Kernel) -> list[Turn]:
-    """One for each loop with tensor-core instructions, in the order of the code; one turn takes one k tile."""
+    """One for each innermost loop with tensor-core instructions, in the order of the code; a turn takes one k tile."""
     index = {place: number for number, place in enumerate(kernel.places)}
-    found = []
+    loops: list[tuple[int, int]] = []
     for last, text in enumerate(kernel.instructions):
         jump = JUMP.search(text)
         first = index.get(int(jump[1], 16), last + 1) if jump else last + 1
-        if first <= last and any("MMA" in one for one in kernel.instructions[first : last + 1]):
-            turn = _turn(kernel.instructions, index, first, last)
-            found += [turn] if turn else []
-    return found
+        inner = any(first <= one and other <= last for one, other in loops)
+        if first <= last and not inner and any("MMA" in one for one in kernel.instructions[first : last + 1]):
+            loops.append((first, last))
+    found = (_turn(kernel.instructions, index, first, last) for first, last in loops)
+    return [turn for turn in found if turn is not None]
 
 
 def _turn(texts: Sequence[str], index: dict[int, int], first: int, last: int) -> Turn | None:

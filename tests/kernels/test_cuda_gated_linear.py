@@ -192,6 +192,9 @@ def test_tilings_by_shape():
         return configs.tiling_for(torch.bfloat16, rows, features, aligned, warpgroups).name
 
     assert chosen(64, 1024) == "small"
+    assert chosen(4096, 64) == "small"
+    assert chosen(16384, 64, warpgroups=True) == "narrow_groups"  # 128 blocks
+    assert chosen(12544, 64, warpgroups=True) == "small"  # 98 blocks
     assert chosen(65536, 64) == "narrow"
     assert chosen(65536, 1024) == "wide"
     assert chosen(65536, 64, warpgroups=True) == "narrow_groups"
