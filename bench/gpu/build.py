@@ -137,7 +137,9 @@ def _check_device(device: Any, scores: Any, expected: Any) -> None:
     x = (torch.arange(130 * 136, device=device).view(130, 136) % 3 - 1).to(torch.bfloat16)
     weight = (torch.arange(70 * 136, device=device).view(70, 136) % 5 - 2).to(torch.bfloat16)
     exact = x.double() @ torch.where(scores.to(device) >= 0, weight.double(), 0).T
-    for tiling in (NARROW, *((NARROW_GROUPS,) if has_warpgroups(device) else ())):
+    groups, hopper = has_warpgroups(device), torch.cuda.get_device_capability(device) == (9, 0)
+    assert groups == hopper, f"code for warpgroups is {'' if groups else 'not '}taken on {device}, which is {hopper=}"
+    for tiling in (NARROW, *((NARROW_GROUPS,) if groups else ())):
         found = products.packed_linear(x, weight, packed, None, tiling, False)
         assert torch.equal(found, exact.to(torch.bfloat16)), f"the product {tiling.name} is wrong on {device}"
 

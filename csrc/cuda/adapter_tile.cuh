@@ -110,22 +110,53 @@ __device__ __forceinline__ void load_any(char* tile, const View<X>& view, bool a
     }
 }
 
-// What the first product needs of 64 of k, or the second of 64 features: weight, gates, and x, which is the second's
-// residual and comes from elsewhere if it is wider.
+// Brings in what the first product needs of 64 of k, or the second of 64 features: weight, gates, and x, which is the
+// second's residual and comes from elsewhere if it is wider.
 template <class Tile, class Place, bool backward, class T, class X>
-__device__ __forceinline__ void load_place(const Place& place, const AdapterOperands<T, X>& operands,
-                                           std::int64_t first_row, std::int64_t column, bool first) {
-    constexpr int threads = Tile::threads, panel_words = panel_columns / word_gates;
-    if (first != backward) {
-        load_any<T, Tile::hidden, panel_columns, threads>(place.a, operands.down, operands.down_aligned, 0, column);
-        load_gates<Tile::hidden, panel_words, threads>(place.gates, operands.down_gates, 0, column);
-    } else {
-        load_any<T, panel_columns, Tile::hidden, threads>(place.a, operands.up, operands.up_aligned, column, 0);
-        load_gates<panel_columns, Tile::hidden_words, threads>(place.gates, operands.up_gates, column, 0);
+struct Loader {
+    static constexpr int threads = Tile::threads, panel_words = panel_columns / word_gates;
+    const AdapterOperands<T, X>& operands;
+    std::int64_t first_row;
+    WholeTiles<Tile::hidden, panel_columns, threads> down;
+    WholeGates<Tile::hidden, panel_words, threads> down_gates;
+    WholeTiles<panel_columns, Tile::hidden, threads> up;
+    WholeGates<panel_columns, Tile::hidden_words, threads> up_gates;
+    WholeTiles<Tile::rows, panel_columns, threads> x;
+    bool whole;  // whether everything but a last tile of fewer features lies inside, on even boundaries
+
+    __device__ Loader(const AdapterOperands<T, X>& all, std::int64_t row)
+        : operands(all), first_row(row), down(all.down, 0, 0), down_gates(all.down_gates, 0, 0), up(all.up, 0, 0),
+          up_gates(all.up_gates, 0, 0), x(all.x, row, 0),
+          whole(all.x_aligned && all.down_aligned && all.up_aligned && all.down_gates.words && all.up_gates.words &&
+                all.down.rows == Tile::hidden && row + Tile::rows <= all.x.rows) {}
+
+    __device__ __forceinline__ void load(const Place& place, std::int64_t column, bool first) const {
+        constexpr bool same = std::is_same_v<T, X>;
+        if (whole && column + panel_columns <= operands.x.columns) {
+            if (first != backward) {
+                down.load(place.a, column * sizeof(T));
+                down_gates.load(place.gates, column / gates_of_byte);
+            } else {
+                up.load(place.a, column * Tile::hidden * sizeof(T));
+                up_gates.load(place.gates, column * (Tile::hidden / gates_of_byte));
+            }
+            if constexpr (same) x.load(place.b, column * sizeof(T));
+        } else {
+            if (first != backward) {
+                load_any<T, Tile::hidden, panel_columns, threads>(place.a, operands.down, operands.down_aligned, 0, column);
+                load_gates<Tile::hidden, panel_words, threads>(place.gates, operands.down_gates, 0, column);
+            } else {
+                load_any<T, panel_columns, Tile::hidden, threads>(place.a, operands.up, operands.up_aligned, column, 0);
+                load_gates<panel_columns, Tile::hidden_words, threads>(place.gates, operands.up_gates, column, 0);
+            }
+            if constexpr (same) {
+                load_any<T, Tile::rows, panel_columns, threads>(place.b, operands.x, operands.x_aligned, first_row, column);
+            }
+        }
+        if constexpr (!same) {
+            if (first) load_any<T, Tile::rows, panel_columns, threads>(place.b, operands.x, operands.x_aligned, first_row, column);
+        }
     }
-    if (first || std::is_same_v<T, X>) {
-        load_any<T, Tile::rows, panel_columns, threads>(place.b, operands.x, operands.x_aligned, first_row, column);
-    }
-}
+};
 
 }  // namespace tss

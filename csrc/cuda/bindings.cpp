@@ -53,6 +53,7 @@ void bind_gated_linear(py::module_& module) {
                        Tiling(tiling)},
                       Dtype(dtype), {device, stream});
     });
+    module.def("has_warpgroups", &has_warpgroups, "Whether the tilings with groups run on the device of this number.");
     module.def("scores_grad_range_rows", &scores_grad_range_rows);
     module.def("scores_grad", [](Address dy, Size dy_row_stride, Size dy_column_stride, Address x, Size x_row_stride,
                                  Size x_column_stride, Size rows, Size out_features, Size in_features, Address weight,

@@ -1,10 +1,8 @@
-// What every kernel file needs: the launch, element types and their conversions, and shared memory.
+// What every kernel file needs: element types and their conversions, shared memory, and the launch.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
 
 #ifdef TSS_EMULATED
@@ -14,7 +12,7 @@
 #endif
 
 #include "cuda/instructions.cuh"
-#include "cuda/target.h"
+#include "cuda/launch.cuh"
 
 namespace tss {
 
@@ -51,54 +49,6 @@ __host__ __device__ constexpr std::int64_t divide_up(std::int64_t a, std::int64_
 
 inline bool starts_evenly(const void* address, std::size_t bytes = 16) {
     return reinterpret_cast<std::uintptr_t>(address) % bytes == 0;
-}
-
-#ifndef TSS_EMULATED
-inline void check(cudaError_t error, const char* what) {
-    if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
-}
-
-// Makes a device current for a launch and leaves the one that was current before.
-class OnDevice {
-public:
-    explicit OnDevice(int device) {
-        check(cudaGetDevice(&before_), "asking for the current device");
-        changed_ = before_ != device;
-        if (changed_) check(cudaSetDevice(device), "choosing the device");
-    }
-    ~OnDevice() {
-        if (changed_) cudaSetDevice(before_);
-    }
-    OnDevice(const OnDevice&) = delete;
-    OnDevice& operator=(const OnDevice&) = delete;
-
-private:
-    int before_ = 0;
-    bool changed_ = false;
-};
-#endif
-
-constexpr std::size_t usual_shared_bytes = 48 * 1024;  // more must be asked for
-
-// Starts a kernel; returns at once. Throws std::runtime_error with the runtime's own words.
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), std::int64_t blocks, int threads, std::size_t shared_bytes, Target target,
-            Arguments... arguments) {
-    if (blocks <= 0) return;
-#ifdef TSS_EMULATED
-    (void)target;
-    emulator::run(dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), shared_bytes,
-                  [&] { kernel(static_cast<Parameters>(arguments)...); });
-#else
-    OnDevice current(target.device);
-    if (shared_bytes > usual_shared_bytes) {
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-              "asking for shared memory");
-    }
-    kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, reinterpret_cast<cudaStream_t>(target.stream)>>>(
-        static_cast<Parameters>(arguments)...);
-    check(cudaGetLastError(), "launching a kernel");
-#endif
 }
 
 }  // namespace tss

@@ -107,30 +107,28 @@ __device__ __forceinline__ void multiply_second(Sums<typename Tile::Second>& sum
 }
 
 // Writes sums, transposed back and rounded, over the tile of the residual, which is added first where it is there: a
-// lane gets from it the very elements that it writes.
+// warp gets from it the very elements that it writes.
 template <class T, int tile_rows, bool residual, class Second>
 __device__ __forceinline__ void stage_result(const Sums<Second>& sums, char* tile) {
     const int lane = threadIdx.x % warp_size;
-    // Even and odd rows of a lane; from one piece to the next only constants are added and exclusive-ored.
-    char* lane_rows = tile + (Second::first_n() + 2 * (lane % 4)) * panel_row_bytes + lane / 4 * 2;
-    const int chunk = Second::first_m() / chunk_elements ^ 2 * (lane % 4);
-    const int chunks[2] = {chunk * 16, (chunk ^ 1) * 16};
 #pragma unroll
     for (int i = 0; i < Second::pieces_m; ++i) {
 #pragma unroll
         for (int j = 0; j < Second::pieces_n; j += 2) {
             const int m = Second::first_m() + 16 * i, n = Second::first_n() + 8 * j;
-            unsigned given[4] = {};
+            unsigned given[4], made[4];
             if constexpr (residual) load_a_transposed<tile_rows>(given, tile, m, n);
 #pragma unroll
-            for (int e = 0; e < 8; ++e) {
-                const int below = e % 4 / 2, right = e / 4;
-                float sum = sums.values[i][4 * j + e];
-                const T* pair = reinterpret_cast<const T*>(&given[2 * right + below]);
-                if constexpr (residual) sum += to_float(pair[e % 2]);
-                const int row = 8 * (j + right) + e % 2, chunk_at = chunks[e % 2] ^ (2 * i + below) * 16;
-                *reinterpret_cast<T*>(lane_rows + row * panel_row_bytes + chunk_at) = from_float<T>(sum);
+            for (int matrix = 0; matrix < 4; ++matrix) {
+                float lower = sums.values[i][4 * j + 2 * matrix], upper = sums.values[i][4 * j + 2 * matrix + 1];
+                if constexpr (residual) {
+                    const T* pair = reinterpret_cast<const T*>(&given[matrix]);
+                    lower += to_float(pair[0]);
+                    upper += to_float(pair[1]);
+                }
+                made[matrix] = rounded_pair<T>(lower, upper);
             }
+            store_matrices_transposed(tile + piece_offset<tile_rows>(n, m, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8), made);
         }
     }
 }
@@ -182,40 +180,40 @@ __global__ void __launch_bounds__(Tile::threads, 2)
     using Place = Stage<typename Tile::First, operand>;
     char *hidden = dynamic_shared(), *ring = hidden + Tile::hidden_bytes;
     const std::int64_t first_row = std::int64_t(blockIdx.x) * Tile::rows, features = operands.x.columns;
-    const std::int64_t tiles = divide_up(features, panel_columns), all = operands.result != nullptr ? 2 * tiles : tiles;
+    const int tiles = static_cast<int>(divide_up(features, panel_columns)), all = operands.result != nullptr ? 2 * tiles : tiles;
+    const Loader<Tile, Place, backward, T, X> loader(operands, first_row);
+    // The second product takes its features from the last to the first: x, its residual, is read again soonest where it
+    // was read last, and may still be in the cache.
+    const auto column_of = [&](int tile) { return std::int64_t(tile < tiles ? tile : all - 1 - tile) * panel_columns; };
+    int place = 0;
     {
         Sums<typename Tile::First> sums;
         sums.clear();
-        int place = 0;
         // The turns before tile 0 fill the ring: every copy of the code that loads is long.
-        for (std::int64_t tile = 1 - Tile::stages; tile < tiles; ++tile) {
-            const int turned = turn_ring<Tile::stages, false>(tile, all, [&](int to, std::int64_t next) {
-                const bool first = next < tiles;
-                const std::int64_t column = (first ? next : next - tiles) * panel_columns;
-                load_place<Tile, Place, backward>(Place(ring, to), operands, first_row, column, first);
+        for (int tile = 1 - Tile::stages; tile < tiles; ++tile) {
+            turn_ring<Tile::stages, false>(place, tile, all, [&](int to, int next) {
+                loader.load(Place(ring, to), column_of(next), next < tiles);
             });
             if (tile < 0) continue;
-            place = turned;
             multiply<T, typename Tile::First, operand, false>(sums, Place(ring, place));
         }
         __syncthreads();  // all are done with the last tile, whose place is free until the ring turns again
         finish_hidden<Tile, backward>(sums, hidden, Place(ring, place).a, operands, first_row);
     }
     const HiddenPieces<Tile> pieces(hidden);
-    for (std::int64_t tile = tiles; tile < all; ++tile) {
-        const std::int64_t first_column = (tile - tiles) * panel_columns;
-        const int turned = turn_ring<Tile::stages, false>(tile, all, [&](int to, std::int64_t next) {
-            const std::int64_t column = (next - tiles) * panel_columns;
-            load_place<Tile, Place, backward>(Place(ring, to), operands, first_row, column, false);
+    for (int tile = tiles; tile < all; ++tile) {
+        turn_ring<Tile::stages, false>(place, tile, all, [&](int to, int next) {
+            loader.load(Place(ring, to), column_of(next), false);
         });
-        const Place place(ring, turned);
+        const std::int64_t first_column = column_of(tile);
+        const Place at(ring, place);
         Sums<typename Tile::Second> sums;
         if constexpr (backward) sums.clear();
         else start_from_bias(sums, operands.up_bias, first_column, features);
-        multiply_second<T, Tile, backward>(sums, place, pieces);
-        stage_result<T, Tile::rows, std::is_same_v<T, X>>(sums, place.b);
+        multiply_second<T, Tile, backward>(sums, at, pieces);
+        stage_result<T, Tile::rows, std::is_same_v<T, X>>(sums, at.b);
         __syncthreads();
-        store_result<T, X, Tile>(place.b, operands, first_row, first_column);
+        store_result<T, X, Tile>(at.b, operands, first_row, first_column);
     }
     wait_for_copies<0>();
 }

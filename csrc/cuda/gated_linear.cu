@@ -74,6 +74,11 @@ std::vector<SharedBytes> product_shared_bytes() {
             of(NarrowGroups(), "narrow_groups"), of(WideGroups(), "wide_groups")};
 }
 
+// A lane of the true kernel holds as many sums in registers; one that only traps needs a handful.
+bool has_warpgroups(int device) {
+    return registers_of(gated_product_kernel<bfloat16, NarrowGroups, false, false, true>, device) >= NarrowGroups::pieces_n * 4;
+}
+
 void gated_product(const ProductArguments& arguments, Dtype dtype, Target target) {
     if (dtype == Dtype::float32) return gated_product_float32(arguments, target);
     if (dtype == Dtype::float16) return product<float16>(arguments, target);

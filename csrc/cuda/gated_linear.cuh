@@ -40,26 +40,40 @@ __global__ void __launch_bounds__(Tile::threads) gated_product_kernel(const __gr
         const View<T> weight{operands.weight, operands.out_features, operands.in_features, operands.in_features, 1};
         const View<float> scores{operands.scores, operands.out_features, operands.in_features, operands.in_features, 1};
         std::uint8_t* packed = first_row == 0 ? operands.packed : nullptr;
+        constexpr int columns = transposed ? Tile::m : k_tile;
+        const std::int64_t row = transposed ? 0 : first_feature, column = transposed ? first_feature : 0;
+        const WholeTiles<Tile::n, k_tile, Tile::threads> whole_b(operands.activations, first_row, 0);
+        const WholeTiles<S::a_rows, columns, Tile::threads> whole_a(weight, row, column);
+        const WholeGates<S::a_rows, S::words_of_row, Tile::threads> whole_gates(operands.gates, row, column);
+        const bool inside = first_row + Tile::n <= operands.activations.rows && first_feature + Tile::m <= features;
+        // So many k tiles lie inside all matrices.
+        const int whole = aligned && inside && (from_scores || operands.gates.words) ? static_cast<int>(depth / k_tile) : 0;
         Sums<Tile> sums;
         sums.clear();
-        accumulate<T, Tile, operand, false>(sums, memory, divide_up(depth, k_tile), [&](const S& stage, std::int64_t tile) {
-            const std::int64_t k = tile * k_tile;
-            load_tile<Tile::n, k_tile, Tile::threads, aligned>(stage.b, operands.activations, first_row, k);
-            const std::int64_t row = transposed ? k : first_feature, column = transposed ? first_feature : k;
-            constexpr int columns = transposed ? Tile::m : k_tile;
-            load_tile<S::a_rows, columns, Tile::threads, aligned>(stage.a, weight, row, column);
-            if constexpr (from_scores) {
-                compare_scores<S::a_rows, S::words_of_row, Tile::threads>(stage.gates, scores, operands.threshold, row, column, packed);
+        accumulate<T, Tile, operand, false>(sums, memory, divide_up(depth, k_tile), [&](const S& stage, int tile) {
+            const std::int64_t k = std::int64_t(tile) * k_tile, k_row = transposed ? k : row, k_column = transposed ? column : k;
+            if (tile < whole) {
+                whole_b.load(stage.b, k * sizeof(T));
+                whole_a.load(stage.a, (transposed ? k * operands.in_features : k) * sizeof(T));
+                if constexpr (!from_scores) {
+                    whole_gates.load(stage.gates, transposed ? k * operands.gates.row_bytes : k / gates_of_byte);
+                }
             } else {
-                load_gates<S::a_rows, S::words_of_row, Tile::threads>(stage.gates, operands.gates, row, column);
+                load_tile<Tile::n, k_tile, Tile::threads, aligned>(stage.b, operands.activations, first_row, k);
+                load_tile<S::a_rows, columns, Tile::threads, aligned>(stage.a, weight, k_row, k_column);
+                if constexpr (!from_scores) {
+                    load_gates<S::a_rows, S::words_of_row, Tile::threads>(stage.gates, operands.gates, k_row, k_column);
+                }
+            }
+            if constexpr (from_scores) {
+                compare_scores<S::a_rows, S::words_of_row, Tile::threads>(stage.gates, scores, operands.threshold, k_row,
+                                                                          k_column, packed);
             }
         });
-        const T* bias = operands.bias;
         store_transposed<T>(sums, memory, operands.result, first_row, operands.activations.rows, first_feature, features,
-                            operands.wide, [&](int m, float sum) {
-                                const bool inside = bias != nullptr && first_feature + m < features;
-                                return inside ? sum + to_float(bias[first_feature + m]) : sum;
-                            });
+                            operands.wide, operands.bias);
+    } else {
+        __trap();  // a kernel that did nothing would leave whatever the result's memory held
     }
 }
 

@@ -6,6 +6,7 @@
 #else
 
 #include <cstdint>
+#include <type_traits>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -28,10 +29,24 @@ __device__ __forceinline__ void copy_async_4(void* shared, const void* global, u
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(valid_bytes)
                  : "memory");
 }
+// The same of all their bytes.
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+}
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+}
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int pending>
 __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+// The number, of which the compiler knows nothing earlier: what follows from it is computed where it is used, and not kept
+// in registers through a loop before.
+__device__ __forceinline__ std::int64_t not_before(std::int64_t number) {
+    asm volatile("" : "+l"(number));
+    return number;
 }
 
 // One store of 16 bytes; left to itself the compiler may make four of it.
@@ -63,6 +78,34 @@ __device__ __forceinline__ void load_matrices(unsigned (&registers)[4], const vo
     }
 }
 
+// Stores four 8 x 8 matrices of 16-bit elements transposed: of each a lane holds (row lane / 4, columns 2 (lane % 4) and one
+// more), and lane 8 m + c gives the address, on a boundary of 16 bytes, where column c of matrix m becomes a row.
+__device__ __forceinline__ void store_matrices_transposed(void* row, const unsigned (&registers)[4]) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+                 "r"(registers[0]), "r"(registers[1]), "r"(registers[2]), "r"(registers[3])
+                 : "memory");
+#else
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int matrix = 0; matrix < 4; ++matrix) {
+        unsigned turned;
+        asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(registers[matrix]));
+        const unsigned start = __shfl_sync(0xFFFFFFFFu, shared_address(row), 8 * matrix + lane / 4);
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(start + lane % 4 * 4), "r"(turned) : "memory");
+    }
+#endif
+}
+
+// Two values as the halves of a register, the first in the lower one, rounded to nearest even.
+template <class T>
+__device__ __forceinline__ unsigned rounded_pair(float lower, float upper) {
+    unsigned pair;
+    if constexpr (std::is_same_v<T, bfloat16>) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
+    else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
+    return pair;
+}
+
 // d (16 x 8) += a (16 x 16) b (16 x 8), float32 sums.
 template <class T>
 __device__ __forceinline__ void multiply_16816(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
@@ -85,7 +128,8 @@ __device__ __forceinline__ std::uint64_t shared_descriptor(const void* start) {
            std::uint64_t(1) << 62;
 }
 
-// Instructions of Hopper alone (sm_90a); kernels that use them are compiled empty for other architectures.
+// Instructions of Hopper alone, in code for sm_90a and in no other, not even in what Hopper's driver makes of PTX for
+// compute_90: there kernels that use them are nothing but a trap, and registers_of says so before a launch.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define TSS_HAS_WARPGROUPS 1
 __device__ __forceinline__ void warpgroup_arrive() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

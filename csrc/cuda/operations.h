@@ -55,6 +55,8 @@ struct ProductArguments {
     Tiling tiling;
 };
 void gated_product(const ProductArguments& arguments, Dtype dtype, Target target);
+// Whether the tilings with groups run on a device: whether what its driver takes from this module is code for sm_90a.
+bool has_warpgroups(int device);
 std::vector<SharedBytes> product_shared_bytes();
 
 // grad = (dyᵀ x) * W * (1 - I), float32 (out, in). Rows are summed in ranges of range_rows, a number that

@@ -137,7 +137,7 @@ __device__ __forceinline__ void multiply(Sums<Tile>& sums, const Stage<Tile, ope
 
 // A ring of tiles: `load(place, tile)` runs ahead of a tile's use by the depth of the ring. First the tiles that fill it.
 template <int stages, class Load>
-__device__ __forceinline__ void start_ring(std::int64_t tiles, Load load) {
+__device__ __forceinline__ void start_ring(int tiles, const Load& load) {
 #pragma unroll
     for (int tile = 0; tile < stages - 1; ++tile) {
         if (tile < tiles) load(tile, tile);
@@ -145,44 +145,70 @@ __device__ __forceinline__ void start_ring(std::int64_t tiles, Load load) {
     }
 }
 
-// Then every tile by turns: waits for it, brings in the one that takes the place of the tile before, and says its place.
+// Then every tile by turns: waits for it, and brings in the one that takes the place of the tile before. `place` is where
+// that one lay, and becomes where this one lies.
 template <int stages, bool for_warpgroups, class Load>
-__device__ __forceinline__ int turn_ring(std::int64_t tile, std::int64_t tiles, Load load) {
+__device__ __forceinline__ void turn_ring(int& place, int tile, int tiles, const Load& load) {
     wait_for_copies<stages - 2>();
 #if defined(TSS_EMULATED) || defined(TSS_HAS_WARPGROUPS)
     if constexpr (for_warpgroups) fence_shared_for_warpgroup();
 #endif
     __syncthreads();  // the tile is there for all, and all are done with the one before
-    const std::int64_t next = tile + stages - 1;
-    if (next < tiles) load(static_cast<int>(next % stages), next);
+    const int next = tile + stages - 1;
+    if (next < tiles) load(place, next);
     commit_copies();
-    return static_cast<int>(tile % stages);
+    place = place == stages - 1 ? 0 : place + 1;
 }
 
 // Sums over the k tiles that `load(stage, k tile)` brings in. All threads leave past a barrier after the last use of the
 // ring, which is free again then.
 template <class T, class Tile, Operand operand, bool b_transposed, class Load>
-__device__ __forceinline__ void accumulate(Sums<Tile>& sums, char* memory, std::int64_t k_tiles, Load load) {
+__device__ __forceinline__ void accumulate(Sums<Tile>& sums, char* memory, std::int64_t k_tiles, const Load& load) {
     using S = Stage<Tile, operand>;
-    const auto bring = [&](int place, std::int64_t tile) { load(S(memory, place), tile); };
-    start_ring<Tile::stages>(k_tiles, bring);
-    for (std::int64_t tile = 0; tile < k_tiles; ++tile) {
-        const int place = turn_ring<Tile::stages, Tile::warpgroups>(tile, k_tiles, bring);
+    const auto bring = [&](int place, int tile) { load(S(memory, place), tile); };
+    const int tiles = static_cast<int>(k_tiles);
+    start_ring<Tile::stages>(tiles, bring);
+    int place = Tile::stages - 1;
+    for (int tile = 0; tile < tiles; ++tile) {
+        turn_ring<Tile::stages, Tile::warpgroups>(place, tile, tiles, bring);
         multiply<T, Tile, operand, b_transposed>(sums, S(memory, place));
     }
     wait_for_copies<0>();
     __syncthreads();
 }
 
-// Writes the block's tile, transposed back, to a contiguous matrix of `columns` columns: d (m, n) is row n, column m.
-// Through shared memory, so that neighbouring threads write neighbouring elements, 16 bytes each where `wide` allows it.
-template <class T, class Tile, class Value>
+// Writes the block's tile, transposed back, to a contiguous matrix of `columns` columns: d (m, n) is row n, column m; plus
+// the bias of its column, where there is one. Through shared memory, so that neighbouring threads write neighbouring
+// elements, 16 bytes each where `wide` allows it.
+template <class T, class Tile>
 __device__ __forceinline__ void store_transposed(const Sums<Tile>& sums, char* memory, T* out, std::int64_t first_row,
                                                  std::int64_t rows, std::int64_t first_column, std::int64_t columns, bool wide,
-                                                 Value value) {
+                                                 const T* bias) {
     constexpr int pitch = Tile::m + chunk_elements;  // a row more than whole banks on
     T* staged = reinterpret_cast<T*>(memory);
-    sums.each([&](int m, int n, float sum) { staged[n * pitch + m] = from_float<T>(value(m, sum)); });
+    const int lane = threadIdx.x % warp_size;
+    // The lane's row of the four matrices that are stored at once: 16 columns of 16 rows.
+    T* lane_row = staged + (Tile::first_n() + lane / 16 * 8 + lane % 8) * pitch + Tile::first_m() + lane / 8 % 2 * 8;
+#pragma unroll
+    for (int i = 0; i < Tile::pieces_m; ++i) {
+        float added[2];
+#pragma unroll
+        for (int below = 0; below < 2; ++below) {
+            const std::int64_t column = first_column + Tile::first_m() + 16 * i + 8 * below + lane / 4;
+            // Without a bias nothing is added, not 0, which would make 0 of -0.
+            added[below] = bias != nullptr && column < columns ? to_float(bias[column]) : -0.0f;
+        }
+#pragma unroll
+        for (int j = 0; j < Tile::pieces_n; j += 2) {
+            unsigned made[4];
+#pragma unroll
+            for (int matrix = 0; matrix < 4; ++matrix) {
+                const float* two = &sums.values[i][4 * j + 2 * matrix];
+                made[matrix] = rounded_pair<T>(two[0] + added[matrix % 2], two[1] + added[matrix % 2]);
+            }
+            store_matrices_transposed(lane_row + 8 * j * pitch + 16 * i, made);
+        }
+    }
     __syncthreads();
     constexpr int chunks_of_row = Tile::m / chunk_elements;
     for (int chunk = threadIdx.x; chunk < Tile::n * chunks_of_row; chunk += Tile::threads) {

@@ -25,6 +25,10 @@ __device__ __forceinline__ float finished(float sum, const T* weight, const floa
     return importance == nullptr ? grad : grad * (1.0f - importance[at]);
 }
 
+// Tensor cores cut what they add instead of rounding it: errors of a sum pull it one way and grow with its length. So many
+// k tiles at a time are therefore added in float32, which rounds.
+constexpr int cut_tiles = 1024 / k_tile;
+
 template <class T, class Tile, bool aligned>
 __global__ void __launch_bounds__(Tile::threads) scores_grad_kernel(const __grid_constant__ ScoresGradOperands<T> operands) {
     using S = Stage<Tile, Operand::plain_transposed>;
@@ -37,19 +41,48 @@ __global__ void __launch_bounds__(Tile::threads) scores_grad_kernel(const __grid
     View<T> dy = operands.dy, x = operands.x;
     dy.rows = x.rows = min(dy.rows, first_row + operands.range_rows);
     const std::int64_t rows = max(std::int64_t(0), dy.rows - first_row);
+    const WholeTiles<k_tile, Tile::m, Tile::threads> whole_dy(dy, first_row, first_out);
+    const WholeTiles<k_tile, Tile::n, Tile::threads> whole_x(x, first_row, first_in);
+    const bool inside = first_out + Tile::m <= out_features && first_in + Tile::n <= in_features;
+    const int whole = aligned && inside ? static_cast<int>(rows / k_tile) : 0;  // so many k tiles lie inside both
+    float* const place = operands.partial != nullptr ? operands.partial + range * out_features * in_features : operands.grad;
     Sums<Tile> sums;
-    sums.clear();
-    accumulate<T, Tile, Operand::plain_transposed, true>(
-        sums, memory, divide_up(rows, k_tile), [&](const S& stage, std::int64_t tile) {
-            load_tile<k_tile, Tile::m, Tile::threads, aligned>(stage.a, dy, first_row + tile * k_tile, first_out);
-            load_tile<k_tile, Tile::n, Tile::threads, aligned>(stage.b, x, first_row + tile * k_tile, first_in);
+    // Calls use(address, sum) with this lane's sums inside the matrix; what lies at the address is this lane's alone.
+    const auto each = [&](auto use) {
+        const std::int64_t from_out = not_before(first_out), from_in = not_before(first_in);
+        sums.each([&](int m, int n, float sum) {
+            const std::int64_t out = from_out + m, in = from_in + n;
+            if (out < out_features && in < in_features) use(out * in_features + in, sum);
         });
-    sums.each([&](int m, int n, float sum) {
-        const std::int64_t out = first_out + m, in = first_in + n, at = out * in_features + in;
-        if (out >= out_features || in >= in_features) return;
-        if (operands.partial != nullptr) operands.partial[range * out_features * in_features + at] = sum;
-        else operands.grad[at] = finished(sum, operands.weight, operands.importance, at);
-    });
+    };
+    const int tiles = static_cast<int>(divide_up(rows, k_tile));
+    const auto bring = [&](int to, int tile) {
+        const S stage(memory, to);
+        const std::int64_t k = std::int64_t(tile) * k_tile;
+        if (tile < whole) {
+            whole_dy.load(stage.a, k * dy.row_stride * sizeof(T));
+            whole_x.load(stage.b, k * x.row_stride * sizeof(T));
+        } else {
+            load_tile<k_tile, Tile::m, Tile::threads, aligned>(stage.a, dy, first_row + k, first_out);
+            load_tile<k_tile, Tile::n, Tile::threads, aligned>(stage.b, x, first_row + k, first_in);
+        }
+    };
+    start_ring<Tile::stages>(tiles, bring);
+    int turned = Tile::stages - 1, tile = 0;
+    do {
+        sums.clear();
+        const bool first = tile == 0;
+        for (const int stop = min(tiles, tile + cut_tiles); tile < stop; ++tile) {
+            turn_ring<Tile::stages, false>(turned, tile, tiles, bring);
+            multiply<T, Tile, Operand::plain_transposed, true>(sums, S(memory, turned));
+        }
+        each([&](std::int64_t at, float sum) {
+            if (!first) sum += place[at];
+            const bool done = tile == tiles && operands.partial == nullptr;
+            place[at] = done ? finished(sum, operands.weight, operands.importance, at) : sum;
+        });
+    } while (tile < tiles);
+    wait_for_copies<0>();
 }
 
 }  // namespace tss

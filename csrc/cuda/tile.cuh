@@ -70,6 +70,34 @@ __device__ __forceinline__ void load_tile(char* tile, const View<T>& view, std::
     }
 }
 
+// A thread's chunks of tiles that lie inside their matrix, columns contiguous and rows on boundaries of 16 bytes. Where they
+// start is computed once for a block, and nothing is asked of a chunk: in a loop over tiles such arithmetic would be most
+// of what is executed.
+template <int rows, int columns, int threads>
+struct WholeTiles {
+    static constexpr int chunks_of_row = columns / chunk_elements, rows_at_once = threads / chunks_of_row;
+    static_assert(threads % chunks_of_row == 0 && rows_at_once % 8 == 0 && rows % rows_at_once == 0, "all threads copy alike");
+    const char* from;
+    std::int64_t step;  // bytes from a chunk to the next
+
+    template <class T>
+    __device__ WholeTiles(const View<T>& view, std::int64_t first_row, std::int64_t first_column)
+        : from(reinterpret_cast<const char*>(view.data + (first_row + threadIdx.x / chunks_of_row) * view.row_stride + first_column +
+                                             threadIdx.x % chunks_of_row * chunk_elements)),
+          step(rows_at_once * view.row_stride * std::int64_t(sizeof(T))) {}
+
+    // Copies the tile so many bytes further on in the matrix; the caller commits.
+    __device__ __forceinline__ void load(char* tile, std::int64_t further) const {
+        char* target = tile + tile_offset<rows>(threadIdx.x / chunks_of_row, threadIdx.x % chunks_of_row * chunk_elements);
+        const char* chunk = from + further;
+#pragma unroll
+        for (int i = 0; i < rows / rows_at_once; ++i) {
+            copy_async_16(target + i * rows_at_once * panel_row_bytes, chunk);
+            chunk += step;
+        }
+    }
+};
+
 // Packed gates (rows, row_bytes); `words`: every row starts on a boundary of 4 bytes and is made of whole words.
 struct GateBits {
     const std::uint8_t* packed;
@@ -102,6 +130,30 @@ __device__ __forceinline__ void load_gates(unsigned* tile, const GateBits& gates
         }
     }
 }
+
+// The same as WholeTiles for words of gates inside their matrix, whose rows are made of whole words.
+template <int rows, int words_of_row, int threads>
+struct WholeGates {
+    static_assert(threads % words_of_row == 0, "a thread stays in its column");
+    const std::uint8_t* from;
+    std::int64_t row_bytes;
+
+    __device__ WholeGates(const GateBits& gates, std::int64_t first_row, std::int64_t first_column)
+        : from(gates.packed + (first_row + threadIdx.x / words_of_row) * gates.row_bytes + first_column / gates_of_byte +
+               threadIdx.x % words_of_row * 4),
+          row_bytes(gates.row_bytes) {}
+
+    __device__ __forceinline__ void load(unsigned* tile, std::int64_t further) const {
+        const std::uint8_t* word = from + further;
+#pragma unroll
+        for (int at = 0; at < rows * words_of_row; at += threads) {
+            if (at + threads <= rows * words_of_row || at + static_cast<int>(threadIdx.x) < rows * words_of_row) {
+                copy_async_4(tile + at + threadIdx.x, word);
+            }
+            word += threads / words_of_row * row_bytes;
+        }
+    }
+};
 
 // Compares scores (contiguous, float32) of the same range instead; a warp makes a word at a time. With `packed` they are
 // also written there, in rows of row_bytes.

@@ -2,12 +2,13 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "emulator/asynchronous.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -25,12 +26,6 @@ namespace {
 constexpr std::size_t stack_bytes = 256 * 1024;
 constexpr std::size_t argument_bytes = 256 * 1024;  // more than frames with a kernel's largest arguments take
 constexpr unsigned warp_size = 32;
-
-struct Copy {
-    char* target;
-    const char* source;
-    unsigned bytes, valid_bytes;
-};
 
 struct Barrier {
     unsigned expected = 0, arrived = 0, generation = 0;
@@ -50,8 +45,6 @@ struct Fiber {
     bool done = false;
     const Barrier* waits_for = nullptr;
     unsigned generation = 0;
-    std::deque<std::vector<Copy>> committed;
-    std::vector<Copy> promised;
 };
 
 struct Warp {
@@ -139,8 +132,6 @@ void prepare(Fiber& fiber) {
     fiber.done = false;
     fiber.waits_for = nullptr;
     fiber.fake_stack = nullptr;
-    fiber.committed.clear();
-    fiber.promised.clear();
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(fiber.stack.get(), stack_bytes);
 #endif
@@ -193,6 +184,7 @@ bool reversed() {
 
 void run_block(unsigned threads) {
     for (unsigned number = 0; number < threads; ++number) prepare(*block.fibers[number]);
+    start_asynchronous(threads, block.shared_bytes);
     block.barrier = Barrier{threads};
     block.warps.assign((threads + warp_size - 1) / warp_size, Warp{});
     for (unsigned warp = 0; warp < block.warps.size(); ++warp) {
@@ -221,13 +213,6 @@ void run_block(unsigned threads) {
             throw std::runtime_error("emulated kernel: " + std::to_string(left) + " threads of a block wait forever, "
                                      "because some passed another barrier or left");
         }
-    }
-}
-
-void make(std::vector<Copy>& copies) {
-    for (const Copy& copy : copies) {
-        if (copy.valid_bytes > 0) std::memcpy(copy.target, copy.source, copy.valid_bytes);
-        std::memset(copy.target + copy.valid_bytes, 0, copy.bytes - copy.valid_bytes);
     }
 }
 
@@ -283,32 +268,13 @@ bool is_private(const void* address) {
            within(block.warps.data(), block.warps.size() * sizeof(Warp)) || within(block.arguments, argument_bytes);
 }
 
+unsigned thread_number() { return block.current->number; }
+
 unsigned lane() { return block.current->number % warp_size; }
 
 char* next_exchange_buffer() {
     Warp& warp = block.warps[block.current->number / warp_size];
     return warp.buffers[warp.exchanges[lane()]++ % 2];
-}
-
-void promise_copy(void* target, const void* source, unsigned bytes, unsigned valid_bytes) {
-    ++counts.copies;
-    counts.copied_bytes += valid_bytes;
-    std::memset(target, 0xFF, bytes);  // whoever still reads what was here sees NaN
-    block.current->promised.push_back({static_cast<char*>(target), static_cast<const char*>(source), bytes, valid_bytes});
-}
-
-void commit_copies() {
-    Fiber& self = *block.current;
-    self.committed.push_back(std::move(self.promised));
-    self.promised.clear();
-}
-
-void wait_for_copies(unsigned pending_groups) {
-    Fiber& self = *block.current;
-    while (self.committed.size() > pending_groups) {
-        make(self.committed.front());
-        self.committed.pop_front();
-    }
 }
 
 }  // namespace tss::emulator

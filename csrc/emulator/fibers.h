@@ -38,6 +38,7 @@ constexpr std::size_t slot_bytes = 64;
 // is enough: nobody writes to a buffer again before all have passed the barrier of the next exchange.
 char* next_exchange_buffer();
 unsigned lane();
+unsigned thread_number();  // in its block
 // Adds to a count once for the whole warp.
 inline void count(std::uint64_t& number, std::uint64_t more = 1) { number += lane() == 0 ? more : 0; }
 
@@ -55,11 +56,5 @@ const T* exchange(const T& mine) {
 // this address: everything else that a kernel can reach is global memory.
 bool runs_kernel();
 bool is_private(const void* address);
-
-// Copies that are promised now and made when they are waited for, as cp.async may: what is read too early is NaN.
-void promise_copy(void* target, const void* source, unsigned bytes, unsigned valid_bytes);
-void commit_copies();
-// Waits until at most so many of this thread's committed groups are unmade.
-void wait_for_copies(unsigned pending_groups);
 
 }  // namespace tss::emulator

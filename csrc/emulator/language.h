@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 #include "common/half.h"
@@ -23,6 +24,7 @@ struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 
 inline void __syncthreads() { tss::emulator::block_barrier(); }
+inline void __trap() { std::abort(); }
 inline void __syncwarp() { tss::emulator::warp_barrier(); }
 
 // A shuffle or ballot: what all lanes give.

@@ -70,6 +70,7 @@ def test_adamw_that_moves_single_elements_is_named():
     ("changed", "says"),
     [
         ({"stack": 8}, "registers spill: 8 bytes"),
+        ({"does_nothing": True}, "it does nothing"),
         ({"counts": {"spills": 2}}, "2 local loads and stores"),
         ({"counts": {"hmma": 0}}, "no HMMA"),
         ({"counts": {"async_copies": 0}}, "nothing is copied 16 bytes at a time"),

@@ -13,8 +13,9 @@ from tss_kernels.gates import reference as gates
 from tss_kernels.testing import assert_as_exact_as_pytorch, in_layout, poisoned_outputs
 
 HALVES = [torch.float16, torch.bfloat16]
-# in, out, rows: a tile and less, more than one tile in every direction, a ragged end in every direction
-SHAPES = [(64, 64, 32), (8, 3, 1), (136, 130, 131), (200, 65, 129), (72, 200, 40)]
+# in, out, rows: a tile and less, more than one tile in every direction, a ragged end in every direction; the last has
+# tiles that lie inside all matrices, beside others that do not
+SHAPES = [(64, 64, 32), (8, 3, 1), (136, 130, 131), (200, 65, 129), (72, 200, 40), (160, 160, 130)]
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
 
@@ -109,16 +110,47 @@ def test_the_order_of_threads_between_barriers_changes_nothing(products, aligned
         assert torch.equal(one, other)
 
 
+def float32_product(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """dyᵀ x as PyTorch computes it in float32 on a GPU; a CPU's sums in many parts err less than a GPU's, which add one
+    row after the other."""
+    if x.device.type == "cuda":
+        return dy.float().T @ x.float()
+    sums = torch.zeros(dy.shape[1], x.shape[1])
+    for one, other in zip(dy.double(), x.double(), strict=True):
+        sums = torch.addr(sums.double(), one, other).float()  # one rounding, as of a fused multiply-add
+    return sums
+
+
+def check_score_gradient(grad: torch.Tensor, t: dict[str, torch.Tensor]) -> None:
+    wide = {name: t[name].double() for name in ("dy", "x", "weight", "importance")}
+    exact = (wide["dy"].T @ wide["x"]) * wide["weight"] * (1 - wide["importance"])
+    pytorch = float32_product(t["dy"], t["x"]) * t["weight"].float() * (1 - t["importance"])
+    assert_as_exact_as_pytorch(grad, pytorch, exact)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("rows", [1, 256, 600, 2100])
 def test_score_gradient_in_ranges_of_rows(products, dtype, rows, device):
     t = draw(40, 24, rows, dtype, device)
     with poisoned_outputs():
         grad = products.scores_grad(t["dy"], t["x"], t["weight"], t["importance"])
-    wide = {name: t[name].double() for name in ("dy", "x", "weight", "importance")}
-    exact = (wide["dy"].T @ wide["x"]) * wide["weight"] * (1 - wide["importance"])
-    pytorch = (t["dy"].float().T @ t["x"].float()) * t["weight"].float() * (1 - t["importance"])
-    assert_as_exact_as_pytorch(grad, pytorch, exact)
+    check_score_gradient(grad, t)
+
+
+@pytest.mark.parametrize("ranges", [1, 2])
+def test_score_gradient_of_many_rows_in_few_ranges(products, ranges, device, monkeypatch):
+    """Large weights have blocks enough without ranges; tensor cores cut what they add, which long sums would show."""
+    t = draw(40, 24, 7000, torch.bfloat16, device)
+    module, range_rows = products.kernels(device), -(-7000 // ranges // 64) * 64
+
+    class FewRanges:
+        scores_grad = staticmethod(module.scores_grad)
+        scores_grad_range_rows = staticmethod(lambda *_: range_rows)
+
+    monkeypatch.setattr(products, "kernels", lambda _: FewRanges)
+    with poisoned_outputs():
+        grad = products.scores_grad(t["dy"], t["x"], t["weight"], t["importance"])
+    check_score_gradient(grad, t)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 100, 200])
@@ -160,6 +192,9 @@ def test_tilings_by_shape():
         return configs.tiling_for(torch.bfloat16, rows, features, aligned, warpgroups).name
 
     assert chosen(64, 1024) == "small"
+    assert chosen(4096, 64) == "small"
+    assert chosen(16384, 64, warpgroups=True) == "narrow_groups"  # 128 blocks
+    assert chosen(12544, 64, warpgroups=True) == "small"  # 98 blocks
     assert chosen(65536, 64) == "narrow"
     assert chosen(65536, 1024) == "wide"
     assert chosen(65536, 64, warpgroups=True) == "narrow_groups"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -89,6 +93,32 @@ def test_an_off_weight_adds_nothing_whatever_it_is(draw, tiling):
     for one, other in zip(products(poisoned, tiling), products(t, tiling), strict=True):
         assert one.isfinite().all()
         assert torch.equal(one, other)
+
+
+COMPILED_BY_THE_DRIVER = """
+import torch
+from tss_kernels.backends.tables.cuda import has_warpgroups
+from tss_kernels.gated_linear import cuda
+from tss_kernels.gates import reference as gates
+
+assert not has_warpgroups(torch.device("cuda"))
+x, weight = (torch.randint(-2, 3, shape, device="cuda").to(torch.bfloat16) for shape in ((16384, 64), (1024, 64)))
+gate = torch.rand(1024, 64, device="cuda") < 0.5
+y = cuda.packed_linear(x, weight, gates.pack(gate), None, None, False)
+assert torch.equal(y, x @ gates.masked(weight, gate).T)  # small whole numbers: exact in any order
+"""
+
+
+def test_where_the_driver_compiles_ptx_no_kernel_of_warpgroups_is_chosen():
+    """PTX for all later architectures has no code for Hopper alone, on Hopper either."""
+    needs()
+    environment = os.environ | {"CUDA_FORCE_PTX_JIT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED_BY_THE_DRIVER], env=environment, capture_output=True, text=True
+    )
+    if "no kernel image" in done.stderr or "invalid device kernel image" in done.stderr:
+        pytest.skip("the module was built without PTX")
+    assert done.returncode == 0, done.stderr
 
 
 def adapter(t: Tensors, up: Tensors, activation: str, tile: AdapterTile) -> list[torch.Tensor]:

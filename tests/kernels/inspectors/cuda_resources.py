@@ -38,7 +38,9 @@ COUNTED = {
 # Kernels that load and store 16 bytes at a time where addresses allow it, and those that store so.
 WIDE = (("mask_kernel", ""), ("adamw_kernel", "true"))  # and how their parameters end then
 STORES = ("gated_product_kernel", "gated_adapter_kernel")
-# A tile of Hopper's warpgroups; other architectures have nothing in its kernels.
+# What a kernel leaves behind: results, or the error of a trap.
+EFFECT = re.compile(r"\*/\s+(?:@!?U?P\d+ )?(?:STG|ST|RED|REDG|ATOM|ATOMG|BPT\.TRAP)\b")
+# A tile of Hopper's warpgroups; on other architectures its kernels only trap.
 GROUPS = re.compile(r"ProductTile<[^>]*true>")
 
 
@@ -51,6 +53,7 @@ class Kernel(NamedTuple):
     registers: int
     stack: int
     counts: dict[str, int]
+    does_nothing: bool = False
 
 
 def cuobjdump() -> str | None:
@@ -94,32 +97,33 @@ def read(module: Path) -> list[Kernel]:
     tool = cuobjdump()
     if tool is None:
         raise FileNotFoundError("cuobjdump was not found: install the CUDA toolkit or Triton")
-    counts = {
-        (architecture, name): {
+    counts, idle = {}, {}
+    for architecture, name, body in _parts(_dump(tool, "-sass", module), r"^\s*Function : "):
+        counts[architecture, name] = {
             column: len(re.findall(rf"\*/\s+(?:@!?U?P\d+ )?{pattern}", body)) for column, pattern in COUNTED.items()
         }
-        for architecture, name, body in _parts(_dump(tool, "-sass", module), r"^\s*Function : ")
-    }
+        idle[architecture, name] = EFFECT.search(body) is None
     kernels = []
     for architecture, name, body in _parts(_dump(tool, "-res-usage", module), r"^ Function "):
         fields = dict(re.findall(r"(REG|STACK):(\d+)", body))
-        kernels.append(
-            Kernel(architecture, *_short(name), int(fields["REG"]), int(fields["STACK"]), counts[architecture, name])
-        )
+        taken, key = (int(fields["REG"]), int(fields["STACK"])), (architecture, name)
+        kernels.append(Kernel(architecture, *_short(name), *taken, counts[key], idle[key]))
     return sorted(kernels, key=lambda kernel: kernel[:3])
 
 
-def is_empty(kernel: Kernel) -> bool:
-    """Whether it is code for Hopper alone, compiled for another architecture."""
+def only_traps(kernel: Kernel) -> bool:
+    """Whether it is for Hopper alone, compiled for another architecture."""
     return GROUPS.search(kernel.parameters) is not None and kernel.architecture != "sm_90a"
 
 
 def violations(kernel: Kernel) -> list[str]:
     """The limits that a kernel breaks, in words."""
     found, counts = [], kernel.counts
+    if kernel.does_nothing:
+        found.append("it does nothing: no result is stored, and no trap says so")
     if kernel.stack or counts["spills"]:
         found.append(f"registers spill: {kernel.stack} bytes of stack, {counts['spills']} local loads and stores")
-    if "Tile<" in kernel.parameters and not is_empty(kernel):
+    if "Tile<" in kernel.parameters and not only_traps(kernel):
         unit = "hgmma" if GROUPS.search(kernel.parameters) else "hmma"
         if not counts[unit]:
             found.append(f"no tensor core: no {unit.upper()} instruction")
@@ -142,7 +146,7 @@ def rows_of(kernels: Iterable[Kernel]) -> Rows:
             | {column: str(count) for column, count in kernel.counts.items()},
         )
         for kernel in kernels
-        if not is_empty(kernel)
+        if not only_traps(kernel)
     )
 
 

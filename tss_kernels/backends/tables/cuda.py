@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from tss_kernels.backends.cuda import kernels
 from tss_kernels.backends.tables import TABLES, table_for
 from tss_kernels.backends.tables.table import ALWAYS, Crossover, Table, crossovers_of
 
@@ -33,8 +34,10 @@ TILINGS = (GENERAL, SMALL, NARROW, WIDE, NARROW_GROUPS, WIDE_GROUPS)
 # float32 has one kernel for all shapes and strides.
 FLOAT32 = Tiling("float32", 0, 64, 64)
 
-# Enough blocks to give every multiprocessor of a large GPU one; a constant, so that sums do not depend on the device.
-BLOCKS = 132
+# From so many blocks on a larger tiling is taken: three quarters of a large GPU's 132 multiprocessors. Predicted: alone on
+# a multiprocessor, a block waits for its copies whatever its size; up to three small ones beside each other do so in the
+# same time, and a fourth adds to it. A constant, so that sums do not depend on the device.
+BLOCKS = 99
 # Up to how many blocks of rows scores are compared inside the product, each block for itself; beyond, once before it.
 COMPARING_ROWS = 4
 
@@ -57,13 +60,19 @@ def cuda_table(device: torch.device) -> Table:
 
 
 def has_warpgroups(device: torch.device) -> bool:
-    """Whether code for Hopper alone runs on the device; the CPU, where kernels are emulated, has its instructions."""
-    return device.type != "cuda" or _major(device) == 9
+    """Whether the tilings by Hopper's instructions run on the device; the CPU, where kernels are emulated, has them.
+
+    The compute capability does not tell: an installation for other architectures, or a driver that was told to compile
+    PTX itself, has no such code on Hopper either. So the module is asked what the driver took from it.
+    """
+    if device.type != "cuda":
+        return True
+    return _has_warpgroups(torch.cuda.current_device() if device.index is None else device.index)
 
 
 @functools.cache
-def _major(device: torch.device) -> int:
-    return torch.cuda.get_device_capability(device)[0]
+def _has_warpgroups(index: int) -> bool:
+    return kernels(torch.device("cuda", index)).has_warpgroups(index)
 
 
 def tiling_for(dtype: torch.dtype, rows: int, features: int, aligned: bool, warpgroups: bool) -> Tiling:
