@@ -3,8 +3,8 @@
     python -m tests.kernels.cuda_loops                   # print the table
     python -m tests.kernels.cuda_loops --write FOLDER    # write it to FOLDER/nvcc-<version>-loops.md
 
-Counted on the way of tiles that lie inside their matrices, for bfloat16 and sm_90a, as copies, products (instructions of
-tensor cores) and all instructions together.
+Counted on the way of tiles that lie inside their matrices, for bfloat16 and sm_90a: all instructions, and of them the
+asynchronous copies and the products (instructions of tensor cores).
 """
 
 from __future__ import annotations

@@ -48,8 +48,6 @@ def test_a_kernel_of_warpgroups_is_there_or_stops_the_launch(nvcc, virtual, real
 
 
 def test_a_kernel_that_does_nothing_is_named(nvcc, tmp_path):
-    source = (
-        "__global__ void empty(int* out) { if (out == nullptr) return; }\n__global__ void full(int* out) { *out = 1; }"
-    )
+    source = "__global__ void empty(int* out) { if (!out) return; } __global__ void full(int* out) { *out = 1; }"
     kernels = compiled(nvcc, source, "90", "90", tmp_path)
     assert [kernel.name for kernel in kernels if does_nothing(kernel)] == ["empty(int*)"]

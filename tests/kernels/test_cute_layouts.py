@@ -1,4 +1,4 @@
-"""Layouts, fragments, masks and descriptors are CuTe's: the kernels' own functions, compiled for the CPU, against its."""
+"""Layouts, fragments, masks and descriptors are CuTe's: the kernels' own functions, compiled for the CPU."""
 
 from __future__ import annotations
 
