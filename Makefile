@@ -56,6 +56,7 @@ sanitize: setup
 resources: setup
 	$(BIN)/python -m tss_kernels.testing.resources --write tests/kernels/resources
 	$(BIN)/python -m tss_kernels.testing.cuda_resources --write tests/kernels/resources
+	$(BIN)/python -m tests.kernels.cuda_loops --write tests/kernels/resources
 
 counts: setup
 	$(BIN)/python -m tss_kernels.testing.instruction_counts --write tests/kernels/resources
