@@ -56,6 +56,7 @@ sanitize: setup
 resources: setup
 	$(BIN)/python -m tests.kernels.inspectors.resources --write tests/kernels/resources
 	$(BIN)/python -m tests.kernels.inspectors.cuda_resources --write tests/kernels/resources
+	$(BIN)/python -m tests.kernels.inspectors.cuda_loops --write tests/kernels/resources
 
 counts: setup
 	$(BIN)/python -m tests.kernels.inspectors.instruction_counts --write tests/kernels/resources

@@ -20,6 +20,7 @@ std::vector<std::pair<std::string, std::uint64_t>> take_counts() {
             {"copies", taken.copies},
             {"copied_bytes", taken.copied_bytes},
             {"matrix_loads", taken.matrix_loads},
+            {"conflicts", taken.conflicts},
             {"exchanges", taken.exchanges},
             {"atomics", taken.atomics},
             {"read_bytes", taken.read_bytes},

@@ -14,6 +14,7 @@ struct Counts {
     std::uint64_t multiply_adds = 0, group_multiply_adds = 0;  // by mma and by wgmma
     std::uint64_t copies = 0, copied_bytes = 0;  // asynchronous ones; bytes that are read, not those that are filled up
     std::uint64_t matrix_loads = 0;              // ldmatrix, four 8 x 8 matrices each
+    std::uint64_t conflicts = 0;                 // rows of ldmatrix and stmatrix that wait for another one's memory banks
     std::uint64_t exchanges = 0;                 // shuffles and ballots
     std::uint64_t atomics = 0;                   // of each thread
     std::uint64_t read_bytes = 0, written_bytes = 0;  // of global memory, by single accesses in files that are traced

@@ -32,11 +32,21 @@ inline unsigned mask_of_signs(unsigned lower, unsigned upper, int byte) {
     return ((lower & sign) != 0 ? 0x0000FFFFu : 0) | ((upper & sign) != 0 ? 0xFFFF0000u : 0);
 }
 
+// Shared memory serves the eight rows of a matrix at once if their 16 bytes lie in different banks.
+inline void count_conflicts(const void* const* rows) {
+    for (unsigned matrix = 0; matrix < 4; ++matrix) {
+        unsigned taken = 0;
+        for (unsigned r = 0; r < 8; ++r) taken |= 1u << (reinterpret_cast<std::uintptr_t>(rows[8 * matrix + r]) / 16 % 8);
+        emulator::count(emulator::counts.conflicts, 8 - __popc(taken));
+    }
+}
+
 // Four 8 x 8 matrices of 16-bit elements; lane 8 m + r gives the address of row r of matrix m.
 template <bool transposed>
 void load_matrices(unsigned (&registers)[4], const void* row) {
     emulator::count(emulator::counts.matrix_loads);
-    const void* const* rows = emulator::exchange(row);
+    const void* const* rows = emulator::exchange(static_cast<const void*>(row));
+    count_conflicts(rows);
     const unsigned lane = emulator::lane();
     for (unsigned matrix = 0; matrix < 4; ++matrix) {
         std::uint16_t pair[2];
@@ -51,6 +61,7 @@ void load_matrices(unsigned (&registers)[4], const void* row) {
 // Stores four 8 x 8 matrices of 16-bit elements transposed: of each a lane holds (row lane / 4, columns 2 (lane % 4) and one
 // more), and lane 8 m + c gives the address where column c of matrix m becomes a row.
 inline void store_matrices_transposed(void* row, const unsigned (&registers)[4]) {
+    count_conflicts(emulator::exchange(static_cast<const void*>(row)));
     struct Held { unsigned registers[4]; };
     const Held* lanes = emulator::exchange(Held{{registers[0], registers[1], registers[2], registers[3]}});
     const unsigned lane = emulator::lane(), column = lane % 8;

@@ -42,7 +42,8 @@ PROGRAM = """#include "cuda/launch.cuh"
 #include <cstdio>
 static void kernel(int) {}
 static bool fails(int threads, std::size_t shared) {
-    try { tss::launch(kernel, 1, threads, shared, tss::Target{}, 1); } catch (const std::runtime_error&) { return true; }
+    try { tss::launch(kernel, 1, threads, shared, tss::Target{}, 1); }
+    catch (const std::runtime_error&) { return true; }
     return false;
 }
 int main() {
@@ -50,8 +51,8 @@ int main() {
     const bool too_many = fails(2048, 0), after_that = fails(32, 0);
     last = cudaErrorInvalidValue;  // another library's
     const bool after_others = fails(32, 0);
-    std::printf("%d%d %d%d %d, %d launches, %d registers", too_much, after_it, too_many, after_that, after_others, launches,
-                tss::registers_of(kernel, 0));
+    std::printf("%d%d %d%d %d, ", too_much, after_it, too_many, after_that, after_others);
+    std::printf("%d launches, %d registers", launches, tss::registers_of(kernel, 0));
 }
 """
 

@@ -1,6 +1,6 @@
 // Runs one kernel of each kind on the emulator, in both orders of threads, on whole numbers, whose sums are exact in any
-// order. Prints by name how many elements of the result are right, NaN, or wrong: for tests that plant faults. With
-// TSS_ONLY_PRODUCTS it compiles faster.
+// order. Prints by name how many elements of the result are right, NaN, or wrong, and how many rows of matrices waited for
+// memory banks: for tests that plant faults. With TSS_ONLY_PRODUCTS it compiles faster.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -123,7 +123,9 @@ Tally gradient() {
 #endif
 
 void say(const char* name, const Tally& tally) {
-    std::printf("%s %ld right %ld NaN %ld wrong\n", name, tally.right, tally.nan, tally.wrong);
+    const auto conflicts = static_cast<long>(emulator::counts.conflicts);
+    emulator::take_counts();
+    std::printf("%s %ld right %ld NaN %ld wrong %ld conflicts\n", name, tally.right, tally.nan, tally.wrong, conflicts);
 }
 
 }  // namespace

@@ -17,8 +17,8 @@ from tss_kernels.gates import reference as gates
 from tss_kernels.testing import assert_as_exact_as_pytorch, in_layout, poisoned_outputs
 
 HALVES = [torch.float16, torch.bfloat16]
-# rows, d, bottleneck: less than a tile, whole tiles, a ragged end in every direction, rows of 16 bytes and others; the last
-# two have tiles that lie inside all matrices, beside others that do not
+# rows, d, bottleneck: less than a tile, whole tiles, a ragged end in every direction, rows of 16 bytes and others; the
+# last two have tiles that lie inside all matrices, beside others that do not
 SHAPES = [
     (1, 8, 1), (33, 70, 17), (130, 136, 64), (64, 64, 128), (33, 72, 65), (130, 9, 128), (0, 64, 64), (130, 160, 64),
     (65, 160, 128),
@@ -230,6 +230,7 @@ def test_tiles_by_shape():
         return tile.name if tile else why
 
     assert chosen(65536, 64) == "narrow_128"
+    assert chosen(16384, 64) == "narrow_128"
     assert chosen(10000, 17) == "narrow_64"
     assert chosen(64, 64) == "narrow_32"
     assert chosen(65536, 65) == "wide_64"

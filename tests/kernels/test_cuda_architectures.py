@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tss_kernels.testing.cuda_resources import cuobjdump
 
 from csrc.build.settings import read
 from csrc.build.toolchain import Missing, find_nvcc
-from tests.kernels.cuda_machine_code import compiled, does_nothing
+from tests.kernels.inspectors.cuda_machine_code import compiled, does_nothing
+from tests.kernels.inspectors.cuda_resources import cuobjdump
 
 # One kernel for all architectures and one of Hopper's warpgroups.
 SOURCE = """#include "cuda/gated_linear.cuh"
@@ -48,8 +48,6 @@ def test_a_kernel_of_warpgroups_is_there_or_stops_the_launch(nvcc, virtual, real
 
 
 def test_a_kernel_that_does_nothing_is_named(nvcc, tmp_path):
-    source = (
-        "__global__ void empty(int* out) { if (out == nullptr) return; }\n__global__ void full(int* out) { *out = 1; }"
-    )
+    source = "__global__ void empty(int* out) { if (!out) return; } __global__ void full(int* out) { *out = 1; }"
     kernels = compiled(nvcc, source, "90", "90", tmp_path)
     assert [kernel.name for kernel in kernels if does_nothing(kernel)] == ["empty(int*)"]

@@ -1,4 +1,4 @@
-"""The emulator notices a missing wait, fence or barrier: copies of the kernels with one fault each, run on whole numbers."""
+"""The emulator notices a missing wait, fence or barrier: copies of the kernels with one fault each."""
 
 from __future__ import annotations
 
@@ -49,31 +49,45 @@ def emulator(tmp_path_factory) -> list[str]:
 
 
 def results(csrc: Path, emulator: list[str], folder: Path, kernels: set[str]) -> dict[str, list[tuple[int, int]]]:
-    """By kernel, how many elements are right and how many are not, once for each order of threads."""
+    """By kernel, how many elements are not right, and how many bank conflicts there were, for each order of threads."""
     only = ["-DTSS_ONLY_PRODUCTS"] if kernels <= PRODUCTS else []
     program = folder / "program"
     subprocess.run([CXX.path, *FLAGS, *only, f"-I{csrc}", "-o", str(program), str(PROGRAM), *emulator], check=True)
     said = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
     found: dict[str, list[tuple[int, int]]] = {}
-    for name, right, nan, wrong in re.findall(r"^(\w+) (\d+) right (\d+) NaN (\d+) wrong$", said, flags=re.MULTILINE):
-        found.setdefault(name, []).append((int(right), int(nan) + int(wrong)))
+    line = r"^(\w+) \d+ right (\d+) NaN (\d+) wrong (\d+) conflicts$"
+    for name, nan, wrong, conflicts in re.findall(line, said, flags=re.MULTILINE):
+        found.setdefault(name, []).append((int(nan) + int(wrong), int(conflicts)))
     assert set(found) == (PRODUCTS if only else KERNELS)
     return found
 
 
-def test_the_kernels_are_right(emulator, tmp_path):
-    for name, orders in results(CSRC, emulator, tmp_path, KERNELS).items():
-        assert [bad for _, bad in orders] == [0, 0], name
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_shows(fault, emulator, tmp_path):
-    file, right, wrong, where = FAULTS[fault]
-    csrc = tmp_path / "csrc"
+def faulty(folder: Path, file: str, right: str, wrong: str) -> Path:
+    """A copy of csrc with one text replaced in one file of kernels."""
+    csrc = folder / "csrc"
     shutil.copytree(CSRC, csrc, ignore=shutil.ignore_patterns("build", "__pycache__"))
     source = csrc / "cuda" / file
     text = source.read_text()
     assert right in text, f"the kernels no longer say {right!r}: plant another fault"
     source.write_text(text.replace(right, wrong))
+    return csrc
+
+
+def test_the_kernels_are_right(emulator, tmp_path):
+    for name, orders in results(CSRC, emulator, tmp_path, KERNELS).items():
+        assert orders == [(0, 0), (0, 0)], name
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_shows(fault, emulator, tmp_path):
+    file, right, wrong, where = FAULTS[fault]
+    csrc = faulty(tmp_path, file, right, wrong)
     for name, orders in results(csrc, emulator, tmp_path, where).items():
-        assert any(bad for _, bad in orders) == (name in where), name
+        assert any(bad for bad, _ in orders) == (name in where), name
+
+
+def test_bank_conflicts_show(emulator, tmp_path):
+    csrc = faulty(tmp_path, "tile.cuh", "(column / chunk_elements ^ (row & 7)) * 16", "column / chunk_elements * 16")
+    found = results(csrc, emulator, tmp_path, KERNELS)
+    assert all(conflicts > 0 for orders in found.values() for _, conflicts in orders)
+    assert found["mma"][0][0] == 0  # as right as before, only slower

@@ -1,4 +1,4 @@
-"""Layouts, fragments, masks and descriptors are CuTe's: the kernels' own functions, compiled for the CPU, against its."""
+"""Layouts, fragments, masks and descriptors are CuTe's: the kernels' own functions, compiled for the CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from csrc.build.plan import COMMON, CSRC, EMULATED
 from csrc.build.settings import read
 from csrc.build.toolchain import Missing, find_cxx
-from tests.kernels.cute_layouts import header
+from tests.kernels.inspectors.cute_layouts import header
 
 CXX = find_cxx(read())
 pytestmark = pytest.mark.skipif(isinstance(CXX, Missing), reason="no C++ compiler")

@@ -34,9 +34,9 @@ TILINGS = (GENERAL, SMALL, NARROW, WIDE, NARROW_GROUPS, WIDE_GROUPS)
 # float32 has one kernel for all shapes and strides.
 FLOAT32 = Tiling("float32", 0, 64, 64)
 
-# From so many blocks on a larger tiling is taken: three quarters of a large GPU's 132 multiprocessors. Predicted: alone on
-# a multiprocessor, a block waits for its copies whatever its size; up to three small ones beside each other do so in the
-# same time, and a fourth adds to it. A constant, so that sums do not depend on the device.
+# From so many blocks on a larger tiling is taken: three quarters of a large GPU's 132 multiprocessors. Predicted: alone
+# on one, a block waits for its copies whatever its size; up to three small ones beside each other take the same time,
+# and a fourth adds to it. A constant, so that sums do not depend on the device.
 BLOCKS = 99
 # Up to how many blocks of rows scores are compared inside the product, each block for itself; beyond, once before it.
 COMPARING_ROWS = 4

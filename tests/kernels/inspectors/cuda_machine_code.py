@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tss_kernels.testing.cuda_resources import cuobjdump
-
 from csrc.build.plan import CSRC, NVCC
+from tests.kernels.inspectors.cuda_resources import cuobjdump
 
 # A kernel that has none of these leaves nothing behind, not even an error.
 EFFECT = re.compile(r"\b(?:STG|ST|RED|REDG|ATOM|ATOMG|BPT\.TRAP)\b")
@@ -34,12 +33,12 @@ class Kernel(NamedTuple):
         return any(re.search(pattern, text) for text in self.instructions)
 
 
-def compiled(nvcc: str, source: str, virtual: str, real: str, folder: Path) -> list[Kernel]:
+def compiled(nvcc: str, source: str, virtual: str, real: str, folder: Path, csrc: Path = CSRC) -> list[Kernel]:
     """The kernels that a source instantiates, with the project's own flags; PTX of `virtual` made code for `real`."""
     file, cubin = folder / "kernels.cu", folder / "kernels.cubin"
     file.write_text(source)
     target = f"arch=compute_{virtual},code=sm_{real}"
-    command = [nvcc, *NVCC, f"-I{CSRC}", "-gencode", target, "-cubin", "-o", str(cubin), str(file)]
+    command = [nvcc, *NVCC, f"-I{csrc}", "-gencode", target, "-cubin", "-o", str(cubin), str(file)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return kernels_of(cubin)
 

@@ -9,7 +9,7 @@ import ast
 import itertools
 from collections.abc import Iterator
 
-# (thread, value) -> number of the element, rows first. MMA_Traits<SM80_16x8x16_F32BF16BF16F32_TN> (float16 is alike) and
+# (thread, value) -> number of the element, rows first. MMA_Traits<SM80_16x8x16_F32BF16BF16F32_TN> (float16: alike),
 # MMA_Traits<SM90::GMMA::MMA_64x128x16_F32BF16BF16_RS<Major::K, Major::K>>.
 FRAGMENTS = {
     "mma_a": (16, "((4,8),(2,2,2)):((32,1),(16,8,128))"),
@@ -25,7 +25,7 @@ MATRICES = {
     "ldmatrix_transposed": "((4,8),(16,2,4)):((256,16),(1,128,1024))",
     "stmatrix_transposed": "((4,8),(16,2,4)):((256,16),(1,128,1024))",
 }
-# (row, column) -> element of 16 bits, before Swizzle<3, 3, 3>: tile_to_shape(GMMA::Layout_K_SW128_Atom<bfloat16_t>, shape).
+# (row, column) -> element of 16 bits, before Swizzle<3, 3, 3>: tile_to_shape(Layout_K_SW128_Atom<bfloat16_t>, shape).
 SHARED = {"tile_128x64": "((8,16),(64,1)):((64,512),(1,0))", "tile_64x128": "((8,8),(64,2)):((64,512),(1,4096))"}
 # make_gmma_desc of such a tile at address 0: rows of 128 bytes swizzled, eight of them after another 1,024 bytes on.
 DESCRIPTOR = 0x4000004000010000
@@ -65,10 +65,9 @@ def table(layout: str) -> list[list[int]]:
 
 
 def _array(name: str, values: list[list[tuple[int, ...]]] | list[list[int]]) -> str:
-    texts = [["{%s}" % ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in row] for row in values]
     depth = "[2]" if isinstance(values[0][0], tuple) else ""
-    body = ",\n".join("{%s}" % ",".join(row) for row in texts)
-    return f"static const int {name}[{len(values)}][{len(values[0])}]{depth} = {{{body}}};"
+    numbers = str(values).translate(str.maketrans("[]()", "{}{}"))  # Python's lists as C++ writes them
+    return f"static const int {name}[{len(values)}][{len(values[0])}]{depth} = {numbers};"
 
 
 def _arrays() -> Iterator[str]:

@@ -1,10 +1,10 @@
 """What a warp executes for each k tile in the loops of the CUDA C++ products, read off the built extension module.
 
-    python -m tests.kernels.cuda_loops                   # print the table
-    python -m tests.kernels.cuda_loops --write FOLDER    # write it to FOLDER/nvcc-<version>-loops.md
+    python -m tests.kernels.inspectors.cuda_loops                   # print the table
+    python -m tests.kernels.inspectors.cuda_loops --write FOLDER    # write it to FOLDER/nvcc-<version>-loops.md
 
-Counted on the way of tiles that lie inside their matrices, for bfloat16 and sm_90a, as copies, products (instructions of
-tensor cores) and all instructions together.
+Counted on the way of tiles that lie inside their matrices, for bfloat16 and sm_90a: all instructions, and of them the
+asynchronous copies and the products (instructions of tensor cores).
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tss_kernels.testing.cuda_resources import built_module, cuobjdump, version
-from tss_kernels.testing.resource_table import Rows, as_markdown, numbered
-
-from tests.kernels.cuda_machine_code import Kernel, kernels_of, turns
+from tests.kernels.inspectors.cuda_machine_code import Kernel, kernels_of, turns
+from tests.kernels.inspectors.cuda_resources import built_module, cuobjdump, version
+from tests.kernels.inspectors.resource_table import Rows, as_markdown, numbered
 
 LOOPS = (b"gated_product_kernel", b"gated_adapter_kernel", b"scores_grad_kernel")
 ARCHITECTURE = "sm_90a"
@@ -64,7 +63,9 @@ def rows_of(kernels: list[Kernel]) -> Rows:
 def to_text(rows: Rows) -> str:
     """The table as Markdown."""
     title = f"What a warp executes for each k tile, by nvcc {version()}"
-    return as_markdown(rows, title, "python -m tests.kernels.cuda_loops --write", "tests/kernels/test_cuda_loops.py")
+    return as_markdown(
+        rows, title, "python -m tests.kernels.inspectors.cuda_loops --write", "tests/kernels/test_cuda_loops.py"
+    )
 
 
 def main() -> int:
