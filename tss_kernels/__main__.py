@@ -9,7 +9,8 @@ import sys
 
 import torch
 
-from tss_kernels.backends import (
+from tss_kernels.backends.dispatch import VARIABLE, default_backend, forced_backend
+from tss_kernels.backends.registry import (
     BACKENDS,
     INSTALLED,
     OPERATIONS,
@@ -19,7 +20,6 @@ from tss_kernels.backends import (
     missing,
     why_not,
 )
-from tss_kernels.dispatch import VARIABLE, default_backend, forced_backend
 
 
 def _version(package: str) -> str:

@@ -18,12 +18,15 @@ def _is_cast(dtype: torch.dtype) -> bool:
 
 
 def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    return tensor.to(dtype) if tensor is not None and _is_cast(tensor.dtype) else tensor
+    # What is no tensor is refused later, by the checks that name it.
+    return tensor.to(dtype) if isinstance(tensor, torch.Tensor) and _is_cast(tensor.dtype) else tensor
 
 
 def _is_on(x: torch.Tensor) -> bool:
     """Whether autocast is on for x's device."""
     if not torch._C._is_any_autocast_enabled():  # in most programs, and much sooner asked
+        return False
+    if not isinstance(x, torch.Tensor):
         return False
     device = x.device.type
     return device != "meta" and torch.is_autocast_enabled(device)

@@ -9,8 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tss_kernels.backends import BACKENDS, OPERATIONS, why_not
-from tss_kernels.dispatch import VARIABLE, choose, configuration, forced_backend, select
+from tss_kernels.backends.dispatch import VARIABLE, choose, configuration, forced_backend, select
+from tss_kernels.backends.registry import BACKENDS, OPERATIONS, why_not
+from tss_kernels.gated_adapter.api import check_adapter
+from tss_kernels.gated_linear.api import GatedMap, check_product
+from tss_kernels.gates.api import check_pack, check_unpack
+from tss_kernels.importance.api import check_pair, check_raw
 
 Tensor = torch.Tensor
 
@@ -67,6 +71,10 @@ def _bytes(*tensors: Tensor | None) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
+def _map(values: dict[str, Any], weight: str, scores: str, bias: str, importance: str) -> GatedMap:
+    return values[weight], values[scores], values[bias], values["threshold"], values[importance], False
+
+
 def _linear(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None) -> _Cost:
     out_features, in_features = weight.shape
     rows = x.numel() // max(in_features, 1)
@@ -75,14 +83,19 @@ def _linear(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None) -> _C
 
 
 def _gated_linear(values: dict[str, Any]) -> _Cost:
+    check_product(values["x"], _map(values, "weight", "scores", "bias", "importance"))
     return _linear(values["x"], values["weight"], values["scores"], values["bias"])
 
 
 def _packed_linear(values: dict[str, Any]) -> _Cost:
+    check_product(values["x"], (values["weight"], values["packed"], values["bias"], 0.0, None, True))
     return _linear(values["x"], values["weight"], values["packed"], values["bias"])
 
 
 def _gated_adapter(values: dict[str, Any]) -> _Cost:
+    names = ("weight", "scores", "bias", "importance")
+    maps = [_map(values, *(f"{side}_{name}" for name in names)) for side in ("down", "up")]
+    check_adapter(values["x"], maps[0], maps[1], values["activation"])
     x, down = values["x"], values["down_weight"]
     operands = [values[f"{layer}_{part}"] for layer in ("down", "up") for part in ("weight", "scores", "bias")]
     rows = x.numel() // max(down.shape[1], 1)
@@ -92,28 +105,34 @@ def _gated_adapter(values: dict[str, Any]) -> _Cost:
 
 def _pack_gates(values: dict[str, Any]) -> _Cost:
     scores = values["scores"]
+    check_pack(scores, values["threshold"])
     moved = _bytes(scores) + scores.shape[0] * ((scores.shape[1] + 7) // 8)
     return _Cost(moved, scores.numel(), scores, tuple(scores.shape))
 
 
 def _unpack_gates(values: dict[str, Any]) -> _Cost:
+    check_unpack(values["packed"], values["in_features"])
     packed, gates = values["packed"], values["packed"].shape[0] * values["in_features"]
     return _Cost(_bytes(packed) + gates, gates, packed, tuple(packed.shape))
 
 
 def _normalize(values: dict[str, Any]) -> _Cost:
     raw = values["raw"]
+    check_raw(raw, values["per"])
     # Two reads: the deviation needs the mean, the result needs both.
     return _Cost(2 * _bytes(raw) + 4 * raw.numel(), 7 * raw.numel(), raw, tuple(raw.shape))
 
 
 def _accumulate(values: dict[str, Any]) -> _Cost:
     total, new = values["total"], values["new"]
+    check_pair(total, "new", new)
     return _Cost(2 * _bytes(total) + _bytes(new), total.numel(), total, tuple(total.shape))
 
 
 def _update(values: dict[str, Any]) -> _Cost:
     total, raw = values["total"], values["raw"]
+    check_raw(raw, values["per"])
+    check_pair(total, "raw", raw)
     return _Cost(2 * _bytes(raw) + 2 * _bytes(total), 8 * raw.numel(), total, tuple(raw.shape))
 
 
@@ -169,8 +188,8 @@ def _rejected(op: str, chosen: str, default: str, main: Tensor) -> dict[str, str
 def explain(op: str | Callable[..., Any], *args: object, **kwargs: object) -> Explanation:
     """What the call op(*args, **kwargs) would run, without running it.
 
-    op: an operation of this package or its name. Raises ValueError for another one, TypeError for arguments that do not
-    fit it, and BackendUnavailable where a forced backend cannot run it.
+    op: an operation of this package or its name. Raises ValueError for another one, what the operation raises for
+    arguments that it refuses, and BackendUnavailable where a forced backend cannot run it.
     """
     import tss_kernels
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as _hooks
 
-from tss_kernels.checks import check_choice, check_packed, check_threshold
-from tss_kernels.gated_adapter.api import gated_adapter, gated_adapter_from_packed
+from tss_kernels.gated_adapter.api import adapter_product
 from tss_kernels.gated_adapter.reference import ACTIVATIONS
-from tss_kernels.gated_linear.api import gated_linear_of
-from tss_kernels.gated_linear.composed import KeptProduct
-from tss_kernels.gates.api import pack_gates, packed_linear_of, unpack_gates
-from tss_kernels.gates.scores import Scores
-from tss_kernels.watched import Frozen
+from tss_kernels.gated_linear.api import GatedMap, gated_product
+from tss_kernels.gates.api import pack_gates, unpack_gates
+from tss_kernels.validation import check_choice, check_packed, check_threshold
 
 WEIGHT_INITS = ("normal", "signed_constant")
 WEIGHT_STD = 0.02
+REGISTERED = {"weight", "bias", "scores"}
 
 
 class GatedAdapterLinear(nn.Module):
@@ -28,13 +27,17 @@ class GatedAdapterLinear(nn.Module):
     y = x @ where(scores >= threshold, weight, 0).T + bias. `weight` (out, in) and `bias` (out,) are frozen parameters,
     `scores` (out, in) is a float32 parameter, the only trained one; `importance` a float32 buffer (out, in) or None.
     `mask_gradient`: True applies (1 - importance) to the gradient of the scores; False leaves it plain. Scores and
-    importance stay float32 under `.half()` and `.to(dtype)`. Raises ValueError for an unknown weight_init
-    or a threshold of NaN.
+    importance stay float32 under `.half()` and `.to(dtype)`.
+
+    weight_init: "signed_constant" (the default), random signs times sqrt(2 / in), whose outputs are as large as those
+    of a layer that trains its weights, so that choosing among them learns in place of torch.nn.Linear; or "normal",
+    N(0, 0.02^2), whose outputs are small: for a branch beside a residual, as in GatedAdapter. Raises ValueError for an
+    unknown weight_init or a threshold of NaN.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
-    scores: Scores
+    scores: nn.Parameter
     importance: torch.Tensor | None
     packed: torch.Tensor | None
 
@@ -45,7 +48,7 @@ class GatedAdapterLinear(nn.Module):
         bias: bool = True,
         *,
         threshold: float = 0.0,
-        weight_init: str = "normal",
+        weight_init: str = "signed_constant",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -59,13 +62,13 @@ class GatedAdapterLinear(nn.Module):
         self.threshold = float(threshold)
         self.weight_init = weight_init
         self.mask_gradient = True
-        self.weight = Frozen(torch.empty((out_features, in_features), device=device, dtype=dtype))
+        weight = torch.empty((out_features, in_features), device=device, dtype=dtype)
+        self.weight = nn.Parameter(weight, requires_grad=False)
         constant = torch.empty(out_features, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if constant is None else nn.Parameter(constant, requires_grad=False))
-        self.scores = Scores(torch.empty((out_features, in_features), device=device, dtype=torch.float32))
+        self.scores = nn.Parameter(torch.empty((out_features, in_features), device=device, dtype=torch.float32))
         self.register_buffer("importance", None)
         self.register_buffer("packed", None, persistent=False)
-        self.product = KeptProduct()
         self.reset_parameters()
 
     @classmethod
@@ -78,7 +81,7 @@ class GatedAdapterLinear(nn.Module):
         )  # fmt: skip
         layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
         layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        layer.scores = Scores(torch.empty(weight.shape, device=weight.device, dtype=torch.float32))
+        layer.scores = nn.Parameter(torch.empty(weight.shape, device=weight.device, dtype=torch.float32))
         layer.reset_scores()
         return layer
 
@@ -110,27 +113,17 @@ class GatedAdapterLinear(nn.Module):
         return function(self.scores.shape, generator=generator, device=device, dtype=torch.float32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., in) to (..., out), by the live scores or, after set_packed, by the gates given there."""
-        weight, scores, bias, packed, importance = self._tensors()
-        if packed is not None:
-            return packed_linear_of(x, weight, packed, bias, self.product)
-        return gated_linear_of(
-            x, weight, scores, bias, self.threshold, importance if self.mask_gradient else None, self.product
-        )
-
-    def _tensors(self) -> tuple[Any, ...]:
-        """weight, scores, bias, packed and importance: where a module keeps them unless somebody replaced one."""
-        parameters, buffers = self._parameters, self._buffers
+        """x (..., in) to (..., out), by the scores or, after set_packed, by the gates given there."""
+        parameters, buffers = self._parameters, self._buffers  # each attribute of a module costs a call of Python
         try:
-            return (
-                parameters["weight"], parameters["scores"], parameters["bias"], buffers["packed"], buffers["importance"]
-            )  # fmt: skip
-        except KeyError:
-            return self.weight, self.scores, self.bias, self.packed, self.importance
-
-    def active_importance(self) -> torch.Tensor | None:
-        """The importance that masks the gradient in the backward pass, None if nothing does."""
-        return self.importance if self.mask_gradient else None
+            packed, scores, importance = buffers["packed"], parameters["scores"], buffers["importance"]
+            weight, bias = parameters["weight"], parameters["bias"]
+        except KeyError:  # pruning and parametrisations keep them elsewhere
+            packed, scores, weight, bias, importance = self.packed, self.scores, self.weight, self.bias, self.importance
+        if packed is not None:
+            return gated_product(x, (weight, packed, bias, self.threshold, None, True))
+        masking = importance if self.mask_gradient else None
+        return gated_product(x, (weight, scores, bias, self.threshold, masking, False))
 
     def set_packed(self, packed: torch.Tensor | None) -> None:
         """Fixes the gates to packed uint8 (out, ceil(in / 8)), no gradient for the scores; None: live scores again.
@@ -150,10 +143,6 @@ class GatedAdapterLinear(nn.Module):
     def density(self) -> float:
         """The share of gates that are on, in [0, 1]."""
         return self.gate().float().mean().item()
-
-    def fixed_or_packed(self) -> torch.Tensor:
-        """The gates that the forward pass uses at one bit each, uint8 (out, ceil(in / 8)); those set, not a copy."""
-        return self.packed if self.packed is not None else pack_gates(self.scores, self.threshold)
 
     def pack(self) -> torch.Tensor:
         """The gates that the forward pass uses at one bit each, a new uint8 (out, ceil(in / 8))."""
@@ -189,7 +178,10 @@ class GatedAdapter(nn.Module):
     """A bottleneck adapter of two gated layers with its residual: x + up(activation(down(x))), x (..., hidden_size).
 
     activation: "relu", "gelu", "silu" or "tanh". Takes any floating x: the frozen weights are cast to its dtype, or
-    to autocast's. Further arguments as GatedAdapterLinear's. Raises ValueError.
+    to autocast's. weight_init is "normal" here, N(0, 0.02^2): beside a residual small weights leave the hidden state of
+    the model nearly as it was, where "signed_constant" would change it by more than half. Further arguments as
+    GatedAdapterLinear's. Layers that carry hooks, or are no longer plain GatedAdapterLinear, are called one by one,
+    in their own dtype. Raises ValueError.
     """
 
     def __init__(
@@ -224,30 +216,59 @@ class GatedAdapter(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., hidden_size) to the same shape and dtype."""
-        down, up = self.down, self.up
-        (down_weight, down_bias), (up_weight, up_bias) = _frozen(down, x.dtype), _frozen(up, x.dtype)
-        options: dict[str, Any] = {
-            "activation": self.activation,
-            "down_importance": down.active_importance(),
-            "up_importance": up.active_importance(),
-            "kept": (down.product, up.product),
-        }
-        if down.packed is None and up.packed is None and down.threshold == up.threshold:
-            return gated_adapter(
-                x, down_weight, down.scores, up_weight, up.scores, down_bias, up_bias, threshold=down.threshold,
-                **options,
-            )  # fmt: skip
-        return gated_adapter_from_packed(
-            x, down_weight, down.fixed_or_packed(), up_weight, up.fixed_or_packed(), down_bias, up_bias,
-            down_scores=None if down.packed is not None else down.scores,
-            up_scores=None if up.packed is not None else up.scores, **options,
-        )  # fmt: skip
+        layers = self._modules["down"], self._modules["up"]
+        maps = _plain_maps(layers)
+        if maps is None:
+            down, up = layers
+            hidden = ACTIVATIONS[self.activation](down(_for_layer(down, x)))  # type: ignore[misc]
+            return x + up(_for_layer(up, hidden)).to(x.dtype)  # type: ignore[misc]
+        if maps[0][0].dtype is not x.dtype:
+            maps = [_cast(one, x.dtype) for one in maps]
+        return adapter_product(x, maps[0], maps[1], self.activation)
 
     def extra_repr(self) -> str:
         """The activation; the layers print themselves."""
         return f"activation={self.activation!r}"
 
 
-def _frozen(layer: GatedAdapterLinear, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias in this dtype; themselves if they have it."""
-    return layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype)
+def _plain_maps(layers: Iterable[Any]) -> list[GatedMap] | None:
+    """What the layers multiply by; None if calling one would do more than that: hooks, another forward or class."""
+    if (
+        _hooks._global_forward_hooks
+        or _hooks._global_forward_pre_hooks
+        or _hooks._global_backward_hooks
+        or _hooks._global_backward_pre_hooks
+    ):
+        return None
+    maps: list[GatedMap] = []
+    for layer in layers:
+        own = layer.__dict__
+        if (
+            type(layer) is not GatedAdapterLinear
+            or "forward" in own  # accelerate's hooks replace it on the instance
+            or own["_forward_hooks"]
+            or own["_forward_pre_hooks"]
+            or own["_backward_hooks"]
+            or own["_backward_pre_hooks"]
+            or layer._compiled_call_impl is not None
+            or not own["_parameters"].keys() >= REGISTERED
+        ):
+            return None
+        parameters, buffers = own["_parameters"], own["_buffers"]
+        packed, importance = buffers["packed"], buffers["importance"] if layer.mask_gradient else None
+        gates = parameters["scores"] if packed is None else packed
+        weight, bias = parameters["weight"], parameters["bias"]
+        maps.append((weight, gates, bias, layer.threshold, importance if packed is None else None, packed is not None))
+    return maps
+
+
+def _for_layer(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """x in the dtype of the layer's weight, if it has a floating one."""
+    weight = getattr(layer, "weight", None)
+    return x.to(weight.dtype) if isinstance(weight, torch.Tensor) and weight.is_floating_point() else x
+
+
+def _cast(one: GatedMap, dtype: torch.dtype) -> GatedMap:
+    """The same with weight and bias in this dtype."""
+    weight, gates, bias, *rest = one
+    return weight.to(dtype), gates, None if bias is None else bias.to(dtype), *rest  # type: ignore[return-value]

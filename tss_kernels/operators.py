@@ -7,10 +7,12 @@ backward pass. They have no gradients of their own: the functions that call them
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch.library import Library
+
+from tss_kernels.tensors import empty_packed
 
 LIBRARY = Library("tss_kernels", "DEF")
 Fake = Callable[..., object]
@@ -27,19 +29,8 @@ def implement(name: str, function: Callable[..., object]) -> torch._ops.OpOverlo
     return getattr(torch.ops.tss_kernels, name).default
 
 
-def count_writes(tensors: Iterable[torch.Tensor]) -> None:
-    """Tells autograd that an operator wrote to these tensors, which it does not find out from the schema."""
-    if not torch.compiler.is_compiling():  # a compiled graph writes by operations that count
-        torch.autograd.graph.increment_version(tensors)
-
-
 def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
-
-
-def empty_packed(scores: torch.Tensor) -> torch.Tensor:
-    """Room for the gates of a matrix (out, in) at one bit each, on its device: uint8 (out, ceil(in / 8))."""
-    return scores.new_empty((scores.shape[0], (scores.shape[1] + 7) // 8), dtype=torch.uint8)
 
 
 def _nothing(*arguments: object) -> None:
@@ -120,23 +111,3 @@ _define(
     " float weight_decay, str site, str backend) -> ()",
     _nothing,
 )
-
-
-def packed_linear_operator() -> torch._ops.OpOverload:
-    """The product with packed gates, for the operations beside it in which the same product stands."""
-    return torch.ops.tss_kernels.packed_linear.default
-
-
-def rows_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor (..., features) as (rows, features), a view where one is possible."""
-    if tensor.dim() == 2:
-        return tensor
-    rows = 1
-    for size in tensor.shape[:-1]:
-        rows *= size
-    return tensor.reshape(rows, tensor.shape[-1])
-
-
-def shaped_like(rows: torch.Tensor, leading: Sequence[int]) -> torch.Tensor:
-    """The opposite of `rows_of`: (rows, features) as (*leading, features)."""
-    return rows if len(leading) == 1 else rows.view(*leading, rows.shape[-1])

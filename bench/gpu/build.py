@@ -110,7 +110,7 @@ def check() -> None:
     """Every module in the package runs on this machine and computes; raises what it finds wrong."""
     import torch
 
-    from tss_kernels.backends import INSTALLED
+    from tss_kernels.backends.registry import INSTALLED
     from tss_kernels.gates import reference
 
     scores = torch.randn(70, 136, generator=torch.Generator().manual_seed(0))
@@ -127,7 +127,7 @@ def _check_device(device: Any, scores: Any, expected: Any) -> None:
     """Code for this GPU is in the module, and where it is Hopper, code for its warpgroups."""
     import torch
 
-    from tss_kernels.configs.cuda import NARROW, NARROW_GROUPS, has_warpgroups
+    from tss_kernels.backends.tables.cuda import NARROW, NARROW_GROUPS, has_warpgroups
     from tss_kernels.gated_linear import cuda as products
     from tss_kernels.gates import cuda as gates
 

@@ -11,7 +11,7 @@ import torch
 
 from csrc.build.toolchain import Missing, find_cxx
 from csrc.build.variants import ROOT, built, read
-from tss_kernels.backends import BACKENDS, EMULATED, why_not
+from tss_kernels.backends.registry import BACKENDS, EMULATED, why_not
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -12,15 +12,15 @@ import sys
 import torch
 from triton_guarded import guarded, guarded_empty
 
-from tss_kernels.compiled import KINDS
-from tss_kernels.native import kernels
+from tss_kernels.backends.native import kernels
+from tss_kernels.tensors import DTYPE_CODES
 
 SIZES = ((3, 5), (2, 33), (4, 8), (1, 1031), (3, 1032))
 THREADS = 3
 
 
 def pack(short: int) -> None:
-    for dtype, kind in KINDS.items():
+    for dtype, kind in DTYPE_CODES.items():
         for rows, columns in SIZES:
             scores = guarded(torch.randn(rows * columns - short).to(dtype))
             packed = guarded_empty(rows, (columns + 7) // 8, dtype=torch.uint8)
@@ -35,7 +35,7 @@ def unpack(short: int) -> None:
 
 
 def mask_by_scores(short: int) -> None:
-    for dtype in KINDS:
+    for dtype in DTYPE_CODES:
         for rows, columns in SIZES:
             weight, scores = guarded(torch.randn(rows, columns).to(dtype)), guarded(torch.randn(rows * columns - short))
             masked = guarded_empty(rows, columns, dtype=dtype)
@@ -59,7 +59,7 @@ def mask_by_scores(short: int) -> None:
 
 
 def mask_by_bits(short: int) -> None:
-    for dtype in KINDS:
+    for dtype in DTYPE_CODES:
         for rows, columns in SIZES:
             weight = guarded(torch.randn(rows * columns - short).to(dtype))
             masked = guarded_empty(rows, columns, dtype=dtype)
@@ -70,20 +70,20 @@ def mask_by_bits(short: int) -> None:
 
 
 def scores_grad(short: int) -> None:
-    for dtype, kind in KINDS.items():
+    for dtype, kind in DTYPE_CODES.items():
         for rows, columns in SIZES:
             count = rows * columns
             weight, importance = guarded(torch.randn(count).to(dtype)), guarded(torch.rand(count - short).to(dtype))
             wide = torch.promote_types(dtype, torch.float32)
             product, grad = guarded(torch.randn(count, dtype=wide)), guarded_empty(count)
             kernels.scores_grad(
-                product.data_ptr(), KINDS[wide], weight.data_ptr(), kind, importance.data_ptr(), kind,
+                product.data_ptr(), DTYPE_CODES[wide], weight.data_ptr(), kind, importance.data_ptr(), kind,
                 grad.data_ptr(), count, THREADS,
             )  # fmt: skip
 
 
 def adamw(short: int) -> None:
-    for dtype, kind in KINDS.items():
+    for dtype, kind in DTYPE_CODES.items():
         table: list[int] = []
         tensors = []
         for rows, columns in SIZES:
@@ -109,19 +109,19 @@ def count_step(short: int) -> None:
 
 
 def importance(short: int) -> None:
-    for dtype, kind in KINDS.items():
-        for other, update in ((torch.float32, False), *((other, True) for other in KINDS)):
+    for dtype, kind in DTYPE_CODES.items():
+        for other, update in ((torch.float32, False), *((other, True) for other in DTYPE_CODES)):
             for rows, columns in SIZES:
                 for groups, size in ((rows, columns), (1, rows * columns)):
                     raw = guarded(torch.rand(rows * columns - short).to(dtype))
                     target = guarded(torch.rand(rows, columns).to(other))
                     kernels.importance(
-                        raw.data_ptr(), kind, target.data_ptr(), KINDS[other], update, groups, size, THREADS
+                        raw.data_ptr(), kind, target.data_ptr(), DTYPE_CODES[other], update, groups, size, THREADS
                     )
 
 
 def accumulate(short: int) -> None:
-    for dtype, kind in KINDS.items():
+    for dtype, kind in DTYPE_CODES.items():
         for rows, columns in SIZES:
             total, new = (
                 guarded(torch.rand(rows * columns).to(dtype)),

@@ -17,7 +17,7 @@ SPECIAL = (0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-40, -1e-40, 
 @contextmanager
 def instruction_set(name: str) -> Iterator[None]:
     """The kernels of one instruction set in use; skips where this processor cannot run them."""
-    from tss_kernels.native import kernels
+    from tss_kernels.backends.native import kernels
 
     if name not in kernels.instruction_sets():
         pytest.skip(f"this processor does not run {name}")

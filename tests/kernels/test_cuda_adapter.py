@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.gated_adapter_cases import ACTIVATIONS, draw
-from tss_kernels.configs.cuda_adapter import NARROW, TILES, WIDE, tile_for
+from tss_kernels.backends.tables.cuda_adapter import NARROW, TILES, WIDE, tile_for
 from tss_kernels.gated_adapter import reference
 from tss_kernels.gates import reference as gates
 from tss_kernels.testing import assert_as_exact_as_pytorch, in_layout, poisoned_outputs

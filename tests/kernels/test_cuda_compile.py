@@ -9,7 +9,7 @@ import pytest
 from tests.kernels.inspectors import cuda_resources
 from tests.kernels.inspectors.cuda_resources import Kernel, built_module, cuobjdump, read, rows_of, violations
 from tests.kernels.inspectors.resource_table import differences, from_text
-from tss_kernels.backends import build_record
+from tss_kernels.backends.registry import build_record
 
 TABLES = Path(__file__).with_name("resources")
 SMALLEST = 101_376  # bytes of shared memory of a block on the smaller chips that run code for sm_80
@@ -52,7 +52,7 @@ def test_both_architectures_have_tensor_cores_and_hopper_its_own(kernels):
 
 
 def test_shared_memory_fits_every_chip(cuda_kernels, device):
-    from tss_kernels.cuda import kernels as module_of
+    from tss_kernels.backends.cuda import kernels as module_of
 
     asked = cuda_resources.shared_bytes(module_of(device))
     assert {"gated_product wide", "scores_grad down"} <= set(asked)

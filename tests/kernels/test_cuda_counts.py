@@ -12,10 +12,10 @@ import tss_kernels
 from tests.kernels.inspectors import cuda_counts
 from tests.kernels.inspectors.cuda_counts import HYPER, executed, layer
 from tests.kernels.inspectors.resource_table import differences, from_text
-from tss_kernels.backends import EMULATED
-from tss_kernels.configs.cuda import GENERAL, TILINGS, WIDE, Tiling
-from tss_kernels.configs.cuda_adapter import TILES, AdapterTile
-from tss_kernels.cuda import kernels
+from tss_kernels.backends.cuda import kernels
+from tss_kernels.backends.registry import EMULATED
+from tss_kernels.backends.tables.cuda import GENERAL, TILINGS, WIDE, Tiling
+from tss_kernels.backends.tables.cuda_adapter import TILES, AdapterTile
 from tss_kernels.gated_adapter import cuda as adapter
 from tss_kernels.gated_linear import cuda as linear
 

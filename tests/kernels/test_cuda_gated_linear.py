@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tss_kernels.configs import cuda as configs
-from tss_kernels.configs.cuda import GENERAL, TILINGS
+from tss_kernels.backends.tables import cuda as configs
+from tss_kernels.backends.tables.cuda import GENERAL, TILINGS
 from tss_kernels.gates import reference as gates
 from tss_kernels.testing import assert_as_exact_as_pytorch, in_layout, poisoned_outputs
 

@@ -92,10 +92,13 @@ def test_infinite_inputs_reach_what_they_reach_in_pytorch(backend, activation, d
     tensors["x"][0, 0] = tensors["dy"][1, 1] = float("inf")
     actual = run(tensors, backend, activation, threshold=-99.0, trained=("x",))
     pytorch = by_hand(tensors, activation, -99.0, torch.float32)
-    assert actual["y"][0].isposinf().all()
-    assert actual["x"][1].isposinf().any()
     for name in ("y", "x"):
-        torch.testing.assert_close(actual[name], pytorch[name], equal_nan=True)
+        # With AVX-512 PyTorch's own gelu gives NaN for infinity. There a backend may give that, or infinity.
+        unsure = pytorch[name].isnan() & torch.tensor(activation == "gelu")
+        assert (actual[name][unsure].isnan() | actual[name][unsure].isposinf()).all()
+        torch.testing.assert_close(actual[name][~unsure], pytorch[name][~unsure])
+    assert actual["y"][1:].isfinite().all()
+    assert actual["x"][2:].isfinite().all()
 
 
 def test_only_what_asks_gets_a_gradient(backend, device):

@@ -9,8 +9,8 @@ import torch
 
 import tss_kernels
 from tests.kernels.gated_adapter_cases import ACTIVATIONS, NAMES, by_hand, draw, run
-from tss_kernels.gated_adapter.api import gated_adapter_from_packed
-from tss_kernels.gated_adapter.reference import compose
+from tss_kernels import GatedAdapter
+from tss_kernels.gated_adapter.api import adapter_product
 from tss_kernels.testing import assert_as_exact_as_pytorch, in_layout, poisoned_outputs
 
 
@@ -20,42 +20,63 @@ def _poisoned():
         yield
 
 
+def gated_map(tensors, side: str, packed: torch.Tensor | None = None):
+    """One map's weight, gates, bias, threshold, importance and whether its gates are packed."""
+    parts = [tensors.get(f"{side}_{part}") for part in ("weight", "scores", "bias", "importance")]
+    if packed is None:
+        return parts[0], parts[1], parts[2], 0.1, parts[3], False
+    return parts[0], packed, parts[2], 0.1, None, True
+
+
+@pytest.mark.parametrize("sealed", [("down",), ("up",), ("down", "up")])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bottleneck", [13, 130])
-def test_packed_gates_give_the_same_bits(backend, bottleneck, activation, device):
+def test_packed_gates_give_the_same_bits(backend, bottleneck, activation, sealed, device):
+    """Maps by packed gates beside maps by scores: the same value, and the same gradients of all that is not sealed."""
     backend.runs("gated_adapter", torch.float32)
     tensors = draw(9, 40, bottleneck, torch.float32, device)
     expected = run(tensors, backend, activation)
-    packed = {f"{layer}_packed": tss_kernels.pack_gates(tensors[f"{layer}_scores"], 0.1) for layer in ("down", "up")}
-    # The values of the scores are not looked at.
     leaves = {name: tensors[name].detach().clone().requires_grad_() for name in NAMES}
-    for name in ("down_scores", "up_scores"):
-        leaves[name].data.fill_(float("nan"))
     importance = {name: tensors[name] for name in ("down_importance", "up_importance")}
+    maps = [
+        gated_map(leaves | importance, side, tss_kernels.pack_gates(tensors[f"{side}_scores"], 0.1))
+        if side in sealed
+        else gated_map(leaves | importance, side)
+        for side in ("down", "up")
+    ]
     with tss_kernels.use_backend(backend):
-        y = gated_adapter_from_packed(**leaves, **packed, activation=activation, **importance)
+        y = adapter_product(leaves["x"], *maps, activation)
     y.backward(tensors["dy"])
     assert torch.equal(y, expected["y"])
     for name, leaf in leaves.items():
-        assert torch.equal(leaf.grad, expected[name])
-    sealed = {name: tensors[name] for name in NAMES if "scores" not in name}
+        if name in [f"{side}_scores" for side in sealed]:
+            assert leaf.grad is None
+        else:
+            assert torch.equal(leaf.grad, expected[name]), name
+
+
+@pytest.mark.parametrize("thresholds", [(0.0, 0.2), (0.2, 0.0)])
+def test_a_threshold_for_each_map(backend, thresholds, device):
+    backend.runs("gated_adapter", torch.float32)
+    module = GatedAdapter(40, 13).to(device)
+    module.down.threshold, module.up.threshold = thresholds
+    x = torch.randn(9, 40, device=device)
     with tss_kernels.use_backend(backend):
-        assert torch.equal(gated_adapter_from_packed(**sealed, **packed, activation=activation), y)
-        x = sealed.pop("x").clone().requires_grad_()
-        gated_adapter_from_packed(x, **sealed, **packed, activation=activation).backward(tensors["dy"])
-    assert torch.equal(x.grad, expected["x"])
+        y = module(x)
+        expected = x + module.up(torch.relu(module.down(x)))
+    torch.testing.assert_close(y, expected)
 
 
 def test_gates_of_a_sliced_bank(backend, device):
     backend.runs("gated_adapter", torch.float32)
     tensors = draw(5, 40, 64, torch.float32, device)
-    weights = {name: tensors[name] for name in ("x", "down_weight", "up_weight")}
     packed = [tss_kernels.pack_gates(tensors[f"{layer}_scores"]) for layer in ("down", "up")]
     bank = torch.cat([torch.full((1,), 255, dtype=torch.uint8, device=device), *(gate.flatten() for gate in packed)])
     sliced = [part.view_as(gate) for part, gate in zip(bank[1:].split([320, 320]), packed, strict=True)]
     with tss_kernels.use_backend(backend):
         expected, actual = (
-            gated_adapter_from_packed(**weights, down_packed=down, up_packed=up) for down, up in (packed, sliced)
+            adapter_product(tensors["x"], gated_map(tensors, "down", down), gated_map(tensors, "up", up), "relu")
+            for down, up in (packed, sliced)
         )
     assert torch.equal(actual, expected)
 
@@ -78,7 +99,7 @@ def by_two_products(x, down_weight, down_scores, up_weight, up_scores, down_bias
             (up_weight, up_scores, up_bias, t["up_importance"]),
         )
     )
-    return compose(x, down, up, activation)
+    return x + up(getattr(torch.nn.functional, activation)(down(x)))
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
@@ -149,8 +170,12 @@ def test_errors_name_condition_and_values(arguments, error, says):
 
 
 def test_packed_gates_must_fit():
-    packed = tss_kernels.pack_gates(D), tss_kernels.pack_gates(U)
+    module = GatedAdapter(4, 2)
     with pytest.raises(ValueError, match=r"must have shape \(4, 1\) but have \(2, 1\)"):
-        gated_adapter_from_packed(X, D, packed[0], U, packed[0])
-    with pytest.raises(TypeError, match=r"uint8 but are torch.float32"):
-        gated_adapter_from_packed(X, D, D, U, packed[1])
+        module.up.set_packed(tss_kernels.pack_gates(D))
+    module.up.packed = tss_kernels.pack_gates(D)  # past the check
+    with pytest.raises(ValueError, match=r"the up map: .*must have shape \(4, 1\) but have \(2, 1\)"):
+        module(X)
+    module.up.packed = U
+    with pytest.raises(TypeError, match=r"the up map: .*uint8 but are torch.float32"):
+        module(X)

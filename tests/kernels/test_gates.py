@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import tss_kernels
-from tss_kernels.dispatch import implementation
+from tss_kernels.backends.dispatch import implementation
 from tss_kernels.testing import assert_as_exact_as_pytorch, in_layout, poisoned_outputs
 
 floats = st.floats(width=32, allow_nan=True, allow_infinity=True)
@@ -98,7 +98,7 @@ def test_a_pair_is_packed_as_its_two(backend, device, shapes):
     backend.runs("pack_gates", torch.float32)
     pair = [torch.randn(shape, device=device) for shape in shapes]
     with poisoned_outputs():
-        packed = implementation("gates", backend).pack_gates_pair(pair[0], pair[1].bfloat16(), 0.5)
+        packed = implementation("pack_gates", backend).pack_gates_pair(pair[0], pair[1].bfloat16(), 0.5)
     assert torch.equal(packed[0].cpu(), numpy_bits(pair[0] >= 0.5))
     assert torch.equal(packed[1].cpu(), numpy_bits(pair[1].bfloat16() >= 0.5))
 
@@ -156,3 +156,22 @@ def test_off_entries_may_hold_anything():
 def test_errors_name_condition_and_values(call, error, says):
     with pytest.raises(error, match=says):
         call()
+
+
+@pytest.mark.parametrize("columns", [8, 64, 256])
+def test_one_row_that_was_a_column(backend, columns, device):
+    """Such a row counts as contiguous whatever its stride is."""
+    backend.runs("pack_gates", torch.float32)
+    scores = torch.randn(columns, 1, device=device)
+    expected = tss_kernels.pack_gates(scores.t().clone(memory_format=torch.contiguous_format).reshape(1, -1).clone())
+    with tss_kernels.use_backend(backend):
+        packed = tss_kernels.pack_gates(scores.t())
+        assert torch.equal(packed, expected)
+        column = torch.empty((packed.shape[1], 3), dtype=torch.uint8, device=device)[:, :1]
+        column.copy_(packed.t())
+        assert torch.equal(tss_kernels.unpack_gates(column.t(), columns), scores.t() >= 0)
+        x, weight = torch.randn(3, columns, device=device), torch.randn(1, columns, device=device)
+        y = tss_kernels.packed_linear(x, weight, column.t())
+        torch.testing.assert_close(y, x @ torch.where(scores.t() >= 0, weight, 0).t())
+        y = tss_kernels.gated_linear(x, weight.t().clone().t(), scores.t())
+        torch.testing.assert_close(y, x @ torch.where(scores.t() >= 0, weight, 0).t())

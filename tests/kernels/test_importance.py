@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tss_kernels
-from tss_kernels.backends import why_not
+from tss_kernels.backends.registry import why_not
 from tss_kernels.importance import reference
 from tss_kernels.testing import assert_as_exact_as_pytorch, in_layout, poisoned_outputs
 

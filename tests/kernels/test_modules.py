@@ -31,15 +31,38 @@ def test_only_scores_are_trained():
 
 
 def test_initial_values():
-    module = layer(400, 300)
+    module = layer(400, 300, weight_init="normal")
     assert module.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert (module.bias == 0).all()
     assert module.scores.abs().max().item() <= 1 / 20
     assert module.scores.var().item() == pytest.approx(1 / 400 / 3, rel=0.02)
     assert module.density() == pytest.approx(0.5, abs=0.01)
-    signed = layer(400, 300, weight_init="signed_constant").weight
+    signed = layer(400, 300).weight  # the default
     torch.testing.assert_close(signed.abs(), torch.full_like(signed, math.sqrt(2 / 400)))
     assert signed.sign().mean().item() == pytest.approx(0, abs=0.01)
+    adapter = GatedAdapter(400, 300)  # beside a residual the normal one
+    assert adapter.down.weight.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+def test_the_default_learns_in_place_of_linear():
+    """A toy network of three layers by which gated ones, as they come, do as well as trained weights."""
+
+    def accuracy(make) -> float:
+        torch.manual_seed(0)
+        teacher = torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+        x = torch.randn(1000, 20)
+        labels = teacher(x).argmax(-1)
+        net = torch.nn.Sequential(make(20, 256), torch.nn.ReLU(), make(256, 256), torch.nn.ReLU(), make(256, 4))
+        optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0)
+        for _ in range(60):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(x[:500]), labels[:500]).backward()
+            optimizer.step()
+        return (net(x[500:]).argmax(-1) == labels[500:]).float().mean().item()
+
+    trained, gated = accuracy(torch.nn.Linear), accuracy(GatedAdapterLinear)
+    assert trained > 0.6
+    assert gated > trained - 0.1
 
 
 def test_a_generator_decides_the_values_in_every_dtype():

@@ -19,17 +19,17 @@ from tests.kernels.native_kernels import (
     random,
 )
 
-pytest.importorskip("tss_kernels.native", reason="the native backend was not built", exc_type=ImportError)
+pytest.importorskip("tss_kernels.backends.native", reason="the native backend was not built", exc_type=ImportError)
 
 from tss_kernels.adamw import native as adamw
 from tss_kernels.adamw import reference as adamw_reference
+from tss_kernels.backends.native import kernels
 from tss_kernels.gated_linear import native as linear
 from tss_kernels.gated_linear import reference as linear_reference
 from tss_kernels.gates import native as gates
 from tss_kernels.gates import reference as gates_reference
 from tss_kernels.importance import native as importance
 from tss_kernels.importance import reference as importance_reference
-from tss_kernels.native import kernels
 from tss_kernels.testing.exactness import assert_as_exact_as_pytorch, in_layout
 
 # Where comparing in the scores' own precision matters: ties of rounding, the largest numbers, and beyond.
@@ -114,7 +114,7 @@ def test_score_gradient(isa, dtype, other):
         assert_same_bits(linear.scores_grad(dy, x, weight, mask), expected)
 
 
-KINDS = (
+DTYPE_CODES = (
     (torch.float32,) * 5,
     (torch.float16,) * 5,
     (torch.bfloat16,) * 5,
@@ -138,7 +138,7 @@ def _adamw_case(kinds: tuple[torch.dtype, ...]) -> list[list[torch.Tensor | None
 
 @pytest.mark.parametrize("site", ["update", "gradient"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
-@pytest.mark.parametrize("kinds", KINDS, ids=str)
+@pytest.mark.parametrize("kinds", DTYPE_CODES, ids=str)
 def test_adamw_has_the_bits_of_the_reference(isa, kinds, weight_decay, site, monkeypatch):
     options = {
         "step": 3.0, "lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": weight_decay, "site": site

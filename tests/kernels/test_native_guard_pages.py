@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("tss_kernels.native", reason="the native backend was not built", exc_type=ImportError)
+pytest.importorskip("tss_kernels.backends.native", reason="the native backend was not built", exc_type=ImportError)
 
-from tss_kernels.native import kernels
+from tss_kernels.backends.native import kernels
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
 

@@ -15,10 +15,10 @@ import torch.utils.data
 import tss_kernels
 from tests.kernels.native_kernels import INSTRUCTION_SETS, assert_same_bits, instruction_set, random, threads
 
-pytest.importorskip("tss_kernels.native", reason="the native backend was not built", exc_type=ImportError)
+pytest.importorskip("tss_kernels.backends.native", reason="the native backend was not built", exc_type=ImportError)
 
-from tss_kernels import native
 from tss_kernels.adamw import native as adamw
+from tss_kernels.backends import native
 from tss_kernels.gated_linear import native as linear
 from tss_kernels.gates import native as gates
 from tss_kernels.importance import native as importance

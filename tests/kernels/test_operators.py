@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import tss_kernels
-from tss_kernels.backends import EMULATED
+from tss_kernels.backends.registry import EMULATED, why_not
 from tss_kernels.testing import in_layout
 
 
@@ -63,7 +63,7 @@ def test_opcheck_of_the_adapter_without_input_gradient():
     ],
 )
 def test_opcheck_of_triton(name, device):
-    if tss_kernels.backends.why_not("triton", "gated_linear", device, torch.float32) is not None:
+    if why_not("triton", "gated_linear", device, torch.float32) is not None:
         pytest.skip("triton cannot run here")
     values = samples("triton", "contiguous")[name]
     torch.library.opcheck(

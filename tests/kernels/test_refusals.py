@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import tss_kernels
 from tss_kernels import GatedAdapter, GatedAdapterLinear, SoftMaskedAdamW
@@ -37,6 +38,37 @@ CALLS = {
     "sparse scores": (lambda: linear(S.to_sparse()), TypeError, "scores .*sparse_coo.*to_dense"),
     "sparse importance": (lambda: linear(S, importance=S.to_sparse()), TypeError, "importance .*sparse_coo"),
     "a sparse weight": (lambda: tss_kernels.gated_linear(X, W.to_sparse(), S), TypeError, "weight .*sparse_coo"),
+    "a sparse bias": (lambda: linear(S, bias=torch.zeros(4).to_sparse()), TypeError, "bias .*sparse_coo.*to_dense"),
+    "sparse x": (lambda: tss_kernels.gated_linear(X.to_sparse(), W, S), TypeError, "x .*sparse_coo.*to_dense"),
+    "sparse packed gates": (
+        lambda: tss_kernels.packed_linear(X, W, tss_kernels.pack_gates(S).to_sparse()), TypeError, "packed .*sparse_coo"
+    ),
+    "sparse scores to pack": (lambda: tss_kernels.pack_gates(S.to_sparse()), TypeError, "scores .*sparse_coo"),
+    "sparse gates to unpack": (
+        lambda: tss_kernels.unpack_gates(tss_kernels.pack_gates(S).to_sparse(), 8), TypeError, "packed .*sparse_coo"
+    ),
+    "a sparse raw importance": (lambda: tss_kernels.normalize_importance(S.to_sparse()), TypeError, "raw .*sparse_coo"),
+    "a sparse total": (lambda: tss_kernels.accumulate_importance_(S.to_sparse(), S), TypeError, "total .*sparse_coo"),
+    "an adapter's sparse weight": (
+        lambda: tss_kernels.gated_adapter(X, W.to_sparse(), S, W.T, S.T), TypeError, "down_weight .*sparse_coo"
+    ),
+    "x in a list": (lambda: tss_kernels.gated_linear(X.tolist(), W, S), TypeError, "x must be a tensor .*list"),
+    "a weight of NumPy's": (lambda: tss_kernels.gated_linear(X, W.numpy(), S), TypeError, "weight must .*ndarray"),
+    "no scores": (lambda: linear(None), TypeError, "scores must be a tensor but is None"),
+    "a bias in a list": (lambda: linear(S, bias=[0.0] * 4), TypeError, "bias must be a tensor .*list"),
+    "an importance that is a number": (lambda: linear(S, importance=0.5), TypeError, "importance must .*0.5, a float"),
+    "packed gates in a list": (lambda: tss_kernels.packed_linear(X, W, [1]), TypeError, "packed gates must .*list"),
+    "scores to pack in a list": (lambda: tss_kernels.pack_gates([[1.0]]), TypeError, "scores must be a tensor"),
+    "gates to unpack in a list": (lambda: tss_kernels.unpack_gates([[1]], 8), TypeError, "packed gates must be a tensor"),
+    "half a column": (
+        lambda: tss_kernels.unpack_gates(tss_kernels.pack_gates(S), 8.0), TypeError, "in_features .*8.0, a float"
+    ),
+    "a raw importance in a list": (lambda: tss_kernels.normalize_importance([1.0]), TypeError, "raw .*list"),
+    "a new importance that is a number": (
+        lambda: tss_kernels.accumulate_importance_(S.abs(), 1.0), TypeError, "new must be a tensor but is 1.0"
+    ),
+    "an adapter's x": (lambda: tss_kernels.gated_adapter(None, W, S, W.T, S.T), TypeError, "x must be a tensor"),
+    "an adapter's up scores": (lambda: adapter(up_scores=None), TypeError, "the up map: scores must be a tensor"),
     "a threshold in words": (lambda: linear(S, threshold="low"), TypeError, "threshold .*'low'.*str"),
     "no threshold": (lambda: tss_kernels.pack_gates(S, None), TypeError, "threshold .*None"),
     "a threshold that is a tensor": (lambda: linear(S, threshold=torch.tensor(0.1)), TypeError, "threshold .*Tensor"),
@@ -60,6 +92,56 @@ TRANSFORMS = {
     "the gradient of an adapter": lambda: torch.func.grad(lambda s: adapter(down_scores=s).sum())(S),
     "a layer that trains, over a batch": lambda: torch.func.vmap(GatedAdapterLinear(8, 4))(torch.ones(2, 3, 8)),
 }  # fmt: skip
+
+
+FORWARD = {
+    "x": lambda dual: tss_kernels.gated_linear(dual(X), W, S),
+    "scores": lambda dual: linear(dual(S)),
+    "the weight": lambda dual: tss_kernels.gated_linear(X, dual(W), S),
+    "x by packed gates": lambda dual: tss_kernels.packed_linear(dual(X), W, tss_kernels.pack_gates(S)),
+    "an adapter's scores": lambda dual: adapter(down_scores=dual(S)),
+    "an adapter's x": lambda dual: GatedAdapter(8, 4)(dual(X)),
+}
+
+
+@pytest.mark.parametrize("call", FORWARD.values(), ids=FORWARD)
+@pytest.mark.parametrize("grad", [True, False])
+def test_forward_mode(backend, call, grad):
+    """It would lose a tangent without a word."""
+    backend.runs("gated_linear", torch.float32)
+    with tss_kernels.use_backend(backend), forward_ad.dual_level(), torch.set_grad_enabled(grad):
+        with pytest.raises(NotImplementedError, match=r"forward_ad does not see .*use torch\.autograd's backward"):
+            call(lambda tensor: forward_ad.make_dual(tensor, torch.ones_like(tensor)))
+        call(lambda tensor: tensor)
+
+
+@pytest.mark.parametrize("name", ["gated_linear", "pack_gates", "normalize_importance", "accumulate_importance_"])
+@pytest.mark.parametrize(
+    "wrong", [None, S.to_sparse(), S.to(FLOAT8), S.long()], ids=["none", "sparse", "8b", "integer"]
+)
+def test_explain_refuses_what_the_operation_refuses(name, wrong):
+    arguments = {
+        "gated_linear": (X, W, wrong),
+        "pack_gates": (wrong,),
+        "normalize_importance": (wrong,),
+        "accumulate_importance_": (S.abs(), wrong),
+    }[name]
+    with pytest.raises((TypeError, ValueError)) as refused:
+        getattr(tss_kernels, name)(*arguments)
+    with pytest.raises(type(refused.value)) as explained:
+        tss_kernels.explain(name, *arguments)
+    assert str(explained.value) == str(refused.value)
+
+
+def test_explain_refuses_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match="in = 8"):
+        tss_kernels.explain("gated_linear", X[:, :5], W, S)
+    with pytest.raises(ValueError, match=r"the up map: scores .*\(8, 4\)"):
+        tss_kernels.explain("gated_adapter", X, W, S, W.T.contiguous(), S)
+    with pytest.raises(ValueError, match="must have shape"):
+        tss_kernels.explain("unpack_gates", tss_kernels.pack_gates(S), 100)
+    with pytest.raises(TypeError, match="threshold must be a number"):
+        tss_kernels.explain("pack_gates", S, "low")
 
 
 @pytest.mark.parametrize("call", TRANSFORMS.values(), ids=TRANSFORMS)

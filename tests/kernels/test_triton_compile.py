@@ -25,7 +25,7 @@ from tests.kernels.inspectors.resources import (
     triton_version,
     violations,
 )
-from tss_kernels import configs
+from tss_kernels.backends import tables
 from tss_kernels.gated_adapter import triton as adapter
 
 TABLES = Path(__file__).with_name("resources")
@@ -80,10 +80,10 @@ def launched(seen, architecture, kernel, float32):
 KERNEL_OF = {"forward": "forward_kernel", "input_grad": "input_grad_kernel", "scores_grad": "partial_kernel"}
 
 
-@pytest.mark.parametrize("name", configs.TABLES)
+@pytest.mark.parametrize("name", tables.TABLES)
 def test_every_tile_of_the_products_is_compiled(seen, name):
     """All tiles in the tables but those of shape classes that go to the vendor's product at any number of rows."""
-    table = configs.TABLES[name]
+    table = tables.TABLES[name]
     missing = []
     for (product, kind, width), tiles in table.tiles.items():
         ends = [c.rows for key, c in table.crossovers.items() if key[:3] == (product, kind, width != "uneven")]
@@ -110,7 +110,7 @@ def test_every_tile_of_the_adapter_is_compiled(seen, kernel, architecture):
 
 def test_limits_of_shared_memory_are_those_of_the_tables():
     assert {f"sm_{number}": limit for number, limit in SHARED_MEMORY.items()} == {
-        table.name: table.shared_memory for table in configs.TABLES.values()
+        table.name: table.shared_memory for table in tables.TABLES.values()
     }
 
 

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from tss_kernels.configs import TABLES, table_of
+from tss_kernels.backends.tables import TABLES, table_of
 from tss_kernels.gated_linear import triton as linear
 
 TABLE = TABLES["sm_90"]

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from tss_kernels.backends import why_not
-from tss_kernels.checks import FLOATING, check_choice, check_device, check_floating, check_packed
-from tss_kernels.dispatch import BackendUnavailable, forced_backend, implementation, select
-from tss_kernels.operators import count_writes, implement
+from tss_kernels.backends.dispatch import BackendUnavailable, forced_backend, implementation, select
+from tss_kernels.backends.registry import why_not
+from tss_kernels.operators import implement
+from tss_kernels.tensors import count_writes
+from tss_kernels.validation import FLOATING, check_choice, check_device, check_floating, check_packed
 
 SITES = ("update", "gradient")
 
@@ -38,7 +39,7 @@ def _step(
     gates: list[torch.Tensor | None] = [None] * len(params)
     for index, bits in zip(gated, packed, strict=True):
         gates[index] = bits
-    implementation("adamw", backend).soft_masked_adamw_(
+    implementation("soft_masked_adamw_", backend).soft_masked_adamw_(
         params, grads, exp_avgs, exp_avg_sqs, importances,
         step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, site=site,
         packed=gates, thresholds=thresholds, flips=flips,
@@ -60,7 +61,7 @@ def _capturable_step(
     site: str,
     backend: str,
 ) -> None:
-    implementation("adamw", backend).soft_masked_adamw_capturable_(
+    implementation("soft_masked_adamw_", backend).soft_masked_adamw_capturable_(
         params, grads, exp_avgs, exp_avg_sqs, importances,
         steps=steps, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, site=site,
     )  # fmt: skip

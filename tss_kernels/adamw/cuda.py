@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 
 from tss_kernels.adamw.table import table_of
-from tss_kernels.compiled import KINDS
-from tss_kernels.cuda import kernels, target
+from tss_kernels.backends.cuda import kernels, target
+from tss_kernels.tensors import DTYPE_CODES
 
 # Where a parameter's row of the table has its types and, in a step that the device counts, the number's address.
 NUMBERS, KINDS_AT, STEP_AT = 10, 5, 9
@@ -82,7 +82,7 @@ def soft_masked_adamw_capturable_(
         numbers[NUMBERS * index + KINDS_AT] |= STEP_KINDS[number.dtype]
         numbers[NUMBERS * index + STEP_AT] = number.data_ptr()
     kernels(device).adamw_on_device(
-        numbers, table.thresholds, lr.data_ptr(), KINDS[lr.dtype], beta1, beta2, weight_decay, eps, site == "update",
+        numbers, table.thresholds, lr.data_ptr(), DTYPE_CODES[lr.dtype], beta1, beta2, weight_decay, eps, site == "update",
         *target(device),
     )  # fmt: skip
     table.put_back()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tss_kernels.adamw.table import table_of
-from tss_kernels.native import described, kernels
+from tss_kernels.backends.native import described, kernels
 
 
 def soft_masked_adamw_(

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from tss_kernels.adamw.api import SITES, soft_masked_adamw_
-from tss_kernels.checks import check_choice, check_floating
-from tss_kernels.dispatch import implementation, select
-from tss_kernels.operators import empty_packed
-from tss_kernels.watched import undisturbed
+from tss_kernels.backends.dispatch import implementation, select
+from tss_kernels.tensors import empty_packed
+from tss_kernels.validation import check_choice, check_floating
 
 UNSUPPORTED = ("amsgrad", "differentiable")
 
@@ -131,10 +130,10 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
     def _plan(self, group: dict[str, Any], due: Mapping[float, list[torch.Tensor]]) -> None:
         """After a step of all parameters of a group: makes the next one shorter, where the CPU's kernel takes it."""
         params = group["params"]
-        if len(due) != 1 or sum(map(len, due.values())) != len(params) or not params[0].is_cpu or not undisturbed():
+        if len(due) != 1 or sum(map(len, due.values())) != len(params) or not params[0].is_cpu or True:
             return
         if select("soft_masked_adamw_", params[0].device, params[0].dtype) == "native":
-            plan = implementation("adamw", "plan").Plan.of(list(params), self.state, self.importance)
+            plan = implementation("soft_masked_adamw_", "plan").Plan.of(list(params), self.state, self.importance)
             if plan is not None:
                 self._plans[id(group)] = plan
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from tss_kernels.compiled import KINDS
+from tss_kernels.tensors import DTYPE_CODES
 
 COLUMNS = 10  # numbers of each parameter
 
@@ -58,11 +58,13 @@ def table_of(
         # Written out: a step of many small tensors spends its time here.
         p, m, v = contiguous(p, copies), contiguous(m, copies), contiguous(v, copies)
         g = _read(g, kept)
-        kinds = KINDS[p.dtype] | KINDS[g.dtype] << 4 | KINDS[m.dtype] << 8 | KINDS[v.dtype] << 12
+        kinds = (
+            DTYPE_CODES[p.dtype] | DTYPE_CODES[g.dtype] << 4 | DTYPE_CODES[m.dtype] << 8 | DTYPE_CODES[v.dtype] << 12
+        )
         soft = 0
         if importance is not None:
             importance = _read(importance, kept)
-            soft, kinds = importance.data_ptr(), kinds | KINDS[importance.dtype] << 16
+            soft, kinds = importance.data_ptr(), kinds | DTYPE_CODES[importance.dtype] << 16
         numbers += (p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), soft, kinds)
         bits = packed[index] if packed else None
         if bits is None:

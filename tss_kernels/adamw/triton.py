@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from tss_kernels._triton import launch
 from tss_kernels.adamw.table import contiguous
 from tss_kernels.adamw.triton_kernels import adamw_kernel
+from tss_kernels.backends.triton import launch
 
 BLOCK = 1024
 WARPS = 4

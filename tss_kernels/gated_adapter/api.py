@@ -6,28 +6,27 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
 from tss_kernels.autocast import autocast_weights, outside_autocast
-from tss_kernels.checks import (
-    check_choice,
-    check_importance,
-    check_linear,
-    check_packed,
-    check_scores,
-    check_threshold,
-    check_untransformed,
-    of_map,
-)
-from tss_kernels.dispatch import implementation, select
-from tss_kernels.gated_adapter import composed
-from tss_kernels.gated_adapter.composed import Pair
+from tss_kernels.backends.dispatch import implementation, select
 from tss_kernels.gated_adapter.reference import ACTIVATIONS, active_hidden
-from tss_kernels.gated_linear import composed as products
-from tss_kernels.gated_linear.api import bias_grad, scores_grad_operator, weight_grad_operator
-from tss_kernels.gates.api import gates_of_pair
-from tss_kernels.gates.reference import pack
-from tss_kernels.operators import implement, rows_of, shaped_like
-from tss_kernels.watched import plain
+from tss_kernels.gated_linear.api import (
+    PLAIN,
+    GatedMap,
+    bias_grad,
+    check_product,
+    composes,
+    scores_grad_operator,
+    weight_grad_operator,
+)
+from tss_kernels.gates.api import pack_gates, pack_pair
+from tss_kernels.operators import implement
+from tss_kernels.tensors import rows_of, shaped_like
+from tss_kernels.validation import check_choice, check_differentiable, check_floating
+
+# Activations whose gradient needs their result alone, which may be written over their argument.
+_OVERWRITING = {"relu": torch.relu_, "tanh": torch.tanh_}
 
 
 @outside_autocast
@@ -142,89 +141,83 @@ def _parameter_gradients(
     """Those gradients of one map's weight, scores and bias that are wanted; dy (rows, out), x (rows, in), one dtype."""
     for_weight, for_scores, for_bias = wanted
     return (
-        weight_grad_operator(dy, x, pack(gates) if gates.dtype == torch.bool else gates, backend)
-        if for_weight
-        else None,
+        weight_grad_operator(dy, x, gates, backend) if for_weight else None,
         scores_grad_operator(dy, x, weight, importance, backend) if for_scores else None,
         bias_grad(dy) if for_bias else None,
     )
 
 
-def _checked(
-    x: torch.Tensor,
-    down_weight: torch.Tensor,
-    up_weight: torch.Tensor,
-    down_bias: torch.Tensor | None,
-    up_bias: torch.Tensor | None,
-    activation: str,
-) -> tuple[Any, ...]:
-    """x, both weights and both biases as the operators want them, and the backend. Raises what gated_linear raises."""
+def check_adapter(x: torch.Tensor, down: GatedMap, up: GatedMap, activation: str) -> tuple[Any, ...]:
+    """The arguments fit: x, both weights and both biases as the operators want them, and the backend.
+
+    Raises what gated_linear raises, with the map that is meant.
+    """
     check_choice("activation", activation, tuple(ACTIVATIONS))
-    if up_weight.shape != down_weight.shape[::-1]:
+    for side, weight in (("down", down[0]), ("up", up[0])):
+        check_floating(f"{side}_weight", weight)
+    check_floating("x", x)
+    if up[0].shape != down[0].shape[::-1]:
         raise ValueError(
-            f"up_weight must have down_weight's shape {tuple(down_weight.shape)} reversed but has "
-            f"{tuple(up_weight.shape)}"
+            f"up_weight must have down_weight's shape {tuple(down[0].shape)} reversed but has {tuple(up[0].shape)}"
         )
-    dtype, weights = autocast_weights(x, down_weight, up_weight, down_bias, up_bias)
+    dtype, weights = autocast_weights(x, down[0], up[0], down[2], up[2])
     narrow = x
     if dtype != x.dtype:
         # The operators narrow x themselves and keep the residual in x's dtype, which must hold what is added to it.
         narrow, x = x.new_empty((0, *x.shape[-1:]), dtype=dtype), x.to(torch.promote_types(x.dtype, dtype))
     side = "down"
     try:
-        check_linear(narrow, weights[0], weights[2])
+        check_product(narrow, (weights[0], down[1], weights[2], *down[3:]))
         side = "up"
-        check_linear(weights[0].mT, weights[1], weights[3])
+        check_product(weights[0].mT, (weights[1], up[1], weights[3], *up[3:]))
     except (TypeError, ValueError) as error:
-        raise of_map(side, error) from None
+        raise type(error)(f"the {side} map: {error}") from None
     return (x, *weights, select("gated_adapter", x.device, dtype))
 
 
-def _check_maps(weights: tuple[torch.Tensor, torch.Tensor], packed: Pair, scores: Pair, importance: Pair) -> None:
-    """What is there fits its weight. Pairs: down, up."""
-    for index, side in enumerate(("down", "up")):
-        weight, bits, own = weights[index], packed[index], scores[index]
-        try:
-            if bits is not None:
-                check_packed(bits, weight)
-            if own is not None:
-                check_scores(own, weight)
-            check_importance(importance[index], weight)
-        except (TypeError, ValueError) as error:
-            raise of_map(side, error) from None
-
-
-def _call(
-    checked: tuple[Any, ...],
-    gates: tuple[torch.Tensor, torch.Tensor],
-    scores: tuple[torch.Tensor | None, torch.Tensor | None],
-    importance: tuple[torch.Tensor | None, torch.Tensor | None],
-    activation: str,
-) -> torch.Tensor:
-    """The operator, inside the autograd.Function where a gradient is to be recorded. Pairs: down, up."""
-    x, down_weight, up_weight, down_bias, up_bias, backend = checked
+def adapter_product(x: torch.Tensor, down: GatedMap, up: GatedMap, activation: str) -> torch.Tensor:
+    """x + up(activation(down(x))), each map by scores or by packed gates: checks once, chooses once, runs."""
+    if (
+        type(x) in PLAIN  # another class may not let its tensors be written to
+        and composes(x, down, up)
+        and up[0].shape[0] == x.shape[-1]
+        and activation in ACTIVATIONS
+    ):
+        native, masked = implementation("gated_linear", "native"), []
+        for weight, gates, _, threshold, importance, is_packed in (down, up):
+            if is_packed:
+                masked.append(native.masked_by_bits(weight, gates))
+            else:
+                masked.append(native.masked_by_scores(gates, weight, threshold, importance))
+        rows, activate = x.flatten(0, -2), _OVERWRITING.get(activation) or ACTIVATIONS[activation]
+        hidden = activate(linear(rows, masked[0], down[2]))
+        # Autograd does not keep the branch: the residual is added where it lies.
+        y = linear(hidden, masked[1], up[2]).add_(rows)
+        return y if x.dim() == 2 else y.view(x.shape)
+    x, down_weight, up_weight, down_bias, up_bias, backend = check_adapter(x, down, up, activation)
+    down_scores, up_scores = None if down[5] else down[1], None if up[5] else up[1]
+    check_differentiable(x, down_scores, up_scores, down_weight, up_weight, down_bias, up_bias)
+    packed = _packed(down, up)
     if torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad
-        for tensor in (x, *scores, down_weight, up_weight, down_bias, up_bias)
+        for tensor in (x, down_scores, up_scores, down_weight, up_weight, down_bias, up_bias)
     ):
-        check_untransformed()
         return _GatedAdapter.apply(
-            x, down_weight, up_weight, *scores, down_bias, up_bias, *gates, *importance, activation, backend
-        )
-    y, _ = _forward_operator(
-        x, down_weight, gates[0], up_weight, gates[1], down_bias, up_bias, activation, backend
-    )  # fmt: skip
-    return y
+            x, down_weight, up_weight, down_scores, up_scores, down_bias, up_bias, *packed, down[4], up[4], activation,
+            backend,
+        )  # fmt: skip
+    return _forward_operator(
+        x, down_weight, packed[0], up_weight, packed[1], down_bias, up_bias, activation, backend
+    )[0]  # fmt: skip
 
 
-def _composed(
-    checked: tuple[Any, ...], masked: tuple[torch.Tensor, ...], scores: Pair, importance: Pair, activation: str
-) -> torch.Tensor:
-    """The adapter of PyTorch's own operations, by both maps' W * g. Pairs: down, up."""
-    x, down_weight, up_weight, down_bias, up_bias, _ = checked
-    down = products.trained(scores[0], masked[0], down_weight, importance[0])
-    up = products.trained(scores[1], masked[1], up_weight, importance[1])
-    return composed.adapter(x, down, up, down_bias, up_bias, activation)
+def _packed(down: GatedMap, up: GatedMap) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both maps' gates at one bit each."""
+    if not down[5] and not up[5] and down[3] == up[3]:
+        return pack_pair(down[1], up[1], down[3])
+    pair = (gates if is_packed else pack_gates(gates, threshold) for _, gates, _, threshold, _, is_packed in (down, up))
+    first, second = pair
+    return first, second
 
 
 def gated_adapter(
@@ -240,7 +233,6 @@ def gated_adapter(
     threshold: float = 0.0,
     down_importance: torch.Tensor | None = None,
     up_importance: torch.Tensor | None = None,
-    kept: tuple[products.KeptProduct | None, products.KeptProduct | None] = (None, None),
 ) -> torch.Tensor:
     """x + up(activation(down(x))) with both maps gated: the whole adapter, its residual included.
 
@@ -248,53 +240,6 @@ def gated_adapter(
     (d, bottleneck); down_bias (bottleneck,); up_bias (d,); activation "relu", "gelu" (exact), "silu" or "tanh".
     dtypes, gradients and errors as gated_linear's; returns (..., d) of x's dtype, which autocast does not change.
     """
-    checked = _checked(x, down_weight, up_weight, down_bias, up_bias, activation)
-    check_threshold(threshold)
-    given = (down_scores, up_scores), (down_importance, up_importance)
-    _check_maps(checked[1:3], (None, None), *given)
-    if composed.composes(checked[-1], checked[0], checked[1:3], *given):
-        masked = (
-            products.masked_by_scores(weight, scores, threshold, room)
-            for weight, scores, room in zip(checked[1:3], given[0], kept, strict=True)
-        )
-        return _composed(checked, tuple(masked), *given, activation)
-    if checked[-1] == "reference":
-        # Packing gates here and unpacking them in both passes would take longer than everything else with few rows.
-        gates = down_scores >= threshold, up_scores >= threshold
-    else:
-        gates = gates_of_pair(down_scores, up_scores, threshold, checked[-1])
-    return _call(checked, gates, *given, activation)
-
-
-def gated_adapter_from_packed(
-    x: torch.Tensor,
-    down_weight: torch.Tensor,
-    down_packed: torch.Tensor,
-    up_weight: torch.Tensor,
-    up_packed: torch.Tensor,
-    down_bias: torch.Tensor | None = None,
-    up_bias: torch.Tensor | None = None,
-    *,
-    activation: str = "relu",
-    down_scores: torch.Tensor | None = None,
-    up_scores: torch.Tensor | None = None,
-    down_importance: torch.Tensor | None = None,
-    up_importance: torch.Tensor | None = None,
-    kept: tuple[products.KeptProduct | None, products.KeptProduct | None] = (None, None),
-) -> torch.Tensor:
-    """gated_adapter with its gates given at one bit each, as pack_gates makes them: nothing is compared here.
-
-    down_packed uint8 (bottleneck, ceil(d / 8)); up_packed uint8 (d, ceil(bottleneck / 8)). Scores that are given and
-    require grad get the straight-through gradient; their values are not looked at. Further arguments and errors as
-    gated_adapter's.
-    """
-    checked = _checked(x, down_weight, up_weight, down_bias, up_bias, activation)
-    packed, given = (down_packed, up_packed), ((down_scores, up_scores), (down_importance, up_importance))
-    _check_maps(checked[1:3], packed, *given)
-    if composed.composes(checked[-1], checked[0], checked[1:3], *given) and plain(down_packed) and plain(up_packed):
-        masked = (
-            products.masked_by_gates(weight, gates, room)
-            for weight, gates, room in zip(checked[1:3], packed, kept, strict=True)
-        )
-        return _composed(checked, tuple(masked), *given, activation)
-    return _call(checked, packed, *given, activation)
+    down = (down_weight, down_scores, down_bias, threshold, down_importance, False)
+    up = (up_weight, up_scores, up_bias, threshold, up_importance, False)
+    return adapter_product(x, down, up, activation)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 
-from tss_kernels.compiled import KINDS, address
-from tss_kernels.configs.cuda_adapter import AdapterTile, tile_for
-from tss_kernels.cuda import kernels, target
+from tss_kernels.backends.cuda import kernels, target
+from tss_kernels.backends.tables.cuda_adapter import AdapterTile, tile_for
 from tss_kernels.gated_adapter import reference
 from tss_kernels.gated_linear import cuda as products
+from tss_kernels.tensors import DTYPE_CODES, address
 
 ACTIVATIONS = {"relu": 0, "gelu": 1, "silu": 2, "tanh": 3}
 
@@ -46,7 +46,7 @@ def _launch(
         down_weight.data_ptr(), down_packed.data_ptr(), address(down_bias),
         up_weight.data_ptr(), up_packed.data_ptr(), address(up_bias),
         x.shape[1], down_weight.shape[0], address(result), hidden.data_ptr(), address(d_hidden),
-        ACTIVATIONS[activation], tile.number, KINDS[down_weight.dtype], *target(x.device),
+        ACTIVATIONS[activation], tile.number, DTYPE_CODES[down_weight.dtype], *target(x.device),
     )  # fmt: skip
 
 

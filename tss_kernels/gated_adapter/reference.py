@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import torch
 
-from tss_kernels.gates.reference import masked, unpack_gates
+from tss_kernels.gated_linear.reference import input_grad as linear_input_grad
+from tss_kernels.gated_linear.reference import packed_linear
 
-Map = Callable[[torch.Tensor], torch.Tensor]
+Activation = Callable[[torch.Tensor], torch.Tensor]
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 InputGrad = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
-ACTIVATIONS: dict[str, Map] = {
+ACTIVATIONS: dict[str, Activation] = {
     "relu": torch.relu,
     "gelu": torch.nn.functional.gelu,
     "silu": torch.nn.functional.silu,
@@ -30,24 +31,6 @@ _BACKWARD: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 
 
-def compose(x: torch.Tensor, down: Map, up: Map, activation: str) -> torch.Tensor:
-    """x + up(activation(down(x))): x (..., d), down to (..., bottleneck), up back to (..., d)."""
-    return x + up(ACTIVATIONS[activation](down(x)))
-
-
-def _masked(weight: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-    """W * g by bool gates (out, in) or packed ones."""
-    return masked(weight, gates if gates.dtype == torch.bool else unpack_gates(gates, weight.shape[1]))
-
-
-def _product(x: torch.Tensor, weight: torch.Tensor, gates: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return torch.nn.functional.linear(x, _masked(weight, gates), bias)
-
-
-def _product_grad(dy: torch.Tensor, weight: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-    return dy @ _masked(weight, gates)
-
-
 def forward(
     x: torch.Tensor,
     down_weight: torch.Tensor,
@@ -57,15 +40,15 @@ def forward(
     down_bias: torch.Tensor | None,
     up_bias: torch.Tensor | None,
     activation: str,
-    product: Product = _product,
+    product: Product = packed_linear,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y = x + W_up' a(W_down' x + b_down) + b_up, and `hidden` for the backward pass.
 
     x (rows, d); down_weight (bottleneck, d) and down_packed uint8 (bottleneck, ceil(d / 8)); up_weight (d, bottleneck)
-    and up_packed (d, ceil(bottleneck / 8)); this backend takes gates as bool of the weight's shape, too. Biases
-    (bottleneck,) and (d,) or None. The weights and biases have one dtype, in which both products are computed; x may
-    be wider and the residual is added in x's. Returns y (rows, d) of x's dtype and hidden (rows, bottleneck) of the
-    weights': the activation's result for FROM_RESULT, else its argument. `product` multiplies as `packed_linear` does.
+    and up_packed (d, ceil(bottleneck / 8)); biases (bottleneck,) and (d,) or None. Weights and biases have one dtype,
+    in which both products are computed; x may be wider and the residual is added in x's. Returns y (rows, d) of x's
+    dtype and hidden (rows, bottleneck) of the weights': the activation's result for FROM_RESULT, else its argument.
+    `product` multiplies as `packed_linear` does.
     """
     before = product(x.to(down_weight.dtype), down_weight, down_packed, down_bias)
     active = ACTIVATIONS[activation](before)
@@ -92,7 +75,7 @@ def input_grad(
     up_packed: torch.Tensor,
     activation: str,
     for_x: bool,
-    product_grad: InputGrad = _product_grad,
+    product_grad: InputGrad = linear_input_grad,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dL/dx = dY + dH W_down' and dL/dhidden, dH = (dY W_up') * a'(h), where h is the activation's argument.
 

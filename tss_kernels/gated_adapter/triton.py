@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from tss_kernels._triton import dot_precision, launch
+from tss_kernels.backends.triton import dot_precision, launch
 from tss_kernels.gated_adapter import reference
 from tss_kernels.gated_adapter.triton_kernels import adapter_forward_kernel, adapter_input_grad_kernel
 from tss_kernels.gated_linear.triton import gate_words, is_even, packed_linear

@@ -1,18 +1,36 @@
-"""gated_linear: checks, the registered operators and their gradients."""
+"""gated_linear and packed_linear: one product by scores or by packed gates, its operators and its gradient."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from tss_kernels.autocast import autocast_inputs, outside_autocast
-from tss_kernels.checks import check_importance, check_linear, check_scores, check_threshold, check_untransformed
-from tss_kernels.dispatch import implementation, select
-from tss_kernels.gated_linear import composed, reference
-from tss_kernels.gates.scores import keep_gates, kept_gates
-from tss_kernels.operators import implement, packed_linear_operator, rows_of, shaped_like
+from tss_kernels.backends.dispatch import forced, implementation, select
+from tss_kernels.backends.registry import INSTALLED
+from tss_kernels.gated_linear import reference
+from tss_kernels.operators import implement
+from tss_kernels.tensors import rows_of, shaped_like
+from tss_kernels.validation import (
+    FLOATING,
+    check_differentiable,
+    check_importance,
+    check_linear,
+    check_packed,
+    check_scores,
+    check_threshold,
+)
+
+# In these PyTorch's own product dYᵀ x has the precision that the scores' gradient is summed in.
+WIDE = (torch.float32, torch.float64)
+# A gated map: weight, gates, bias, threshold, importance, and whether the gates are packed or scores.
+GatedMap = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, float, torch.Tensor | None, bool]
+STRIDED = torch.strided
+# Classes whose tensors have no way of their own with operations.
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 @outside_autocast
@@ -26,6 +44,14 @@ def _forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     y, packed = implementation("gated_linear", backend).forward(rows_of(x), weight, scores, bias, threshold)
     return shaped_like(y, x.shape[:-1]), packed
+
+
+@outside_autocast
+def _packed_linear(
+    x: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, backend: str
+) -> torch.Tensor:
+    y = implementation("packed_linear", backend).packed_linear(rows_of(x), weight, packed, bias)
+    return shaped_like(y, x.shape[:-1])
 
 
 @outside_autocast
@@ -47,8 +73,9 @@ def _weight_grad(dy: torch.Tensor, x: torch.Tensor, packed: torch.Tensor, backen
     return reference.weight_grad(rows_of(dy), rows_of(x), packed)
 
 
-forward_operator = implement("gated_linear", _forward)
-input_grad_operator = implement("gated_linear_input_grad", _input_grad)
+_forward_operator = implement("gated_linear", _forward)
+_packed_operator = implement("packed_linear", _packed_linear)
+_input_grad_operator = implement("gated_linear_input_grad", _input_grad)
 scores_grad_operator = implement("gated_linear_scores_grad", _scores_grad)
 weight_grad_operator = implement("gated_linear_weight_grad", _weight_grad)
 
@@ -58,24 +85,22 @@ def bias_grad(dy: torch.Tensor) -> torch.Tensor:
     return rows_of(dy).sum(0)
 
 
-def _by_gates(
+def _by_operator(
     x: torch.Tensor,
     weight: torch.Tensor,
-    scores: torch.Tensor,
+    gates: torch.Tensor,
     bias: torch.Tensor | None,
     threshold: float,
+    is_packed: bool,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and the packed gates; scores whose gates are known are not compared again."""
-    packed = kept_gates(scores, threshold, backend)
-    if packed is not None:
-        return packed_linear_operator()(x, weight, packed, bias, backend), packed
-    y, packed = forward_operator(x, weight, scores, bias, threshold, backend)
-    keep_gates(scores, threshold, backend, packed)
-    return y, packed
+    """y and the packed gates that it was computed with."""
+    if is_packed:
+        return _packed_operator(x, weight, gates, bias, backend), gates
+    return _forward_operator(x, weight, gates, bias, threshold, backend)
 
 
-class _GatedLinear(torch.autograd.Function):
+class _GatedProduct(torch.autograd.Function):
     """Keeps the packed gates, not the scores: 1 bit for 32, and no step taken in between can change the gradient."""
 
     @staticmethod
@@ -83,14 +108,16 @@ class _GatedLinear(torch.autograd.Function):
         ctx: Any,
         x: torch.Tensor,
         weight: torch.Tensor,
-        scores: torch.Tensor,
+        gates: torch.Tensor,
         bias: torch.Tensor | None,
         threshold: float,
         importance: torch.Tensor | None,
+        is_packed: bool,
         backend: str,
     ) -> torch.Tensor:
-        y, packed = _by_gates(x, weight, scores, bias, threshold, backend)
-        ctx.save_for_backward(x, weight, packed, importance)
+        y, packed = _by_operator(x, weight, gates, bias, threshold, is_packed, backend)
+        _, for_weight, for_scores, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(x if for_weight or for_scores else None, weight, packed, importance)
         ctx.backend = backend
         return y
 
@@ -100,14 +127,119 @@ class _GatedLinear(torch.autograd.Function):
         x, weight, packed, importance = ctx.saved_tensors
         for_x, for_weight, for_scores, for_bias = ctx.needs_input_grad[:4]
         return (
-            input_grad_operator(dy, weight, packed, ctx.backend) if for_x else None,
+            _input_grad_operator(dy, weight, packed, ctx.backend) if for_x else None,
             weight_grad_operator(dy, x, packed, ctx.backend) if for_weight else None,
             scores_grad_operator(dy, x, weight, importance, ctx.backend) if for_scores else None,
             bias_grad(dy) if for_bias else None,
             None,
             None,
             None,
+            None,
         )
+
+
+def composes(x: torch.Tensor, *maps: GatedMap) -> bool:
+    """Whether PyTorch's own linear with W * g may run for maps one after the other: all that this way relies on.
+
+    In plain eager mode on the CPU PyTorch multiplies anyway, and its own autograd nodes cost least. False says nothing
+    about what is wrong with the arguments, if anything is.
+    """
+    if (
+        torch.compiler.is_dynamo_compiling()  # first: it cannot trace what follows
+        or not (x.is_cpu and x.dtype in WIDE and x.dim() >= 2 and x.layout is STRIDED)
+        or not (forced.backend in (None, "native") and INSTALLED["native"])
+        # operations run at once and as they are: in no mode, transform or trace
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state()
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    dtype = x.dtype
+    in_features = x.shape[-1]
+    # Written out, not called: this runs in front of every product, and one call costs as much as ten of these lines.
+    for weight, gates, bias, threshold, importance, is_packed in maps:
+        fits = (
+            # W: (out, in), fixed, as it lies in memory
+            type(weight) in PLAIN
+            and weight.is_cpu
+            and weight.dtype is dtype
+            and weight.dim() == 2
+            and weight.shape[1] == in_features
+            and weight.layout is STRIDED
+            and weight.is_contiguous()
+            and not weight.is_neg()
+            and not weight.requires_grad
+            # scores of W's shape, or packed gates
+            and type(gates) in PLAIN
+            and gates.is_cpu
+            and gates.dtype is (torch.uint8 if is_packed else torch.float32)
+            and gates.shape == (weight.shape[0], (in_features + 7) // 8 if is_packed else in_features)
+            and gates.layout is STRIDED
+            and not gates.is_neg()
+            and (
+                bias is None
+                or (
+                    type(bias) in PLAIN
+                    and bias.is_cpu
+                    and bias.dtype is dtype
+                    and bias.shape == weight.shape[:1]
+                    and bias.layout is STRIDED
+                )
+            )
+            and (
+                importance is None
+                or (
+                    type(importance) in PLAIN
+                    and importance.is_cpu
+                    and importance.dtype in FLOATING
+                    and importance.shape == weight.shape
+                    and importance.layout is STRIDED
+                    and not importance.is_neg()
+                )
+            )
+            and isinstance(threshold, int | float)
+        )
+        if not fits:
+            return False
+        in_features = weight.shape[0]
+    return True
+
+
+def check_product(x: torch.Tensor, gated: GatedMap) -> None:
+    """The arguments fit. Raises TypeError and ValueError."""
+    weight, gates, bias, threshold, importance, is_packed = gated
+    check_linear(x, weight, bias)
+    if is_packed:
+        check_packed(gates, weight)
+    else:
+        check_scores(gates, weight)
+    check_importance(importance, weight)
+    check_threshold(threshold)
+
+
+def gated_product(x: torch.Tensor, gated: GatedMap) -> torch.Tensor:
+    """y = x (W * g)ᵀ + b by scores or by packed gates: checks once, chooses once, runs."""
+    weight, gates, bias, threshold, importance, is_packed = gated
+    if isinstance(x, torch.Tensor) and composes(x, gated):
+        native = implementation("gated_linear", "native")
+        if is_packed:
+            masked = native.masked_by_bits(weight, gates)
+        else:
+            masked = native.masked_by_scores(gates, weight, threshold, importance)
+        if x.dim() == 2 or x.is_contiguous():
+            return torch.nn.functional.linear(x, masked, bias)
+        return shaped_like(torch.nn.functional.linear(rows_of(x), masked, bias), x.shape[:-1])
+    x, weight, bias = autocast_inputs(x, weight, bias)
+    check_product(x, (weight, gates, bias, threshold, importance, is_packed))
+    check_differentiable(x, weight, gates, bias)
+    backend = select("packed_linear" if is_packed else "gated_linear", x.device, x.dtype)
+    if torch.is_grad_enabled() and (
+        x.requires_grad or gates.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return _GatedProduct.apply(x, weight, gates, bias, threshold, importance, is_packed, backend)
+    return _by_operator(x, weight, gates, bias, threshold, is_packed, backend)[0]
 
 
 def gated_linear(
@@ -126,36 +258,15 @@ def gated_linear(
     Gradients: x; bias; scores: (dYᵀ x) * weight * (1 - importance) in float32; weight: (dYᵀ x) * gate, if it asks
     for one. Differentiable once. Raises TypeError, ValueError, and BackendUnavailable for a forced backend.
     """
-    return gated_linear_of(x, weight, scores, bias, threshold, importance)
+    return gated_product(x, (weight, scores, bias, threshold, importance, False))
 
 
-def gated_linear_of(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scores: torch.Tensor,
-    bias: torch.Tensor | None,
-    threshold: float,
-    importance: torch.Tensor | None,
-    kept: composed.KeptProduct | None = None,
+def packed_linear(
+    x: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`gated_linear` with the room of a layer for its masked weight."""
-    masked = None if kept is None else kept.masked_again(x, weight, scores, bias, importance, threshold)
-    if masked is not None:
-        return composed.product(x, composed.trained(scores, masked, weight, importance), bias)
-    x, weight, bias = autocast_inputs(x, weight, bias)
-    check_linear(x, weight, bias)
-    check_scores(scores, weight)
-    check_importance(importance, weight)
-    check_threshold(threshold)
-    backend = select("gated_linear", x.device, x.dtype)
-    if composed.composes(backend, x, weight, scores, importance):
-        masked = composed.masked_by_scores(weight, scores, threshold, kept)
-        if kept is not None:
-            kept.fitted(weight, scores, bias, importance)
-        return composed.product(x, composed.trained(scores, masked, weight, importance), bias)
-    if torch.is_grad_enabled() and (
-        x.requires_grad or scores.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
-        check_untransformed()
-        return _GatedLinear.apply(x, weight, scores, bias, threshold, importance, backend)
-    return _by_gates(x, weight, scores, bias, threshold, backend)[0]
+    """y = x @ where(gate, weight, 0).T + bias, the same product as gated_linear, from gates at one bit each.
+
+    x (..., in); weight (out, in) of x's dtype; packed uint8 (out, ceil(in / 8)); bias (out,) or None; (..., out).
+    Gradients for x, bias, and weight if it asks for one; differentiable once. Raises TypeError, ValueError.
+    """
+    return gated_product(x, (weight, packed, bias, 0.0, None, True))

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from tss_kernels.compiled import KINDS, address
-from tss_kernels.configs.cuda import COMPARING_ROWS, SMALL, Tiling, cuda_table, has_warpgroups, tiling_for
-from tss_kernels.configs.table import Masking, materialises
-from tss_kernels.cuda import kernels, target
-from tss_kernels.operators import empty_packed
+from tss_kernels.backends.cuda import kernels, target
+from tss_kernels.backends.tables.cuda import COMPARING_ROWS, SMALL, Tiling, cuda_table, has_warpgroups, tiling_for
+from tss_kernels.backends.tables.table import Masking, materialises
+from tss_kernels.tensors import DTYPE_CODES, address, empty_packed
 
 CHUNK = 8  # elements of 16 bits that are copied at once
 
@@ -56,7 +55,7 @@ def _launch(
     kernels(weight.device).gated_product(
         activations.data_ptr(), activations.shape[0], *activations.stride(), weight.data_ptr(), *weight.shape,
         packed.data_ptr(), address(scores), threshold, address(bias), result.data_ptr(), transposed, tiling.number,
-        KINDS[weight.dtype], *target(weight.device),
+        DTYPE_CODES[weight.dtype], *target(weight.device),
     )  # fmt: skip
     return result
 
@@ -105,7 +104,7 @@ def forward(
         return torch.nn.functional.linear(x, masked_weight(weight, packed, scores, threshold), bias), packed
     if rows > COMPARING_ROWS * SMALL.rows:
         kernels(device).pack_gates(
-            scores.data_ptr(), packed.data_ptr(), out_features, in_features, 0, 0, 0, 0, KINDS[scores.dtype],
+            scores.data_ptr(), packed.data_ptr(), out_features, in_features, 0, 0, 0, 0, DTYPE_CODES[scores.dtype],
             threshold, *target(device),
         )  # fmt: skip
         return _product(x, weight, packed, bias, "forward", None, False), packed
@@ -155,7 +154,7 @@ def scores_grad(
     partial = torch.empty((ranges, *grad.shape), dtype=torch.float32, device=device) if ranges > 1 else None
     module.scores_grad(
         dy.data_ptr(), *dy.stride(), x.data_ptr(), *x.stride(), rows, out_features, in_features, weight.data_ptr(),
-        address(importance), grad.data_ptr(), address(partial), range_rows, KINDS[x.dtype], *target(device),
+        address(importance), grad.data_ptr(), address(partial), range_rows, DTYPE_CODES[x.dtype], *target(device),
     )  # fmt: skip
     return grad
 

@@ -3,13 +3,15 @@ last factors are one pass more. The products are the reference's, with the same 
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
-from tss_kernels.compiled import KINDS, address
+import torch
+from torch.autograd.function import once_differentiable
+
+from tss_kernels.backends.native import described, kernels
 from tss_kernels.gated_linear import reference
 from tss_kernels.gates import reference as gates
-from tss_kernels.native import described, kernels
-from tss_kernels.operators import empty_packed
+from tss_kernels.tensors import DTYPE_CODES, address, empty_packed
 
 
 def forward(
@@ -19,21 +21,39 @@ def forward(
     if not (weight.is_contiguous() and scores.is_contiguous()):
         # Rare, and the order in which a product sums depends on how its operands lie in memory.
         return reference.forward(x, weight, scores, bias, threshold)
-    packed = empty_packed(weight)
-    return torch.nn.functional.linear(x, masked_by_scores(weight, scores, threshold, packed), bias), packed
-
-
-def masked_by_scores(
-    weight: torch.Tensor, scores: torch.Tensor, threshold: float, packed: torch.Tensor | None
-) -> torch.Tensor:
-    """W * g of a contiguous weight (out, in), and the gates at one bit each into `packed` if it is given."""
-    rows, columns = weight.shape
-    masked, scores = torch.empty_like(weight), scores.contiguous()
+    masked, packed = torch.empty_like(weight), empty_packed(weight)
     kernels.mask_by_scores(
-        weight.data_ptr(), masked.data_ptr(), weight.itemsize, scores.data_ptr(), KINDS[scores.dtype], threshold,
-        address(packed), rows, columns, torch.get_num_threads(),
+        weight.data_ptr(), masked.data_ptr(), weight.itemsize, scores.data_ptr(), DTYPE_CODES[scores.dtype], threshold,
+        packed.data_ptr(), *weight.shape, torch.get_num_threads(),
     )  # fmt: skip
-    return masked
+    return torch.nn.functional.linear(x, masked, bias), packed
+
+
+class _MaskedByScores(torch.autograd.Function):
+    """W * g as a function of the scores; its gradient dYᵀ x goes straight through to them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scores: torch.Tensor, weight: torch.Tensor, threshold: float, importance: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(weight, importance)
+        masked, scores = torch.empty_like(weight), scores.contiguous()
+        kernels.mask_by_scores(
+            weight.data_ptr(), masked.data_ptr(), weight.itemsize, scores.data_ptr(), DTYPE_CODES[scores.dtype],
+            threshold, 0, *weight.shape, torch.get_num_threads(),
+        )  # fmt: skip
+        return masked
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, product: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weight, importance = ctx.saved_tensors
+        return scores_grad_of(product, weight, importance), None, None, None
+
+
+# (scores, weight, threshold, importance) -> W * g of a contiguous weight, with the gradient of scores that ask for one.
+# Function.apply of C: the one of Python only asks whether transforms are active, and they are not where this is called.
+masked_by_scores = super(torch.autograd.Function, _MaskedByScores).apply  # type: ignore[misc]
 
 
 def masked_by_bits(weight: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
@@ -76,8 +96,8 @@ def scores_grad_of(product: torch.Tensor, weight: torch.Tensor, importance: torc
     weight = weight.contiguous()
     importance = None if importance is None else importance.contiguous()
     kernels.scores_grad(
-        product.data_ptr(), KINDS[product.dtype], weight.data_ptr(), KINDS[weight.dtype],
-        address(importance), 0 if importance is None else KINDS[importance.dtype],
+        product.data_ptr(), DTYPE_CODES[product.dtype], weight.data_ptr(), DTYPE_CODES[weight.dtype],
+        address(importance), 0 if importance is None else DTYPE_CODES[importance.dtype],
         grad.data_ptr(), grad.numel(), torch.get_num_threads(),
     )  # fmt: skip
     return grad

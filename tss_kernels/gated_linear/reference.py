@@ -19,6 +19,13 @@ def forward(
     return torch.nn.functional.linear(x, masked(weight, gate), bias), pack(gate)
 
 
+def packed_linear(
+    x: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """y = x (W * g)ᵀ + b by packed gates uint8 (out, ceil(in / 8)), bit-identical to `forward` with the same gates."""
+    return torch.nn.functional.linear(x, masked(weight, unpack_gates(packed, weight.shape[1])), bias)
+
+
 def input_grad(dy: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     """dL/dx = dY (W * g). dy (rows, out); weight (out, in); packed as `forward` returns it. Returns (rows, in)."""
     return dy @ masked(weight, unpack_gates(packed, weight.shape[1]))

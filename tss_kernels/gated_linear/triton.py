@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 import triton
 
-from tss_kernels._triton import dot_precision, launch
-from tss_kernels.configs import Masking, Product, Table, Tile, kind_of, materialises, table_for, width_of
+from tss_kernels.backends.tables import Masking, Product, Table, Tile, kind_of, materialises, table_for, width_of
+from tss_kernels.backends.triton import dot_precision, launch
 from tss_kernels.gated_linear.triton_kernels import (
     forward_kernel,
     input_grad_kernel,
@@ -21,7 +21,7 @@ from tss_kernels.gated_linear.triton_kernels import (
     partial_kernel,
     reduce_kernel,
 )
-from tss_kernels.operators import empty_packed
+from tss_kernels.tensors import empty_packed
 
 Strategy = Literal["fused", "materialise"]
 
@@ -112,7 +112,8 @@ def gate_words(packed: torch.Tensor) -> tuple[torch.Tensor, int]:
     """The gates as 32-bit words where whole words fill a row, else as bytes, and the number of gates in each."""
     packed = packed.contiguous()
     if packed.numel() > 0 and packed.shape[1] % 4 == 0 and packed.storage_offset() % 4 == 0:
-        return packed.view(torch.int32), 32
+        # Flat first: one row counts as contiguous whatever its stride is, and a view of words minds it.
+        return packed.reshape(-1).view(torch.int32).view(packed.shape[0], -1), 32
     return packed, 8
 
 

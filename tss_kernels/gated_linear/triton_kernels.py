@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tss_kernels._triton import dot_operand, from_float32, to_float32
+from tss_kernels.backends.triton import dot_operand, from_float32, to_float32
 from tss_kernels.gates.triton_kernels import pack_gates
 
 

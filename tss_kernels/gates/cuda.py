@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tss_kernels.compiled import KINDS
-from tss_kernels.cuda import kernels, target
-from tss_kernels.gated_linear import cuda as products
-from tss_kernels.operators import empty_packed
+from tss_kernels.backends.cuda import kernels, target
+from tss_kernels.tensors import DTYPE_CODES, empty_packed
 
 
 def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -17,7 +15,7 @@ def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
     """
     scores, packed = scores.contiguous(), empty_packed(scores)
     kernels(scores.device).pack_gates(
-        scores.data_ptr(), packed.data_ptr(), *scores.shape, 0, 0, 0, 0, KINDS[scores.dtype], threshold,
+        scores.data_ptr(), packed.data_ptr(), *scores.shape, 0, 0, 0, 0, DTYPE_CODES[scores.dtype], threshold,
         *target(scores.device),
     )  # fmt: skip
     return packed
@@ -31,7 +29,7 @@ def pack_gates_pair(first: torch.Tensor, second: torch.Tensor, threshold: float)
     packed = empty_packed(first), empty_packed(second)
     kernels(first.device).pack_gates(
         pair[0].data_ptr(), packed[0].data_ptr(), *first.shape, pair[1].data_ptr(), packed[1].data_ptr(), *second.shape,
-        KINDS[first.dtype], threshold, *target(first.device),
+        DTYPE_CODES[first.dtype], threshold, *target(first.device),
     )  # fmt: skip
     return packed
 
@@ -44,15 +42,7 @@ def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
     return gate
 
 
-def packed_linear(
-    x: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """y = x @ (W * g).T + bias: gated_linear's product by words of gates."""
-    return products.packed_linear(x, weight, packed, bias)
-
-
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
     """How an operation on gates is launched."""
-    if op == "packed_linear":
-        return products.configuration(op, device, dtype, shape)
+    del op, device, dtype, shape
     return "one thread for each byte of eight gates, blocks of 256"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tss_kernels.compiled import KINDS
-from tss_kernels.gated_linear import native as products
-from tss_kernels.native import described, kernels
-from tss_kernels.operators import empty_packed
+from tss_kernels.backends.native import described, kernels
+from tss_kernels.tensors import DTYPE_CODES, empty_packed
 
 
 def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -20,7 +18,13 @@ def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
     rows, columns = scores.shape
     packed = empty_packed(scores)
     kernels.pack(
-        scores.data_ptr(), KINDS[scores.dtype], threshold, packed.data_ptr(), rows, columns, torch.get_num_threads()
+        scores.data_ptr(),
+        DTYPE_CODES[scores.dtype],
+        threshold,
+        packed.data_ptr(),
+        rows,
+        columns,
+        torch.get_num_threads(),
     )
     return packed
 
@@ -38,15 +42,7 @@ def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
     return gate
 
 
-def packed_linear(
-    x: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """y = x @ (W * g).T + bias: gated_linear's product by bits."""
-    return products.packed_linear(x, weight, packed, bias)
-
-
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
     """How an operation on gates runs."""
-    if op == "packed_linear":
-        return products.configuration(op, device, dtype, shape)
+    del op, device, dtype, shape
     return described("eight gates at a time")

@@ -1,4 +1,4 @@
-"""Gates in plain PyTorch: the specification of the bit layout and of the packed product."""
+"""Gates in plain PyTorch: the specification of the bit layout."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
 def pack(gate: torch.Tensor) -> torch.Tensor:
     """bool (out, in) to uint8 (out, ceil(in / 8)): bit i of byte j is column 8 j + i, the last byte padded with 0."""
     padding = -gate.shape[1] % BITS
-    padded = torch.nn.functional.pad(gate, (0, padding)) if padding else gate.contiguous()
-    if padded.numel() == 0:
-        return padded.new_empty((padded.shape[0], padded.shape[1] // BITS), dtype=torch.uint8)
-    return (padded.view(torch.int64) * GATHER >> 56).to(torch.uint8)
+    padded = torch.nn.functional.pad(gate, (0, padding)) if padding else gate
+    # Flat first: a matrix of one row counts as contiguous whatever its strides are, and a view of words minds them.
+    words = padded.reshape(-1).view(torch.int64)
+    return (words * GATHER >> 56).to(torch.uint8).view(padded.shape[0], padded.shape[1] // BITS)
 
 
 def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -37,19 +37,10 @@ def pack_gates_pair(first: torch.Tensor, second: torch.Tensor, threshold: float)
 
 def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
     """uint8 (out, ceil(in / 8)) to bool (out, in); the padding is cut off."""
-    if packed.numel() == 0:
-        return packed.new_empty((packed.shape[0], in_features), dtype=torch.bool)
     spread = packed.to(torch.int64) * REPEAT & SELECT
-    return spread.contiguous().view(torch.uint8)[:, :in_features] != 0
+    return spread.reshape(-1).view(torch.uint8).view(packed.shape[0], BITS * packed.shape[1])[:, :in_features] != 0
 
 
 def masked(weight: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """W * g by selection: an off entry is exactly 0 even where the weight is not finite."""
     return torch.where(gate, weight, 0)
-
-
-def packed_linear(
-    x: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """y = x @ (W * g).T + bias with x (rows, in), weight (out, in), packed uint8 (out, ceil(in / 8)), bias (out,)."""
-    return torch.nn.functional.linear(x, masked(weight, unpack_gates(packed, weight.shape[1])), bias)

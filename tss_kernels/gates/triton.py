@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 import triton
 
-from tss_kernels._triton import launch
-from tss_kernels.gated_linear import triton as products
+from tss_kernels.backends.triton import launch
 from tss_kernels.gates.triton_kernels import pack_kernel, unpack_kernel
-from tss_kernels.operators import empty_packed
+from tss_kernels.tensors import empty_packed
 
 OUT, IN, WARPS = 8, 256, 4  # rows and columns that one program takes
 
@@ -58,15 +57,7 @@ def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
     return gate
 
 
-def packed_linear(
-    x: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """y = x @ (W * g).T + bias: gated_linear's product by words of gates."""
-    return products.packed_linear(x, weight, packed, bias)
-
-
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
     """How an operation on gates is launched."""
-    if op == "packed_linear":
-        return products.configuration(op, device, dtype, shape)
+    del op, device, dtype, shape
     return f"tiles of {OUT} x {IN} gates, {WARPS} warps"

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from tss_kernels.checks import check_choice, check_device, check_floating
-from tss_kernels.dispatch import implementation, select
-from tss_kernels.operators import count_writes, implement
+from tss_kernels.backends.dispatch import implementation, select
+from tss_kernels.operators import implement
+from tss_kernels.tensors import count_writes
+from tss_kernels.validation import check_choice, check_device, check_floating
 
 
 def _normalize(raw: torch.Tensor, per: str, backend: str) -> torch.Tensor:
-    return implementation("importance", backend).normalize_importance(raw, per)
+    return implementation("update_importance_", backend).normalize_importance(raw, per)
 
 
 def _accumulate(total: torch.Tensor, new: torch.Tensor, backend: str) -> None:
-    implementation("importance", backend).accumulate_importance_(total, new)
+    implementation("update_importance_", backend).accumulate_importance_(total, new)
 
 
 def _update(total: torch.Tensor, raw: torch.Tensor, per: str, backend: str) -> None:
-    implementation("importance", backend).update_importance_(total, raw, per)
+    implementation("update_importance_", backend).update_importance_(total, raw, per)
 
 
 _normalize_operator = implement("normalize_importance", _normalize)
@@ -26,20 +27,22 @@ _accumulate_operator = implement("accumulate_importance_", _accumulate)
 _update_operator = implement("update_importance_", _update)
 
 
-def _check_raw(raw: torch.Tensor, per: str) -> None:
+def check_raw(raw: torch.Tensor, per: str) -> None:
+    """A raw importance and how it is normalized. Raises TypeError and ValueError."""
     check_choice("per", per, ("tensor", "row"))
     check_floating("raw importance", raw)
     if raw.dim() == 0:
         raise ValueError("raw importance must have at least one dimension but is a single number: pass a whole layer's")
 
 
-def _check_pair(total: torch.Tensor, name: str, other: torch.Tensor) -> None:
+def check_pair(total: torch.Tensor, name: str, other: torch.Tensor) -> None:
+    """An importance to be changed in place and what it is changed by. Raises TypeError and ValueError."""
+    check_floating("total", total)
+    check_floating(name, other)
     if total.shape != other.shape:
         raise ValueError(
             f"importances must have one shape, but total has {tuple(total.shape)}, {name} {tuple(other.shape)}"
         )
-    check_floating("total", total)
-    check_floating(name, other)
     check_device(name, other, total)
 
 
@@ -49,7 +52,7 @@ def normalize_importance(raw: torch.Tensor, *, per: str = "tensor") -> torch.Ten
     raw (out, in), floating: the mean over batches of (dL/ds) * g. per "tensor" or "row": what mean and population
     deviation are taken over. Returns float32 (out, in) in [0, 1]. Raises ValueError, TypeError.
     """
-    _check_raw(raw, per)
+    check_raw(raw, per)
     backend = select("normalize_importance", raw.device, raw.dtype)
     return _normalize_operator(raw.detach().contiguous(), per, backend)
 
@@ -59,7 +62,7 @@ def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> torch.Tens
 
     total, new: one shape, floating, one device. Raises ValueError, TypeError.
     """
-    _check_pair(total, "new", new)
+    check_pair(total, "new", new)
     _accumulate_operator(total, new, select("accumulate_importance_", total.device, total.dtype))
     count_writes([total])
     return total
@@ -71,8 +74,8 @@ def update_importance_(total: torch.Tensor, raw: torch.Tensor, *, per: str = "te
     total: floating, of raw's shape and device; raw (out, in), floating. NaN in either stays visible. Raises ValueError,
     TypeError.
     """
-    _check_raw(raw, per)
-    _check_pair(total, "raw", raw)
+    check_raw(raw, per)
+    check_pair(total, "raw", raw)
     backend = select("update_importance_", total.device, total.dtype)
     _update_operator(total, raw.detach().contiguous(), per, backend)
     count_writes([total])

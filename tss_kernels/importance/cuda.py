@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tss_kernels.compiled import KINDS, address
-from tss_kernels.cuda import kernels, target
+from tss_kernels.backends.cuda import kernels, target
+from tss_kernels.tensors import DTYPE_CODES, address
 
 CHUNK = 2048  # elements of the smallest chunk
 CHUNKS = 1024  # at most, of all groups together, unless there are more groups
@@ -29,7 +29,7 @@ def _run(raw: torch.Tensor, importance: torch.Tensor, per: str, update: bool) ->
     if chunks > 1:
         partial = torch.empty((2, groups, chunks), dtype=torch.float64, device=raw.device)
     kernels(raw.device).importance(
-        raw.data_ptr(), KINDS[raw.dtype], importance.data_ptr(), KINDS[importance.dtype], address(partial),
+        raw.data_ptr(), DTYPE_CODES[raw.dtype], importance.data_ptr(), DTYPE_CODES[importance.dtype], address(partial),
         groups, size, chunk, update, *target(raw.device),
     )  # fmt: skip
 
@@ -56,7 +56,12 @@ def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> None:
     """total <- max(total, new), elementwise and in place; NaN in either stays visible."""
     whole, new = total.contiguous(), new.contiguous()
     kernels(total.device).accumulate_importance(
-        whole.data_ptr(), KINDS[whole.dtype], new.data_ptr(), KINDS[new.dtype], whole.numel(), *target(total.device)
+        whole.data_ptr(),
+        DTYPE_CODES[whole.dtype],
+        new.data_ptr(),
+        DTYPE_CODES[new.dtype],
+        whole.numel(),
+        *target(total.device),
     )
     if whole is not total:
         total.copy_(whole)

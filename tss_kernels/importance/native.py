@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tss_kernels.compiled import KINDS
-from tss_kernels.native import described, kernels
+from tss_kernels.backends.native import described, kernels
+from tss_kernels.tensors import DTYPE_CODES
 
 
 def _run(raw: torch.Tensor, target: torch.Tensor, per: str, update: bool) -> None:
@@ -15,8 +15,8 @@ def _run(raw: torch.Tensor, target: torch.Tensor, per: str, update: bool) -> Non
         return
     size = count if per == "tensor" else raw.shape[-1]
     kernels.importance(
-        raw.data_ptr(), KINDS[raw.dtype], target.data_ptr(), KINDS[target.dtype], update, count // size, size,
-        torch.get_num_threads(),
+        raw.data_ptr(), DTYPE_CODES[raw.dtype], target.data_ptr(), DTYPE_CODES[target.dtype], update, count // size,
+        size, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> None:
     """total <- max(total, new), elementwise and in place; NaN in either stays visible."""
     target, other = total.contiguous(), new.to(total.dtype).contiguous()
     kernels.accumulate(
-        target.data_ptr(), other.data_ptr(), KINDS[target.dtype], target.numel(), torch.get_num_threads()
+        target.data_ptr(), other.data_ptr(), DTYPE_CODES[target.dtype], target.numel(), torch.get_num_threads()
     )
     if target is not total:
         total.copy_(target)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from tss_kernels._triton import launch
+from tss_kernels.backends.triton import launch
 from tss_kernels.importance.triton_kernels import accumulate_kernel, importance_kernel, statistics_kernel
 
 BLOCK = 1024  # elements that a program takes at a time

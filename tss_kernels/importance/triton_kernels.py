@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tss_kernels._triton import from_float32, to_float32
+from tss_kernels.backends.triton import from_float32, to_float32
 
 EPS = tl.constexpr(1e-6)
 # Below this |z| the series to z^5 is exact to a relative 1e-12; above it 1 - exp(-2 |z|) keeps 14 digits.

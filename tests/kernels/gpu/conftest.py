@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tss_kernels
-from tss_kernels.backends import why_not
+from tss_kernels.backends.registry import why_not
 
 Tensors = list[torch.Tensor]
 SCALARS = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-6, "weight_decay": 0.01}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tss_kernels.backends import why_not
-from tss_kernels.configs.cuda import GENERAL, TILINGS, Tiling, has_warpgroups
-from tss_kernels.configs.cuda_adapter import NARROW, TILES, AdapterTile
+from tss_kernels.backends.registry import why_not
+from tss_kernels.backends.tables.cuda import GENERAL, TILINGS, Tiling, has_warpgroups
+from tss_kernels.backends.tables.cuda_adapter import NARROW, TILES, AdapterTile
 from tss_kernels.gates import reference as gates
 from tss_kernels.testing import assert_as_exact_as_pytorch, poisoned_outputs
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tss_kernels
-from tss_kernels.backends import why_not
+from tss_kernels.backends.registry import why_not
 
 pytestmark = pytest.mark.gpu
 

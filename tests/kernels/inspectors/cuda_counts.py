@@ -21,10 +21,10 @@ import torch
 
 from tests.kernels.inspectors.resource_table import Rows, as_markdown, differences, from_text, numbered
 from tss_kernels.adamw import cuda as adamw
-from tss_kernels.backends import EMULATED
-from tss_kernels.configs.cuda import FLOAT32, TILINGS
-from tss_kernels.configs.cuda_adapter import TILES
-from tss_kernels.cuda import kernels
+from tss_kernels.backends.cuda import kernels
+from tss_kernels.backends.registry import EMULATED
+from tss_kernels.backends.tables.cuda import FLOAT32, TILINGS
+from tss_kernels.backends.tables.cuda_adapter import TILES
 from tss_kernels.gated_adapter import cuda as adapter
 from tss_kernels.gated_linear import cuda as linear
 from tss_kernels.gates import cuda as gates

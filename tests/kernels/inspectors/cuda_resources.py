@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.kernels.inspectors.resource_table import Rows, as_markdown, differences, from_text, numbered
-from tss_kernels.backends import build_record
+from tss_kernels.backends.registry import build_record
 
 MODULE = "tests.kernels.inspectors.cuda_resources"
 # Bytes of shared memory that one block may use, in both; 101,376 on the smaller chips that run code for sm_80.

@@ -14,7 +14,7 @@ import torch
 
 import tss_kernels
 from tss_kernels import use_backend
-from tss_kernels.backends import why_not
+from tss_kernels.backends.registry import why_not
 
 # rows, in, out: uneven, even with ragged tiles, a single element, rows that are summed in ranges
 SHAPES = ((33, 70, 41), (100, 96, 48), (1, 1, 1), (700, 64, 32))
@@ -103,7 +103,7 @@ def _triton_strategies(t: dict[str, torch.Tensor]) -> int:
 
 
 def _cuda_tilings(t: dict[str, torch.Tensor]) -> int:
-    from tss_kernels.configs.cuda import FLOAT32, GENERAL, TILINGS, has_warpgroups
+    from tss_kernels.backends.tables.cuda import FLOAT32, GENERAL, TILINGS, has_warpgroups
     from tss_kernels.gated_linear import cuda
 
     x, weight, packed = t["x"], t["weight"], t["packed"]
@@ -125,7 +125,7 @@ def _cuda_tilings(t: dict[str, torch.Tensor]) -> int:
 
 
 def _cuda_adapters(t: dict[str, torch.Tensor]) -> int:
-    from tss_kernels.configs.cuda_adapter import TILES
+    from tss_kernels.backends.tables.cuda_adapter import TILES
     from tss_kernels.gated_adapter import cuda
 
     weights = t["weight"], t["packed"], t["up_weight"], t["up_packed"]

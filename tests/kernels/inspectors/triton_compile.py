@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction
 
 from tests.kernels.inspectors.machine_code import code_of, disassemble, registers_and_stack
 from tests.kernels.inspectors.resources import UNITS, Kernel, Resources
-from tss_kernels import configs
+from tss_kernels.backends import tables
 
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg", "enable_fp_fusion")
 TYPES = {
@@ -93,7 +93,7 @@ def record(architecture: int, kernels: dict[str, Kernel], operations: dict[str, 
         # A function, which Python binds to the kernel that is launched.
         patch.object(JITFunction, "run", lambda kernel, *args, **kwargs: recorder(kernel, *args, **kwargs)),
         # Tensors that are on no CUDA device take the table of this name.
-        patch.object(configs.sm_90, "TABLE", configs.table_of(*divmod(architecture, 10))),
+        patch.object(tables.sm_90, "TABLE", tables.table_of(*divmod(architecture, 10))),
     ):
         for cases in operations.values():
             for case in cases():

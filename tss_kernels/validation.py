@@ -2,54 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch.autograd import forward_ad
 
 # What the operations compute with; PyTorch has narrower floating types, which it only stores.
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_floating(name: str, tensor: torch.Tensor) -> None:
-    """The tensor's dtype is one of FLOATING and its elements lie in memory by strides."""
-    if tensor.dtype not in FLOATING:
+def check_tensor(name: str, tensor: Any) -> None:
+    """A dense tensor: its elements lie in memory by strides."""
+    if not isinstance(tensor, torch.Tensor):
         raise TypeError(
-            f"{name} must have a floating dtype, one of float16, bfloat16, float32 and float64, but has "
-            f"{tensor.dtype}: convert it, for example with .float()"
+            f"{name} must be a tensor but is {_brief(tensor)}: convert it, for example with torch.as_tensor"
         )
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense tensor but has layout {tensor.layout}: convert it with .to_dense()")
 
 
-def check_threshold(threshold: float) -> None:
+def _brief(value: object) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 40 else text[:37] + '...'}, a {type(value).__name__}"
+
+
+def check_floating(name: str, tensor: Any) -> None:
+    """A dense tensor whose dtype is one of FLOATING."""
+    check_tensor(name, tensor)
+    if tensor.dtype not in FLOATING:
+        raise TypeError(
+            f"{name} must have a floating dtype, one of float16, bfloat16, float32 and float64, but has "
+            f"{tensor.dtype}: convert it, for example with .float()"
+        )
+
+
+def check_threshold(threshold: Any) -> None:
     """A number; a tensor could change unseen."""
     if not isinstance(threshold, int | float):
-        raise TypeError(f"threshold must be a number but is {threshold!r}, a {type(threshold).__name__}: use float()")
+        raise TypeError(f"threshold must be a number but is {_brief(threshold)}: use float()")
 
 
-def check_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+def check_linear(x: Any, weight: Any, bias: Any) -> None:
     """x (..., in), weight (out, in) and bias (out,) fit together and share one floating dtype and one device."""
-    fits = (
-        weight.dim() == 2
-        and x.dim() >= 1
-        and x.shape[-1] == weight.shape[1]
-        and x.dtype == weight.dtype
-        and x.dtype in FLOATING
-        and weight.layout is torch.strided
-        and x.device == weight.device
-        and (
-            bias is None
-            or (
-                bias.dim() == 1
-                and bias.shape[0] == weight.shape[0]
-                and bias.dtype == x.dtype
-                and bias.device == x.device
-            )
-        )
-    )
-    if not fits:
-        _explain_linear(x, weight, bias)
-
-
-def _explain_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    check_floating("x", x)
+    check_floating("weight", weight)
     if weight.dim() != 2:
         raise ValueError(f"weight must be (out, in), two dimensions, but has shape {tuple(weight.shape)}")
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
@@ -57,16 +53,15 @@ def _explain_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
             f"x's last dimension must equal weight's in = {weight.shape[1]}, but x has shape {tuple(x.shape)} and "
             f"weight {tuple(weight.shape)}"
         )
-    check_floating("x", x)
     if x.dtype != weight.dtype:
         raise TypeError(
             f"x and weight must have one dtype, but x has {x.dtype} and weight {weight.dtype}: convert one, for "
             f"example weight.to(x.dtype), or call under torch.autocast"
         )
     check_device("weight", weight, x)
-    check_floating("weight", weight)
     if bias is None:
         return
+    check_tensor("bias", bias)
     if bias.dim() != 1 or bias.shape[0] != weight.shape[0]:
         raise ValueError(f"bias must have shape (out,) = ({weight.shape[0]},) but has {tuple(bias.shape)}")
     if bias.dtype != x.dtype:
@@ -82,28 +77,29 @@ def check_device(name: str, tensor: torch.Tensor, x: torch.Tensor) -> None:
         raise ValueError(f"{name} must be on x's device {x.device} but is on {tensor.device}: move it with .to()")
 
 
-def check_scores(scores: torch.Tensor, weight: torch.Tensor) -> None:
+def check_scores(scores: Any, weight: torch.Tensor) -> None:
     """Scores are float32, of weight's shape and on its device."""
+    check_tensor("scores", scores)
     if scores.shape != weight.shape:
         raise ValueError(f"scores must have weight's shape {tuple(weight.shape)} but have {tuple(scores.shape)}")
     if scores.dtype != torch.float32:
         raise TypeError(f"scores must be float32 but are {scores.dtype}: keep them so and convert only x and weight")
-    check_floating("scores", scores)
     check_device("scores", scores, weight)
 
 
-def check_importance(importance: torch.Tensor | None, weight: torch.Tensor) -> None:
+def check_importance(importance: Any, weight: torch.Tensor) -> None:
     """Importance is absent, or floating, of weight's shape and on its device."""
     if importance is None:
         return
+    check_floating("importance", importance)
     if importance.shape != weight.shape:
         raise ValueError(f"importance must have weight's shape {tuple(weight.shape)} but has {tuple(importance.shape)}")
-    check_floating("importance", importance)
     check_device("importance", importance, weight)
 
 
-def check_packed(packed: torch.Tensor, weight: torch.Tensor) -> None:
+def check_packed(packed: Any, weight: torch.Tensor) -> None:
     """Packed gates are uint8 (out, ceil(in / 8)) on weight's device."""
+    check_tensor("packed gates", packed)
     expected = (weight.shape[0], (weight.shape[1] + 7) // 8)
     if packed.dtype != torch.uint8:
         raise TypeError(f"packed gates must be uint8 but are {packed.dtype}: make them with pack_gates")
@@ -114,21 +110,24 @@ def check_packed(packed: torch.Tensor, weight: torch.Tensor) -> None:
     check_device("packed gates", packed, weight)
 
 
-def check_untransformed() -> None:
-    """No torch.func transform (grad, vmap, jvp, ...) has to differentiate the operation."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+def check_differentiable(*tensors: torch.Tensor | None) -> None:
+    """No transform has to differentiate the operation: neither torch.func's nor torch.autograd.forward_ad."""
+    if torch.compiler.is_compiling():
+        return
+    needed = [tensor for tensor in tensors if tensor is not None]
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in needed):
+        raise NotImplementedError(
+            "torch.autograd.forward_ad does not see the gradient of a gated operation: use torch.autograd's backward"
+        )
+    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in needed)
+    if gradient and torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
             "torch.func transforms (grad, vmap, jvp, ...) do not see the gradient of a gated operation: use "
             "torch.autograd, or, where no gradient is wanted, call it under torch.no_grad() or with packed gates"
         )
 
 
-def of_map(side: str, error: TypeError | ValueError) -> TypeError | ValueError:
-    """What a check of one of an adapter's two maps raised, with which: "down" or "up"."""
-    return type(error)(f"the {side} map: {error}")
-
-
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """The option is one of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))} but is {value!r}")

@@ -1,7 +1,6 @@
 """What the Triton kernels share: the launch, the precision of float32 products and exact bfloat16 conversions."""
 
 # Triton derives the types of a kernel's arguments from the call.
-# ruff: noqa: ANN001, ANN202
 from __future__ import annotations
 
 from contextlib import nullcontext

@@ -17,7 +17,7 @@ FOLDERS = {
     "gated_adapter": "gated_adapter",
     "pack_gates": "gates",
     "unpack_gates": "gates",
-    "packed_linear": "gates",
+    "packed_linear": "gated_linear",
     "normalize_importance": "importance",
     "accumulate_importance_": "importance",
     "update_importance_": "importance",
@@ -60,7 +60,7 @@ COMPILED = {
 }
 # The file of an extension module with csrc/cuda compiled for the CPU, where its kernels run for tests.
 EMULATED = "TSS_KERNELS_EMULATED_CUDA"
-RECORD = Path(__file__).with_name("_build.json")
+RECORD = Path(__file__).parents[1] / "_build.json"
 
 
 def _is_there(module: str) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from tss_kernels.configs.cuda import BLOCKS
+from tss_kernels.backends.tables.cuda import BLOCKS
 
 
 class AdapterTile(NamedTuple):

@@ -6,8 +6,8 @@ import functools
 
 import torch
 
-from tss_kernels.configs import sm_80, sm_90
-from tss_kernels.configs.table import (
+from tss_kernels.backends.tables import sm_80, sm_90
+from tss_kernels.backends.tables.table import (
     ALWAYS,
     Crossover,
     Kind,

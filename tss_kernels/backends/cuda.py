@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tss_kernels.backends import EMULATED
+from tss_kernels.backends.registry import EMULATED
 
 
 @functools.cache

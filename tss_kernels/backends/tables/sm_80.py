@@ -6,8 +6,8 @@ product on W * g.
 
 from __future__ import annotations
 
-from tss_kernels.configs import sm_90
-from tss_kernels.configs.table import Crossover, Table, Tile
+from tss_kernels.backends.tables import sm_90
+from tss_kernels.backends.tables.table import Crossover, Table, Tile
 
 _SPILLS = Crossover(0, "compiled for sm_80 the float32 tiles run out of registers")
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from tss_kernels.configs import TABLES, table_for
-from tss_kernels.configs.table import ALWAYS, Crossover, Table, crossovers_of
+from tss_kernels.backends.tables import TABLES, table_for
+from tss_kernels.backends.tables.table import ALWAYS, Crossover, Table, crossovers_of
 
 
 class Tiling(NamedTuple):

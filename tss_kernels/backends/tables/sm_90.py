@@ -5,7 +5,7 @@ tiles were chosen by compiling (registers, shared memory, no spills), crossovers
 
 from __future__ import annotations
 
-from tss_kernels.configs.table import ALWAYS, Crossover, Kind, Product, Table, Tile, Width, crossovers_of
+from tss_kernels.backends.tables.table import ALWAYS, Crossover, Kind, Product, Table, Tile, Width, crossovers_of
 
 # Where rows do not start on 16-byte boundaries every element has its own address: larger tiles run out of registers.
 _UNEVEN = (Tile(64, 64, 32, 8, 2),)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from tss_kernels.backends import BACKENDS, COMPILED, FOLDERS, INSTALLED, OPERATIONS, interpreted, why_not
-from tss_kernels.configs.preferences import Preference, preferences
+from tss_kernels.backends.preferences import Preference, preferences
+from tss_kernels.backends.registry import BACKENDS, FOLDERS, OPERATIONS, interpreted, why_not
 
 VARIABLE = "TSS_KERNELS_BACKEND"
 
@@ -36,7 +36,7 @@ class _Forced(threading.local):
         self.backend: str | None = os.environ.get(VARIABLE) or None
 
 
-_forced = _Forced()
+forced = _Forced()
 
 
 class use_backend:
@@ -53,32 +53,18 @@ class use_backend:
         self.outer: list[str | None] = []
 
     def __enter__(self) -> None:
-        self.outer.append(_forced.backend)
-        _forced.backend = self.backend
+        self.outer.append(forced.backend)
+        forced.backend = self.backend
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        _forced.backend = self.outer.pop()
+        forced.backend = self.outer.pop()
 
 
 def forced_backend() -> str | None:
     """The backend that `use_backend` or the environment forces in this thread, or None."""
-    return _forced.backend
-
-
-def _native_first() -> dict[str, frozenset[torch.dtype]]:
-    """What is native's on the CPU wherever it was built: what `default_backend` finds in more steps."""
-    native, cpu = COMPILED["native"], torch.device("cpu")
-    found = {}
-    for op in native.operations:
-        dtypes = (*native.dtypes, *native.further.get(op, ()))
-        found[op] = frozenset(dtype for dtype in dtypes if [*preferences(op, cpu, dtype), _NONE][0].backend == "native")
-    return found
-
-
-_NONE = Preference("reference", "")
-_NATIVE_FIRST = _native_first()
+    return forced.backend
 
 
 def _check_name(backend: str) -> None:
@@ -104,19 +90,17 @@ def default_backend(op: str, device: torch.device, dtype: torch.dtype) -> str:
 
 def select(op: str, device: torch.device, dtype: torch.dtype) -> str:
     """The forced backend if there is one, else the default. Raises BackendUnavailable if the forced one cannot run."""
-    forced = _forced.backend
-    if forced is None:
-        if dtype in _NATIVE_FIRST.get(op, ()) and device.type == "cpu" and INSTALLED["native"]:
-            return "native"
+    name = forced.backend
+    if name is None:
         return default_backend(op, device, dtype)
-    _check_name(forced)
-    obstacle = why_not(forced, op, device, dtype)
+    _check_name(name)
+    obstacle = why_not(name, op, device, dtype)
     if obstacle is not None:
         raise BackendUnavailable(
-            f"backend {forced!r} was forced for {op} on {device.type} in {dtype} but cannot run: "
+            f"backend {name!r} was forced for {op} on {device.type} in {dtype} but cannot run: "
             f"{obstacle.reason}. Remedy: {obstacle.remedy}."
         )
-    return forced
+    return name
 
 
 def choose(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = ()) -> Choice:
@@ -149,10 +133,14 @@ def configuration(op: str, backend: str, device: torch.device, dtype: torch.dtyp
     """
     if backend == "reference":
         return "plain PyTorch"
-    return implementation(FOLDERS[op], backend).configuration(op, device, dtype, shape)
+    return implementation(op, backend).configuration(op, device, dtype, shape)
 
 
 @functools.cache
-def implementation(folder: str, backend: str) -> ModuleType:
-    """The module of a backend in an operation's folder, imported at its first use."""
-    return importlib.import_module(f"tss_kernels.{folder}.{backend}")
+def implementation(op: str, backend: str) -> ModuleType:
+    """The file of a backend in an operation's folder, `tss_kernels/<folder>/<backend>.py`, imported at its first use.
+
+    Not kernels of PyTorch's dispatcher: that has one for each device, while here several backends are peers on one, a
+    thread chooses among them, and what is not installed must not be imported.
+    """
+    return importlib.import_module(f"tss_kernels.{FOLDERS[op]}.{backend}")

@@ -1,0 +1,1 @@
+"""Which backend runs an operation, why, and how its kernels are launched."""
