@@ -26,7 +26,7 @@ class Finished(NamedTuple):
         return "\n".join(self.output.splitlines()[-lines:])
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
+def stop(child: subprocess.Popen[bytes]) -> None:
     """Ends the child and what it started: it leads a process group of its own."""
     for number, patience in PATIENCE:
         try:
@@ -66,7 +66,7 @@ def run_child(command: Sequence[str], seconds: float, log: Path, **environment: 
         except subprocess.TimeoutExpired:
             pass
         finally:
-            _stop(child)
+            stop(child)
     with log.open("rb") as file:
         file.seek(before)
         return Finished(code, file.read().decode(errors="replace"))

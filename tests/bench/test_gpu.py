@@ -13,7 +13,7 @@ import pytest
 
 from bench.core.machine import ROOT
 from bench.gpu.__main__ import LIMIT, run_parts
-from bench.gpu.children import Finished, run_child
+from bench.gpu.children import Finished, run_child, stop
 from bench.gpu.parts import (
     ANYWHERE,
     KERNEL_TESTS,
@@ -196,20 +196,28 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_a_child_is_interrupted_first_and_stopped_with_what_it_started(tmp_path):
+def test_a_child_ends_at_its_limit(tmp_path):
+    assert run_child([sys.executable, "-c", "import time; time.sleep(600)"], 1.0, tmp_path / "log").code is None
+    finished = run_child([sys.executable, "-c", "print('said'); raise SystemExit(3)"], 600, tmp_path / "log")
+    assert (finished.code, finished.output.strip()) == (3, "said")
+
+
+def test_a_child_is_interrupted_first_and_stopped_with_what_it_started():
     script = (
         "import subprocess, time\n"
-        "print(subprocess.Popen(['sleep', '60']).pid, flush=True)\n"
-        "try: time.sleep(60)\n"
+        "started = subprocess.Popen(['sleep', '600'])\n"
+        "try:\n"
+        "    print(started.pid, flush=True)\n"
+        "    time.sleep(600)\n"
         "except KeyboardInterrupt: print('interrupted', flush=True)\n"
     )
-    start = time.monotonic()
-    finished = run_child([sys.executable, "-c", script], 2.0, tmp_path / "log")
-    process, said = finished.output.split()
-    assert (finished.code, said) == (None, "interrupted")
-    while alive(int(process)) and time.monotonic() - start < 30:
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    assert child.stdout is not None
+    process = int(child.stdout.readline())
+    stop(child)
+    assert child.stdout.read() == b"interrupted\n"
+    while alive(process):
         pass  # it was killed, and goes in its own time
-    assert not alive(int(process))
 
 
 def gpu_sh(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ from tests.kernels.native_kernels import INSTRUCTION_SETS, assert_same_bits, ins
 pytest.importorskip("tss_kernels.backends.native", reason="the native backend was not built", exc_type=ImportError)
 
 from tss_kernels.adamw import native as adamw
-from tss_kernels.backends.registry import native
+from tss_kernels.backends import native
 from tss_kernels.gated_linear import native as linear
 from tss_kernels.gates import native as gates
 from tss_kernels.importance import native as importance

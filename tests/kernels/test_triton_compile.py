@@ -25,7 +25,7 @@ from tests.kernels.inspectors.resources import (
     triton_version,
     violations,
 )
-from tss_kernels.backends.registry import tables
+from tss_kernels.backends import tables
 from tss_kernels.gated_adapter import triton as adapter
 
 TABLES = Path(__file__).with_name("resources")

@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction
 
 from tests.kernels.inspectors.machine_code import code_of, disassemble, registers_and_stack
 from tests.kernels.inspectors.resources import UNITS, Kernel, Resources
-from tss_kernels.backends.registry import tables
+from tss_kernels.backends import tables
 
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg", "enable_fp_fusion")
 TYPES = {
