@@ -114,7 +114,9 @@ class GatedAdapterLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) to (..., out), by the scores or, after set_packed, by the gates given there."""
-        parameters, buffers = self._parameters, self._buffers  # each attribute of a module costs a call of Python
+        # Each attribute of a module would cost a call of Python.
+        parameters: dict[str, Any] = self._parameters
+        buffers: dict[str, Any] = self._buffers
         try:
             packed, scores, importance = buffers["packed"], parameters["scores"], buffers["importance"]
             weight, bias = parameters["weight"], parameters["bias"]

@@ -12,10 +12,11 @@ import torch
 
 import tss_kernels
 from tss_kernels import BackendUnavailable, explain, use_backend
+from tss_kernels.backends import dispatch
 from tss_kernels.backends import registry as backends
 from tss_kernels.backends.dispatch import choose, select
 from tss_kernels.backends.preferences import preferences
-from tss_kernels.backends.registry import OPERATIONS, dispatch, why_not
+from tss_kernels.backends.registry import OPERATIONS, why_not
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
 X, W, S = torch.randn(4, 16), torch.randn(3, 16), torch.randn(3, 16)

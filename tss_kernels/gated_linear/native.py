@@ -21,10 +21,10 @@ def forward(
     if not (weight.is_contiguous() and scores.is_contiguous()):
         # Rare, and the order in which a product sums depends on how its operands lie in memory.
         return reference.forward(x, weight, scores, bias, threshold)
-    masked, packed = torch.empty_like(weight), empty_packed(weight)
+    (rows, columns), masked, packed = weight.shape, torch.empty_like(weight), empty_packed(weight)
     kernels.mask_by_scores(
         weight.data_ptr(), masked.data_ptr(), weight.itemsize, scores.data_ptr(), DTYPE_CODES[scores.dtype], threshold,
-        packed.data_ptr(), *weight.shape, torch.get_num_threads(),
+        packed.data_ptr(), rows, columns, torch.get_num_threads(),
     )  # fmt: skip
     return torch.nn.functional.linear(x, masked, bias), packed
 
@@ -37,10 +37,10 @@ class _MaskedByScores(torch.autograd.Function):
         ctx: Any, scores: torch.Tensor, weight: torch.Tensor, threshold: float, importance: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(weight, importance)
-        masked, scores = torch.empty_like(weight), scores.contiguous()
+        (rows, columns), masked, scores = weight.shape, torch.empty_like(weight), scores.contiguous()
         kernels.mask_by_scores(
             weight.data_ptr(), masked.data_ptr(), weight.itemsize, scores.data_ptr(), DTYPE_CODES[scores.dtype],
-            threshold, 0, *weight.shape, torch.get_num_threads(),
+            threshold, 0, rows, columns, torch.get_num_threads(),
         )  # fmt: skip
         return masked
 
