@@ -39,10 +39,13 @@ def kernels_with_loops(module: Path) -> list[Kernel]:
 
 
 def short(name: str) -> tuple[str, str] | None:
-    """A kernel's name and what follows bfloat16 in its parameters; None for other types and other kernels."""
+    """A kernel's name and what follows bfloat16 in its parameters; None for other kernels and types, and for those of
+    operands on any boundary, whose elements are loaded one by one."""
     plain = re.sub(r"tss::|__nv_|^void ", "", name)
     match = re.match(r"(gated_product|gated_adapter|scores_grad)_kernel<bfloat16, (.*?)>\(", plain)
-    return None if match is None or "false, false, false" in plain else (match[1], match[2])
+    if match is None or (match[1] != "gated_adapter" and not match[2].endswith("true")):
+        return None
+    return match[1], match[2]
 
 
 def _lines(kernels: list[Kernel]) -> Iterator[tuple[tuple[str, str, str], dict[str, str]]]:
