@@ -12,10 +12,21 @@ from tests.kernels.inspectors.triton_cases import empty
 
 
 @triton.jit
-def good_kernel(x_ptr, weight_ptr, y_ptr, features, OUT: tl.constexpr, IN: tl.constexpr, ROWS: tl.constexpr):
-    """y = x max(W, 0)ᵀ, the masked weight on the left."""
+def good_kernel(
+    x_ptr,
+    weight_ptr,
+    y_ptr,
+    features,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
+    ROWS: tl.constexpr,
+    RUNS: tl.constexpr = True,
+):
+    """y = x max(W, 0)ᵀ, the masked weight on the left; RUNS: the compiler is told that its loop runs."""
     inner, out, row = tl.arange(0, IN), tl.arange(0, OUT), tl.arange(0, ROWS)
     sums = tl.zeros([OUT, ROWS], tl.float32)
+    if RUNS:
+        tl.assume(features > 0)
     for start in range(0, features, IN):
         weight = tl.load(weight_ptr + out[:, None] * features + start + inner[None, :])
         x = tl.load(x_ptr + row[None, :] * features + start + inner[:, None])
@@ -79,9 +90,9 @@ KERNELS = {
 def products():
     """Launches of the products."""
 
-    def call(kernel, out, rows, inner, stages) -> None:
+    def call(kernel, out, rows, inner, stages, **constants) -> None:
         x, weight, y = (empty(256, 256, dtype=torch.bfloat16) for _ in range(3))
-        kernel[(1,)](x, weight, y, 256, OUT=out, IN=inner, ROWS=rows, num_warps=4, num_stages=stages)
+        kernel[(1,)](x, weight, y, 256, OUT=out, IN=inner, ROWS=rows, **constants, num_warps=4, num_stages=stages)
 
     for label, *arguments in (
         ("good", good_kernel, 64, 64, 64, 3),
@@ -90,6 +101,7 @@ def products():
         ("no tensor core", multiply_and_add_kernel, 16, 16, 16, 1),
     ):
         yield Case(label, lambda arguments=arguments: call(*arguments), even=True, everywhere=True)
+    yield Case("serialised", lambda: call(good_kernel, 64, 128, 64, 3, RUNS=False), even=True)
 
 
 def others():

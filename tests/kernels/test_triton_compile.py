@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 import tss_kernels
+from tests.kernels.inspectors.machine_code import loops
 from tests.kernels.inspectors.resources import (
     REWRITE,
     SHARED_MEMORY,
@@ -19,6 +20,7 @@ from tests.kernels.inspectors.resources import (
     from_text,
     kernels_and_operations,
     measure,
+    programs_of,
     rows_of,
     table_path,
     to_text,
@@ -132,6 +134,7 @@ def bad():
         ("no tensor core", 90, ["no tensor core: no HGMMA"]),
         ("no tensor core", 80, ["no tensor core: no HMMA"]),
         ("spills", 90, [r"registers spill: \d+ bytes of stack"]),
+        ("serialised", 90, ["serialised: 4 waits for 4 products in loops"]),
         ("scattered", 90, ["0 loads and 0 stores of 16 bytes"]),
     ],
 )
@@ -147,6 +150,30 @@ def test_a_pipeline_that_copies_nothing_is_a_broken_limit(bad):
     one = next(one for one in bad if (one.launch, one.architecture) == ("good", 90))
     assert one.async_copies > 0
     assert "3 stages, but no asynchronous copy" in violations(one._replace(async_copies=0), Kernel(product=True))[0]
+
+
+def test_loops_are_those_without_another_inside():
+    lines = ["FIRST", "SECOND", "HGMMA", "@P0 BRA 0x10", "THIRD", "BRA `(0x0)", "EXIT", "BRA 0x70"]
+    assert loops("\n".join(lines)) == [lines[1:4]]
+
+
+def test_what_a_loop_has(bad):
+    counts = {one.launch: one for one in bad if one.architecture == 90}
+    good, right = counts["good"], counts["mask on the right"]
+    assert (good.loop_products, good.loop_stores, right.loop_stores) == (4, 0, 4), (
+        "the mask on the right is stored again"
+    )
+    assert good.waits < good.loop_products
+    assert good.loop_barriers > 0
+    assert counts["too many stages for shared memory"].programs == 0
+
+
+def test_programs_of_a_multiprocessor():
+    assert programs_of(90, 8, 128, 74_752) == 2
+    assert programs_of(90, 8, 129, 74_752) == 1, "registers are given in eights"
+    assert programs_of(90, 4, 32, 100_000) == 2
+    assert programs_of(86, 4, 32, 0) == 12, "48 warps"
+    assert programs_of(90, 1, 16, 0) == 32
 
 
 def test_a_kernel_that_nobody_described_is_a_broken_limit(bad):

@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 
 from tss_kernels.backends.tables import TABLES, table_of
 from tss_kernels.gated_linear import triton as linear
+from tss_kernels.gates.triton import pack_gates
 
 TABLE = TABLES["sm_90"]
 
@@ -92,10 +93,10 @@ def check(tensors: dict[str, torch.Tensor], threshold: float = 0.1, importance: 
         assert dx.dtype == dy.dtype
         assert_close(dx, dy @ masked, dy.double() @ masked.double())
 
-    ds = linear.scores_grad(dy, x, weight, tensors["importance"] if importance else None)
-    assert ds.dtype == torch.float32
-    own = (dy.float().T @ x.float()) * weight.float() * keep.float()
-    assert_close(ds, own, (dy.double().T @ x.double()) * weight.double() * keep)
+        ds = linear.scores_grad(dy, x, weight, tensors["importance"] if importance else None, strategy)
+        assert ds.dtype == torch.float32
+        own = (dy.float().T @ x.float()) * weight.float() * keep.float()
+        assert_close(ds, own, (dy.double().T @ x.double()) * weight.double() * keep)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -124,6 +125,35 @@ def test_every_tile(programs, dtype, monkeypatch):
     check(inputs(130, 48, 16, dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("programs", [1, 10, 10_000])
+def test_short_sums(programs, dtype, monkeypatch):
+    """Few features are summed: one program takes several tiles of the result, the last of them fewer."""
+    monkeypatch.setattr(linear, "PROGRAMS", programs)
+    assert linear.short_tile(TABLE, dtype, 130, 288, programs)[1] == (1 if programs == 10_000 else 4)
+    check(inputs(130, 32, 288, dtype))
+    check(inputs(130, 288, 16, dtype), bias=False)
+
+
+@pytest.mark.parametrize("rows", [128, 129])
+def test_scores_are_compared_inside_for_few_tiles_of_rows_and_once_before_for_many(rows, monkeypatch):
+    packed = []
+    monkeypatch.setattr(linear, "pack_gates", lambda *given: packed.append(pack_gates(*given)))
+    tensors = inputs(rows, 80, 20, torch.bfloat16)
+    check(tensors)
+    assert len(packed) == (rows > 128)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_vendors_score_gradient_is_not_rounded(dtype):
+    """3,000 times 1 and 2 ** -12 fit no 16-bit sum, and the result none of the dtypes."""
+    ones = torch.ones(3000, 1, dtype=dtype, device=DEVICE)
+    x = torch.full_like(ones, 2.0**-12)
+    x[0] = 1
+    ds = linear.scores_grad(ones, x, ones[:1], None, "materialise")
+    assert ds.item() == 1 + 2999 * 2.0**-12
+
+
 @pytest.mark.parametrize("name", [name for name in TABLES if name != "sm_90"])
 def test_tiles_of_other_architectures(name, monkeypatch):
     monkeypatch.setattr(linear, "table_for", lambda device: TABLES[name])
@@ -140,9 +170,11 @@ def test_the_strategy_follows_the_table():
     assert strategy(8193, 1024, 1024, torch.bfloat16) == "materialise"
     assert strategy(513, 1024, 64, torch.float32) == "materialise"
     assert strategy(513, 100, 50, torch.bfloat16, even=False) == "materialise"
+    assert linear.strategy_for(TABLE, "scores_grad", torch.bfloat16, 65536, 1024, 64, True)[0] == "fused"
+    assert linear.strategy_for(TABLE, "scores_grad", torch.bfloat16, 1025, 1024, 1024, True)[0] == "materialise"
     for table in TABLES.values():
-        assert {key[:1] for key in table.crossovers} == {("forward",), ("input_grad",)}
-        assert len(table.crossovers) == 16
+        assert {key[0] for key in table.crossovers} == {"forward", "input_grad", "scores_grad"}
+        assert len(table.crossovers) == 24
         assert all(crossover.basis.split(":")[0] for crossover in table.crossovers.values())
 
 

@@ -50,7 +50,7 @@ def gated_linear(short: int) -> None:
     from tss_kernels.gated_linear import triton
 
     for dtype in (torch.float32, torch.bfloat16):
-        for rows, in_features, out_features in ((3, 5, 7), (33, 70, 65), (31, 96, 80)):
+        for rows, in_features, out_features in ((3, 5, 7), (33, 70, 65), (31, 96, 80), (130, 48, 80)):
             x, dy = (guarded(torch.randn(rows, size).to(dtype)) for size in (in_features, out_features))
             weight, bias = guarded(torch.randn(out_features, in_features).to(dtype)), guarded(dy[0])
             scores = guarded(torch.randn(out_features, in_features - short))
@@ -59,7 +59,7 @@ def gated_linear(short: int) -> None:
                 _, packed = triton.forward(x, weight, scores, bias, 0.0, strategy)
                 triton.packed_linear(x, weight, packed, bias, strategy)
                 triton.input_grad(dy, weight, packed, strategy)
-            triton.scores_grad(dy, x, weight, importance)
+                triton.scores_grad(dy, x, weight, importance, strategy)
 
 
 def gated_adapter(short: int) -> None:

@@ -15,7 +15,7 @@ import triton
 from tss_kernels.backends.triton import dot_precision, launch
 from tss_kernels.gated_adapter import reference
 from tss_kernels.gated_adapter.triton_kernels import adapter_forward_kernel, adapter_input_grad_kernel
-from tss_kernels.gated_linear.triton import gate_words, is_even, packed_linear
+from tss_kernels.gated_linear.triton import gate_words, is_even, loads_numbers, packed_linear
 from tss_kernels.gated_linear.triton import input_grad as linear_input_grad
 
 
@@ -38,6 +38,9 @@ FLOAT32 = (Tile(64, 32, 32, 8, 2),)
 # Where rows do not start on 16-byte boundaries every element has its own address: larger tiles run out of registers.
 UNEVEN_NARROW = (Tile(64, 64, 32, 8, 2),)
 UNEVEN_WIDE = (Tile(128, 64, 32, 8, 2),)
+# Of these tiles two programs run on a multiprocessor of Hopper if a thread takes no more registers than this, and
+# compiled it spills none; the forward pass does so in its largest. x wider than the weights, under autocast, does not.
+TWO_PROGRAMS, REGISTERS = {"forward": (WIDE[0],), "input_grad": (NARROW[0], WIDE[0])}, 128
 # Up to how many rows one kernel runs float32, which tensor cores do not multiply, or loads of single elements. The same
 # number, predicted, as for one product; few rows save the launches.
 SLOW_ROWS = 512
@@ -80,7 +83,24 @@ def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tupl
 def _tile(rows_of_x: torch.Tensor, weight: torch.Tensor) -> Tile | None:
     """The tile for x or dy (rows, d) and the down weight (bottleneck, d)."""
     (rows, features), bottleneck = rows_of_x.shape, weight.shape[0]
+    if features == 0:
+        return None  # the kernels' loops run at least once
     return tile_for(rows_of_x.dtype, weight.dtype, rows, bottleneck, is_even((features, features), rows_of_x))[0]
+
+
+def _constants(tile: Tile, which: str) -> dict[str, object]:
+    """What both kernels are compiled with by their tile."""
+    return {
+        "FIRST_LOADED": loads_numbers(tile.hidden, tile.warps),
+        "SECOND_LOADED": loads_numbers(tile.features, tile.warps),
+        "PRECISION": dot_precision(),
+        "HIDDEN": tile.hidden,
+        "FEATURES": tile.features,
+        "ROWS": tile.rows,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+        "maxnreg": REGISTERS if tile in TWO_PROGRAMS[which] else None,
+    }
 
 
 def forward(
@@ -112,8 +132,7 @@ def forward(
         up_weight, up_gates, up_weight if up_bias is None else up_bias.contiguous(), y, hidden,
         rows, features, bottleneck, down_gates.shape[1], up_gates.shape[1], x.stride(0), x.stride(1),
         HAS_DOWN_BIAS=down_bias is not None, HAS_UP_BIAS=up_bias is not None, DOWN_BITS=down_bits, UP_BITS=up_bits,
-        ACTIVATION=activation, KEEPS_RESULT=activation in reference.FROM_RESULT, PRECISION=dot_precision(),
-        HIDDEN=tile.hidden, FEATURES=tile.features, ROWS=tile.rows, num_warps=tile.warps, num_stages=tile.stages,
+        ACTIVATION=activation, KEEPS_RESULT=activation in reference.FROM_RESULT, **_constants(tile, "forward"),
     )  # fmt: skip
     return y, hidden
 
@@ -131,6 +150,8 @@ def input_grad(
     """dx and d_hidden as `reference.input_grad` returns them; dy (rows, d) with any strides."""
     (rows, features), bottleneck = dy.shape, down_weight.shape[0]
     tile = _tile(dy, down_weight)
+    if features == 1 and dy.dtype == torch.float32:
+        tile = None  # compiled for one feature, the kernel runs out of registers
     if tile is None:
         return reference.input_grad(
             dy, hidden, down_weight, down_packed, up_weight, up_packed, activation, for_x, linear_input_grad
@@ -144,7 +165,7 @@ def input_grad(
         adapter_input_grad_kernel, triton.cdiv(rows, tile.rows),
         dy, hidden.contiguous(), down_weight.contiguous(), down_gates, up_weight.contiguous(), up_gates, dx, d_hidden,
         rows, features, bottleneck, down_gates.shape[1], up_gates.shape[1], dy.stride(0), dy.stride(1),
-        FOR_X=for_x, DOWN_BITS=down_bits, UP_BITS=up_bits, ACTIVATION=activation, PRECISION=dot_precision(),
-        HIDDEN=tile.hidden, FEATURES=tile.features, ROWS=tile.rows, num_warps=tile.warps, num_stages=tile.stages,
+        FOR_X=for_x, DOWN_BITS=down_bits, UP_BITS=up_bits,
+        ACTIVATION=activation, **_constants(tile, "input_grad"),
     )  # fmt: skip
     return dx, d_hidden

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from tss_kernels.backends.triton import dot_operand, from_float32, to_float32
-from tss_kernels.gated_linear.triton_kernels import select_columns, select_rows
+from tss_kernels.gated_linear.triton_kernels import gate_numbers, select_columns, select_rows
 
 
 @triton.jit
@@ -67,6 +67,17 @@ def narrow(value, dtype: tl.constexpr):
 
 
 @triton.jit
+def program_again(pointer, size):
+    """The number of this program, by a load that never happens; `size` is not negative.
+
+    The compiler cannot know that it is the number it had before. So the addresses of the second product are computed
+    after the activation, instead of being held in registers that the activation needs.
+    """
+    program = tl.program_id(0)
+    return tl.load(pointer.to(tl.pointer_type(tl.int32)), mask=program < -size, other=program)
+
+
+@triton.jit
 def adapter_forward_kernel(
     x_ptr,
     down_ptr,
@@ -88,6 +99,8 @@ def adapter_forward_kernel(
     HAS_UP_BIAS: tl.constexpr,
     DOWN_BITS: tl.constexpr,
     UP_BITS: tl.constexpr,
+    FIRST_LOADED: tl.constexpr,
+    SECOND_LOADED: tl.constexpr,
     ACTIVATION: tl.constexpr,
     KEEPS_RESULT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -105,6 +118,9 @@ def adapter_forward_kernel(
     words_at = unit.to(tl.int64)[:, None] * down_words + word[None, :]
     x_at = row.to(tl.int64)[None, :] * x_row_stride + column.to(tl.int64)[:, None] * x_column_stride
     zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
+    tl.assume(features > 0)
+    down_numbers = gate_numbers(down_gates_ptr, features, DOWN_BITS, FIRST_LOADED)
+    up_numbers = gate_numbers(up_gates_ptr, features, UP_BITS, SECOND_LOADED)
     sums = tl.zeros([HIDDEN, ROWS], tl.float32)
     for start in range(0, features, FEATURES):
         inside = column < features - start
@@ -112,7 +128,7 @@ def adapter_forward_kernel(
         words_mask = unit_mask[:, None] & (word < down_words - start // DOWN_BITS)[None, :]
         words = tl.load(down_gates_ptr + words_at + start // DOWN_BITS, mask=words_mask, other=0).to(tl.int32)
         x = tl.load(x_ptr + x_at + (zero + start) * x_column_stride, mask=inside[:, None] & row_mask, other=0.0)
-        masked = select_columns(words, down, DOWN_BITS)
+        masked = select_columns(words, down, down_numbers)
         sums = tl.dot(dot_operand(masked), narrow(x, dtype), sums, input_precision=PRECISION)
     if HAS_DOWN_BIAS:
         sums += to_float32(tl.load(down_bias_ptr + unit, mask=unit_mask, other=0.0))[:, None]
@@ -133,7 +149,7 @@ def adapter_forward_kernel(
         up = tl.load(up_ptr + up_at + first * bottleneck, mask=inside[:, None] & unit_mask[None, :], other=0.0)
         up_words_mask = inside[:, None] & (up_word < up_words)[None, :]
         words = tl.load(up_gates_ptr + up_words_at + first * up_words, mask=up_words_mask, other=0).to(tl.int32)
-        masked = select_columns(words, up, UP_BITS)
+        masked = select_columns(words, up, up_numbers)
         y = tl.dot(dot_operand(masked), dot_operand(active), input_precision=PRECISION)
         if HAS_UP_BIAS:
             y += to_float32(tl.load(up_bias_ptr + start + column, mask=inside, other=0.0))[:, None]
@@ -162,6 +178,8 @@ def adapter_input_grad_kernel(
     FOR_X: tl.constexpr,
     DOWN_BITS: tl.constexpr,
     UP_BITS: tl.constexpr,
+    FIRST_LOADED: tl.constexpr,
+    SECOND_LOADED: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     HIDDEN: tl.constexpr,
@@ -178,6 +196,9 @@ def adapter_input_grad_kernel(
     up_words_at = column.to(tl.int64)[None, :] * up_words + up_word[:, None]
     dy_at = row.to(tl.int64)[None, :] * dy_row_stride + column.to(tl.int64)[:, None] * dy_column_stride
     zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
+    tl.assume(features > 0)
+    down_numbers = gate_numbers(down_gates_ptr, features, DOWN_BITS, SECOND_LOADED)
+    up_numbers = gate_numbers(up_gates_ptr, features, UP_BITS, FIRST_LOADED)
     sums = tl.zeros([HIDDEN, ROWS], tl.float32)
     for start in range(0, features, FEATURES):
         first, inside = zero + start, column < features - start
@@ -185,15 +206,19 @@ def adapter_input_grad_kernel(
         up_words_mask = (up_word < up_words)[:, None] & inside[None, :]
         words = tl.load(up_gates_ptr + up_words_at + first * up_words, mask=up_words_mask, other=0).to(tl.int32)
         dy = tl.load(dy_ptr + dy_at + first * dy_column_stride, mask=inside[:, None] & row_mask, other=0.0)
-        masked = select_rows(words, up, UP_BITS)
+        masked = select_rows(words, up, up_numbers)
         sums = tl.dot(dot_operand(masked), narrow(dy, dtype), sums, input_precision=PRECISION)
     sums = tl.where(unit_mask[:, None], sums, 0.0)  # units that fill the tile are NaN where dy is not finite
     hidden_at = row.to(tl.int64)[None, :] * bottleneck + unit[:, None]
     hidden_mask = unit_mask[:, None] & row_mask
     hidden = to_float32(tl.load(hidden_ptr + hidden_at, mask=hidden_mask, other=0.0))
     d_hidden = from_float32(differentiate(sums, hidden, ACTIVATION), dtype)
-    tl.store(d_hidden_ptr + hidden_at, d_hidden, mask=hidden_mask)
+    row = program_again(d_hidden_ptr, features) * ROWS + tl.arange(0, ROWS)
+    row_mask = (row < rows)[None, :]
+    hidden_at = row.to(tl.int64)[None, :] * bottleneck + unit[:, None]
+    tl.store(d_hidden_ptr + hidden_at, d_hidden, mask=unit_mask[:, None] & row_mask)
     if FOR_X:
+        dy_at = row.to(tl.int64)[None, :] * dy_row_stride + column.to(tl.int64)[:, None] * dy_column_stride
         down_at = unit.to(tl.int64)[None, :] * features + column[:, None]
         words_at = unit.to(tl.int64)[None, :] * down_words + word[:, None]
         dx_at = row.to(tl.int64)[None, :] * features + column[:, None]
@@ -202,7 +227,7 @@ def adapter_input_grad_kernel(
             down = tl.load(down_ptr + down_at + start, mask=inside[:, None] & unit_mask[None, :], other=0.0)
             words_mask = (word < down_words - start // DOWN_BITS)[:, None] & unit_mask[None, :]
             words = tl.load(down_gates_ptr + words_at + start // DOWN_BITS, mask=words_mask, other=0).to(tl.int32)
-            masked = select_rows(words, down, DOWN_BITS)
+            masked = select_rows(words, down, down_numbers)
             dx = tl.dot(dot_operand(masked), dot_operand(d_hidden), input_precision=PRECISION)
             mask = inside[:, None] & row_mask
             dx += to_float32(tl.load(dy_ptr + dy_at + (zero + start) * dy_column_stride, mask=mask, other=0.0))

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 import triton
 
-from tss_kernels.backends.tables import Masking, Product, Table, Tile, kind_of, materialises, table_for, width_of
+from tss_kernels.backends.tables import Product, Table, Tile, kind_of, materialises, table_for, width_of
 from tss_kernels.backends.triton import dot_precision, launch
 from tss_kernels.gated_linear.triton_kernels import (
     forward_kernel,
@@ -21,6 +21,8 @@ from tss_kernels.gated_linear.triton_kernels import (
     partial_kernel,
     reduce_kernel,
 )
+from tss_kernels.gated_linear.triton_short import is_short, short_product, short_tile
+from tss_kernels.gates.triton import pack_gates
 from tss_kernels.tensors import empty_packed
 
 Strategy = Literal["fused", "materialise"]
@@ -31,12 +33,15 @@ MAX_SPLITS = 64
 MIN_SPLIT_ROWS = 256
 REDUCE_BLOCK = 256
 MASK_TILE = (16, 128)  # out, in
+# Up to how many tiles of rows scores are compared inside the product, each tile for itself; beyond, once before it.
+COMPARING_TILES = 4
 
 
 def strategy_for(
-    table: Table, product: Masking, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool
+    table: Table, product: Product, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool
 ) -> tuple[Strategy, str]:
-    """ "fused" or "materialise" (W * g written once, then the vendor's product), and why; `even` as by `is_even`."""
+    """ "fused" or "materialise" (W * g or dyᵀ x written once, for the vendor's product or by it), and why; `even` as by
+    `is_even`."""
     chosen, why = materialises(table, product, dtype, rows, in_features, out_features, even)
     return ("materialise" if chosen else "fused"), why
 
@@ -60,6 +65,17 @@ def is_even(features: tuple[int, int], *tensors: torch.Tensor) -> bool:
         and all(stride == 1 or stride % 16 == 0 for stride in tensor.stride())
         for tensor in tensors
     )
+
+
+def loads_numbers(rows_of_a: int, warps: int) -> bool:
+    """Whether a masked operand A of so many rows has the gates' numbers from a load (`gate_numbers`): if each warp of
+    the product has rows of its own, 16 at a time."""
+    return rows_of_a >= 16 * warps
+
+
+def _loads(table: Table, rows_of_a: int, warps: int) -> bool:
+    """The same for the tiles of a table: compiled for Ampere, the largest run out of registers."""
+    return table.name == "sm_90" and loads_numbers(rows_of_a, warps)
 
 
 def _tiles(table: Table, product: Product, dtype: torch.dtype, features: int, even: bool) -> tuple[Tile, ...]:
@@ -105,7 +121,11 @@ def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tupl
     strategy, why = strategy_for(table, "forward", dtype, rows, in_features, out_features, even)
     if strategy == "materialise":
         return f"W * g written once, then the vendor's product; {why}"
-    return f"{forward_tile(table, dtype, rows, in_features, out_features, even)}; {why}"
+    tile = forward_tile(table, dtype, rows, in_features, out_features, even)
+    if triton.cdiv(rows, tile.rows) > COMPARING_TILES and is_short(dtype, in_features, even):
+        tile, tiles = short_tile(table, dtype, rows, out_features, PROGRAMS)
+        return f"{tile}, {tiles} of them a program; {why}"
+    return f"{tile}; {why}"
 
 
 def gate_words(packed: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -145,6 +165,9 @@ def _product(
 ) -> torch.Tensor:
     """y = x (W * g)ᵀ + b by words of gates, or (bits 0) by scores, whose gates are written to `packed` then."""
     (rows, in_features), out_features = x.shape, weight.shape[0]
+    if in_features == 0:
+        zeros = torch.zeros((rows, out_features), dtype=x.dtype, device=x.device)
+        return zeros if bias is None else zeros + bias
     weight = weight.contiguous()
     even, table = is_even((in_features, out_features), x), table_for(x.device)
     if strategy is None:
@@ -157,11 +180,19 @@ def _product(
     if out_features == 0 or tiled_rows == 0:
         return y
     tile = forward_tile(table, x.dtype, rows, in_features, out_features, even)
+    if triton.cdiv(rows, tile.rows) > COMPARING_TILES:
+        if not bits:
+            pack_gates(gates, threshold, packed)
+            gates, bits = gate_words(packed)
+        if is_short(x.dtype, in_features, even):
+            configuration = short_tile(table, x.dtype, rows, out_features, PROGRAMS)
+            return short_product(x, weight, gates, bits, bias, False, configuration)
     launch(
         forward_kernel, triton.cdiv(out_features, tile.out) * triton.cdiv(tiled_rows, tile.rows),
         x, weight, gates, weight if bias is None else bias.contiguous(), y, packed, threshold,
         rows, in_features, out_features, gates.shape[1], x.stride(0), x.stride(1),
-        HAS_BIAS=bias is not None, BITS=bits, PRECISION=dot_precision(), OUT=tile.out, IN=tile.inner, ROWS=tile.rows,
+        HAS_BIAS=bias is not None, BITS=bits, LOADED=_loads(table, tile.out, tile.warps),
+        PRECISION=dot_precision(), OUT=tile.out, IN=tile.inner, ROWS=tile.rows,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return y
@@ -214,37 +245,36 @@ def input_grad(
     if strategy == "materialise":
         return dy @ _materialise(weight, gates, bits, packed, 0.0)
     dx = torch.empty((rows, in_features), dtype=dy.dtype, device=dy.device)
-    if dx.numel() == 0:
-        return dx
+    if dx.numel() == 0 or out_features == 0:
+        return dx.zero_()
+    if is_short(dy.dtype, out_features, even):
+        configuration = short_tile(table, dy.dtype, rows, in_features, PROGRAMS)
+        return short_product(dy, weight, gates, bits, None, True, configuration)
     tile = input_grad_tile(table, dy.dtype, rows, in_features, out_features, even)
     launch(
         input_grad_kernel, triton.cdiv(in_features, tile.inner) * triton.cdiv(rows, tile.rows),
         dy, weight, gates, dx,
         rows, in_features, out_features, gates.shape[1], dy.stride(0), dy.stride(1),
-        BITS=bits, PRECISION=dot_precision(), OUT=tile.out, IN=tile.inner, ROWS=tile.rows,
+        BITS=bits, LOADED=_loads(table, tile.inner, tile.warps),
+        PRECISION=dot_precision(), OUT=tile.out, IN=tile.inner, ROWS=tile.rows,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return dx
 
 
-def scores_grad(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, importance: torch.Tensor | None
-) -> torch.Tensor:
-    """The straight-through gradient of the scores, (dyᵀ x) * weight * (1 - importance), for on and off entries alike.
+def _vendor_outer(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """dyᵀ x by the vendor's product: (1, out, in), summed and returned in float32 whatever the dtype of dy and x."""
+    if x.dtype == torch.float32 or x.device.type == "cpu":  # PyTorch has the mixed product on GPUs alone
+        return (dy.float().t() @ x.float())[None]
+    return torch.mm(dy.t(), x, out_dtype=torch.float32)[None]
 
-    dy (rows, out) and x (rows, in) with any strides; weight (out, in); importance (out, in) in [0, 1] or None.
-    Returns float32 (out, in). The rows are summed in ranges and the ranges in order: no atomics, equal bits every time.
-    """
+
+def _partial_outer(dy: torch.Tensor, x: torch.Tensor, tile: Tile, splits: int) -> torch.Tensor:
+    """dyᵀ x over `splits` ranges of rows: (splits, out, in) in float32."""
     (rows, out_features), in_features = dy.shape, x.shape[1]
-    grad = torch.empty((out_features, in_features), dtype=torch.float32, device=x.device)
-    if grad.numel() == 0:
-        return grad
-    even = is_even((in_features, out_features), dy, x)
-    tile, splits = scores_grad_tile(table_for(x.device), x.dtype, rows, in_features, out_features, even)
     partial = torch.empty((splits, out_features, in_features), dtype=torch.float32, device=x.device)
     split_rows = triton.cdiv(triton.cdiv(rows, splits), tile.rows) * tile.rows
     tiles = triton.cdiv(out_features, tile.out) * triton.cdiv(in_features, tile.inner)
-    weight = weight.contiguous()
     launch(
         partial_kernel, tiles * splits,
         dy, x, partial,
@@ -252,6 +282,39 @@ def scores_grad(
         PRECISION=dot_precision(), OUT=tile.out, IN=tile.inner, ROWS=tile.rows,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
+    return partial
+
+
+def scores_grad(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    importance: torch.Tensor | None,
+    strategy: Strategy | None = None,
+) -> torch.Tensor:
+    """The straight-through gradient of the scores, (dyᵀ x) * weight * (1 - importance), for on and off entries alike.
+
+    dy (rows, out) and x (rows, in) with any strides; weight (out, in); importance (out, in) in [0, 1] or None;
+    strategy: None takes the table's, "materialise" the vendor's product of dyᵀ and x. Returns float32 (out, in). The
+    rows are summed in ranges and the ranges in order: no atomics, equal bits every time.
+    """
+    (rows, out_features), in_features = dy.shape, x.shape[1]
+    grad = torch.empty((out_features, in_features), dtype=torch.float32, device=x.device)
+    if grad.numel() == 0:
+        return grad
+    even, table = is_even((in_features, out_features), dy, x), table_for(x.device)
+    if x.dtype == torch.float32 and 1 not in (dy.stride(1), x.stride(1)):
+        even = False  # compiled, the larger tile runs out of registers
+    if strategy is None:
+        strategy, _ = strategy_for(table, "scores_grad", x.dtype, rows, in_features, out_features, even)
+        # PyTorch may be allowed to sum float16 products in float16; these sums stay in float32.
+        if x.dtype == torch.float16 and torch.backends.cuda.matmul.allow_fp16_accumulation:
+            strategy = "fused"
+    if strategy == "materialise":
+        partial = _vendor_outer(dy, x)
+    else:
+        partial = _partial_outer(dy, x, *scores_grad_tile(table, x.dtype, rows, in_features, out_features, even))
+    splits, weight = partial.shape[0], weight.contiguous()
     launch(
         reduce_kernel, triton.cdiv(grad.numel(), REDUCE_BLOCK),
         partial, weight, weight if importance is None else importance.contiguous(), grad, grad.numel(),

@@ -18,16 +18,31 @@ from tss_kernels.gates.triton_kernels import pack_gates
 
 
 @triton.jit
-def select_columns(words, weight, BITS: tl.constexpr):
+def gate_numbers(gates_ptr, size, BITS: tl.constexpr, LOADED: tl.constexpr):
+    """0 .. BITS - 1, the places of the gates in a word; `size` is not negative.
+
+    LOADED: as the result of a load that never happens. Triton moves a change of layout from the operand of a product up
+    to where its inputs are loaded, past the mask, but only if all of them are loads: a range is none, and the masked
+    weight would be stored to shared memory and loaded again. Where several warps share the rows of operand A that pays
+    no more, because each would mask them all.
+    """
+    numbers = tl.arange(0, BITS)
+    if LOADED:
+        numbers = tl.load(gates_ptr + numbers, mask=numbers < -size, other=numbers).to(tl.int32)
+    return numbers
+
+
+@triton.jit
+def select_columns(words, weight, numbers):
     """W * g by selection: weight [OUT, IN], words [OUT, IN / BITS] of gates; bit i of a word is its column i."""
-    bits = (words[:, :, None] >> tl.arange(0, BITS)[None, None, :]) & 1
+    bits = (words[:, :, None] >> numbers[None, None, :]) & 1
     return tl.where(tl.reshape(bits, weight.shape) != 0, weight, tl.zeros_like(weight))
 
 
 @triton.jit
-def select_rows(words, weight, BITS: tl.constexpr):
+def select_rows(words, weight, numbers):
     """The same transposed: weight [IN, OUT], words [IN / BITS, OUT]."""
-    bits = (words[:, None, :] >> tl.arange(0, BITS)[None, :, None]) & 1
+    bits = (words[:, None, :] >> numbers[None, :, None]) & 1
     return tl.where(tl.reshape(bits, weight.shape) != 0, weight, tl.zeros_like(weight))
 
 
@@ -63,7 +78,7 @@ def mask_kernel(
         words_mask = out_mask[:, None] & (word < row_words)[None, :]
         words_at = out.to(tl.int64)[:, None] * row_words + word[None, :]
         words = tl.load(gates_ptr + words_at, mask=words_mask, other=0).to(tl.int32)
-        masked = select_columns(words, weight, BITS)
+        masked = select_columns(words, weight, tl.arange(0, BITS))
     tl.store(masked_ptr + at, masked, mask=mask)
 
 
@@ -84,6 +99,7 @@ def forward_kernel(
     x_column_stride,
     HAS_BIAS: tl.constexpr,
     BITS: tl.constexpr,
+    LOADED: tl.constexpr,
     PRECISION: tl.constexpr,
     OUT: tl.constexpr,
     IN: tl.constexpr,
@@ -100,9 +116,11 @@ def forward_kernel(
     row = row_tile * ROWS + tl.arange(0, ROWS)
     inner = tl.arange(0, IN)
     out_mask = out < out_features
+    tl.assume(in_features > 0)
     if BITS == 0:
         pack_gates(gates_ptr, packed_ptr, threshold, in_features, out, out_mask, row_tile * IN, row_tiles * IN, OUT, IN)
     else:
+        numbers = gate_numbers(gates_ptr, in_features, BITS, LOADED)
         word = tl.arange(0, IN // BITS)
         words_at = out.to(tl.int64)[:, None] * row_words + word[None, :]
     weight_at = out.to(tl.int64)[:, None] * in_features + inner[None, :]
@@ -119,7 +137,7 @@ def forward_kernel(
         else:
             words_mask = out_mask[:, None] & (word < row_words - start // BITS)[None, :]
             words = tl.load(gates_ptr + words_at + start // BITS, mask=words_mask, other=0).to(tl.int32)
-            masked = select_columns(words, weight, BITS)
+            masked = select_columns(words, weight, numbers)
         x_mask = inside[:, None] & (row < rows)[None, :]
         x = tl.load(x_ptr + x_at + (zero + start) * x_column_stride, mask=x_mask, other=0.0)
         sums = tl.dot(dot_operand(masked), dot_operand(x), sums, input_precision=PRECISION)
@@ -143,6 +161,7 @@ def input_grad_kernel(
     dy_row_stride,
     dy_column_stride,
     BITS: tl.constexpr,
+    LOADED: tl.constexpr,
     PRECISION: tl.constexpr,
     OUT: tl.constexpr,
     IN: tl.constexpr,
@@ -155,6 +174,8 @@ def input_grad_kernel(
     word = in_tile * (IN // BITS) + tl.arange(0, IN // BITS)
     row = tl.program_id(0) // in_tiles * ROWS + tl.arange(0, ROWS)
     inner = tl.arange(0, OUT)
+    tl.assume(out_features > 0)
+    numbers = gate_numbers(gates_ptr, out_features, BITS, LOADED)
     weight_at = inner.to(tl.int64)[None, :] * in_features + column[:, None]
     gates_at = inner.to(tl.int64)[None, :] * row_words + word[:, None]
     dy_at = row.to(tl.int64)[None, :] * dy_row_stride + inner.to(tl.int64)[:, None] * dy_column_stride
@@ -169,7 +190,7 @@ def input_grad_kernel(
         words = tl.load(gates_ptr + gates_at + first * row_words, mask=gates_mask, other=0).to(tl.int32)
         dy_mask = inside[:, None] & (row < rows)[None, :]
         dy = tl.load(dy_ptr + dy_at + first * dy_column_stride, mask=dy_mask, other=0.0)
-        masked = select_rows(words, weight, BITS)
+        masked = select_rows(words, weight, numbers)
         sums = tl.dot(dot_operand(masked), dot_operand(dy), sums, input_precision=PRECISION)
     dx_at = row.to(tl.int64)[None, :] * in_features + column[:, None]
     dx = from_float32(sums, dx_ptr.dtype.element_ty)

@@ -18,10 +18,9 @@ def _tiles(out_features: int, in_features: int) -> int:
     return triton.cdiv(out_features, OUT) * triton.cdiv(in_features, IN)
 
 
-def _pack(pair: Sequence[torch.Tensor], threshold: float) -> list[torch.Tensor]:
+def _pack(pair: Sequence[torch.Tensor], threshold: float, packed: Sequence[torch.Tensor]) -> None:
     """Packs one matrix or two in one launch."""
     scores = [tensor.contiguous() for tensor in pair]
-    packed = [empty_packed(tensor) for tensor in scores]
     tiles = [_tiles(*tensor.shape) for tensor in scores]
     if sum(tiles) > 0:
         launch(
@@ -29,21 +28,23 @@ def _pack(pair: Sequence[torch.Tensor], threshold: float) -> list[torch.Tensor]:
             scores[0], packed[0], scores[-1], packed[-1], float(threshold), *scores[0].shape, *scores[-1].shape,
             tiles[0], OUT=OUT, IN=IN, num_warps=WARPS,
         )  # fmt: skip
-    return packed
 
 
-def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
-    """The gates of scores (out, in), packed: uint8 (out, ceil(in / 8)).
+def pack_gates(scores: torch.Tensor, threshold: float, packed: torch.Tensor | None = None) -> torch.Tensor:
+    """The gates of scores (out, in), packed: uint8 (out, ceil(in / 8)), into `packed` if it is given.
 
     scores: float32, float16 or bfloat16 with any strides; the threshold is rounded to their dtype, as PyTorch does.
     """
-    return _pack([scores], threshold)[0]
+    packed = empty_packed(scores) if packed is None else packed
+    _pack([scores], threshold, [packed])
+    return packed
 
 
 def pack_gates_pair(first: torch.Tensor, second: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
     """`pack_gates` of two matrices in one launch; both are on one device, their dtypes and shapes may differ."""
-    packed = _pack((first, second), threshold)
-    return packed[0], packed[1]
+    packed = empty_packed(first), empty_packed(second)
+    _pack((first, second), threshold, packed)
+    return packed
 
 
 def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:

@@ -44,8 +44,28 @@ def code_of(cubin: bytes) -> bytes:
     return codes[0]
 
 
+def _branch_from(line: str, start: int) -> str:
+    """A line whose branch leads to an address counted from `start`."""
+    return re.sub(r"(\bBRA\b.*?)\b0x([0-9a-f]+)", lambda found: f"{found[1]}{int(found[2], 16) - start:#x}", line)
+
+
+def loops(instructions: str) -> list[list[str]]:
+    """The innermost loops of one kernel, as their instructions: what lies between a branch back and where it leads."""
+    lines = instructions.splitlines()
+    ends = [
+        (int(found[1], 16) // INSTRUCTION, last)
+        for last, line in enumerate(lines)
+        if (found := re.search(r"\bBRA\b.*?\b0x([0-9a-f]+)", line)) and int(found[1], 16) // INSTRUCTION < last
+    ]
+    return [
+        lines[first : last + 1]
+        for first, last in ends
+        if not any(first <= other and end <= last and (other, end) != (first, last) for other, end in ends)
+    ]
+
+
 def disassemble(architecture: int, codes: Iterable[bytes]) -> list[str]:
-    """The instructions of each kernel as text, one a line."""
+    """The instructions of each kernel as text, one a line; addresses count from the kernel's beginning."""
     # All kernels in one go: the disassembler needs half a second to start and a hundredth of one for each.
     codes = list(codes)
     name = f"SM{architecture}a" if architecture >= 90 else f"SM{architecture}"
@@ -54,6 +74,6 @@ def disassemble(architecture: int, codes: Iterable[bytes]) -> list[str]:
     texts, first = [], 0
     for code in codes:
         last = first + len(code) // INSTRUCTION
-        texts.append("\n".join(lines[first:last]))
+        texts.append("\n".join(_branch_from(line, first * INSTRUCTION) for line in lines[first:last]))
         first = last
     return texts

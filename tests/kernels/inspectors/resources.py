@@ -29,6 +29,11 @@ ROOT = Path(__file__).resolve().parents[3]  # where that module is found
 REWRITE = "make resources"
 # Bytes of shared memory that one block may use.
 SHARED_MEMORY = MappingProxyType({90: 232_448, 80: 166_912, 86: 101_376})
+# What a multiprocessor has: registers, bytes of shared memory (each program takes 1 KB more than it asks for), warps,
+# programs. https://docs.nvidia.com/cuda/cuda-c-programming-guide, "Compute Capabilities".
+MULTIPROCESSOR = MappingProxyType(
+    {90: (65536, 233_472, 64, 32), 80: (65536, 167_936, 64, 32), 86: (65536, 102_400, 48, 16)}
+)
 UNITS = MappingProxyType({90: "HGMMA", 80: "HMMA", 86: "HMMA"})
 
 
@@ -62,7 +67,14 @@ class Kernel(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What one launch takes; instructions are counted as they stand in the machine code, not as often as they run."""
+    """What one launch takes; instructions are counted as they stand in the machine code, not as often as they run.
+
+    Attributes:
+        loop_products: tensor-core instructions in the loops that have any; waits, loop_stores, loop_barriers: in the
+            same loops, waits for such instructions, stores to shared memory, and barriers.
+        programs: how many run on a multiprocessor at a time.
+        serialised: in one of these loops every tensor-core instruction is waited for by itself.
+    """
 
     architecture: int
     kernel: str
@@ -81,11 +93,17 @@ class Resources(NamedTuple):
     wide_loads: int
     wide_stores: int
     narrow_stores: int
+    loop_products: int
+    waits: int
+    loop_stores: int
+    loop_barriers: int
+    programs: int
     even: bool
     fast: bool
+    serialised: bool
 
 
-COLUMNS = tuple(name for name in Resources._fields if name not in ("architecture", "even", "fast"))
+COLUMNS = tuple(name for name in Resources._fields if name not in ("architecture", "even", "fast", "serialised"))
 
 
 def violations(seen: Resources, kernel: Kernel) -> list[str]:
@@ -103,9 +121,19 @@ def violations(seen: Resources, kernel: Kernel) -> list[str]:
             found.append(f"{seen.stages} stages, but no asynchronous copy")
     if kernel.masked and seen.fast and seen.architecture >= 90 and (seen.a_shared or not seen.a_registers):
         found.append(f"masked operand: {seen.a_registers} products from registers, {seen.a_shared} from shared memory")
+    if kernel.product and seen.serialised:
+        found.append(f"serialised: {seen.waits} waits for {seen.loop_products} products in loops")
     if kernel.wide and seen.even and not (seen.wide_loads and seen.wide_stores):
         found.append(f"{seen.wide_loads} loads and {seen.wide_stores} stores of 16 bytes, both must be there")
     return [f"sm_{seen.architecture} {seen.kernel}, {seen.launch}: {text}" for text in found]
+
+
+def programs_of(architecture: int, warps: int, registers: int, shared: int) -> int:
+    """How many programs of a launch run on one multiprocessor at a time."""
+    all_registers, all_shared, all_warps, most = MULTIPROCESSOR[architecture]
+    # A warp gets registers by 256, eight for each of its threads.
+    of_program = -(-registers // 8) * 8 * 32 * warps
+    return min(all_registers // of_program, all_shared // (shared + 1024), all_warps // warps, most)
 
 
 def all_violations(launches: Iterable[Resources], kernels: dict[str, Kernel]) -> list[str]:

@@ -16,6 +16,7 @@ from tests.kernels.inspectors.resources import Case, Kernel
 KERNELS = {
     "forward_kernel": Kernel(product=True, masked=True, wide=True),
     "input_grad_kernel": Kernel(product=True, masked=True, wide=True),
+    "short_kernel": Kernel(product=True, masked=True, wide=True),
     "partial_kernel": Kernel(product=True, wide=True),
     "reduce_kernel": Kernel(),
     "mask_kernel": Kernel(wide=True),
@@ -30,9 +31,12 @@ KERNELS = {
 }
 
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
-# dtype, rows, in, out: down, up and square in every tile of rows; then what has one pipeline stage less, ragged rows,
-# and float32.
+# dtype, rows, in, out: few rows, which compare scores inside; down, up and square in every tile of rows; then what has
+# one pipeline stage less, ragged rows, and float32.
 PRODUCTS = (
+    *((BFLOAT16, 128, *shape) for shape in ((1024, 64), (64, 1024), (1024, 1024), (100, 50))),
+    *((BFLOAT16, rows, 1024, 8192) for rows in (512, 256)),
+    (FLOAT32, 128, 1024, 64),
     *((BFLOAT16, rows, 1024, 64) for rows in (65536, 8448, 512)),
     *((BFLOAT16, rows, 64, 1024) for rows in (65536, 8448, 512)),
     *((BFLOAT16, rows, 1024, 1024) for rows in (4096, 1088, 512)),
@@ -58,7 +62,10 @@ ADAPTERS = (
     (BFLOAT16, 512, 100, 50),
     (BFLOAT16, 512, 100, 100),
     (FLOAT32, 512, 1024, 64),
+    (FLOAT32, 512, 100, 50),
 )
+# Sizes that are compiled in, because they are 1, and others that no 16 divides.
+ODD = ((FLOAT32, 5, 1, 3), (FLOAT32, 5, 9, 1), (BFLOAT16, 5, 1, 3), (BFLOAT16, 5, 9, 1))
 
 
 def empty(*shape: int, dtype: torch.dtype = FLOAT32) -> torch.Tensor:
@@ -101,6 +108,8 @@ def gated_linear() -> Iterator[Case]:
         label, even = f"{name_of(dtype)} {rows} x {in_features} -> {out_features}", shape[2] % 16 == shape[3] % 16 == 0
         yield Case(label, lambda shape=shape: call(False, *shape), even, everywhere=shape in PRODUCTS)
         yield Case(f"{label}, packed", lambda shape=shape: call(True, *shape), even)
+    dy, x, weight = empty(64, 512).t(), empty(1024, 512).t(), empty(64, 1024)
+    yield Case("float32 512 x 1024 -> 64, columns", lambda: triton.scores_grad(dy, x, weight, weight))
     yield Case("tf32 512 x 1024 -> 64", lambda: as_tf32(lambda: call(False, FLOAT32, 512, 1024, 64)), even=True)
 
 
@@ -120,14 +129,14 @@ def gated_adapter() -> Iterator[Case]:
 
     activations = ((*ADAPTERS[0], activation, BFLOAT16) for activation in ("relu", "silu", "tanh"))
     wider = ((*ADAPTERS[number], "gelu", FLOAT32) for number in (0, 3))  # autocast leaves x in float32
-    for shape in (*((*shape, "gelu", shape[0]) for shape in ADAPTERS), *activations, *wider):
+    for shape in (*((*shape, "gelu", shape[0]) for shape in (*ADAPTERS, *ODD)), *activations, *wider):
         dtype, rows, features, bottleneck, activation, x_dtype = shape
         names = name_of(dtype) if x_dtype == dtype else f"{name_of(x_dtype)} and {name_of(dtype)}"
         yield Case(
             f"{names} {rows} x {features}, {bottleneck} hidden, {activation}",
             lambda shape=shape: call(*shape),
             features % 16 == 0 and bottleneck % 16 == 0,
-            everywhere=activation == "gelu" and x_dtype == dtype,
+            everywhere=shape[:4] in ADAPTERS and activation == "gelu" and x_dtype == dtype,
         )
 
 

@@ -20,8 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from tests.kernels.inspectors.machine_code import code_of, disassemble, registers_and_stack
-from tests.kernels.inspectors.resources import UNITS, Kernel, Resources
+from tests.kernels.inspectors.machine_code import code_of, disassemble, loops, registers_and_stack
+from tests.kernels.inspectors.resources import UNITS, Kernel, Resources, programs_of
 from tss_kernels.backends import tables
 
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg", "enable_fp_fusion")
@@ -161,9 +161,29 @@ def _resources(launch: Launch, compiled: Compiled, instructions: str) -> Resourc
         wide_loads=count(r"\b(?:LDG|LDGSTS)\.E\S*\.128\b"),
         wide_stores=count(r"\bSTG\.E\S*\.128\b"),
         narrow_stores=count(r"\bSTG\.E(?:\.[SU]?(?:8|16))? "),
+        **_of_loops(instructions, UNITS[launch.architecture]),
+        programs=programs_of(launch.architecture, compiled.warps, compiled.registers, compiled.shared),
         even=launch.even,
         fast=_multiplies_fast(launch.source.signature, constants),
     )
+
+
+def _of_loops(instructions: str, unit: str) -> dict[str, Any]:
+    """What loops with tensor-core instructions have of them, of waits for them, stores to shared memory, barriers."""
+    patterns = {
+        "loop_products": rf"\b{unit}\b",
+        "waits": r"\bWARPGROUP\.DEPBAR\b",
+        "loop_stores": r"\b(?:STS|STSM)\b",
+        "loop_barriers": r"\bBAR\.SYNC\b",
+    }
+    found = [
+        {name: sum(bool(re.search(pattern, line)) for line in loop) for name, pattern in patterns.items()}
+        for loop in loops(instructions)
+    ]
+    found = [counts for counts in found if counts["loop_products"]]
+    # A tile takes several products, which run one behind the other unless each is waited for.
+    serialised = any(counts["waits"] >= counts["loop_products"] > 1 for counts in found)
+    return {name: sum(counts[name] for counts in found) for name in patterns} | {"serialised": serialised}
 
 
 def _multiplies_fast(signature: dict[str, str], constants: dict[str, object]) -> bool:

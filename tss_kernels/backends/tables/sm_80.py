@@ -16,7 +16,10 @@ TILES = {**sm_90.TILES}
 TILES["scores_grad", "half", "wide"] = (Tile(64, 128, 64, 4, 3),)
 # So does Hopper's uneven float32 tile, by two registers, with 8 warps.
 TILES["scores_grad", "float32", "uneven"] = (Tile(64, 64, 16, 4, 2),)
-CROSSOVERS = {key: _SPILLS if key[1] == "float32" else crossover for key, crossover in sm_90.CROSSOVERS.items()}
+CROSSOVERS = {
+    key: _SPILLS if key[1] == "float32" and key[0] != "scores_grad" else crossover
+    for key, crossover in sm_90.CROSSOVERS.items()
+}
 TABLE = Table("sm_80", 166_912, 184.0, TILES, CROSSOVERS)
 
 # float32 scores of a wide tile, in three stages, need up to 144 KB.

@@ -35,6 +35,12 @@ _MEMORY = Crossover(ALWAYS, "predicted: both are limited by moving x and y once"
 _UNEVEN_ROWS = Crossover(512, "predicted: loads of single elements; few rows save the second launch")
 _FLOAT32_ROWS = Crossover(512, "predicted: the vendor's float32 product is faster; few rows save the second launch")
 
-CROSSOVERS = crossovers_of(_MEMORY, _ARITHMETIC, _UNEVEN_ROWS, _FLOAT32_ROWS)
+# The score gradient needs no mask, so fusing gains nothing but its last step: at 1,024 features the time that its loop
+# takes of shared memory is no less than the vendor's whole, and the sums of ranges of rows are written once more each.
+_UNMASKED = Crossover(1024, "predicted: beyond, the ranges' sums cost more than the vendor's one product of all rows")
+
+CROSSOVERS = crossovers_of(_MEMORY, _ARITHMETIC, _UNEVEN_ROWS, _FLOAT32_ROWS) | crossovers_of(
+    _MEMORY, _UNMASKED, _UNEVEN_ROWS, _FLOAT32_ROWS, products=("scores_grad",)
+)
 
 TABLE = Table("sm_90", 232_448, 184.0, TILES, CROSSOVERS)

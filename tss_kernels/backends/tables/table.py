@@ -14,6 +14,7 @@ Product = Literal["forward", "input_grad", "scores_grad"]
 Bound = Literal["memory", "arithmetic"]
 
 ALWAYS = math.inf
+MASKED: tuple[Masking, ...] = ("forward", "input_grad")
 NARROW = 64  # features that one narrow tile covers
 
 
@@ -28,7 +29,8 @@ class Tile(NamedTuple):
 
 
 class Crossover(NamedTuple):
-    """Up to how many rows the fused kernel runs; beyond, W * g is written once and the vendor's product runs on it.
+    """Up to how many rows the fused kernel runs; beyond, the vendor's product runs, on W * g that is written once, or
+    for the score gradient before W * (1 - I) is applied.
 
     basis: how the number was found, "measured ..." or "predicted ...".
     """
@@ -52,15 +54,18 @@ class Table(NamedTuple):
     shared_memory: int
     balance: float
     tiles: dict[tuple[Product, Kind, Width], tuple[Tile, ...]]
-    crossovers: dict[tuple[Masking, Kind, bool, Bound], Crossover]
+    crossovers: dict[tuple[Product, Kind, bool, Bound], Crossover]
 
 
 def crossovers_of(
-    memory: Crossover, arithmetic: Crossover, uneven: Crossover, float32: Crossover
-) -> dict[tuple[Masking, Kind, bool, Bound], Crossover]:
-    """The same for both products with W * g: 16-bit types by what bounds them, loads of single elements, float32."""
-    found: dict[tuple[Masking, Kind, bool, Bound], Crossover] = {}
-    products: tuple[Masking, ...] = ("forward", "input_grad")
+    memory: Crossover,
+    arithmetic: Crossover,
+    uneven: Crossover,
+    float32: Crossover,
+    products: tuple[Product, ...] = MASKED,
+) -> dict[tuple[Product, Kind, bool, Bound], Crossover]:
+    """The same for several products: 16-bit types by what bounds them, loads of single elements, float32."""
+    found: dict[tuple[Product, Kind, bool, Bound], Crossover] = {}
     bounds: tuple[tuple[Bound, Crossover], ...] = (("memory", memory), ("arithmetic", arithmetic))
     for product in products:
         for bound, crossover in bounds:
@@ -89,9 +94,9 @@ def bound_of(table: Table, in_features: int, out_features: int) -> Bound:
 
 
 def materialises(
-    table: Table, product: Masking, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool
+    table: Table, product: Product, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool
 ) -> tuple[bool, str]:
-    """Whether W * g should be written once for the vendor's product, and why or why not."""
+    """Whether the vendor's product should run, on W * g written once where it is masked, and why or why not."""
     bound = bound_of(table, in_features, out_features)
     crossover = table.crossovers[product, kind_of(dtype), even, bound]
     chosen = rows > crossover.rows
