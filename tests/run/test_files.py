@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tss.errors import StateError
+from tss.io import safe_name, write_text
 from tss.run.checkpoint import (
     Position,
     flatten_optimizer,
@@ -19,7 +20,7 @@ from tss.run.checkpoint import (
     unflatten_optimizer,
 )
 from tss.run.events import EventLog
-from tss.run.files import disk_errors, slug, write_text
+from tss.run.runtime import disk_errors
 from tss.run.state import RunState, SealedTask, check_file, check_same_config, check_same_data, load_state
 
 
@@ -143,5 +144,5 @@ def test_a_checkpoint_gives_back_the_optimizer_bit_for_bit(tmp_path):
 
 
 def test_slugs_are_file_names():
-    assert slug("asc/ding9_ipod") == "asc-ding9_ipod"
-    assert slug("../x y") == "x-y"
+    assert safe_name("asc/ding9_ipod") == "asc-ding9_ipod"
+    assert safe_name("../x y") == "x-y"

@@ -9,8 +9,8 @@ from torch import nn
 
 from tss.adapters.bank import Bank, Tensors
 from tss.adapters.config import AdapterConfig
-from tss.adapters.streams import stream
 from tss.errors import StateError
+from tss.seeding import tensor_stream
 from tss_kernels import GatedAdapter, GatedAdapterLinear
 
 
@@ -41,7 +41,7 @@ class GatedBank(Bank):
         self.seed = config.seed
         self.gates: dict[str, Tensors] = {}
         for name, layer in self.gated_layers().items():
-            layer.reset_parameters(stream(self.seed, "adapter", name))
+            layer.reset_parameters(tensor_stream(self.seed, "adapter", name))
 
     def gated_layers(self) -> dict[str, GatedAdapterLinear]:
         """The layers, with their own type."""
@@ -59,7 +59,7 @@ class GatedBank(Bank):
         for name, layer in self.gated_layers().items():
             layer.mask_gradient = masked
             if fresh:
-                layer.reset_scores(stream(self.seed, "scores", name, task))
+                layer.reset_scores(tensor_stream(self.seed, "scores", name, task))
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {f"scores.{name}": layer.scores for name, layer in self.gated_layers().items()}

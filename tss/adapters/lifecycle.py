@@ -17,8 +17,8 @@ from tss.adapters.float32 import TaskHeads
 from tss.adapters.record import State, TaskRecord
 from tss.adapters.sites import model_width
 from tss.adapters.storage import digest
-from tss.adapters.streams import stream
 from tss.errors import StateError
+from tss.seeding import tensor_stream
 from tss.tasks.base import TaskKind
 
 # Where configurations keep the dropout of a head, the most specific name first.
@@ -90,7 +90,7 @@ class Lifecycle:
         # Layers draw from torch's global stream when they are made; nobody else's numbers may depend on that.
         with torch.random.fork_rng(devices=[]):
             width = model_width(self.model, f"of the head of {name}")
-            head = kind.make_head(width, dropout, stream(self.config.seed, "head", name))
+            head = kind.make_head(width, dropout, tensor_stream(self.config.seed, "head", name))
         return None if head is None else head.to(self.device).requires_grad_(False).train(self.model.training)
 
     def admit(self, name: str, kind: TaskKind, head: nn.Module | None) -> None:

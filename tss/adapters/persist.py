@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +14,9 @@ from tss.adapters.attaching import attach
 from tss.adapters.bank import load_exactly
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.state import HEADS
-from tss.adapters.storage import read_tensors, write_file, write_tensors
+from tss.adapters.storage import read_tensors, write_tensors
 from tss.errors import StateError
+from tss.io import safe_name, sha256, write_text
 
 if TYPE_CHECKING:
     from tss.adapters.handle import TssHandle
@@ -36,8 +35,7 @@ def save(handle: TssHandle, directory: Path) -> None:
     """
     files = {}
     for i, name in enumerate(handle.tasks):
-        slug = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.") or "task"
-        files[f"tasks/{i + 1:02d}-{slug}.safetensors"] = handle.task_state(name)
+        files[f"tasks/{i + 1:02d}-{safe_name(name)}.safetensors"] = handle.task_state(name)
     files[ADAPTERS] = (_adapter_tensors(handle), {"format": FORMAT})
     for file, (tensors, metadata) in files.items():
         write_tensors(directory / file, tensors, metadata)
@@ -46,9 +44,9 @@ def save(handle: TssHandle, directory: Path) -> None:
         "config": asdict(handle.config),
         "options": asdict(handle.options),
         "backbone": _geometry(handle) | {"values": _values(handle)},
-        "sha256": {file: _sha256(directory / file) for file in files},
+        "sha256": {file: sha256(directory / file) for file in files},
     }
-    write_file(directory / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_text(directory / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def load(model: Any, directory: str | Path) -> TssHandle:
@@ -68,7 +66,7 @@ def load(model: Any, directory: str | Path) -> TssHandle:
             f"{directory}: the model has tasks ({', '.join(handle.tasks) or 'none'}) or adapters of other settings; "
             "call model.tss.detach() first"
         )
-    contents = {file: _read_checked(directory / file, sha256) for file, sha256 in manifest["sha256"].items()}
+    contents = {file: _read_checked(directory / file, expected) for file, expected in manifest["sha256"].items()}
     attached_here = handle is None
     handle = attach(model, config, options) if handle is None else handle
     try:
@@ -108,7 +106,7 @@ def _geometry(handle: TssHandle) -> dict[str, Any]:
     return {
         "class": type(handle.model).__name__,
         "parameters": sum(1 for _ in own),
-        "shapes_sha256": hashlib.sha256("\n".join(own).encode()).hexdigest(),
+        "shapes_sha256": sha256("\n".join(own)),
         "sites": {site: bank.width for site, bank in handle.banks.items()},
     }
 
@@ -170,12 +168,8 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_checked(path: Path, sha256: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _read_checked(path: Path, expected: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     tensors, metadata = read_tensors(path)
-    if (found := _sha256(path)) != sha256:
-        raise StateError(f"{path} is of another save: sha256 {found}, the manifest expects {sha256}; save again")
+    if (found := sha256(path)) != expected:
+        raise StateError(f"{path} is of another save: sha256 {found}, the manifest expects {expected}; save again")
     return tensors, metadata
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -10,7 +10,7 @@ from torch import nn
 from tss.adapters.bank import Bank, Tensors
 from tss.adapters.config import AdapterConfig
 from tss.adapters.float32 import Float32Module
-from tss.adapters.streams import stream
+from tss.seeding import tensor_stream
 
 WEIGHT_STD = 0.02
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -50,7 +50,7 @@ class PlainBank(Bank):
     gated = False
 
     def __init__(self, site: str, width: int, config: AdapterConfig, dtype: torch.dtype) -> None:
-        generator = stream(config.seed, "adapter", site)
+        generator = tensor_stream(config.seed, "adapter", site)
         super().__init__(site, width, PlainAdapter(width, config.bottleneck, config.activation, generator))
 
     def prepare(self, task: str | None) -> None:

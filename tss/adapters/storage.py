@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 
 from tss.errors import StateError
+from tss.io import sha256, write_bytes
 
 KEY = "tss"
 
@@ -33,7 +33,7 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def _seal(tensors: Mapping[str, torch.Tensor], metadata: Any) -> str:
     """sha256 over tensors and metadata."""
-    return hashlib.sha256(f"{digest(tensors)} {json.dumps(metadata, sort_keys=True)}".encode()).hexdigest()
+    return sha256(f"{digest(tensors)} {json.dumps(metadata, sort_keys=True)}")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
@@ -47,26 +47,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     plain = json.loads(json.dumps(metadata))  # what a reader will see: string keys, lists in place of tuples
     document = json.dumps({"sha256": _seal(ready, plain), "metadata": plain}, sort_keys=True)
-    write_file(path, save_bytes(ready, metadata={KEY: document}))
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Replace a file at once: written beside it, flushed to the disk, then renamed over it.
-
-    Raises:
-        OSError: for example a full disk; the old file is then still there.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(path, save_bytes(ready, metadata={KEY: document}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

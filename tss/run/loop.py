@@ -19,7 +19,8 @@ from tss.run.config import TaskSettings
 from tss.run.evaluate import evaluate, mean_loss
 from tss.run.events import EventLog
 from tss.run.examples import Split, collate
-from tss.run.runtime import Runtime, stable_seed
+from tss.run.runtime import Runtime
+from tss.seeding import seed_of
 from tss.tasks.base import TaskKind
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def backward(job: Job, group: list[list[int]], epoch: int, step: int) -> float:
     total = 0.0
     for part, rows in enumerate(group):
         # dropout depends on the place in the sequence alone, so no generator's state has to be kept for a resume
-        torch.manual_seed(stable_seed(job.seed, job.name, epoch, step, part))
+        torch.manual_seed(seed_of(job.seed, job.name, epoch, step, part))
         batch = collate(job.train, rows, job.kind, job.tokenizer, job.runtime)
         with job.runtime.autocast():
             loss = job.handle.loss(**batch)

@@ -13,13 +13,13 @@ from tss.adapters import attach
 from tss.adapters.storage import read_tensors
 from tss.data import TaskData, list_tasks, load_task, resolve_order
 from tss.errors import ConfigError, StateError
+from tss.io import to_json, write_text
 from tss.methods import METHODS, Method
 from tss.run.backbone import Backbone, check_lengths, load_backbone, resolve_device, resolve_precision
 from tss.run.checkpoint import Saved, read_checkpoint
 from tss.run.config import RunConfig, TaskSettings, dump_config, settings_for
 from tss.run.events import EventLog, Listener
 from tss.run.examples import Split, collate, encode_split, with_settings
-from tss.run.files import to_json, write_text
 from tss.run.invariants import logits_hash
 from tss.run.runtime import Runtime
 from tss.run.state import Layout, RunState, SealedTask, check_file, check_same_config, check_same_data, load_state

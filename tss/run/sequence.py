@@ -10,18 +10,18 @@ import torch
 
 from tss.adapters.storage import write_tensors
 from tss.data import TaskData
+from tss.io import sha256, to_json, write_text
 from tss.methods.base import Batch
 from tss.run.checkpoint import Position, save_checkpoint
 from tss.run.config import RunConfig
 from tss.run.evaluate import Evaluation, evaluate
 from tss.run.events import Listener
 from tss.run.examples import encode_split, epoch_batches, keep_below
-from tss.run.files import disk_errors, sha256_file, to_json, write_text
 from tss.run.invariants import logits_hash, verify
 from tss.run.loop import Job, learn, steps_per_epoch
 from tss.run.prepare import Run, open_run
 from tss.run.results import RunResult, matrix_content
-from tss.run.runtime import memory_errors
+from tss.run.runtime import disk_errors, memory_errors
 from tss.run.state import Layout, SealedTask
 from tss.run.zero_shot import metrics_now
 
@@ -144,8 +144,8 @@ def seal_task(run: Run, job: Job, position: Position) -> None:
     write_tensors(path, *run.handle.task_state(job.name))
     write_tensors(shared, shared_tensors(run), {"after": job.name})
     probe = logits_hash(run.handle, job.name, run.probe(run.tasks[job.index]), run.runtime)
-    run.state.sealed.append(SealedTask(job.name, sha256_file(path), run.handle.fingerprint(job.name), probe))
-    run.state.shared_sha256 = sha256_file(shared)
+    run.state.sealed.append(SealedTask(job.name, sha256(path), run.handle.fingerprint(job.name), probe))
+    run.state.shared_sha256 = sha256(shared)
     seconds = position.seconds + time.perf_counter() - started
     run.state.seconds += seconds
     run.log.emit(

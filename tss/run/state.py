@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tss.errors import StateError
-from tss.run.files import sha256_file, sha256_text, slug, to_json, write_text
+from tss.io import safe_name, sha256, to_json, write_text
 
 FORMAT = 1
 
@@ -53,10 +53,10 @@ class Layout:
         return self.folder / "state" / f"shared-{index + 1:02d}.safetensors"
 
     def task(self, index: int, name: str) -> Path:
-        return self.folder / "tasks" / f"{index + 1:02d}-{slug(name)}.safetensors"
+        return self.folder / "tasks" / f"{index + 1:02d}-{safe_name(name)}.safetensors"
 
     def predictions(self, index: int, name: str) -> Path:
-        return self.folder / "predictions" / f"{index + 1:02d}-{slug(name)}.jsonl"
+        return self.folder / "predictions" / f"{index + 1:02d}-{safe_name(name)}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class RunState:
     def save(self, path: Path) -> None:
         """Write atomically, with the content's own SHA-256 inside."""
         content = {"format": FORMAT, **dataclasses.asdict(self)}
-        write_text(path, to_json({"sha256": sha256_text(to_json(content)), **content}, indent=1) + "\n")
+        write_text(path, to_json({"sha256": sha256(to_json(content)), **content}, indent=1) + "\n")
 
 
 def load_state(path: Path) -> RunState:
@@ -113,7 +113,7 @@ def load_state(path: Path) -> RunState:
         version = content.pop("format")
     except (ValueError, KeyError, AttributeError) as error:
         raise StateError(f"{path}: not a whole state file ({error}); it was truncated or edited. {_REMEDY}") from error
-    found = sha256_text(to_json({"format": version, **content}))
+    found = sha256(to_json({"format": version, **content}))
     if found != expected:
         raise StateError(f"{path}: its content has SHA-256 {found}, expected {expected}; it was edited. {_REMEDY}")
     if version != FORMAT:
@@ -135,7 +135,7 @@ def check_file(path: Path, expected: str) -> None:
     """
     if not path.is_file():
         raise StateError(f"{path}: missing, but the saved state counts it as finished. {_REMEDY}")
-    found = sha256_file(path)
+    found = sha256(path)
     if found != expected:
         raise StateError(
             f"{path}: SHA-256 {found} ({path.stat().st_size} bytes) found, {expected} expected; it was truncated or "
