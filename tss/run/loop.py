@@ -118,6 +118,7 @@ def train_epoch(job: Job, optimizer: torch.optim.Optimizer, position: Position, 
             parameters["lr"] = peak * share
         loss = backward(job, group, position.epoch, step)
         optimizer.step()
+        check_finite(job, position.epoch, step)
         optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
         job.step_seconds.append(seconds)
@@ -134,6 +135,20 @@ def train_epoch(job: Job, optimizer: torch.optim.Optimizer, position: Position, 
             seconds=round(seconds, 4),
         )
         checkpoint(position, optimizer)
+
+
+def check_finite(job: Job, epoch: int, step: int) -> None:
+    """Raise TssError if a step made a score or a weight that is not finite: a NaN reads as a gate that is off."""
+    trained: list[torch.Tensor] = []
+    for group in job.handle.trainable_parameters().values():
+        trained += group
+    largest = torch.stack(torch._foreach_norm(trained, math.inf))
+    if not largest.isfinite().all():
+        raise TssError(
+            f"task {job.name}: a score or a weight is not finite after epoch {epoch}, step {step}; finished tasks are "
+            f"kept. Lower score_lr ({job.settings.score_lr}) or head_lr ({job.settings.head_lr}) for this task, or use "
+            f"precision=float32 (now {job.runtime.precision})"
+        )
 
 
 def backward(job: Job, group: list[list[int]], epoch: int, step: int) -> float:
