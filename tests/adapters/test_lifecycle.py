@@ -8,7 +8,18 @@ import torch
 import tss
 from tss.adapters import AdapterConfig, TssOptions
 
-from .conftest import ARCHITECTURES, NAMES, REPLIES, TOPICS, learn, logits, make_batch, make_batches, snapshot
+from .conftest import (
+    ARCHITECTURES,
+    NAMES,
+    REPLIES,
+    TOPICS,
+    learn,
+    logits,
+    make_bart,
+    make_batch,
+    make_batches,
+    snapshot,
+)
 
 
 @pytest.fixture
@@ -224,3 +235,110 @@ def test_kinds_that_a_model_cannot_learn_are_refused():
     with pytest.raises(ValueError, match="generation tasks need a language-model head, which BertForMaskedLM has not"):
         handle.add_task("replies", REPLIES)
     assert not handle.tasks
+
+
+def test_a_task_begun_by_mistake_can_be_left(handle):
+    learn(handle, "topics", TOPICS)
+    before = {name: tensor.clone() for name, tensor in handle.shared_state().items()}
+    with pytest.raises(tss.StateError, match="no task is being learned, so there is nothing to abandon"):
+        handle.abandon()
+    learn(handle, "names", NAMES, seal=False)
+    for call in (lambda: handle.delete_task("names"), lambda: handle.rename_task("names", "n")):
+        with pytest.raises(tss.StateError, match="'names' is being learned"):
+            call()
+    handle.abandon()
+    assert (handle.trainable, handle.active, handle.tasks["names"].state) == (None, None, "new")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in handle.shared_state().items())
+    assert not any(p.requires_grad for p in handle.model.parameters())
+    assert handle.trainable_parameters() == {"scores": [], "head": []}
+    handle.train_task("names")
+    fresh = handle.head.state_dict()
+    handle.abandon()
+    handle.train_task("names")
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in handle.head.state_dict().items())
+
+
+def test_plain_adapters_go_back_too(bart):
+    handle = tss.attach(bart, AdapterConfig(bottleneck=4, gated=False)).tss
+    learn(handle, "topics", TOPICS)
+    before = {name: tensor.clone() for name, tensor in handle.shared_state().items()}
+    learn(handle, "names", NAMES, seal=False)
+    handle.abandon()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in handle.shared_state().items())
+
+
+def test_tasks_are_renamed_and_deleted(handle):
+    for seed, name in enumerate(("one", "two", "three")):
+        learn(handle, name, TOPICS, seed=seed)
+    batch = make_batch(TOPICS)
+    first, hashes = logits(handle.model, batch, "two"), {name: handle.fingerprint(name) for name in handle.tasks}
+    handle.rename_task("two", "zwei")
+    assert list(handle.tasks) == ["one", "zwei", "three"]
+    assert handle.tasks["zwei"].name == "zwei"
+    assert torch.equal(logits(handle.model, batch, "zwei"), first)
+    with pytest.raises(tss.StateError, match="'one' exists already"):
+        handle.rename_task("zwei", "one")
+    handle.delete_task("one")
+    assert list(handle.tasks) == ["zwei", "three"]
+    assert handle.fingerprint("zwei") == hashes["two"]
+    with pytest.raises(tss.StateError, match="there is no task 'one'; the tasks are: zwei, three"):
+        handle.model(**batch, task="one")
+    handle.use("three")
+    handle.delete_task("three")
+    assert handle.active is None
+    learn(handle, "one", TOPICS)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "two\nlines", "a\0b", 7, None])
+def test_what_is_no_name_is_refused_when_the_task_is_added(handle, name):
+    with pytest.raises(ValueError, match="a task's name must be a line of text, not"):
+        handle.add_task(name, TOPICS)
+
+
+def test_sealing_without_data_says_that_nothing_holds_later_tasks_back(handle):
+    learn(handle, "topics", TOPICS, seal=False)
+    with pytest.warns(UserWarning, match="'topics' is sealed without data, so no importance is taken"):
+        handle.seal_task()
+
+
+def test_trainable_parameters_are_printed_as_peft_does(handle, capsys):
+    learn(handle, "topics", TOPICS, seal=False)
+    handle.print_trainable_parameters()
+    count = sum(p.numel() for group in handle.trainable_parameters().values() for p in group)
+    every = sum(p.numel() for p in handle.model.parameters())
+    line = f"trainable params: {count:,} || all params: {every:,} || trainable%: {100 * count / every:.4f}\n"
+    assert capsys.readouterr().out == line
+
+
+def importances(handle, data, kind=TOPICS):
+    handle.add_task("task", kind)
+    handle.train_task("task")
+    handle.seal_task(data)
+    found = torch.cat([layer.importance.flatten() for layer in handle.layers.values()])
+    handle.detach()
+    return found
+
+
+@pytest.mark.parametrize("kind", [TOPICS, NAMES], ids=lambda kind: kind.kind)
+def test_padded_rows_keep_their_mask_and_lists_and_arrays_are_batches(kind):
+    batch = make_batch(kind)
+    batch["attention_mask"][1, 5:] = 0
+    batch["input_ids"][1, 5:] = 1
+    rows = [{key: value[i] for key, value in batch.items()} for i in range(4)]
+    forms = {
+        "rows": rows,
+        "rows of lists": [{key: value.tolist() for key, value in row.items()} for row in rows],
+        "batch of lists": [{key: value.tolist() for key, value in batch.items()}],
+        "batch of arrays": [{key: value.numpy() for key, value in batch.items()}],
+    }
+    config = AdapterConfig(bottleneck=4, weight_init="signed_constant")
+    expected = importances(tss.attach(make_bart(), config).tss, [batch], kind)
+    unmasked = {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
+    assert not torch.allclose(importances(tss.attach(make_bart(), config).tss, [unmasked], kind), expected, atol=0.01)
+    for name, data in forms.items():
+        assert torch.equal(importances(tss.attach(make_bart(), config).tss, data, kind), expected), name
+    ragged = {**batch, "input_ids": [[5, 6, 7], [5]]}
+    handle = tss.attach(make_bart(), config).tss
+    learn(handle, "topics", kind, seal=False)
+    with pytest.raises(ValueError, match="input_ids cannot become a tensor"):
+        handle.seal_task([ragged])

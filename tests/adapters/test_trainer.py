@@ -16,13 +16,14 @@ def rows_of(kind, count=16):
     return [{key: value[i] for key, value in batch.items()} for i in range(count)]
 
 
-def train(model, kind, folder, optimizer=None, **settings):
+def train(model, kind, folder, optimizer=None, *, save=False, resume=None, **settings):
     arguments = hf.TrainingArguments(
         output_dir=str(folder), max_steps=3, per_device_train_batch_size=4, learning_rate=0.05, use_cpu=True,
-        report_to=[], save_strategy="no", logging_steps=1, disable_tqdm=True, **settings,
+        report_to=[], save_strategy="steps" if save else "no", save_steps=3, logging_steps=1, disable_tqdm=True,
+        **settings,
     )  # fmt: skip
     trainer = hf.Trainer(model=model, args=arguments, train_dataset=rows_of(kind), optimizers=(optimizer, None))
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 

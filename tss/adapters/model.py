@@ -91,6 +91,8 @@ class TssModel(PreTrainedModel):
             if not call.active:
                 return self._run_backbone(kwargs)
             self.tss.check_soft_mask(call)
+            if call.rows is not None:
+                _check_rows(call, kwargs)
             if call.labelled or (call.rows is not None and any(of_task.labelled for of_task, _ in call.rows)):
                 return task_forward.answer(self.backbone, call, kwargs)
             return self._run_backbone(kwargs)
@@ -115,6 +117,7 @@ class TssModel(PreTrainedModel):
                     "model for its logits, or generate with a generation task or with no task active"
                 )
         if call.rows is not None:
+            _check_rows(call, {"inputs": args[0], **kwargs} if args else kwargs)
             call.copies = (1, self._expansion(kwargs))
         with calling(call):
             return self.backbone.generate(*args, **kwargs)
@@ -267,6 +270,17 @@ def attach(model: Any, config: AdapterConfig | None = None, options: TssOptions 
     wrapped = _rebuild(type(core))
     wrapped._wrap(model, config or AdapterConfig(), options or TssOptions())
     return wrapped
+
+
+def _check_rows(call: TaskCall, inputs: dict[str, Any]) -> None:
+    """Raise ValueError unless there is one name for each row of the inputs."""
+    for name in ("input_ids", "inputs", "inputs_embeds", "pixel_values"):
+        if isinstance(value := inputs.get(name), torch.Tensor):
+            if len(value) != len(call.names):
+                raise ValueError(
+                    f"a batch of {len(value)} rows for {len(call.names)} task names: give one name per row"
+                )
+            return
 
 
 class _Passed:
