@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tss.adapters import AdapterConfig, TssHandle, TssOptions, attach, load
+    from tss.adapters import AdapterConfig, TssHandle, TssModel, TssOptions, attach, load
     from tss.errors import ConfigError, DataError, ForgettingError, StateError, TssError
     from tss.tasks import Classification, Extraction, Generation
 
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 # Importing torch takes seconds and the command line must answer at once: each name comes with its room.
 _ROOMS = {
-    "tss.adapters": ("AdapterConfig", "TssHandle", "TssOptions", "attach", "load"),
+    "tss.adapters": ("AdapterConfig", "TssHandle", "TssModel", "TssOptions", "attach", "load"),
     "tss.errors": ("ConfigError", "DataError", "ForgettingError", "StateError", "TssError"),
     "tss.tasks": ("Classification", "Extraction", "Generation"),
 }
@@ -31,6 +31,7 @@ __all__ = [
     "StateError",
     "TssError",
     "TssHandle",
+    "TssModel",
     "TssOptions",
     "attach",
     "load",

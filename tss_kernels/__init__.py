@@ -7,7 +7,7 @@ from tss_kernels.adamw.api import soft_masked_adamw_
 from tss_kernels.adamw.optimizer import SoftMaskedAdamW
 from tss_kernels.backends.dispatch import BackendUnavailable, use_backend
 from tss_kernels.explain import Explanation, explain
-from tss_kernels.gated_adapter.api import gated_adapter
+from tss_kernels.gated_adapter.api import gated_adapter, packed_adapter
 from tss_kernels.gated_linear.api import gated_linear, packed_linear
 from tss_kernels.gates.api import pack_gates, unpack_gates
 from tss_kernels.importance.api import accumulate_importance_, normalize_importance, update_importance_
@@ -25,6 +25,7 @@ __all__ = [
     "gated_linear",
     "normalize_importance",
     "pack_gates",
+    "packed_adapter",
     "packed_linear",
     "soft_masked_adamw_",
     "unpack_gates",

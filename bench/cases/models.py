@@ -68,8 +68,7 @@ def learning(setting: Setting) -> Any:
     """A model in training mode that learns its second task: importance holds its scores back."""
     import tss
 
-    model = backbone(setting)
-    tss.attach(model, tss.AdapterConfig(bottleneck=4 if setting.backbone == "tiny" else 64))
+    model = tss.attach(backbone(setting), tss.AdapterConfig(bottleneck=4 if setting.backbone == "tiny" else 64))
     model.tss.add_task(TASK, kind_of_task(setting))
     model.tss.train_task(TASK)
     generator = torch.Generator(setting.device).manual_seed(2)
@@ -93,12 +92,12 @@ def batch_for(setting: Setting, words: int, *, rows: int | None = None, seed: in
 @contextmanager
 def adapters_replaced(model: Any, by: Mapping[str, Apply] | None) -> Iterator[None]:
     """Every adapter computes what stands for its site; None: itself."""
-    adapters = {site: bank.adapter for site, bank in model.tss.banks.items()}
+    adapters = model.tss.adapters
     for site, adapter in adapters.items():
         if by is not None:
-            adapter.forward = by[site]
+            adapter.adapt = by[site]
     try:
         yield
     finally:
         for adapter in adapters.values():
-            adapter.__dict__.pop("forward", None)
+            adapter.__dict__.pop("adapt", None)

@@ -42,7 +42,7 @@ def _removed(adapter: Any) -> Apply:
 
 def instead_of(model: Any, make: Callable[[Any], Apply] | None) -> dict[str, Apply] | None:
     """What `adapters_replaced` takes: what is made of each adapter, by its site; None leaves them."""
-    return None if make is None else {site: make(bank.adapter) for site, bank in model.tss.banks.items()}
+    return None if make is None else {site: make(adapter) for site, adapter in model.tss.adapters.items()}
 
 
 Results = tuple[torch.Tensor, torch.Tensor]

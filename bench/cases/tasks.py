@@ -34,8 +34,9 @@ class Learned:
         import tss
 
         self.setting = setting
-        self.model = backbone(setting)
-        tss.attach(self.model, tss.AdapterConfig(bottleneck=4 if setting.backbone == "tiny" else 64))
+        self.model = tss.attach(
+            backbone(setting), tss.AdapterConfig(bottleneck=4 if setting.backbone == "tiny" else 64)
+        )
         self.words: int = self.model.config.vocab_size
         self.resident: dict[str, int] = {}
         self.batch = batch_for(setting, self.words)
@@ -199,8 +200,7 @@ def _bind_load(t: Inputs) -> Callable[[], Outputs]:
     other = backbone(t["learned"].setting)
 
     def call() -> None:
-        tss.load(other, t["folder"].name)
-        other.tss.detach()
+        tss.load(other, t["folder"].name).tss.detach()
 
     return _done(call)
 
@@ -214,10 +214,10 @@ def _check_kept(learned: Callable[[], Learned], variant: Variant) -> str | None:
     """What was saved has the same fingerprints on another copy of the backbone."""
     import tss
 
-    made, other = learned(), backbone(learned().setting)
+    made = learned()
     with tempfile.TemporaryDirectory(prefix="bench-tasks-") as folder:
         made.model.tss.save(folder)
-        tss.load(other, folder)
+        other = tss.load(backbone(made.setting), folder)
     for name in made.names:
         if other.tss.fingerprint(name) != made.model.tss.fingerprint(name):
             return f"task {name!r} has another fingerprint after saving and loading"

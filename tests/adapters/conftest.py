@@ -50,13 +50,14 @@ def make_gpt2():
     return hf.GPT2LMHeadModel(config)
 
 
-# name -> (how to make the model, settings of its adapters); "regex" has no preset, "base" is its own base model.
+# name -> (how to make the model, settings of its adapters); "regex" names its sites, "base" is its own base model.
 ARCHITECTURES = {
     "bart": (make_bart, {}),
     "t5": (make_t5, {}),
     "bert": (_stack(hf.BertConfig, hf.BertForMaskedLM), {}),
     "roberta": (_stack(hf.RobertaConfig, hf.RobertaForMaskedLM), {}),
     "llama": (_stack(hf.LlamaConfig, hf.LlamaForCausalLM), {}),
+    "gpt2": (make_gpt2, {}),
     "regex": (make_gpt2, {"sites": r"transformer\.h\.\d+\.mlp"}),
     "base": (_stack(hf.BertConfig, hf.BertModel), {}),
 }
@@ -106,12 +107,25 @@ def inputs_of(batch):
     return {key: value for key, value in batch.items() if key != "labels"}
 
 
+def gradients_of(handle):
+    """Of what is being learned: scores, then head."""
+    return [p.grad.clone() for group in handle.trainable_parameters().values() for p in group]
+
+
+def has_head(model, task):
+    """Whether the task, or that of the first row, or the active one, answers with a head of its own."""
+    if not hasattr(model, "tss"):
+        return False
+    name = model.tss.active if task is None else task if isinstance(task, str) else task[0]
+    return name is not None and model.tss.tasks[name].kind.kind != "generation"
+
+
 @torch.no_grad()
 def logits(model, batch, task=None):
     """What a model in evaluation mode says to a batch."""
     model.eval()
     inputs = inputs_of(batch)
-    if model.config.is_encoder_decoder:
+    if model.config.is_encoder_decoder and not has_head(model, task):
         inputs["decoder_input_ids"] = batch["input_ids"].flip(1)
     output = model(**inputs) if task is None else model(**inputs, task=task)
     return (output.logits if "logits" in output else output.last_hidden_state).clone()

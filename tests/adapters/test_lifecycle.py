@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 import tss
 from tss.adapters import AdapterConfig, TssOptions
 
-from .conftest import NAMES, REPLIES, TOPICS, learn, logits, make_batch, make_batches, make_gpt2, snapshot
+from .conftest import (
+    ARCHITECTURES,
+    NAMES,
+    REPLIES,
+    TOPICS,
+    learn,
+    logits,
+    make_bart,
+    make_batch,
+    make_batches,
+    snapshot,
+)
 
 
 @pytest.fixture
 def handle(bart):
-    return tss.attach(bart, AdapterConfig(bottleneck=4))
+    return tss.attach(bart, AdapterConfig(bottleneck=4)).tss
 
 
 def test_states_follow_each_other(handle):
@@ -45,7 +55,10 @@ def test_what_the_life_of_a_task_forbids(handle):
         with pytest.raises(tss.StateError, match="being learned"):
             call()
     handle.train_task("topics")
-    with pytest.raises(tss.StateError, match="'topics' is being learned; seal it before training 'names'"):
+    with pytest.raises(
+        tss.StateError,
+        match="'topics' is being learned; seal it, or leave it with abandon\\(\\), before training 'names'",
+    ):
         handle.train_task("names")
     with pytest.raises(tss.StateError, match="cannot seal names: the task being learned is topics"):
         handle.seal_task(name="names")
@@ -66,7 +79,7 @@ def test_a_detached_handle_says_so(handle):
     for call in (handle.detach, lambda: handle.add_task("names", NAMES), handle.frozen_fingerprint):
         with pytest.raises(tss.StateError, match=r"taken off their model: call tss\.attach"):
             call()
-    with pytest.raises(tss.StateError, match="there is no task 'topics'"):
+    with pytest.raises(tss.StateError, match=r"taken off their model: call tss\.attach"):
         handle.use("topics")
 
 
@@ -100,7 +113,7 @@ def test_sealing_leaves_modes_and_a_failed_pass_leaves_the_task_learning(handle)
     handle.train_task("topics")
     handle.model.train()
     handle.model.get_encoder().eval()
-    modes = [module.training for module in handle.model.modules()]
+    modes = [module.training for module in handle.backbone.modules()]
     scores, batch = snapshot(handle.model), make_batch(TOPICS)
     broken = {**batch, "labels": None}
     failures = [([], ValueError, "holds no batch"), ([batch, broken], ValueError, "batch 1 has no labels")]
@@ -114,14 +127,14 @@ def test_sealing_leaves_modes_and_a_failed_pass_leaves_the_task_learning(handle)
         head = handle.trainable_parameters()["head"][0]
         kept = head.clone()
         head.fill_(float("nan"))
-    with pytest.raises(tss.StateError, match="is not finite"):
+    with pytest.raises(tss.StateError, match=r"head\.dense\.weight holds 256 values that are not finite"):
         handle.seal_task([batch])
     with torch.no_grad():
         head.copy_(kept)
     handle.seal_task([batch])
-    assert [module.training for module in handle.model.modules()] == modes
+    assert [module.training for module in handle.backbone.modules()] == modes
     now = handle.model.state_dict()
-    assert all(torch.equal(tensor, now[name]) for name, tensor in scores.items())
+    assert all(torch.equal(tensor, now[name]) for name, tensor in scores.items() if not name.startswith("learning."))
 
 
 def test_examples_of_every_form_give_the_same_importance(bart, tiny_tokenizer):
@@ -132,7 +145,7 @@ def test_examples_of_every_form_give_the_same_importance(bart, tiny_tokenizer):
     loader = torch.utils.data.DataLoader([batch], batch_size=None)
     importances = []
     for data in (texts, encoded, rows, [batch], loader):
-        handle = tss.attach(bart, AdapterConfig(bottleneck=4))
+        handle = tss.attach(bart, AdapterConfig(bottleneck=4)).tss
         handle.tokenizer = tiny_tokenizer
         handle.add_task("topics", TOPICS)
         handle.train_task("topics")
@@ -218,23 +231,114 @@ def test_options_are_checked(key):
 
 
 def test_kinds_that_a_model_cannot_learn_are_refused():
-    handle = tss.attach(make_gpt2(), AdapterConfig(bottleneck=4, sites=r".*\.mlp"))
-    with pytest.raises(ValueError, match="generation tasks need an encoder-decoder"):
+    handle = tss.attach(ARCHITECTURES["bert"][0](), AdapterConfig(bottleneck=4)).tss
+    with pytest.raises(ValueError, match="generation tasks need a language-model head, which BertForMaskedLM has not"):
         handle.add_task("replies", REPLIES)
     assert not handle.tasks
 
 
-def test_a_heads_mode_is_the_models_when_it_runs_however_many_there_are(handle, monkeypatch):
-    for number in range(20):
-        handle.add_task(f"task {number}", TOPICS)
-    touched: list[nn.Module] = []
-    train = nn.Module.train
-    monkeypatch.setattr(nn.Module, "train", lambda self, mode=True: touched.append(self) or train(self, mode))
-    heads = {handle.heads.of(f"task {number}") for number in range(20)}
-    handle.model.eval()
-    assert not any(module.training for head in heads for module in head.modules())
-    touched.clear()
-    handle.model.train()
-    assert not heads & set(touched)  # nobody has asked for them since
-    assert all(module.training for module in handle.heads.of("task 3").modules())
-    assert heads & set(touched) == {handle.heads.of("task 3")}
+def test_a_task_begun_by_mistake_can_be_left(handle):
+    learn(handle, "topics", TOPICS)
+    before = {name: tensor.clone() for name, tensor in handle.shared_state().items()}
+    with pytest.raises(tss.StateError, match="no task is being learned, so there is nothing to abandon"):
+        handle.abandon()
+    learn(handle, "names", NAMES, seal=False)
+    for call in (lambda: handle.delete_task("names"), lambda: handle.rename_task("names", "n")):
+        with pytest.raises(tss.StateError, match="'names' is being learned"):
+            call()
+    handle.abandon()
+    assert (handle.trainable, handle.active, handle.tasks["names"].state) == (None, None, "new")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in handle.shared_state().items())
+    assert not any(p.requires_grad for p in handle.model.parameters())
+    assert handle.trainable_parameters() == {"scores": [], "head": []}
+    handle.train_task("names")
+    fresh = handle.head.state_dict()
+    handle.abandon()
+    handle.train_task("names")
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in handle.head.state_dict().items())
+
+
+def test_plain_adapters_go_back_too(bart):
+    handle = tss.attach(bart, AdapterConfig(bottleneck=4, gated=False)).tss
+    learn(handle, "topics", TOPICS)
+    before = {name: tensor.clone() for name, tensor in handle.shared_state().items()}
+    learn(handle, "names", NAMES, seal=False)
+    handle.abandon()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in handle.shared_state().items())
+
+
+def test_tasks_are_renamed_and_deleted(handle):
+    for seed, name in enumerate(("one", "two", "three")):
+        learn(handle, name, TOPICS, seed=seed)
+    batch = make_batch(TOPICS)
+    first, hashes = logits(handle.model, batch, "two"), {name: handle.fingerprint(name) for name in handle.tasks}
+    handle.rename_task("two", "zwei")
+    assert list(handle.tasks) == ["one", "zwei", "three"]
+    assert handle.tasks["zwei"].name == "zwei"
+    assert torch.equal(logits(handle.model, batch, "zwei"), first)
+    with pytest.raises(tss.StateError, match="'one' exists already"):
+        handle.rename_task("zwei", "one")
+    handle.delete_task("one")
+    assert list(handle.tasks) == ["zwei", "three"]
+    assert handle.fingerprint("zwei") == hashes["two"]
+    with pytest.raises(tss.StateError, match="there is no task 'one'; the tasks are: zwei, three"):
+        handle.model(**batch, task="one")
+    handle.use("three")
+    handle.delete_task("three")
+    assert handle.active is None
+    learn(handle, "one", TOPICS)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "two\nlines", "a\0b", 7, None])
+def test_what_is_no_name_is_refused_when_the_task_is_added(handle, name):
+    with pytest.raises(ValueError, match="a task's name must be a line of text, not"):
+        handle.add_task(name, TOPICS)
+
+
+def test_sealing_without_data_says_that_nothing_holds_later_tasks_back(handle):
+    learn(handle, "topics", TOPICS, seal=False)
+    with pytest.warns(UserWarning, match="'topics' is sealed without data, so no importance is taken"):
+        handle.seal_task()
+
+
+def test_trainable_parameters_are_printed_as_peft_does(handle, capsys):
+    learn(handle, "topics", TOPICS, seal=False)
+    handle.print_trainable_parameters()
+    count = sum(p.numel() for group in handle.trainable_parameters().values() for p in group)
+    every = sum(p.numel() for p in handle.model.parameters())
+    line = f"trainable params: {count:,} || all params: {every:,} || trainable%: {100 * count / every:.4f}\n"
+    assert capsys.readouterr().out == line
+
+
+def importances(handle, data, kind=TOPICS):
+    handle.add_task("task", kind)
+    handle.train_task("task")
+    handle.seal_task(data)
+    found = torch.cat([layer.importance.flatten() for layer in handle.layers.values()])
+    handle.detach()
+    return found
+
+
+@pytest.mark.parametrize("kind", [TOPICS, NAMES], ids=lambda kind: kind.kind)
+def test_padded_rows_keep_their_mask_and_lists_and_arrays_are_batches(kind):
+    batch = make_batch(kind)
+    batch["attention_mask"][1, 5:] = 0
+    batch["input_ids"][1, 5:] = 1
+    rows = [{key: value[i] for key, value in batch.items()} for i in range(4)]
+    forms = {
+        "rows": rows,
+        "rows of lists": [{key: value.tolist() for key, value in row.items()} for row in rows],
+        "batch of lists": [{key: value.tolist() for key, value in batch.items()}],
+        "batch of arrays": [{key: value.numpy() for key, value in batch.items()}],
+    }
+    config = AdapterConfig(bottleneck=4, weight_init="signed_constant")
+    expected = importances(tss.attach(make_bart(), config).tss, [batch], kind)
+    unmasked = {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
+    assert not torch.allclose(importances(tss.attach(make_bart(), config).tss, [unmasked], kind), expected, atol=0.01)
+    for name, data in forms.items():
+        assert torch.equal(importances(tss.attach(make_bart(), config).tss, data, kind), expected), name
+    ragged = {**batch, "input_ids": [[5, 6, 7], [5]]}
+    handle = tss.attach(make_bart(), config).tss
+    learn(handle, "topics", kind, seal=False)
+    with pytest.raises(ValueError, match="input_ids cannot become a tensor"):
+        handle.seal_task([ragged])

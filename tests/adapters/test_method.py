@@ -14,7 +14,7 @@ from .conftest import NAMES, REPLIES, TOPICS, learn, make_bart, make_batch, make
 
 
 def attach(model, **options):
-    return tss.attach(model, tss.AdapterConfig(bottleneck=4), tss.TssOptions(**options))
+    return tss.attach(model, tss.AdapterConfig(bottleneck=4), tss.TssOptions(**options)).tss
 
 
 def scores(handle):
@@ -55,7 +55,7 @@ def test_fresh_scores_depend_on_the_task_alone():
         for name in names:
             handle.add_task(name, TOPICS)
             handle.train_task(name)
-            drawn.setdefault(name, []).append((scores(handle), snapshot(handle.heads.of(name))))
+            drawn.setdefault(name, []).append((scores(handle), snapshot(handle.head)))
             handle.seal_task()
     assert not equal(drawn["two"][0][0], drawn["three"][0][0])
     for (s, head), (other_scores, other_head) in (drawn["one"], drawn["three"]):
@@ -66,7 +66,7 @@ def test_fresh_scores_depend_on_the_task_alone():
 def test_weights_and_first_scores_depend_on_site_and_seed_alone():
     def drawn(**settings):
         torch.manual_seed(torch.seed() % 2**31)
-        handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4, **settings))
+        handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4, **settings)).tss
         return {**{f"w.{n}": layer.weight.clone() for n, layer in handle.layers.items()}, **scores(handle)}
 
     every, some, other = drawn(), drawn(sites=r".*decoder\.layers\.1\.final_layer_norm"), drawn(seed=7)
@@ -168,8 +168,9 @@ def test_importance_is_what_a_naive_recomputation_gives(per, of):
     model = make_bart(dropout=0.3).double()
     # Large weights: with small ones the gradients of so small a model drown in the 1e-6 of the formula.
     config = tss.AdapterConfig(bottleneck=4, weight_init="signed_constant")
-    handle = tss.attach(model, config, tss.TssOptions(importance_per=per, importance_of=of))
+    handle = tss.attach(model, config, tss.TssOptions(importance_per=per, importance_of=of)).tss
     expected = {}
+    model = handle.model
     for seed, name in enumerate(("one", "two")):
         handle.add_task(name, REPLIES)
         handle.train_task(name)
@@ -182,9 +183,8 @@ def test_importance_is_what_a_naive_recomputation_gives(per, of):
         handle.seal_task(batches)
         assert equal(scores(handle), live)
         model.eval()
-        adapters = {site: bank.adapter for site, bank in handle.banks.items()}
-        raw = naive_importance(model, adapters, batches, of)
-        for adapter in adapters.values():
+        raw = naive_importance(handle.model, handle.adapters, batches, of)
+        for adapter in handle.adapters.values():
             del adapter.forward
         for key, a in raw.items():
             new = naive_normal(a, per)

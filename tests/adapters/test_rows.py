@@ -16,7 +16,7 @@ def handle(request):
     torch.manual_seed(0)
     model = request.param()
     config = tss.AdapterConfig(bottleneck=8, weight_init="signed_constant")
-    handle = tss.attach(model, config, tss.TssOptions(score_copy=False))
+    handle = tss.attach(model, config, tss.TssOptions(score_copy=False)).tss
     for seed, (name, kind) in enumerate(
         {"r1": REPLIES, "r2": REPLIES, "topics": TOPICS, "names": NAMES, "r3": REPLIES}.items()
     ):

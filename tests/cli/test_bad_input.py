@@ -113,7 +113,7 @@ def test_report_of_a_folder_that_is_no_run(tss, tmp_path):
         ("[1]", "in.jsonl:2: expected a JSON object"),
         (
             '{"text": "good", "task": "asc/x"}',
-            "in.jsonl:2: task 'asc/x' is not learned in this run; it has: asc/phones",
+            "in.jsonl:2: task 'asc/x' is not learned in this folder; it has: asc/phones",
         ),
         ('{"tokens": ["good"]}', 'in.jsonl:2: expected "text"'),
         ('{"task": "ner/people", "tokens": "good"}', 'in.jsonl:2: expected "tokens", a list'),
@@ -134,7 +134,7 @@ def test_predict_needs_a_task(tss, finished_run, tmp_path):
 def test_predict_checks_the_task_before_it_reads(tss, finished_run, tmp_path):
     (tmp_path / "in.jsonl").write_text("no JSON\n")
     done = tss("predict", finished_run, "--task", "asc/phone", "--input", tmp_path / "in.jsonl")
-    assert "--task: task 'asc/phone' is not learned in this run; it has: asc/phones" in only_line(done)
+    assert "--task: task 'asc/phone' is not learned in this folder; it has: asc/phones" in only_line(done)
 
 
 def test_predict_from_a_damaged_run_names_the_file(tss, finished_run, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tss.data import batches
-from tss.data.seeds import stream
+from tss.seeding import stream
 
 LENGTHS = st.lists(st.integers(1, 200), max_size=400)
 SIZE = st.integers(1, 40)

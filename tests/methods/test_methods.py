@@ -51,7 +51,7 @@ def learned(request, tiny_bart):
     """A method, its handle with one task learned, and that task's logits."""
     cls = METHODS[request.param]
     method = cls(cls.options_type())
-    handle = attach(tiny_bart, AdapterConfig(bottleneck=4, gated=cls.gated), method.layer_options())
+    handle = attach(tiny_bart, AdapterConfig(bottleneck=4, gated=cls.gated), method.layer_options()).tss
     learn(handle, method, "asc/first", batches(1))
     return method, handle, logits(handle, "asc/first", batches(1)[0])
 

@@ -67,7 +67,7 @@ def test_on_a_processor_nothing_is_padded_beyond_the_longest_row(tiny_tokenizer)
 
 def test_states_below_the_adapters_follow_their_rows(plain_backbone, tiny_tokenizer, monkeypatch):
     model = load_backbone(str(plain_backbone)).model
-    handle = attach(model, AdapterConfig(bottleneck=4))
+    handle = attach(model, AdapterConfig(bottleneck=4)).tss
     encoded = [{"input_ids": [0, *range(5, 5 + n), 2], "labels": [6, 2]} for n in (3, 1, 6, 2)]
     split = Split([{}] * 4, encoded)
     kept = keep_below(split, Generation(), tiny_tokenizer, CPU, handle, 2)

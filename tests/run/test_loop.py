@@ -24,7 +24,7 @@ CPU = Runtime(torch.device("cpu"), "float32")
 def job(tiny_bart, tiny_tokenizer, tmp_path):
     cls = METHODS["tss"]
     method, settings = cls(cls.options_type()), TaskSettings(batch_size=2)
-    handle = attach(tiny_bart, AdapterConfig(bottleneck=4), method.layer_options())
+    handle = attach(tiny_bart, AdapterConfig(bottleneck=4), method.layer_options()).tss
     method.begin_task(handle, "asc/a", KIND)
     split = encode_split(ROWS, KIND, tiny_tokenizer, settings)
     log = EventLog(tmp_path / "events.jsonl")

@@ -60,7 +60,7 @@ def count_lines(folder: Path) -> int:
 def contents(folder: Path) -> dict[str, bytes]:
     """What must be equal: the matrix, the sealed tasks, the predictions, and the shared state."""
     paths = [folder / "matrix.json", folder / "config.yaml"]
-    for pattern in ("tasks/*", "predictions/*", "state/shared*"):
+    for pattern in ("tasks/*", "predictions/*", "adapters/*", "tss.json"):
         paths += sorted(folder.glob(pattern))
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
@@ -105,4 +105,4 @@ def check_killed(processes, config, tmp_path, seed, kills):
     assert run_until(processes, config, killed, None) == 0
     assert contents(killed) == contents(whole)
     assert story(killed) == story(whole)
-    assert len(contents(whole)) == 2 + 3 + 3 + 1
+    assert len(contents(whole)) == 2 + 3 + 3 + 2 + 1

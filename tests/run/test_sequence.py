@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import shutil
@@ -12,18 +13,28 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import tss
+from tss.cli.learned import open_learned
 from tss.errors import ConfigError, ForgettingError, StateError, TssError
+from tss.io import sha256, to_json
 from tss.run import sequence
+from tss.run.backbone import load_backbone
 from tss.run.loop import schedule
 from tss.run.prepare import lock
 from tss.run.runtime import memory_errors
 from tss.run.sequence import run_sequence
 from tss.run.state import Layout, load_state
+from tss_kernels import SoftMaskedAdamW
 
 from .conftest import events, read
 
 ONE = "tasks=[asc/phones]"
 TWO = "tasks=[asc/phones, ner/people]"
+
+
+def task_files(folder):
+    """Names of the task files, without the digest that each ends with."""
+    return [path.name.rpartition("-")[0] for path in sorted((folder / "tasks").iterdir())]
 
 
 def test_a_run_fills_its_folder(tiny_config, tmp_path):
@@ -43,11 +54,7 @@ def test_a_run_fills_its_folder(tiny_config, tmp_path):
     assert content["summary"]["forgetting"] == 0.0
     assert content["matrix"][2][:2] == [content["matrix"][0][0], content["matrix"][1][1]]
     assert "time" not in content
-    assert [path.name for path in sorted((result.folder / "tasks").iterdir())] == [
-        "01-asc-phones.safetensors",
-        "02-ner-people.safetensors",
-        "03-drg-trips.safetensors",
-    ]
+    assert task_files(result.folder) == ["01-asc-phones", "02-ner-people", "03-drg-trips"]
     assert len((result.folder / "predictions" / "02-ner-people.jsonl").read_text().splitlines()) == 6
     assert [event["event"] for event in told if event["event"] != "step"] == [
         "run_begin",
@@ -136,11 +143,11 @@ def test_what_cannot_be_resumed_is_refused(tiny_config, tmp_path):
         run_sequence(tiny_config(ONE, "training.epochs=1"), folder)
     with pytest.raises(StateError, match=r"training\.epochs: 1 in the run, 3 now"):
         run_sequence(tiny_config(ONE), folder, resume=True)
-    sealed = folder / "tasks" / "01-asc-phones.safetensors"
+    (sealed,) = (folder / "tasks").iterdir()
     whole = sealed.read_bytes()
     for damaged in (whole[:-5], whole[:-1] + bytes([whole[-1] ^ 1])):
         sealed.write_bytes(damaged)
-        with pytest.raises(StateError, match=r"01-asc-phones\.safetensors.*expected"):
+        with pytest.raises(StateError, match=r"01-asc-phones-.*\.safetensors.*(expected|truncated)"):
             run_sequence(tiny_config(ONE, "training.epochs=1"), folder, resume=True)
     sealed.write_bytes(whole)
     state = folder / "state" / "run.json"
@@ -225,19 +232,63 @@ def test_a_full_disk_loses_nothing_and_the_run_goes_on(tiny_config, tmp_path, mo
         run_sequence(config, tmp_path / "run")
     monkeypatch.setattr(os, "fsync", fsync)
     assert run_sequence(config, tmp_path / "run", resume=True).matrix == whole.matrix
-    for name in ("01-asc-phones", "02-ner-people"):
-        file = f"tasks/{name}.safetensors"
-        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    for folder in ("tasks", "adapters"):
+        one, other = (
+            {path.name: path.read_bytes() for path in (tmp_path / run / folder).iterdir()} for run in ("run", "whole")
+        )
+        assert one == other
 
 
 def test_a_loss_that_is_not_finite_names_task_step_and_remedy(tiny_config, tmp_path):
     config = tiny_config(TWO, "training.epochs=1", "overrides.ner/people.head_lr=1e37", "training.warmup_ratio=0")
     with pytest.raises(
-        TssError, match=r"task ner/people: the loss is (nan|inf) at epoch 0, step \d.*head_lr \(1e\+37\)"
+        TssError, match=r"task ner/people: .*(not finite after|is (nan|inf) at) epoch 0, step \d.*head_lr \(1e\+37\)"
     ):
         run_sequence(config, tmp_path / "run")
     assert read(tmp_path / "run")["matrix"][0][0] is not None
-    assert [path.name for path in (tmp_path / "run" / "tasks").iterdir()] == ["01-asc-phones.safetensors"]
+    assert task_files(tmp_path / "run") == ["01-asc-phones"]
+
+
+def test_one_step_that_makes_a_score_nan_stops_the_task(tiny_config, tmp_path, monkeypatch):
+    """A NaN reads as a gate that is off, so the next loss would be finite."""
+    step = SoftMaskedAdamW.step
+
+    def spoiling(self, closure=None):
+        step(self, closure)
+        with torch.no_grad():
+            self.param_groups[0]["params"][0][0, 0] = float("nan")
+
+    monkeypatch.setattr(SoftMaskedAdamW, "step", spoiling)
+    with pytest.raises(TssError, match="task asc/phones: a score or a weight is not finite after epoch 0, step 0"):
+        run_sequence(tiny_config(ONE), tmp_path / "run")
+
+
+def test_a_run_folder_is_a_saved_folder(tiny_config, tmp_path):
+    result = run_sequence(tiny_config(TWO, "training.epochs=1"), tmp_path / "run")
+    config = tiny_config(TWO)
+    model = tss.load(load_backbone(config.backbone).model, tmp_path / "run")
+    assert list(model.tss.tasks) == result.tasks
+    assert tss.load(load_backbone(config.backbone).model, str(tmp_path / "run")).tss.tasks == model.tss.tasks
+    model.tss.save(tmp_path / "saved")
+    for name in ("tss.json", "adapters", "tasks"):
+        one, other = (tmp_path / folder / name for folder in ("run", "saved"))
+        files = [(one, other)] if one.is_file() else [(path, other / path.name) for path in one.iterdir()]
+        assert all(path.read_bytes() == twin.read_bytes() for path, twin in files)
+    rows = [("asc/phones", {"text": "the battery is good", "aspect": "battery"})]
+    answers = open_learned(tmp_path / "run").predict(rows)
+    assert open_learned(tmp_path / "saved", tokenizer=config.backbone).predict(rows) == answers
+
+
+def test_a_run_of_the_old_format_is_refused_with_the_reason(tiny_config, tmp_path):
+    folder = tmp_path / "run"
+    run_sequence(tiny_config(ONE, "training.epochs=1"), folder)
+    state = folder / "state" / "run.json"
+    content = json.loads(state.read_text())
+    content.pop("sha256")
+    content["format"] = 1
+    state.write_text(json.dumps({"sha256": sha256(to_json(content)), **content}))
+    with pytest.raises(StateError, match=r"format 1, this version reads 2, in which a run folder is what tss"):
+        run_sequence(tiny_config(ONE, "training.epochs=1"), folder, resume=True)
 
 
 def test_no_memory_names_the_task_and_the_remedy():

@@ -31,10 +31,10 @@ def test_decoder_features_are_those_of_the_models_own_decoder(models, name):
         use_cache=False,
         output_hidden_states=True,
     )
-    hidden, mask = features(model, {"input_ids": IDS, "attention_mask": MASK})
+    hidden, mask = features(model, {"input_ids": IDS, "attention_mask": MASK})[:2]
     assert torch.equal(hidden, own.decoder_hidden_states[-1])
     assert torch.equal(mask, MASK)
-    encoded, _ = features(model, {"input_ids": IDS, "attention_mask": MASK}, "encoder")
+    encoded, _ = features(model, {"input_ids": IDS, "attention_mask": MASK}, "encoder")[:2]
     assert torch.equal(encoded, own.encoder_last_hidden_state)
 
 
@@ -46,22 +46,22 @@ def test_bart_features_are_those_of_its_own_classifier(models):
     seen = []
     classifier.classification_head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     classifier(input_ids=IDS, attention_mask=MASK)
-    hidden, mask = features(models["bart"], {"input_ids": IDS, "attention_mask": MASK})
+    hidden, mask = features(models["bart"], {"input_ids": IDS, "attention_mask": MASK})[:2]
     assert torch.equal(pool(hidden, mask, "last"), seen[0])
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_single_stack_features_are_the_last_hidden_state(models, name):
     own = models[name](input_ids=IDS, attention_mask=MASK, output_hidden_states=True).hidden_states[-1]
-    hidden, _ = features(models[name], {"input_ids": IDS, "attention_mask": MASK})
+    hidden, _ = features(models[name], {"input_ids": IDS, "attention_mask": MASK})[:2]
     assert torch.equal(hidden, own)
 
 
 def test_segments_reach_a_model_that_knows_them(models):
     types = torch.zeros_like(IDS)
     types[:, 3:] = 1
-    plain, _ = features(models["bert"], {"input_ids": IDS, "attention_mask": MASK})
-    typed, _ = features(models["bert"], {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": types})
+    plain, _ = features(models["bert"], {"input_ids": IDS, "attention_mask": MASK})[:2]
+    typed, _ = features(models["bert"], {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": types})[:2]
     assert not torch.equal(plain, typed)
 
 

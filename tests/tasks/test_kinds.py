@@ -9,6 +9,7 @@ import torch
 
 from tss.tasks import KINDS, Classification, Extraction, Generation, kind_from_dict
 from tss.tasks.base import mean_loss
+from tss.tasks.generation import prompts_of
 
 ALL = [
     Classification(labels=["bad", "good"]),
@@ -204,11 +205,48 @@ def test_generation_keeps_its_bounds_and_those_of_the_model(tiny_tokenizer, mode
     assert ids[0].shape[1] in lengths  # with the start token
 
 
-def test_generation_on_a_model_without_an_encoder_is_refused(tiny_tokenizer, models):
+def test_generation_on_a_model_without_a_language_model_head_is_refused(tiny_tokenizer, models):
     kind = Generation()
     batch = kind.collate(kind.encode_all(EXAMPLES["generation"], tiny_tokenizer, **LENGTHS), pad_id=1)
-    with pytest.raises(ValueError, match="need an encoder-decoder model, not LlamaForCausalLM"):
-        kind.predict(models["llama"], batch, tiny_tokenizer)
+    for model in (models["bert"], models["llama"].base_model, models["bart"].base_model):
+        with pytest.raises(ValueError, match=f"need a language-model head, which {type(model).__name__} has not"):
+            kind.predict(model, batch, tiny_tokenizer)
+
+
+def test_a_causal_model_reads_prompt_and_answer_as_one_sequence(tiny_tokenizer, models):
+    kind = Generation(prompt="the {source} is", num_beams=2, max_new_tokens=5).for_model(models["llama"])
+    assert kind.causal
+    assert Generation().for_model(models["bart"]) == Generation()
+    examples = [{"source": "cheap hotel", "target": "good"}, {"source": "taxi " * 50, "target": "poor phone in Paris"}]
+    rows = kind.encode_all(examples, tiny_tokenizer, source_length=12, target_length=4)
+    texts = [tiny_tokenizer.decode(row["input_ids"]) for row in rows]
+    assert texts == [
+        "<s> the cheap hotel is good </s>",
+        " ".join(["<s> the", *["taxi"] * 9, "is poor phone in </s>"]),
+    ]
+    for row, example in zip(rows, examples, strict=True):
+        asked = [i for i, label in enumerate(row["labels"]) if label != -100]
+        assert [row["input_ids"][i] for i in asked] == [row["labels"][i] for i in asked]
+        assert len(asked) == min(4, len(example["target"].split()) + 1)
+    batch = kind.collate(rows, pad_id=1)
+    prompts = prompts_of(batch, 1)
+    assert tiny_tokenizer.batch_decode(prompts["input_ids"]) == [
+        " ".join(["<pad>"] * 7 + ["<s> the cheap hotel is"]), " ".join(["<s> the", *["taxi"] * 9, "is"])
+    ]  # fmt: skip
+    assert prompts["attention_mask"].sum(1).tolist() == [5, 12]
+    model = models["llama"]
+    alone = [
+        kind.predict(model, kind.collate(kind.encode_all([{"source": example["source"]}], tiny_tokenizer,
+                     source_length=12, target_length=4), pad_id=1), tiny_tokenizer)[0]
+        for example in examples
+    ]  # fmt: skip
+    assert kind.predict(model, batch, tiny_tokenizer) == alone
+
+
+def test_prompts_hold_the_source_once():
+    for prompt in ("no place", "{source} {source}"):
+        with pytest.raises(ValueError, match=r'must hold "\{source\}" once'):
+            Generation(prompt=prompt)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +257,7 @@ def test_generation_on_a_model_without_an_encoder_is_refused(tiny_tokenizer, mod
         (Classification(labels=["a"], features="decoder_last"), {"bert"}),
         (Extraction(labels=["O"]), set()),
         (Extraction(labels=["O"], features="encoder"), {"llama"}),
-        (Generation(), {"bert", "llama"}),
+        (Generation(), {"bert"}),
     ],
 )
 def test_a_model_that_cannot_learn_a_kind_is_refused(kind, refused, models):

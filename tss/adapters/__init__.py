@@ -1,4 +1,4 @@
-"""Where adapters go and how: presets, attach and detach, the handle `model.tss`, the life of a task, files."""
+"""Adapters and tasks on a frozen model: `attach`, `load`, the model around the backbone and its handle `model.tss`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tss.adapters.attaching import attach
     from tss.adapters.config import AdapterConfig, TssOptions
     from tss.adapters.handle import TssHandle
-    from tss.adapters.persist import load
-    from tss.adapters.record import TaskRecord
+    from tss.adapters.loading import load
+    from tss.adapters.model import TssModel, attach
+    from tss.adapters.task_store import TaskRecord
 
-__all__ = ["AdapterConfig", "TaskRecord", "TssHandle", "TssOptions", "attach", "load"]
+__all__ = ["AdapterConfig", "TaskRecord", "TssHandle", "TssModel", "TssOptions", "attach", "load"]
 
 # A configuration can be checked without torch: what needs torch is loaded when first used.
 _MODULES = {
     "AdapterConfig": "config",
-    "TaskRecord": "record",
+    "TaskRecord": "task_store",
     "TssHandle": "handle",
+    "TssModel": "model",
     "TssOptions": "config",
-    "attach": "attaching",
-    "load": "persist",
+    "attach": "model",
+    "load": "loading",
 }
 
 

@@ -1,47 +1,46 @@
-"""Gradient checkpointing: layers that run again in the backward pass run as the task of their forward pass."""
+"""Gradient checkpointing: layers that run again in the backward pass run for the call of their forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from tss.adapters.handle import TssHandle
+from tss.adapters.task_call import calling, current_call
 
 FUNCTION = "_gradient_checkpointing_func"  # where transformers keeps it, on every module that checkpoints
 
 
-def remember_tasks(handle: TssHandle) -> None:
-    """Make every checkpointing function of the handle's model remember the task; those that do already are left."""
-    for module in handle.model.modules():
+def remember_calls(model: torch.nn.Module) -> None:
+    """Make every checkpointing function of a model remember its call; those that do already are left."""
+    for module in model.modules():
         function = getattr(module, FUNCTION, None)
         if function is not None and not _remembers(function):
-            setattr(module, FUNCTION, partial(checkpoint_with_task, handle, function))
+            setattr(module, FUNCTION, partial(checkpoint_with_call, function))
 
 
-def forget_tasks(model: torch.nn.Module) -> None:
-    """Undo `remember_tasks`."""
+def forget_calls(model: torch.nn.Module) -> None:
+    """Undo `remember_calls`."""
     for module in model.modules():
         function = getattr(module, FUNCTION, None)
         if isinstance(function, partial) and _remembers(function):
-            setattr(module, FUNCTION, function.args[1])
+            setattr(module, FUNCTION, function.args[0])
 
 
-def checkpoint_with_task(
-    handle: TssHandle, checkpoint: Callable[..., Any], run: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    """checkpoint(run, *args), where `run` in the backward pass sees the task that is active now."""
-    selection = handle.selection
+def checkpoint_with_call(checkpoint: Callable[..., Any], run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """checkpoint(run, *args), where `run` in the backward pass runs for the call that runs now."""
+    call = current_call()
+    if call is None:
+        return checkpoint(run, *args, **kwargs)
 
     def run_as_now(*inputs: Any, **named: Any) -> Any:
-        with handle.recalling(selection):
+        with calling(call):
             return run(*inputs, **named)
 
     # The reentrant form gives no gradient at all unless an input requires one; on a frozen model none may.
-    if handle.trainable is not None and torch.is_grad_enabled() and _is_reentrant(checkpoint):
+    if call.active and call.gates is None and torch.is_grad_enabled() and _is_reentrant(checkpoint):
         tensors = [i for i, x in enumerate(args) if isinstance(x, torch.Tensor) and x.is_floating_point()]
         if tensors and not any(args[i].requires_grad for i in tensors):
             first = tensors[0]
@@ -50,7 +49,7 @@ def checkpoint_with_task(
 
 
 def _remembers(function: Any) -> bool:
-    return isinstance(function, partial) and function.func is checkpoint_with_task
+    return isinstance(function, partial) and function.func is checkpoint_with_call
 
 
 def _is_reentrant(checkpoint: Callable[..., Any]) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 PLACEMENTS = ("feed_forward", "attention", "both")
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 WEIGHT_INITS = ("normal", "signed_constant")
-PRESET_NAMES = ("bart", "mbart", "t5", "bert", "roberta", "llama")
+PRESET_NAMES = ("bart", "mbart", "t5", "bert", "roberta", "distilbert", "modernbert", "gpt2", "opt", "llama", "vit")
 SOFT_MASKS = ("gradient", "update", "none")
 
 
@@ -27,7 +27,7 @@ class AdapterConfig:
         activation: relu, gelu, silu or tanh, between them.
         placement: after the "feed_forward" block of every layer, after its "attention" block, or after "both".
         sites: regular expression that a module's whole name must match to get an adapter; overrides the preset.
-        preset: bart, mbart, t5, bert, roberta or llama; None takes the one of the model's `config.model_type`.
+        preset: one of `PRESET_NAMES`; None takes the one of the model's `config.model_type`.
         gated: True: frozen random weights and trained gates; False: plain trained adapters of the same shapes.
         threshold: a gate is on where its score is at least this.
         weight_init: "normal", N(0, 0.02²), or "signed_constant", sign(W) * sqrt(2 / in).

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+import torch.distributed as distributed
 from torch import nn
 
-from tss.adapters.float32 import TaskHeads
 from tss.errors import StateError
+from tss.tasks.base import IGNORED, PAD_MULTIPLE, TaskKind
 from tss_kernels import GatedAdapterLinear, update_importance_
-
-if TYPE_CHECKING:
-    from tss.adapters.handle import TssHandle
-    from tss.tasks.base import TaskKind
 
 Layers = Mapping[str, GatedAdapterLinear]
 LENGTH = 128  # source and target length for raw examples; whoever wants another hands over batches
@@ -23,6 +20,8 @@ LENGTH = 128  # source and target length for raw examples; whoever wants another
 
 def raw_importance(layers: Layers, losses: Iterable[torch.Tensor], of: str) -> dict[str, torch.Tensor]:
     """a = mean over batches of (dL/ds) * g, or of its absolute value: float64 (out, in) by layer.
+
+    Where several processes train, the mean is over the batches of all of them, so that all seal the same.
 
     Args:
         layers: running from their live scores.
@@ -43,6 +42,7 @@ def raw_importance(layers: Layers, losses: Iterable[torch.Tensor], of: str) -> d
                 if gradient is not None:  # a layer that the task does not pass through matters to it nowhere
                     sums[name] += torch.where(gates[name], gradient.abs() if of == "absolute" else gradient, 0)
             batches += 1
+    batches = _over_ranks(sums, batches)
     if not batches:
         raise ValueError("seal_task: the data holds no batch; give at least one, or None for no importance")
     for name, total in sums.items():
@@ -52,6 +52,16 @@ def raw_importance(layers: Layers, losses: Iterable[torch.Tensor], of: str) -> d
                 "being learned: check its data and learning rate, or use bfloat16 in place of float16"
             )
     return {name: total / batches for name, total in sums.items()}
+
+
+def _over_ranks(sums: dict[str, torch.Tensor], batches: int) -> int:
+    """Add up what every process has seen; gives the number of all batches."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return batches
+    count = torch.tensor(float(batches), dtype=torch.float64, device=next(iter(sums.values())).device)
+    for tensor in (*sums.values(), count):
+        distributed.all_reduce(tensor)
+    return int(count.item())
 
 
 @torch.no_grad()
@@ -80,68 +90,93 @@ def plain_gradients(layers: Layers) -> Iterator[None]:
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """No dropout; every module's own mode is given back."""
-    training = {module: module.training for module in _with_modes(model)}
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
         for module, mode in training.items():
-            if isinstance(module, TaskHeads):
-                module.train(mode)
             module.training = mode
 
 
-def _with_modes(module: nn.Module) -> Iterator[nn.Module]:
-    """All modules that have a mode of their own: heads take theirs over, and there may be thousands."""
-    yield module
-    if not isinstance(module, TaskHeads):
-        for child in module.children():
-            yield from _with_modes(child)
+def batches_of(
+    kind: TaskKind, data: Any, batch_size: int, *, tokenizer: Any, pad_id: int, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Batches as they are; single examples (raw, or encoded rows) encoded and collated, `batch_size` at a time.
 
-
-def losses_of(handle: TssHandle, kind: TaskKind, data: Any, batch_size: int) -> Iterator[torch.Tensor]:
-    """One differentiable loss per batch of the active task, in the model's present mode.
+    Lists and NumPy arrays become tensors. Rows that bring a mask keep it.
 
     Raises:
-        ValueError: a batch without labels, or examples without a tokenizer to encode them.
+        ValueError: a batch without labels, or of rows of different lengths, or examples that nothing can encode.
     """
-    for i, batch in enumerate(_batches(handle, kind, data, batch_size)):
-        inputs = {key: v.to(handle.device) if isinstance(v, torch.Tensor) else v for key, v in batch.items()}
-        if inputs.get("labels") is None:
-            raise ValueError(f"seal_task: batch {i} has no labels, only {', '.join(inputs)}; add them")
-        with torch.enable_grad():
-            loss = handle.loss(**inputs)
-        yield loss
+    for i, batch in enumerate(_grouped(kind, data, batch_size, tokenizer, pad_id)):
+        if batch.get("labels") is None:
+            raise ValueError(f"seal_task: batch {i} has no labels, only {', '.join(batch)}; add them")
+        yield {key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in batch.items()}
 
 
-def _batches(handle: TssHandle, kind: TaskKind, data: Any, batch_size: int) -> Iterator[Mapping[str, Any]]:
-    """Batches as they are; single examples (raw, or encoded rows) encoded and collated, `batch_size` at a time."""
-    group: list[Mapping[str, Any]] = []
+def _grouped(kind: TaskKind, data: Any, batch_size: int, tokenizer: Any, pad_id: int) -> Iterator[Mapping[str, Any]]:
+    group: list[dict[str, Any]] = []
     for item in data:
         if not isinstance(item, Mapping):
             raise ValueError(f"seal_task: data gives a {type(item).__name__}, expected dicts with input_ids and labels")
-        if isinstance(item.get("input_ids"), torch.Tensor) and item["input_ids"].dim() > 1:
-            yield item
+        tensors = {key: _as_tensor(key, value) for key, value in item.items()}
+        main = next((tensors[key] for key in ("input_ids", "pixel_values", "inputs_embeds") if key in tensors), None)
+        if isinstance(main, torch.Tensor) and main.dim() > (1 if "input_ids" in tensors else 3):
+            yield tensors
             continue
-        group.append(item)
+        group.append(dict(item) if main is None else tensors)
         if len(group) == batch_size:
-            yield _collate(handle, kind, group)
+            yield _collate(kind, group, tokenizer, pad_id)
             group = []
     if group:
-        yield _collate(handle, kind, group)
+        yield _collate(kind, group, tokenizer, pad_id)
 
 
-def _collate(handle: TssHandle, kind: TaskKind, group: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    if "input_ids" in group[0]:
-        rows = [{key: torch.as_tensor(value).reshape(-1).tolist() for key, value in row.items()} for row in group]
-        pad = getattr(handle.tokenizer, "pad_token_id", None)
-        pad = getattr(handle.model.config, "pad_token_id", None) if pad is None else pad
-        return kind.collate(rows, pad_id=0 if pad is None else pad)
-    if handle.tokenizer is None:
+def _as_tensor(key: str, value: Any) -> Any:
+    """Numbers in lists or arrays as a tensor; anything else (text, None) as it is."""
+    if isinstance(value, torch.Tensor) or value is None or isinstance(value, (str, bytes)):
+        return value
+    first = value
+    while isinstance(first, (list, tuple)):
+        if not first:
+            return value
+        first = first[0]
+    if isinstance(first, str):
+        return value
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"seal_task: got examples with {', '.join(group[0])}; set model.tss.tokenizer to encode them, or give "
-            "batches of tensors with input_ids and labels"
-        )
-    examples = [dict(example) for example in group]
-    rows = kind.encode_all(examples, handle.tokenizer, source_length=LENGTH, target_length=LENGTH)
-    return kind.collate(rows, pad_id=handle.tokenizer.pad_token_id or 0)
+            f"seal_task: {key} cannot become a tensor ({error}); pad the rows of a batch to one length, or give rows "
+            "one by one"
+        ) from error
+
+
+def _collate(kind: TaskKind, group: Sequence[Mapping[str, Any]], tokenizer: Any, pad_id: int) -> Mapping[str, Any]:
+    first = group[0]
+    if "input_ids" not in first and "pixel_values" not in first and "inputs_embeds" not in first:
+        if tokenizer is None:
+            raise ValueError(
+                f"seal_task: got examples with {', '.join(first)}; set model.tss.tokenizer to encode them, or give "
+                "batches of tensors with input_ids and labels"
+            )
+        examples = [dict(example) for example in group]
+        rows = kind.encode_all(examples, tokenizer, source_length=LENGTH, target_length=LENGTH)
+        return kind.collate(rows, pad_id=tokenizer.pad_token_id or 0)
+    if first.keys() <= {"input_ids", "labels", "token_type_ids"}:
+        lists = [{key: torch.as_tensor(value).reshape(-1).tolist() for key, value in row.items()} for row in group]
+        return kind.collate(lists, pad_id=pad_id)
+    return {key: _stack(key, [row[key] for row in group], kind, pad_id) for key in first}
+
+
+def _stack(key: str, values: Sequence[torch.Tensor], kind: TaskKind, pad_id: int) -> torch.Tensor:
+    """Rows of one input as a batch, padded right to the longest where they are sequences."""
+    if key == "labels" and kind.kind == "classification":
+        return torch.stack([value.reshape(()) for value in values])
+    if values[0].dim() != 1 or values[0].is_floating_point():
+        return torch.stack(list(values))
+    width = max(len(value) for value in values)
+    width = -(-width // PAD_MULTIPLE) * PAD_MULTIPLE
+    fill = {"input_ids": pad_id, "labels": IGNORED}.get(key, 0)
+    return torch.stack([nn.functional.pad(value, (0, width - len(value)), value=fill) for value in values])

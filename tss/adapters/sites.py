@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from tss.adapters.config import AdapterConfig
@@ -36,16 +37,32 @@ PRESETS = {
     ),
     "bert": _BERT,
     "roberta": _BERT,
+    "distilbert": Preset(
+        r"(.*\.)?transformer\.layer\.\d+\.output_layer_norm", r"(.*\.)?transformer\.layer\.\d+\.sa_layer_norm"
+    ),
+    "modernbert": Preset(r"(.*\.)?layers\.\d+\.mlp", r"(.*\.)?layers\.\d+\.attn"),
+    "gpt2": Preset(r"(.*\.)?h\.\d+\.mlp", r"(.*\.)?h\.\d+\.attn"),
+    "opt": Preset(r"(.*\.)?decoder\.layers\.\d+\.fc2", r"(.*\.)?decoder\.layers\.\d+\.self_attn"),
     "llama": Preset(r"(.*\.)?layers\.\d+\.mlp", r"(.*\.)?layers\.\d+\.self_attn"),
+    "vit": Preset(r"(.*\.)?layers\.\d+\.mlp", r"(.*\.)?layers\.\d+\.attention"),
 }
 # `config.model_type` -> preset.
 MODEL_TYPES = {
     "bart": "bart",
+    "led": "bart",
     "mbart": "mbart",
+    "pegasus": "mbart",
     "t5": "t5",
     "mt5": "t5",
     "bert": "bert",
     "electra": "bert",
+    "deberta": "bert",
+    "deberta-v2": "bert",
+    "distilbert": "distilbert",
+    "modernbert": "modernbert",
+    "gpt2": "gpt2",
+    "opt": "opt",
+    "vit": "vit",
     "roberta": "roberta",
     "xlm-roberta": "roberta",
     "camembert": "roberta",
@@ -65,6 +82,7 @@ MODEL_TYPES = {
     "starcoder2": "llama",
 }
 NAMES_SHOWN = 12
+BATCH_SECOND = ("xlnet", "fsmt")
 
 
 def site_pattern(model: nn.Module, config: AdapterConfig) -> str:
@@ -107,6 +125,42 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
         if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             raise ValueError(f"site {name} is a {type(module).__name__}; match its last module instead")
     return sites
+
+
+def check_backbone(model: nn.Module, core: nn.Module) -> None:
+    """Raise ValueError for a model that tasks could not be learned on, or not kept: before anything is trained.
+
+    Args:
+        model: what `attach` was given.
+        core: the transformers model in it.
+    """
+    config = getattr(core, "config", None)
+    if config is None or not hasattr(config, "model_type"):
+        raise ValueError(
+            f"{type(core).__name__} has no transformers config, by which tasks find its hidden states: give a "
+            "PreTrainedModel, or put GatedAdapter of tss_kernels into your module yourself"
+        )
+    if config.model_type in BATCH_SECOND:
+        raise ValueError(
+            f"the layers of {type(core).__name__} hold (length, batch, hidden): tasks by row would mix up rows; use a "
+            "model whose first dimension is the batch"
+        )
+    prompts = [name for name, one in getattr(model, "peft_config", {}).items() if getattr(one, "is_prompt_learning", 0)]
+    if prompts:
+        raise ValueError(
+            f"PEFT adapter {prompts[0]!r} learns prompts, which labelled tasks would skip; use LoRA or another that "
+            "changes layers, or unload it"
+        )
+    for name, tensor in (*core.named_parameters(), *core.named_buffers()):
+        if type(tensor) not in (torch.Tensor, nn.Parameter) and not tensor.is_meta:
+            try:
+                tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+            except Exception as error:
+                raise ValueError(
+                    f"{name} is a {type(tensor).__name__}, whose bytes cannot be read ({type(error).__name__}): what "
+                    "is learned on it could not be saved; attach first and quantise the backbone after, or use another "
+                    "quantiser"
+                ) from error
 
 
 def hidden_size(model: nn.Module, name: str, site: nn.Module) -> int:

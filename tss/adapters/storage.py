@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +15,10 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 
 from tss.errors import StateError
+from tss.io import sha256, write_bytes
 
 KEY = "tss"
+Tensors = dict[str, torch.Tensor]
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -33,40 +34,27 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def _seal(tensors: Mapping[str, torch.Tensor], metadata: Any) -> str:
     """sha256 over tensors and metadata."""
-    return hashlib.sha256(f"{digest(tensors)} {json.dumps(metadata, sort_keys=True)}".encode()).hexdigest()
+    return sha256(f"{digest(tensors)} {json.dumps(metadata, sort_keys=True)}")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON-able metadata as one safetensors file; a crash leaves the old file or the new one.
+def encode_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> bytes:
+    """Tensors and JSON-able metadata as one safetensors file.
 
     All metadata goes into one entry: the format keeps no order among several, and equal content must be equal bytes.
-
-    Raises:
-        OSError: for example a full disk; the old file is then still there.
     """
     ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     plain = json.loads(json.dumps(metadata))  # what a reader will see: string keys, lists in place of tuples
     document = json.dumps({"sha256": _seal(ready, plain), "metadata": plain}, sort_keys=True)
-    write_file(path, save_bytes(ready, metadata={KEY: document}))
+    return save_bytes(ready, metadata={KEY: document})
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Replace a file at once: written beside it, flushed to the disk, then renamed over it.
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write `encode_tensors`; a crash leaves the old file or the new one.
 
     Raises:
         OSError: for example a full disk; the old file is then still there.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(path, encode_tensors(tensors, metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -98,3 +86,21 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             "restore it from a copy or run the task again"
         )
     return tensors, metadata
+
+
+@torch.no_grad()
+def load_exactly(targets: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor], what: str) -> None:
+    """Copy stored tensors into targets of the same names and shapes.
+
+    Raises:
+        StateError: naming the first that is missing or has another shape; nothing is copied then.
+    """
+    for name, target in targets.items():
+        found = tuple(stored[name].shape) if name in stored else "missing"
+        if found != tuple(target.shape):
+            raise StateError(
+                f"{what}: stored tensor {name} is {found}, expected {tuple(target.shape)}; "
+                "use the model and configuration that it was learned with"
+            )
+    for name, target in targets.items():
+        target.copy_(stored[name])

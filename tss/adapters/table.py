@@ -1,16 +1,13 @@
-"""The tasks of a handle as a table, and how far gates have moved."""
+"""The tasks of a model as a table, and how far gates have moved."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 
+from tss.adapters.task_store import TaskRecord
 from tss.errors import StateError
-
-if TYPE_CHECKING:
-    from tss.adapters.handle import TssHandle
 
 
 def flipped(
@@ -31,19 +28,19 @@ def flipped(
     return shares
 
 
-def render(handle: TssHandle) -> str:
+def render(tasks: Mapping[str, TaskRecord], active: str | None) -> str:
     """Task, kind, state, density, bytes and hash, a line for each; the active task is starred."""
     header = ("task", "kind", "state", "density", "bytes", "hash")
     rows = [
         (
-            ("* " if name == handle.active else "  ") + name,
+            ("* " if name == active else "  ") + name,
             record.kind.kind,
             str(record.state),
             "-" if record.density is None else f"{record.density:.4f}",
             f"{record.bytes:,}",
             "-" if record.hash is None else record.hash[:12],
         )
-        for name, record in handle.tasks.items()
+        for name, record in tasks.items()
     ]
     widths = [max(map(len, column)) for column in zip(("  " + header[0], *header[1:]), *rows, strict=True)]
     left = (True, True, True, False, False, True)

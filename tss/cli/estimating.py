@@ -125,8 +125,9 @@ def _time_task(run: Run, task: TaskData) -> tuple[float, float]:
     )
     run.method.begin_task(run.handle, task.name, task.kind)
     seconds = _time_steps(job)
-    run.handle.seal_task(name=task.name)
-    return seconds, _time_test(run, task)
+    tested = _time_test(run, task)
+    run.handle.abandon()
+    return seconds, tested
 
 
 def _time_steps(job: Job) -> float:
@@ -151,10 +152,10 @@ def _time_test(run: Run, task: TaskData) -> float:
     test = run.test(task)
     rows = by_length(test, run.settings(task.name).eval_batch_size)[0]
     batch = collate(test, rows, task.kind, tokenizer, run.runtime)
-    run.backbone.model.eval()
+    run.handle.model.eval()
     started = time.perf_counter()
     with run.handle.using(task.name), torch.no_grad(), run.runtime.autocast():
-        task.kind.predict(run.backbone.model, batch, tokenizer, examples=[task.test[i] for i in rows])
+        task.kind.predict(run.handle.model, batch, tokenizer, examples=[task.test[i] for i in rows])
     _wait(run.runtime)
     return (time.perf_counter() - started) / len(rows)
 

@@ -1,4 +1,4 @@
-"""A run's learned tasks, opened for prediction."""
+"""Learned tasks, opened for prediction: those of a run, or those that `model.tss.save` wrote."""
 
 from __future__ import annotations
 
@@ -7,30 +7,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tss.adapters import attach
-from tss.errors import StateError
-from tss.run.backbone import Backbone, load_backbone, resolve_device
+from tss.adapters import load, saving
+from tss.errors import ConfigError, StateError
+from tss.run.backbone import Backbone, load_backbone, resolve_device, resolve_precision
 from tss.run.config import RunConfig, load_config, settings_for
 from tss.run.evaluate import predict
 from tss.run.examples import encode_split
-from tss.run.prepare import make_method, restore
 from tss.run.runtime import Runtime
 from tss.run.state import Layout, load_state
 from tss.tasks import TaskKind
 
 if TYPE_CHECKING:
-    from tss.adapters import TssHandle
+    from tss.adapters import TssHandle, TssModel
 
 
 @dataclass(frozen=True)
 class Learned:
-    """The backbone with the gates (or plain adapters) and heads of a run; `kinds` names its sealed tasks."""
+    """A backbone with gates (or plain adapters) and heads; `kinds` names the sealed tasks."""
 
     config: RunConfig
     backbone: Backbone
-    handle: TssHandle
+    model: TssModel
     runtime: Runtime
     kinds: dict[str, TaskKind]
+
+    @property
+    def handle(self) -> TssHandle:
+        """Of the model."""
+        return self.model.tss
 
     def predict(self, rows: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
         """The prediction for each (task, example), in their order; rows of a task are batched together by length."""
@@ -49,33 +53,44 @@ class Learned:
         split = encode_split(examples, kind, tokenizer, settings)
         size = settings.eval_batch_size
         with self.handle.using(task):
-            return predict(self.backbone.model, kind, split, tokenizer, batch_size=size, runtime=self.runtime)
+            return predict(self.model, kind, split, tokenizer, batch_size=size, runtime=self.runtime)
 
 
-def open_learned(folder: Path | str) -> Learned:
-    """Opens a run folder, finished or not, with the tasks that are sealed in it. Nothing in the folder is changed.
+def open_learned(folder: Path | str, *, backbone: str | None = None, tokenizer: str | None = None) -> Learned:
+    """Opens a run folder, finished or not, or a folder that `model.tss.save` wrote. Nothing in it is changed.
+
+    Args:
+        folder: with `tss.json`.
+        backbone: model folder or hub name; None: the one that the folder names.
+        tokenizer: folder or hub name; None: the backbone's own.
 
     Raises:
-        StateError: not a run folder, nothing learned yet, or a file that is missing, truncated or edited.
-        ConfigError: its backbone cannot be loaded here.
+        StateError: neither kind of folder, nothing learned yet, or a file that is missing, truncated or edited.
+        ConfigError: its backbone cannot be loaded here, or a saved folder does not say which it is.
     """
     layout = Layout(Path(folder))
-    if not layout.state.is_file() or not layout.config.is_file():
-        raise StateError(f"{folder}: not a run folder (no {layout.state.relative_to(layout.folder)} and config.yaml)")
-    state = load_state(layout.state)
-    if not state.sealed:
+    if layout.state.is_file() and not load_state(layout.state).sealed:
         raise StateError(f"{folder}: no task is learned yet")
-    config = load_config(layout.config)
+    saved = saving.read(layout.folder)
+    if not any(about["state"] == "sealed" for _, about in saved.tasks):
+        raise StateError(f"{folder}: no task is learned yet")
+    if layout.config.is_file():
+        config = load_config(layout.config)
+    else:
+        name = backbone or saved.backbone.get("name")
+        if not name:
+            raise ConfigError(f"{folder} does not say which backbone it was learned on: name it with --backbone")
+        config = load_config({"backbone": name})
     runtime = Runtime(resolve_device(config.device), config.precision)
-    backbone = load_backbone(
-        config.backbone,
-        tokenizer=config.tokenizer,
-        precision=config.precision,
+    runtime = Runtime(runtime.device, resolve_precision(config.precision, runtime.device))
+    base = load_backbone(
+        backbone or config.backbone,
+        tokenizer=tokenizer or config.tokenizer,
+        precision=runtime.precision,
         device=runtime.device,
         seed=config.seed,
     )
-    method = make_method(config)
-    handle = attach(backbone.model, config.adapters, method.layer_options())
-    restore(state, layout, handle, method)
-    backbone.model.eval()
-    return Learned(config, backbone, handle, runtime, {name: record.kind for name, record in handle.tasks.items()})
+    model = load(base.model, layout.folder)
+    model.eval()
+    kinds = {name: record.kind for name, record in model.tss.tasks.items() if record.state == "sealed"}
+    return Learned(config, base, model, runtime, kinds)

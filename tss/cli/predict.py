@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tss.errors import DataError, StateError, TssError
+from tss.io import write_text
 
 if TYPE_CHECKING:
     from tss.cli.learned import Learned
@@ -28,7 +29,9 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
         'the same line with "prediction". Rows keep their order.',
         allow_abbrev=False,
     )
-    parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run folder, or one that model.tss.save wrote")
+    parser.add_argument("--backbone", metavar="NAME", help="model folder or hub name; default: what the folder names")
+    parser.add_argument("--tokenizer", metavar="NAME", help="folder or hub name; default: the backbone's own")
     parser.add_argument("--task", metavar="NAME", help='the task of lines without a "task" of their own')
     parser.add_argument("--input", type=Path, metavar="FILE", help="default: standard input")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
@@ -39,10 +42,10 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     where = "<stdin>" if args.input is None else str(args.input)
     lines = sys.stdin if args.input is None else args.input.read_text(encoding="utf-8").splitlines()
-    learned = _open(args.folder)
+    learned = _open(args)
     kinds = {name: kind.kind for name, kind in learned.kinds.items()}
     if args.task is not None and args.task not in kinds:
-        raise DataError(f"task {args.task!r} is not learned in this run; it has: {', '.join(kinds)}", "--task")
+        raise DataError(f"task {args.task!r} is not learned in this folder; it has: {', '.join(kinds)}", "--task")
     # Nothing is answered before every line is known to be right: the output has a line for each, or is not there.
     rows = read_rows(lines, where, args.task)
     check_rows(rows, where, kinds)
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output is None:
         sys.stdout.write(text)
     else:
-        args.output.write_text(text, encoding="utf-8")
+        write_text(args.output, text)
     return 0
 
 
@@ -90,7 +93,7 @@ def check_rows(rows: Iterable[tuple[int, dict[str, Any]]], where: str, kinds: di
     for number, row in rows:
         if row["task"] not in kinds:
             raise DataError(
-                f"task {row['task']!r} is not learned in this run; it has: {', '.join(kinds)}", where, number
+                f"task {row['task']!r} is not learned in this folder; it has: {', '.join(kinds)}", where, number
             )
         needed = INPUTS[kinds[row["task"]]]
         value = row.get(needed)
@@ -107,11 +110,12 @@ def example_of(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in ("task", "label", "ner_tags", "target")}
 
 
-def _open(folder: Path) -> Learned:
+def _open(args: argparse.Namespace) -> Learned:
+    folder = args.folder
     try:
         from tss.cli.learned import open_learned
 
-        return open_learned(folder)
+        return open_learned(folder, backbone=args.backbone, tokenizer=args.tokenizer)
     except FileNotFoundError as error:
         raise StateError(f"{folder}: not a run folder ({error.filename} is missing)") from error
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tss.data.seeds import stream
+from tss.seeding import stream
 
 POOL = 32  # batches that are sorted by length together
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tss.data.seeds import stream
 from tss.errors import ConfigError
+from tss.seeding import stream
 
 # The first two orders that the authors published for each family; for all forty tasks mixed they published none.
 AUTHOR_ORDERS: dict[str, tuple[tuple[str, ...], ...]] = {

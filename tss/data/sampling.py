@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tss.data.schema import Example
-from tss.data.seeds import stream
+from tss.seeding import stream
 
 HELD_OUT = 10  # one training example in ten becomes validation
 

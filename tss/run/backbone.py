@@ -124,9 +124,16 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 def check_lengths(model: PreTrainedModel, task: str, *, source_length: int, target_length: int) -> None:
     """Lengths beyond the model's learned positions would fail deep inside it, so they are refused here."""
     positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return
     for key, value in (("source_length", source_length), ("target_length", target_length)):
-        if positions is not None and value > positions:
+        if value > positions:
             raise ConfigError(f"task {task}: {key} is {value}, but the backbone has {positions} positions; lower {key}")
+    if not model.config.is_encoder_decoder and source_length + target_length > positions:
+        raise ConfigError(
+            f"task {task}: source_length {source_length} and target_length {target_length} share the backbone's "
+            f"{positions} positions; lower one of them"
+        )
 
 
 def _source(name: str) -> str | Path:

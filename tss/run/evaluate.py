@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tss.adapters.prefix import given
+from tss.adapters.frozen_prefix import given
 from tss.run.examples import Split, by_length, collate
 from tss.run.runtime import Runtime
 from tss.tasks.base import IGNORED, TaskKind
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+    from tss.adapters import TssModel
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Evaluation:
 
 
 def predict(
-    model: PreTrainedModel,
+    model: TssModel,
     kind: TaskKind,
     split: Split,
     tokenizer: PreTrainedTokenizerBase,
@@ -42,7 +44,8 @@ def predict(
         cost = None if kind.kind == "generation" else runtime.batch_cost
         for rows in by_length(split, batch_size, cost):
             batch = collate(split, rows, kind, tokenizer, runtime)
-            with given(model, batch.pop("below", None)):
+            below = batch.pop("below", None)
+            with given(None if below is None else model.tss.prefix, below):
                 answers = kind.predict(model, batch, tokenizer, examples=[split.examples[i] for i in rows])
             for row, answer in zip(rows, answers, strict=True):
                 predictions[row] = answer
@@ -50,7 +53,7 @@ def predict(
 
 
 def evaluate(
-    model: PreTrainedModel,
+    model: TssModel,
     kind: TaskKind,
     split: Split,
     tokenizer: PreTrainedTokenizerBase,
@@ -74,7 +77,7 @@ def evaluate(
 
 
 def mean_loss(
-    model: PreTrainedModel,
+    model: TssModel,
     kind: TaskKind,
     split: Split,
     tokenizer: PreTrainedTokenizerBase,
@@ -84,12 +87,11 @@ def mean_loss(
 ) -> float:
     """The loss of the active task on a split, in evaluation mode: its mean over all labels, however batches are cut."""
     model.eval()
-    handle: Any = model.tss
     total, count = 0.0, 0
     with torch.no_grad(), runtime.autocast():
         for rows in by_length(split, batch_size, runtime.batch_cost):
             batch = collate(split, rows, kind, tokenizer, runtime)
             labels = int((batch["labels"] != IGNORED).sum())
-            total += handle.loss(**batch).item() * labels
+            total += model.tss.loss(**batch).item() * labels
             count += labels
     return total / max(1, count)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tss.errors import StateError
-from tss.run.files import to_json
+from tss.io import to_json
 
 Listener = Callable[[dict[str, Any]], None]
 

@@ -19,7 +19,8 @@ from tss.run.config import TaskSettings
 from tss.run.evaluate import evaluate, mean_loss
 from tss.run.events import EventLog
 from tss.run.examples import Split, collate
-from tss.run.runtime import Runtime, stable_seed
+from tss.run.runtime import Runtime
+from tss.seeding import seed_of
 from tss.tasks.base import TaskKind
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def train_epoch(job: Job, optimizer: torch.optim.Optimizer, position: Position, 
             parameters["lr"] = peak * share
         loss = backward(job, group, position.epoch, step)
         optimizer.step()
+        check_finite(job, position.epoch, step)
         optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
         job.step_seconds.append(seconds)
@@ -135,6 +137,20 @@ def train_epoch(job: Job, optimizer: torch.optim.Optimizer, position: Position, 
         checkpoint(position, optimizer)
 
 
+def check_finite(job: Job, epoch: int, step: int) -> None:
+    """Raise TssError if a step made a score or a weight that is not finite: a NaN reads as a gate that is off."""
+    trained: list[torch.Tensor] = []
+    for group in job.handle.trainable_parameters().values():
+        trained += group
+    largest = torch.stack(torch._foreach_norm(trained, math.inf))
+    if not largest.isfinite().all():
+        raise TssError(
+            f"task {job.name}: a score or a weight is not finite after epoch {epoch}, step {step}; finished tasks are "
+            f"kept. Lower score_lr ({job.settings.score_lr}) or head_lr ({job.settings.head_lr}) for this task, or use "
+            f"precision=float32 (now {job.runtime.precision})"
+        )
+
+
 def backward(job: Job, group: list[list[int]], epoch: int, step: int) -> float:
     """Accumulate the gradients of one optimizer step's batches; gives their mean loss.
 
@@ -144,7 +160,7 @@ def backward(job: Job, group: list[list[int]], epoch: int, step: int) -> float:
     total = 0.0
     for part, rows in enumerate(group):
         # dropout depends on the place in the sequence alone, so no generator's state has to be kept for a resume
-        torch.manual_seed(stable_seed(job.seed, job.name, epoch, step, part))
+        torch.manual_seed(seed_of(job.seed, job.name, epoch, step, part))
         batch = collate(job.train, rows, job.kind, job.tokenizer, job.runtime)
         with job.runtime.autocast():
             loss = job.handle.loss(**batch)

@@ -7,22 +7,21 @@ import dataclasses
 import fcntl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tss.adapters import attach
-from tss.adapters.storage import read_tensors
+from tss.adapters import attach, saving
 from tss.data import TaskData, list_tasks, load_task, resolve_order
 from tss.errors import ConfigError, StateError
+from tss.io import PARTIAL, to_json, write_text
 from tss.methods import METHODS, Method
 from tss.run.backbone import Backbone, check_lengths, load_backbone, resolve_device, resolve_precision
 from tss.run.checkpoint import Saved, read_checkpoint
 from tss.run.config import RunConfig, TaskSettings, dump_config, settings_for
 from tss.run.events import EventLog, Listener
 from tss.run.examples import Split, collate, encode_split, with_settings
-from tss.run.files import to_json, write_text
 from tss.run.invariants import logits_hash
 from tss.run.runtime import Runtime
-from tss.run.state import Layout, RunState, SealedTask, check_file, check_same_config, check_same_data, load_state
+from tss.run.state import Layout, RunState, SealedTask, check_same_config, check_same_data, load_state
 from tss.run.zero_shot import untrained_metrics
 
 if TYPE_CHECKING:
@@ -90,19 +89,22 @@ def open_run(config: RunConfig, layout: Layout, *, resume: bool, listener: Liste
             state = load_state(layout.state)
             check_same_config(state.config, config.resolved())
             check_same_data(state.digests, {task.name: task.digest for task in tasks})
-            remove_leftovers(layout, state)
+            remove_leftovers(layout)
         backbone = checked_backbone(config, tasks, runtime)
         method = make_method(config)
         untrained = {}
         if state is None and config.zero_shot:
             untrained = untrained_metrics(config, tasks, backbone, method, runtime)
-        handle = attach(backbone.model, config.adapters, method.layer_options())
+        tasks = [dataclasses.replace(task, kind=task.kind.for_model(backbone.model)) for task in tasks]
+        handle = attach(backbone.model, config.adapters, method.layer_options()).tss
         if state is None:
             stack.enter_context(lock(layout))
             state = new_state(config, tasks, runtime, handle, layout)
             state.untrained = untrained
         else:
             restore(state, layout, handle, method)
+            if state.saved is not None:
+                saving.commit(layout.folder, state.saved)  # a crash may have come between the state and this
             saved = take_checkpoint(layout, state)
         length = saved.events_bytes if saved else state.events_bytes
         log = EventLog(layout.events, length=length, step_seconds=config.log_seconds, listener=listener)
@@ -125,20 +127,17 @@ def checked_backbone(config: RunConfig, tasks: list[TaskData], runtime: Runtime)
     for task in tasks:
         settings = settings_for(config, task.name)
         target = settings.target_length if task.kind.kind == "generation" else 0
-        check_lengths(backbone.model, task.name, source_length=settings.source_length, target_length=target)
         try:
             task.kind.check_model(backbone.model)
+            check_lengths(backbone.model, task.name, source_length=settings.source_length, target_length=target)
         except ValueError as error:
             raise ConfigError(f"task {task.name} on backbone {config.backbone}: {error}") from error
     return backbone
 
 
-def remove_leftovers(layout: Layout, state: RunState) -> None:
-    """Remove what a killed process left: half-written files, and the shared file before the one that counts."""
-    leftovers = [*layout.folder.rglob("*.partial"), *layout.folder.rglob("*.tmp")]
-    counts = layout.shared(len(state.sealed) - 1)
-    leftovers += [path for path in layout.state.parent.glob("shared-*.safetensors") if path != counts]
-    for path in leftovers:
+def remove_leftovers(layout: Layout) -> None:
+    """Remove what a killed process left half-written."""
+    for path in layout.folder.rglob(f"*{PARTIAL}"):
         path.unlink()
 
 
@@ -230,26 +229,22 @@ def restore(state: RunState, layout: Layout, handle: TssHandle, method: Method) 
             f"{layout.folder}: the backbone's or the adapters' frozen weights are not those the run began with; "
             "put the same backbone back, or start in another folder"
         )
-    for index, sealed in enumerate(state.sealed):
-        path = layout.task(index, sealed.name)
-        check_file(path, sealed.sha256)
-        handle.load_task_state(sealed.name, *read_tensors(path))
+    if state.saved is None:
+        return
+    try:
+        saved = saving.read(layout.folder, state.saved)
+    except StateError as error:
+        raise StateError(
+            f"{error}. Put the file back from a copy, or start in another folder; the other tasks are in tasks/"
+        ) from error
+    handle.restore(saved, str(layout.folder))
+    method.load_state(saved.extra)
+    for sealed in state.sealed:
         if handle.fingerprint(sealed.name) != sealed.fingerprint:
-            raise StateError(f"{path}: gates and head are not those that were sealed; the file belongs to another run")
-    if state.shared_sha256 is not None:
-        path = layout.shared(len(state.sealed) - 1)
-        check_file(path, state.shared_sha256)
-        restore_shared(read_tensors(path)[0], handle, method)
-
-
-def restore_shared(tensors: dict[str, Any], handle: TssHandle, method: Method) -> None:
-    """Split a shared file into the adapters' part and the method's own."""
-    parts: dict[str, dict[str, Any]] = {"adapters": {}, "method": {}}
-    for name, value in tensors.items():
-        owner, _, rest = name.partition("/")
-        parts[owner][rest] = value
-    handle.load_shared_state(parts["adapters"])
-    method.load_state(parts["method"])
+            raise StateError(
+                f"{layout.folder}: gates and head of {sealed.name} are not those that were sealed; its file belongs to "
+                "another run"
+            )
 
 
 def take_checkpoint(layout: Layout, state: RunState) -> Saved | None:
@@ -270,7 +265,6 @@ def renew_probes(run: Run) -> None:
     run.state.sealed = [
         SealedTask(
             sealed.name,
-            sealed.sha256,
             sealed.fingerprint,
             logits_hash(run.handle, sealed.name, run.probe(by_name[sealed.name]), run.runtime),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import errno
 import os
 import platform
 import resource
@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tss.errors import TssError
+from tss.errors import StateError, TssError
 from tss.tasks.base import PAD_MULTIPLE
 
 if TYPE_CHECKING:
@@ -91,12 +92,6 @@ class Runtime:
         }
 
 
-def stable_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on the parts alone, the same in every process."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
 @contextlib.contextmanager
 def memory_errors(task: str, batch_size: int) -> Iterator[None]:
     """Turn running out of memory into one clear error that names the task and the remedy."""
@@ -112,4 +107,18 @@ def memory_errors(task: str, batch_size: int) -> Iterator[None]:
             f"task {task}: out of memory with batches of {batch_size} ({detail}); "
             "use a smaller batch_size with grad_accumulation, shorter source_length, or precision=bfloat16; "
             "finished tasks are kept"
+        ) from error
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk (or a file-size limit or quota) into one clear error; other errors pass unchanged."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise StateError(
+            f"{folder}: {error.strerror} while writing {error.filename or 'the run'}; everything that was finished is "
+            "kept: make room there, then continue with --resume"
         ) from error

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import torch
 
-from tss.adapters.storage import write_tensors
+from tss.adapters import saving
 from tss.data import TaskData
+from tss.io import to_json, write_text
 from tss.methods.base import Batch
 from tss.run.checkpoint import Position, save_checkpoint
 from tss.run.config import RunConfig
 from tss.run.evaluate import Evaluation, evaluate
 from tss.run.events import Listener
 from tss.run.examples import encode_split, epoch_batches, keep_below
-from tss.run.files import disk_errors, sha256_file, to_json, write_text
 from tss.run.invariants import logits_hash, verify
 from tss.run.loop import Job, learn, steps_per_epoch
 from tss.run.prepare import Run, open_run
 from tss.run.results import RunResult, matrix_content
-from tss.run.runtime import memory_errors
+from tss.run.runtime import disk_errors, memory_errors
 from tss.run.state import Layout, SealedTask
 from tss.run.zero_shot import metrics_now
 
@@ -140,12 +140,9 @@ def seal_task(run: Run, job: Job, position: Position) -> None:
     density, flipped = run.handle.density(), run.handle.flipped(job.first_gates)
     with run.runtime.autocast():
         run.method.end_task(run.handle, job.name, importance_batches(job))
-    path, shared = run.layout.task(job.index, job.name), run.layout.shared(job.index)
-    write_tensors(path, *run.handle.task_state(job.name))
-    write_tensors(shared, shared_tensors(run), {"after": job.name})
+    run.state.saved = saving.stage(run.layout.folder, run.handle.saved(extra=run.method.state()))
     probe = logits_hash(run.handle, job.name, run.probe(run.tasks[job.index]), run.runtime)
-    run.state.sealed.append(SealedTask(job.name, sha256_file(path), run.handle.fingerprint(job.name), probe))
-    run.state.shared_sha256 = sha256_file(shared)
+    run.state.sealed.append(SealedTask(job.name, run.handle.fingerprint(job.name), probe))
     seconds = position.seconds + time.perf_counter() - started
     run.state.seconds += seconds
     run.log.emit(
@@ -162,25 +159,14 @@ def seal_task(run: Run, job: Job, position: Position) -> None:
         importance_mean=importance_mean(run),
     )
     run.save_state()
+    saving.commit(run.layout.folder, run.state.saved)
     run.layout.learning.unlink(missing_ok=True)
-    if job.index > 0:
-        run.layout.shared(job.index - 1).unlink(missing_ok=True)
 
 
 def importance_batches(job: Job) -> Iterator[Batch]:
     """One pass over the training data for the method's end of the task."""
     size = job.settings.batch_size
     return epoch_batches(job.train, job.kind, job.tokenizer, job.runtime, batch_size=size, seed=job.seed, task=job.name)
-
-
-def shared_tensors(run: Run) -> dict[str, torch.Tensor]:
-    """What the adapters and the method hand on to the next task, as `prepare.restore_shared` takes it back."""
-    parts = {"adapters": run.handle.shared_state(), "method": run.method.state()}
-    return {
-        f"{owner}/{name}": value.detach().cpu().contiguous()
-        for owner, tensors in parts.items()
-        for name, value in tensors.items()
-    }
 
 
 def importance_mean(run: Run) -> dict[str, float]:
@@ -266,7 +252,7 @@ def evaluate_task(run: Run, task: TaskData) -> Evaluation:
     size = run.settings(task.name).eval_batch_size
     with run.handle.using(task.name), memory_errors(task.name, size):
         return evaluate(
-            run.backbone.model,
+            run.handle.model,
             task.kind,
             run.test(task),
             run.backbone.tokenizer,

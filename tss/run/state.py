@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tss.errors import StateError
-from tss.run.files import sha256_file, sha256_text, slug, to_json, write_text
+from tss.io import safe_name, sha256, to_json, write_text
 
-FORMAT = 1
+FORMAT = 2
 
 FREE_KEYS = ("log_seconds", "checkpoint_steps", "reevaluate")
 """Configuration keys that cannot change a result, so a resume may change them."""
@@ -48,24 +48,15 @@ class Layout:
         """Saved state inside the task being learned."""
         return self.folder / "state" / "learning.safetensors"
 
-    def shared(self, index: int) -> Path:
-        """What the adapters and the method hand on after the task at `index` (from 0)."""
-        return self.folder / "state" / f"shared-{index + 1:02d}.safetensors"
-
-    def task(self, index: int, name: str) -> Path:
-        return self.folder / "tasks" / f"{index + 1:02d}-{slug(name)}.safetensors"
-
     def predictions(self, index: int, name: str) -> Path:
-        return self.folder / "predictions" / f"{index + 1:02d}-{slug(name)}.jsonl"
+        return self.folder / "predictions" / f"{index + 1:02d}-{safe_name(name)}.jsonl"
 
 
 @dataclass(frozen=True)
 class SealedTask:
-    """A finished task: its file, and what must never change."""
+    """A finished task, and what must never change."""
 
     name: str
-    sha256: str
-    """Of the task's file."""
     fingerprint: str
     """Of its gates and head."""
     probe: str
@@ -84,7 +75,8 @@ class RunState:
     frozen: str
     """Fingerprint of the backbone's and the adapters' frozen weights."""
     sealed: list[SealedTask] = field(default_factory=list)
-    shared_sha256: str | None = None
+    saved: dict[str, Any] | None = None
+    """Manifest of the files that hold the sealed tasks; the folder's own follows it."""
     verified: int = 0
     """Rows whose invariants were verified."""
     rows: list[dict[str, dict[str, float]]] = field(default_factory=list)
@@ -98,7 +90,7 @@ class RunState:
     def save(self, path: Path) -> None:
         """Write atomically, with the content's own SHA-256 inside."""
         content = {"format": FORMAT, **dataclasses.asdict(self)}
-        write_text(path, to_json({"sha256": sha256_text(to_json(content)), **content}, indent=1) + "\n")
+        write_text(path, to_json({"sha256": sha256(to_json(content)), **content}, indent=1) + "\n")
 
 
 def load_state(path: Path) -> RunState:
@@ -113,34 +105,19 @@ def load_state(path: Path) -> RunState:
         version = content.pop("format")
     except (ValueError, KeyError, AttributeError) as error:
         raise StateError(f"{path}: not a whole state file ({error}); it was truncated or edited. {_REMEDY}") from error
-    found = sha256_text(to_json({"format": version, **content}))
+    found = sha256(to_json({"format": version, **content}))
     if found != expected:
         raise StateError(f"{path}: its content has SHA-256 {found}, expected {expected}; it was edited. {_REMEDY}")
     if version != FORMAT:
         raise StateError(
-            f"{path}: format {version}, this version reads {FORMAT}; resume with the version that wrote it"
+            f"{path}: format {version}, this version reads {FORMAT}, in which a run folder is what tss.load opens; "
+            "resume with the version that wrote it, or start in another folder"
         )
     content["sealed"] = [SealedTask(**task) for task in content["sealed"]]
     return RunState(**content)
 
 
 _REMEDY = "Put the file back from a copy, or start in another folder; finished tasks are in tasks/"
-
-
-def check_file(path: Path, expected: str) -> None:
-    """Compare a file with the SHA-256 that the state recorded.
-
-    Raises:
-        StateError: if it is missing or different.
-    """
-    if not path.is_file():
-        raise StateError(f"{path}: missing, but the saved state counts it as finished. {_REMEDY}")
-    found = sha256_file(path)
-    if found != expected:
-        raise StateError(
-            f"{path}: SHA-256 {found} ({path.stat().st_size} bytes) found, {expected} expected; it was truncated or "
-            f"edited. {_REMEDY}"
-        )
 
 
 def check_same_config(saved: dict[str, Any], given: dict[str, Any]) -> None:

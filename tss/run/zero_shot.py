@@ -24,7 +24,7 @@ def untrained_metrics(
     """Task -> its metrics as the first task of a sequence, before its first step; the backbone is left as it was."""
     metrics = {}
     for task in tasks:
-        handle = attach(backbone.model, config.adapters, method.layer_options())
+        handle = attach(backbone.model, config.adapters, method.layer_options()).tss
         try:
             method.begin_task(handle, task.name, task.kind)
             metrics[task.name] = metrics_now(handle, task, config, backbone, runtime)
@@ -41,5 +41,5 @@ def metrics_now(
     split = encode_split(task.test, task.kind, backbone.tokenizer, settings)
     size = settings.eval_batch_size
     with handle.using(task.name), memory_errors(task.name, size):
-        result = evaluate(backbone.model, task.kind, split, backbone.tokenizer, batch_size=size, runtime=runtime)
+        result = evaluate(handle.model, task.kind, split, backbone.tokenizer, batch_size=size, runtime=runtime)
     return result.metrics

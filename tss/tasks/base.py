@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
@@ -13,6 +13,8 @@ from torch import nn
 Example = dict[str, Any]
 Encoded = dict[str, list[int]]
 Batch = dict[str, torch.Tensor]
+HeadFunction = Callable[[torch.Tensor], torch.Tensor]
+Items = torch.Tensor | int | None
 
 IGNORED = -100  # the label that every loss of PyTorch and transformers skips
 PAD_MULTIPLE = 8  # tensor cores want lengths that are multiples of eight
@@ -69,21 +71,57 @@ class TaskKind(ABC):
     def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> nn.Module | None:
         """The task's own float32 head, or None where the model's language-model head is used."""
 
+    def for_model(self, model: Any) -> TaskKind:
+        """This kind as a model of this architecture learns it.
+
+        Raises:
+            ValueError: it cannot; the message says what is missing.
+        """
+        self.check_model(model)
+        return self
+
+    def apply_head(self, tensors: Mapping[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+        """What the head of these tensors gives in evaluation mode: a sealed task has no modules.
+
+        Args:
+            tensors: named as in the `state_dict` of what `make_head` gives.
+            hidden: (..., H), any floating dtype.
+        """
+        raise ValueError(f"a task of kind {self.kind} has no head")
+
     @abstractmethod
     def compute(
         self,
         model: nn.Module,
-        head: nn.Module | None,
-        inputs: Mapping[str, torch.Tensor],
+        head: HeadFunction | None,
+        inputs: Mapping[str, Any],
         labels: torch.Tensor | None = None,
+        *,
+        call: Callable[..., Any] | None = None,
+        items: Items = None,
     ) -> Any:
-        """Backbone, then head: a transformers output with `logits`, and `loss` (scalar) if labels are given."""
+        """Backbone, then head: a transformers output with `logits`, and `loss` (scalar) if labels are given.
+
+        Args:
+            model: the backbone.
+            head: hidden states (..., H) -> logits, of kinds that have one.
+            inputs: of the backbone's forward pass, without labels.
+            labels: as the kind collates them.
+            call: runs a part of the backbone with keyword arguments; None calls it.
+            items: labels over which the loss is averaged, where they are more than this batch's.
+        """
 
     def loss(
-        self, model: nn.Module, head: nn.Module | None, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor
+        self,
+        model: nn.Module,
+        head: HeadFunction | None,
+        inputs: Mapping[str, Any],
+        labels: torch.Tensor,
+        *,
+        call: Callable[..., Any] | None = None,
     ) -> torch.Tensor:
         """The loss that `compute` gives (scalar), where nobody reads logits: kinds leave out what no label asks for."""
-        return self.compute(model, head, inputs, labels).loss
+        return self.compute(model, head, inputs, labels, call=call).loss
 
     @abstractmethod
     def predict(
@@ -182,13 +220,14 @@ def all_labelled(encoded: Sequence[Encoded]) -> bool:
     return labelled > 0
 
 
-def mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def mean_loss(logits: torch.Tensor, labels: torch.Tensor, items: Items = None) -> torch.Tensor:
     """Cross-entropy in float32, averaged over labels that are not -100; 0 (with a gradient) where all are -100.
 
     Args:
         logits: (..., classes), any floating dtype.
         labels: (...), int64.
+        items: how many labels to average over, where gradients of several batches add up to one mean.
     """
-    flat, targets = logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1)
+    flat, targets = logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1).to(logits.device)
     total = nn.functional.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp(min=1)
+    return total / ((targets != IGNORED).sum().clamp(min=1) if items is None else items)

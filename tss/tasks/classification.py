@@ -13,7 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from tss.metrics import classification as metrics
 from tss.tasks import base
 from tss.tasks.headed import HeadedKind
-from tss.tasks.heads import Head, architecture, pool
+from tss.tasks.heads import Features, Head, architecture, pool
 
 # features -> (stack, pooling); "auto" depends on the architecture
 PLANS = {
@@ -88,12 +88,18 @@ class Classification(HeadedKind):
         return self._plan(model)[0]
 
     def read(
-        self, model: Any, head: nn.Module, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None = None
+        self,
+        model: Any,
+        head: base.HeadFunction,
+        features: Features,
+        labels: torch.Tensor | None = None,
+        items: base.Items = None,
     ) -> SequenceClassifierOutput:
         """logits (B, classes) of the pooled hidden states, and the mean cross-entropy."""
+        hidden, mask, *rest = features
         logits = head(pool(hidden, mask, self._plan(model)[1]))
-        loss = None if labels is None else base.mean_loss(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+        loss: Any = None if labels is None else base.mean_loss(logits, labels, items)
+        return SequenceClassifierOutput(loss, logits, *rest)
 
     def _plan(self, model: Any) -> tuple[str, str]:
         return PLANS[AUTO[architecture(model)] if self.features == "auto" else self.features]

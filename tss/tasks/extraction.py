@@ -13,7 +13,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from tss.metrics import extraction as metrics
 from tss.tasks import base
 from tss.tasks.headed import HeadedKind
-from tss.tasks.heads import Head
+from tss.tasks.heads import Call, Features, Head
 
 OUTSIDE = "O"
 
@@ -78,21 +78,30 @@ class Extraction(HeadedKind):
         return self.features
 
     def read(
-        self, model: Any, head: nn.Module, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None = None
+        self,
+        model: Any,
+        head: base.HeadFunction,
+        features: Features,
+        labels: torch.Tensor | None = None,
+        items: base.Items = None,
     ) -> TokenClassifierOutput:
         """logits (B, L, tags), and the mean cross-entropy over first sub-words."""
-        logits = head(hidden)
-        loss = None if labels is None else base.mean_loss(logits, labels)
-        return TokenClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+        logits = head(features.hidden)
+        loss: Any = None if labels is None else base.mean_loss(logits, labels, items)
+        return TokenClassifierOutput(loss, logits, features.hidden_states, features.attentions)  # type: ignore[arg-type]
 
     def loss(
-        self, model: nn.Module, head: nn.Module | None, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor
+        self,
+        model: nn.Module,
+        head: base.HeadFunction | None,
+        inputs: Mapping[str, Any],
+        labels: torch.Tensor,
+        *,
+        call: Call | None = None,
     ) -> torch.Tensor:
         """The same loss; the head reads first sub-words alone."""
-        hidden, _ = self.hidden(model, head, inputs)
-        chosen = labels != base.IGNORED
-        assert head is not None
-        return base.mean_loss(head(hidden[chosen]), labels[chosen])
+        hidden, chosen = self.features_of(model, inputs, call).hidden, labels != base.IGNORED
+        return base.mean_loss(self._checked(head)(hidden[chosen]), labels[chosen])
 
     @torch.no_grad()
     def predict(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,11 @@ from torch import nn
 
 from tss.metrics import generation as metrics
 from tss.tasks import base
+from tss.tasks.heads import architecture
 from tss.tasks.vocabulary import vocabulary_loss
+
+SOURCE = "{source}"
+CAUSAL_PROMPT = "{source}\n"
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,9 @@ class Generation(base.TaskKind):
         num_beams: width of the beam search, 1 is greedy.
         min_new_tokens, max_new_tokens: bounds of the generated length; the model's positions are a bound too.
         no_repeat_ngram_size: n-grams of this size occur at most once in an output; 0 allows all.
+        prompt: what the model reads, with "{source}" in it; "" is the source alone, for a causal model followed by a
+            line break.
+        causal: prompt and answer are one sequence, as causal models need; `add_task` sets it by the model.
     """
 
     kind: ClassVar[str] = "generation"
@@ -31,6 +38,8 @@ class Generation(base.TaskKind):
     min_new_tokens: int = 0
     max_new_tokens: int = 128
     no_repeat_ngram_size: int = 3
+    prompt: str = ""
+    causal: bool = False
 
     def __post_init__(self) -> None:
         base.check_choice("Generation", "metric", self.metric, metrics.METRICS)
@@ -41,6 +50,8 @@ class Generation(base.TaskKind):
             raise ValueError(
                 f"Generation: min_new_tokens={self.min_new_tokens} exceeds max_new_tokens={self.max_new_tokens}"
             )
+        if self.prompt and self.prompt.count(SOURCE) != 1:
+            raise ValueError(f'Generation: prompt={self.prompt!r} must hold "{SOURCE}" once')
 
     @property
     def main_metric(self) -> str:
@@ -50,8 +61,19 @@ class Generation(base.TaskKind):
     def encode_all(
         self, examples: Sequence[base.Example], tokenizer: Any, *, source_length: int, target_length: int
     ) -> list[base.Encoded]:
-        """input_ids of the source; labels are the target's ids, cut to `target_length`."""
-        sources = [example["source"] for example in examples]
+        """input_ids of the prompt; labels are the target's ids, cut to `target_length`.
+
+        Causal: the answer follows the prompt in input_ids and ends with the end token; labels are -100 at the prompt.
+        A source that is too long is cut at its end; the rest of the prompt is kept.
+        """
+        before, after = (self.prompt or (CAUSAL_PROMPT if self.causal else SOURCE)).split(SOURCE)
+        sources = [before + example["source"] for example in examples]
+        if self.causal:
+            return self._encode_causal(examples, sources, after, tokenizer, source_length, target_length)
+        room = source_length - len(tokenizer(after, add_special_tokens=False)["input_ids"]) if after else source_length
+        if after:  # cut the source, not what follows it
+            cut = tokenizer(sources, truncation=True, max_length=max(1, room), add_special_tokens=False)["input_ids"]
+            sources = [text + after for text in tokenizer.batch_decode(cut, skip_special_tokens=True)]
         rows = base.model_inputs(tokenizer(sources, truncation=True, max_length=source_length))
         answered = [i for i, example in enumerate(examples) if "target" in example]
         if answered:
@@ -61,17 +83,54 @@ class Generation(base.TaskKind):
                 rows[i]["labels"] = ids
         return rows
 
+    def _encode_causal(
+        self,
+        examples: Sequence[base.Example],
+        sources: Sequence[str],
+        after: str,
+        tokenizer: Any,
+        source_length: int,
+        target_length: int,
+    ) -> list[base.Encoded]:
+        end, start = tokenizer.eos_token_id, tokenizer.bos_token_id
+        if end is None:
+            raise ValueError(
+                f"{type(tokenizer).__name__} has no end token: set tokenizer.eos_token, with which a causal model ends "
+                "its answers"
+            )
+        tail = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
+        begins = tokenizer("a")["input_ids"][:1] == [start] and start is not None
+        room = max(1, source_length - len(tail) - begins)
+        heads = tokenizer(list(sources), truncation=True, max_length=room, add_special_tokens=False)["input_ids"]
+        rows: list[base.Encoded] = []
+        for example, ids in zip(examples, heads, strict=True):
+            prompt = [*([start] if begins else []), *ids, *tail]
+            row = {"input_ids": prompt}
+            if "target" in example:
+                answer = tokenizer(example["target"], add_special_tokens=False)["input_ids"]
+                answer = [*answer[: max(0, target_length - 1)], end]
+                row = {"input_ids": prompt + answer, "labels": [base.IGNORED] * len(prompt) + answer}
+            rows.append(row)
+        return rows
+
     def collate(self, encoded: Sequence[base.Encoded], *, pad_id: int, multiple: int = base.PAD_MULTIPLE) -> base.Batch:
-        """input_ids and attention_mask (B, L), labels (B, M)."""
+        """input_ids and attention_mask (B, L), labels (B, M); M is L for causal models."""
         batch = base.pad_inputs(encoded, pad_id, multiple)
         if base.all_labelled(encoded):
             batch["labels"] = base.pad_rows([row["labels"] for row in encoded], base.IGNORED, multiple)
         return batch
 
+    def for_model(self, model: Any) -> Generation:
+        self.check_model(model)
+        return replace(self, causal=not model.config.is_encoder_decoder)
+
     def check_model(self, model: Any) -> None:
-        """Only encoder-decoders keep source and target apart, as labels of this kind do."""
-        if not model.config.is_encoder_decoder:
-            raise ValueError(f"generation tasks need an encoder-decoder model, not {type(model).__name__}")
+        """The model needs a language-model head: an encoder-decoder's, or a causal model's."""
+        if architecture(model) == "encoder" or model.get_output_embeddings() is None:
+            raise ValueError(
+                f"generation tasks need a language-model head, which {type(model).__name__} has not: load the model as "
+                "AutoModelForSeq2SeqLM or AutoModelForCausalLM"
+            )
 
     def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> None:
         """None: the language-model head serves."""
@@ -80,19 +139,30 @@ class Generation(base.TaskKind):
     def compute(
         self,
         model: nn.Module,
-        head: nn.Module | None,
-        inputs: Mapping[str, torch.Tensor],
+        head: base.HeadFunction | None,
+        inputs: Mapping[str, Any],
         labels: torch.Tensor | None = None,
+        *,
+        call: Callable[..., Any] | None = None,
+        items: base.Items = None,
     ) -> Any:
         """The model's own forward."""
-        return model(**inputs, labels=labels)
+        extra = {} if items is None else {"num_items_in_batch": items}
+        run = call or (lambda module, **named: module(**named))
+        return run(model, **inputs, labels=labels, **extra)
 
     def loss(
-        self, model: nn.Module, head: nn.Module | None, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor
+        self,
+        model: nn.Module,
+        head: base.HeadFunction | None,
+        inputs: Mapping[str, Any],
+        labels: torch.Tensor,
+        *,
+        call: Callable[..., Any] | None = None,
     ) -> torch.Tensor:
         """The same loss, with logits at the labels alone where the model's head is known to be linear and frozen."""
-        loss = vocabulary_loss(model, inputs, labels)
-        return super().loss(model, head, inputs, labels) if loss is None else loss
+        loss = vocabulary_loss(model, inputs, labels) if call is None else None
+        return super().loss(model, head, inputs, labels, call=call) if loss is None else loss
 
     @torch.no_grad()
     def predict(
@@ -106,23 +176,30 @@ class Generation(base.TaskKind):
         """Beam search with this kind's settings; special tokens and outer blanks are removed.
 
         Raises:
-            ValueError: the model has no decoder that reads an encoder.
+            ValueError: the model has no language-model head, or a prompt leaves no position for an answer.
         """
         network: Any = model
         self.check_model(network)
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        if self.causal:
+            inputs = prompts_of(batch, tokenizer.pad_token_id or 0)
+        taken = inputs["input_ids"].shape[1] if self.causal else 1
         positions = getattr(network.config, "max_position_embeddings", None)  # None: relative positions, no bound
-        most = self.max_new_tokens if positions is None else min(self.max_new_tokens, positions - 1)
+        most = self.max_new_tokens if positions is None else min(self.max_new_tokens, positions - taken)
+        if most < 1:
+            raise ValueError(f"a prompt of {taken} tokens fills the model's {positions} positions: shorten the sources")
         ids = network.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            **inputs,
             num_beams=self.num_beams,
             do_sample=False,
             early_stopping=self.num_beams > 1,
             min_new_tokens=min(self.min_new_tokens, most),
             max_new_tokens=most,
             no_repeat_ngram_size=self.no_repeat_ngram_size,
+            **({"pad_token_id": tokenizer.pad_token_id} if self.causal else {}),
         )
-        return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        answers = ids[:, taken:] if self.causal else ids
+        return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
     def references(self, examples: Sequence[base.Example]) -> list[str]:
         """The targets."""
@@ -135,3 +212,15 @@ class Generation(base.TaskKind):
     def signature(self) -> str:
         """ROUGE's settings and sacrebleu's signature."""
         return metrics.signature()
+
+
+def prompts_of(batch: Mapping[str, torch.Tensor], pad_id: int) -> base.Batch:
+    """The prompts of a causal batch, without the answers that its labels mark, padded left, where decoding goes on."""
+    ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+    if "labels" in batch:
+        mask = mask & (batch["labels"] == base.IGNORED)
+    # a stable sort of the mask moves a row's padding, and what was its answer, to its front
+    order = mask.to(torch.int8).argsort(dim=1, stable=True)
+    width = int(mask.sum(1).max())
+    ids, mask = ids.gather(1, order)[:, -width:], mask.gather(1, order)[:, -width:]
+    return {"input_ids": ids.masked_fill(~mask, pad_id), "attention_mask": mask.long()}

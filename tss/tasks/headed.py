@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tss.tasks.base import TaskKind
-from tss.tasks.heads import choose_stack, features
+from tss.tasks.base import HeadFunction, Items, TaskKind
+from tss.tasks.heads import Call, Features, Head, choose_stack, features
 
 
 class HeadedKind(TaskKind):
@@ -25,34 +25,48 @@ class HeadedKind(TaskKind):
 
     @abstractmethod
     def read(
-        self, model: Any, head: nn.Module, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None = None
+        self,
+        model: Any,
+        head: HeadFunction,
+        features: Features,
+        labels: torch.Tensor | None = None,
+        items: Items = None,
     ) -> Any:
-        """A transformers output with `logits`, and `loss` if labels are given; hidden (B, L, H), mask (B, L)."""
+        """A transformers output with `logits`, and `loss` if labels are given.
+
+        Args:
+            model: tells the architecture.
+            head: hidden states (..., H) -> logits (..., outputs).
+            features: of the backbone.
+            labels: as the kind collates them.
+            items: labels over which the loss is averaged, where they are more than this batch's; None: this batch's.
+        """
 
     def check_model(self, model: Any) -> None:
         """The stack that the head reads must be there."""
         choose_stack(model, self.stack(model))
 
+    def apply_head(self, tensors: Mapping[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+        return Head.apply(tensors, hidden)
+
     def compute(
         self,
         model: nn.Module,
-        head: nn.Module | None,
-        inputs: Mapping[str, torch.Tensor],
+        head: HeadFunction | None,
+        inputs: Mapping[str, Any],
         labels: torch.Tensor | None = None,
+        *,
+        call: Call | None = None,
+        items: Items = None,
     ) -> Any:
         """`read` of the backbone's features."""
-        hidden, mask = self.hidden(model, head, inputs)
-        assert head is not None
-        return self.read(model, head, hidden, mask, labels)
+        return self.read(model, self._checked(head), self.features_of(model, inputs, call), labels, items)
 
-    def hidden(
-        self, model: nn.Module, head: nn.Module | None, inputs: Mapping[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the head reads: hidden (B, L, H), mask (B, L).
+    def features_of(self, model: Any, inputs: Mapping[str, Any], call: Call | None = None) -> Features:
+        """What the head reads."""
+        return features(model, inputs, self.stack(model), call)
 
-        Raises:
-            ValueError: there is no head.
-        """
+    def _checked(self, head: HeadFunction | None) -> HeadFunction:
         if head is None:
             raise ValueError(f"a task of kind {self.kind} cannot be computed without its head")
-        return features(model, inputs, self.stack(model))
+        return head

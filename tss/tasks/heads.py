@@ -6,15 +6,19 @@ product a classifier does not need.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
+from transformers.utils.generic import TransformersKwargs
 
 HEAD_STD = 0.02  # as transformers initialises the classification head of BART
 
 Architecture = Literal["encoder-decoder", "encoder", "decoder"]
+Call = Callable[..., Any]
 
 
 def architecture(model: Any) -> Architecture:
@@ -45,42 +49,94 @@ def choose_stack(model: Any, stack: str = "auto") -> str:
     return stack
 
 
-def features(model: Any, inputs: Mapping[str, torch.Tensor], stack: str = "auto") -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states of the last layer and the mask of real tokens: (B, L, H) and (B, L) int64.
+class Features(NamedTuple):
+    """What a head reads: hidden (B, L, H) of the last layer and mask (B, L) of real tokens; and what else was asked."""
+
+    hidden: torch.Tensor
+    mask: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def features(model: Any, inputs: Mapping[str, Any], stack: str = "auto", call: Call | None = None) -> Features:
+    """Hidden states of the last layer of a stack and the mask of real tokens.
 
     Args:
         model: any Hugging Face model; its forward is not called where it has parts that can be called instead.
-        inputs: input_ids (B, L); attention_mask (B, L), all ones if absent; token_type_ids where the model knows them.
-        stack: "encoder", "decoder" (an encoder-decoder's decoder reads the inputs shifted right, as BART's own
-            classifier does), or "auto": the decoder if there is one.
+        inputs: keyword arguments of the model's forward pass without labels; all are passed on. An encoder-decoder's
+            decoder reads `input_ids` shifted right, as BART's own classifier does, unless decoder inputs are given.
+        stack: "encoder", "decoder", or "auto": the decoder if there is one.
+        call: runs a part of the model with keyword arguments; None calls it.
 
     Raises:
-        ValueError: no input_ids, or the model has no such stack.
+        ValueError: an input that the model does not have, no inputs for the decoder, or no such stack.
     """
-    input_ids = inputs.get("input_ids")
-    if input_ids is None:
-        raise ValueError("a labelled task needs input_ids; embeddings alone are not supported")
-    mask = inputs.get("attention_mask")
-    mask = torch.ones_like(input_ids) if mask is None else mask
-    have = architecture(model)
-    stack = choose_stack(model, stack)
+    have, stack = architecture(model), choose_stack(model, stack)
+    kwargs = {key: value for key, value in inputs.items() if value is not None and key not in ("return_dict", "labels")}
+    check_inputs(model, kwargs)
+    run = call or (lambda module, **named: module(**named))
+    mask = kwargs.get("attention_mask")
     if have != "encoder-decoder":
-        extra = {"token_type_ids": inputs["token_type_ids"]} if "token_type_ids" in inputs else {}
-        keep = {"use_cache": False} if have == "decoder" else {}
-        return model.base_model(input_ids=input_ids, attention_mask=mask, **extra, **keep).last_hidden_state, mask
-    encoded = model.get_encoder()(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        if have == "decoder":
+            kwargs.setdefault("use_cache", False)
+        return _read_output(run(model.base_model, **kwargs), mask)
     if stack == "encoder":
-        return encoded, mask
-    start = getattr(model.config, "decoder_start_token_id", None)
-    if start is None:
-        raise ValueError(f"{type(model).__name__} has no config.decoder_start_token_id, which the decoder starts from")
-    decoded = model.get_decoder()(
-        input_ids=shift_right(input_ids, start),
-        encoder_hidden_states=encoded,
-        encoder_attention_mask=mask,
-        use_cache=False,
+        own = inspect.signature(model.get_encoder().forward).parameters
+        if foreign := sorted(key for key in kwargs if key.startswith(("decoder_", "encoder_")) and key not in own):
+            raise ValueError(f"a head on the encoder cannot use {', '.join(foreign)}: leave it out, or use the decoder")
+        return _read_output(run(model.get_encoder(), **kwargs), mask)
+    if "decoder_input_ids" in kwargs or "decoder_inputs_embeds" in kwargs:
+        mask = kwargs.get("decoder_attention_mask")
+    else:
+        if "input_ids" not in kwargs:
+            raise ValueError(
+                "a labelled task needs input_ids, which its decoder reads shifted right; or give decoder_input_ids"
+            )
+        start = getattr(model.config, "decoder_start_token_id", None)
+        if start is None:
+            raise ValueError(
+                f"{type(model).__name__} has no config.decoder_start_token_id, which the decoder starts from"
+            )
+        kwargs["decoder_input_ids"] = shift_right(kwargs["input_ids"], start)
+    kwargs.setdefault("use_cache", False)
+    if model.base_model is not model or model.get_output_embeddings() is None:
+        return _read_output(run(model.base_model, **kwargs), mask)
+    if call is not None:
+        return _read_output(call(model.get_decoder(), **kwargs), mask)
+    return _read_output(_run_stacks(model, kwargs), mask)
+
+
+def _run_stacks(model: Any, kwargs: dict[str, Any]) -> Any:
+    """The decoder's output of a model, such as T5, that has its stacks and its head in one class."""
+    decoder = {key.removeprefix("decoder_"): kwargs.pop(key) for key in list(kwargs) if key.startswith("decoder_")}
+    decoder |= {key: kwargs.pop(key) for key in ("use_cache", "past_key_values", "cache_position") if key in kwargs}
+    decoder |= {key: kwargs[key] for key in ("output_hidden_states", "output_attentions") if key in kwargs}
+    encoded = kwargs.pop("encoder_outputs", None)
+    hidden = (model.get_encoder()(**kwargs) if encoded is None else encoded)[0]
+    return model.get_decoder()(
+        **decoder, encoder_hidden_states=hidden, encoder_attention_mask=kwargs.get("attention_mask")
     )
-    return decoded.last_hidden_state, mask
+
+
+def check_inputs(model: Any, inputs: Iterable[str]) -> None:
+    """Raise ValueError for a keyword that neither the model nor its base model declares: transformers would drop it."""
+    known = set(TransformersKwargs.__annotations__) | {"inputs_embeds"}
+    for part in (model, model.base_model):
+        known |= set(inspect.signature(type(part).forward).parameters)
+    for name in inputs:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{type(model).__name__} has no input {name!r}{hint}")
+
+
+def _read_output(output: Any, mask: torch.Tensor | None) -> Features:
+    """Features from the output of a stack or of a base model, whose own are its decoder's."""
+    hidden = output.last_hidden_state
+    if mask is None or mask.dim() != 2 or mask.shape[1] != hidden.shape[1]:
+        mask = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+    found = [output.get(f"decoder_{key}", output.get(key)) for key in ("hidden_states", "attentions")]
+    return Features(hidden, mask.to(hidden.device), *found)
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
@@ -123,3 +179,10 @@ class Head(nn.Module):
         """Logits in the head's dtype (float32), or autocast's; `hidden` may have any floating dtype."""
         hidden = self.dropout(hidden.to(self.dense.weight.dtype))
         return self.out(self.dropout(torch.tanh(self.dense(hidden))))
+
+    @staticmethod
+    def apply(tensors: Mapping[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+        """What a head of these tensors (the names of `state_dict`) gives in evaluation mode."""
+        weight = tensors["dense.weight"]
+        hidden = torch.tanh(nn.functional.linear(hidden.to(weight.dtype), weight, tensors["dense.bias"]))
+        return nn.functional.linear(hidden, tensors["out.weight"], tensors["out.bias"])

@@ -243,3 +243,23 @@ def gated_adapter(
     down = (down_weight, down_scores, down_bias, threshold, down_importance, False)
     up = (up_weight, up_scores, up_bias, threshold, up_importance, False)
     return adapter_product(x, down, up, activation)
+
+
+def packed_adapter(
+    x: torch.Tensor,
+    down_weight: torch.Tensor,
+    down_packed: torch.Tensor,
+    up_weight: torch.Tensor,
+    up_packed: torch.Tensor,
+    down_bias: torch.Tensor | None = None,
+    up_bias: torch.Tensor | None = None,
+    *,
+    activation: str = "relu",
+) -> torch.Tensor:
+    """x + up(activation(down(x))), the same as gated_adapter, from gates at one bit each.
+
+    down_packed uint8 (bottleneck, ceil(d / 8)); up_packed uint8 (d, ceil(bottleneck / 8)); the rest as gated_adapter's.
+    Gradients for x, the biases, and the weights if they ask for one. Raises TypeError, ValueError.
+    """
+    down = (down_weight, down_packed, down_bias, 0.0, None, True)
+    return adapter_product(x, down, (up_weight, up_packed, up_bias, 0.0, None, True), activation)

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from tss.adapters.bank import ATTRIBUTE, run_adapter
-
-if TYPE_CHECKING:
-    from tss.adapters.handle import TssHandle
+from tss.adapters.site_adapter import SiteAdapter
+from tss.adapters.task_call import calling
 
 
 class _Reached(Exception):
     pass
 
 
-class Prefix:
+class FrozenPrefix:
     """The layers of the stack that reads the inputs, up to the first one with an adapter, whose adapter ends it.
 
     Args:
-        handle: of the model.
         stack: the encoder, or the base model of a model that has one stack.
         layers: the stack's layers.
         first: index of the first layer with an adapter.
         site: the module in it whose output is adapted, and is the layer's output.
+        adapter: of the site.
     """
 
-    def __init__(self, handle: TssHandle, stack: nn.Module, layers: nn.ModuleList, first: int, site: nn.Module) -> None:
-        self.handle, self.stack, self.layers, self.first, self.site = handle, stack, layers, first, site
+    def __init__(
+        self, stack: nn.Module, layers: nn.ModuleList, first: int, site: nn.Module, adapter: SiteAdapter
+    ) -> None:
+        self.stack, self.layers, self.first, self.site, self.adapter = stack, layers, first, site, adapter
 
     @torch.no_grad()
     def compute(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
@@ -46,7 +46,7 @@ class Prefix:
             if module is not self.site:
                 raise _Reached  # the rest of the stack is not needed
 
-        with self.handle.using(None), ExitStack() as stack:
+        with calling(None), ExitStack() as stack:
             for module in (self.site, self.layers[self.first]):
                 stack.callback(module.register_forward_hook(note).remove)
             with suppress(_Reached):
@@ -59,7 +59,7 @@ class Prefix:
         """For a while, a pass over the batch that `hidden` was computed for begins with the first adapter."""
 
         def adapt(*args: Any, **kwargs: Any) -> torch.Tensor:
-            adapted = run_adapter(self.site, None, hidden)
+            adapted = self.adapter.hook(self.site, None, hidden)
             return hidden if adapted is None else adapted
 
         with ExitStack() as stack:
@@ -69,32 +69,37 @@ class Prefix:
             yield
 
 
-def find_prefix(handle: TssHandle) -> Prefix | None:
+def find_prefix(model: Any, adapters: Mapping[str, SiteAdapter]) -> FrozenPrefix | None:
     """What lies below the first adapter that a batch meets.
 
     None where nothing that can be skipped does: an adapter inside the first layers or before them, or dropout.
+
+    Args:
+        model: the backbone.
+        adapters: by the names of their sites in it.
     """
-    model = handle.model
     settings = model.config.to_dict()
     if any(value for key, value in settings.items() if "drop" in key and key != "classifier_dropout"):
         return None
+    adapted = {model.get_submodule(name): adapter for name, adapter in adapters.items()}
     stack: nn.Module = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
     layers = next((module for module in stack.modules() if isinstance(module, nn.ModuleList)), nn.ModuleList())
-    inside = [[module for module in layer.modules() if ATTRIBUTE in module._modules] for layer in layers]
-    everywhere = [module for module in stack.modules() if ATTRIBUTE in module._modules]
+    inside = [[module for module in layer.modules() if module in adapted] for layer in layers]
+    everywhere = [module for module in stack.modules() if module in adapted]
     first = next((i for i, sites in enumerate(inside) if sites), None)
     if first is None or len(inside[first]) != 1 or len(everywhere) != sum(map(len, inside)):
         return None
-    return Prefix(handle, stack, layers, first, inside[first][0])
+    site = inside[first][0]
+    return FrozenPrefix(stack, layers, first, site, adapted[site])
 
 
 @contextmanager
-def given(model: Any, hidden: torch.Tensor | None) -> Iterator[None]:
-    """`Prefix.given` for an attached model; nothing for None."""
-    if hidden is None:
+def given(prefix: FrozenPrefix | None, hidden: torch.Tensor | None) -> Iterator[None]:
+    """`prefix.given(hidden)`; nothing for None."""
+    if hidden is None or prefix is None:
         yield
         return
-    with model.tss.prefix.given(hidden):
+    with prefix.given(hidden):
         yield
 
 

@@ -1,0 +1,54 @@
+"""The task that is being learned, as ordinary module state: checkpoints of other tools hold it under its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from urllib.parse import quote, unquote
+
+import torch
+from torch import nn
+
+from tss.adapters.float32 import Float32Module
+
+PREFIX = "task-"
+
+
+class LearningTask(Float32Module):
+    """The head being trained, if there is one, and a mark by which a checkpoint tells the task."""
+
+    begun: torch.Tensor
+
+    def __init__(self, head: nn.Module | None) -> None:
+        super().__init__()
+        self.register_buffer("begun", torch.ones(1))
+        self.head = head
+
+
+class TasksLearned(nn.Module):
+    """Holds the task being learned by its name: "learning.task-<name>.…" in a `state_dict`."""
+
+    def put(self, name: str, task: LearningTask, device: torch.device) -> None:
+        """Begin to learn a task, in the mode that this module is in."""
+        self.add_module(module_name(name), task.to(device).train(self.training))
+
+    @property
+    def current(self) -> LearningTask:
+        """What is being learned."""
+        (task,) = self._modules.values()
+        assert isinstance(task, LearningTask)
+        return task
+
+    def clear_with(self, require_grad: Callable[[bool], None]) -> None:
+        """End learning: nothing requires gradients any more, and nothing is held."""
+        require_grad(False)
+        self._modules.clear()
+
+
+def module_name(task: str) -> str:
+    """A task's name as a module may be called: without dots."""
+    return PREFIX + quote(task, safe=" ").replace(".", "%2E")
+
+
+def tasks_in(keys: Iterable[str]) -> set[str]:
+    """The tasks that the keys of a state dictionary, less their prefix, belong to."""
+    return {unquote(key.split(".", 1)[0].removeprefix(PREFIX)) for key in keys if key.startswith(PREFIX)}

@@ -1,0 +1,160 @@
+"""One format: what `model.tss.save` writes, `tss.load` opens, and every run folder contains; never the backbone.
+
+`tss.json` names the files that count by their content. Files are named by their content too and are never written over:
+a set of new ones is written beside the old ones, then `tss.json` is replaced, which is the one moment of change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tss.adapters.storage import Tensors, encode_tensors, read_tensors
+from tss.errors import StateError
+from tss.io import safe_name, sha256, to_json, write_bytes, write_text
+
+MANIFEST = "tss.json"
+OLD_MANIFEST = "manifest.json"  # of format 1
+FORMAT = 2
+KEYS = {"format", "config", "options", "frozen", "shared", "tasks"}
+OURS = re.compile(r".*-[0-9a-f]{12}\.safetensors")
+Manifest = dict[str, Any]
+
+
+@dataclass
+class Saved:
+    """What is kept of a model's tasks.
+
+    Attributes:
+        config, options: settings of the adapters and of learning.
+        backbone: what it was learned on: class, sites, checksums of every tensor.
+        frozen: the adapters' frozen tensors.
+        shared: what is handed from task to task.
+        tasks: tensors and description of each, in their order.
+        extra: what a method of continual learning keeps besides.
+    """
+
+    config: dict[str, Any]
+    options: dict[str, Any]
+    backbone: dict[str, Any]
+    frozen: Tensors
+    shared: Tensors
+    tasks: list[tuple[Tensors, dict[str, Any]]]
+    extra: Tensors = field(default_factory=dict)
+
+
+def save(directory: Path, saved: Saved) -> None:
+    """Write a folder, or replace what a folder holds; whatever goes wrong, it then holds the one or the other.
+
+    Raises:
+        OSError: for example a full disk.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with _locked(directory):
+        commit(directory, stage(directory, saved))
+
+
+def stage(directory: Path, saved: Saved) -> Manifest:
+    """Write the files of `saved` beside those that count; gives the manifest that makes them count."""
+    shared = {f"shared.{k}": v for k, v in saved.shared.items()} | {f"extra.{k}": v for k, v in saved.extra.items()}
+    tasks = [
+        _put(directory, f"tasks/{i:02d}-{safe_name(about['name'])}", tensors, about)
+        for i, (tensors, about) in enumerate(saved.tasks, start=1)
+    ]
+    return {
+        "format": FORMAT,
+        "config": saved.config,
+        "options": saved.options,
+        "frozen": _put(directory, "adapters/frozen", saved.frozen, {"backbone": saved.backbone}),
+        "shared": _put(directory, "adapters/shared", shared, {}),
+        "tasks": tasks,
+    }
+
+
+def commit(directory: Path, manifest: Manifest) -> None:
+    """Make the files of a manifest those that count, and remove others that `stage` wrote."""
+    write_text(directory / MANIFEST, to_json(manifest, indent=1) + "\n")
+    counts = {entry["file"] for entry in (manifest["frozen"], manifest["shared"], *manifest["tasks"])}
+    for folder in ("adapters", "tasks"):
+        for path in (directory / folder).glob("*.safetensors"):
+            if OURS.fullmatch(path.name) and f"{folder}/{path.name}" not in counts:
+                path.unlink(missing_ok=True)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a folder.
+
+    Raises:
+        StateError: there is none, it is damaged, or of another format.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if (directory / OLD_MANIFEST).is_file():
+            raise StateError(
+                f"{directory} was saved in format 1, which kept its tasks as ordinary state; this version reads "
+                f"format {FORMAT}: open it with version 0.1.0 as it was then, or learn the tasks again"
+            ) from None
+        raise StateError(
+            f"{directory} holds no {MANIFEST}: give a folder that model.tss.save wrote, or a run folder with a task "
+            "learned in it"
+        ) from None
+    except ValueError as error:
+        raise StateError(f"{path} is no whole manifest ({error}): it was truncated or edited; save again") from error
+    if not isinstance(manifest, dict) or set(manifest) != KEYS or manifest["format"] != FORMAT:
+        raise StateError(f"{path} is no manifest of format {FORMAT} with {', '.join(sorted(KEYS))}; save again")
+    return manifest
+
+
+def read(directory: Path, manifest: Manifest | None = None) -> Saved:
+    """What a folder holds, or what `manifest` names in it, all of it checked.
+
+    Raises:
+        StateError: a file is missing, damaged, or of another save.
+    """
+    manifest = read_manifest(directory) if manifest is None else manifest
+    frozen, about = _get(directory, manifest["frozen"])
+    both, _ = _get(directory, manifest["shared"])
+    parts: dict[str, Tensors] = {"shared": {}, "extra": {}}
+    for name, tensor in both.items():
+        owner, _, rest = name.partition(".")
+        parts[owner][rest] = tensor
+    tasks = [_get(directory, entry) for entry in manifest["tasks"]]
+    return Saved(manifest["config"], manifest["options"], about["backbone"], frozen, parts["shared"], tasks,
+                 parts["extra"])  # fmt: skip
+
+
+def _put(directory: Path, stem: str, tensors: Tensors, metadata: Mapping[str, Any]) -> dict[str, str]:
+    data = encode_tensors(tensors, metadata)
+    digest = sha256(data)
+    file = f"{stem}-{digest[:12]}.safetensors"
+    if not (directory / file).is_file() or sha256(directory / file) != digest:
+        write_bytes(directory / file, data)
+    return {"file": file, "sha256": digest}
+
+
+def _get(directory: Path, entry: Mapping[str, str]) -> tuple[Tensors, dict[str, Any]]:
+    path = directory / entry["file"]
+    tensors, metadata = read_tensors(path)
+    if (found := sha256(path)) != entry["sha256"]:
+        raise StateError(f"{path} is of another save: sha256 {found}, {MANIFEST} expects {entry['sha256']}; save again")
+    return tensors, metadata
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Wait for other processes that save here; the lock goes with the process, however that ends."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,338 @@
+"""What runs at one site: an adapter that all tasks share, by the gates of the task of the current call."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn.modules import module as _global_hooks
+
+from tss.adapters.config import AdapterConfig
+from tss.adapters.float32 import Float32Module
+from tss.adapters.storage import Tensors, load_exactly
+from tss.adapters.task_call import calling, current_call
+from tss.adapters.task_store import TaskStore
+from tss.errors import StateError
+from tss.seeding import tensor_stream
+from tss_kernels import GatedAdapterLinear, gated_adapter, packed_adapter, packed_linear
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": torch.relu,
+    "gelu": nn.functional.gelu,
+    "silu": nn.functional.silu,
+    "tanh": torch.tanh,
+}
+WEIGHT_STD = 0.02
+PARTS = ("down", "up")
+
+
+class SiteAdapter(nn.Module, ABC):
+    """One site's adapter for all tasks; `down` and `up` are its layers.
+
+    Attributes:
+        index: of the site among the model's sites.
+        site: full name of the module whose output is adapted.
+        width: last dimension of that output.
+        store: the tasks of the model that this is part of.
+    """
+
+    gated: ClassVar[bool]
+    down: Any
+    up: Any
+
+    def __init__(self, index: int, site: str, width: int, config: AdapterConfig, store: TaskStore) -> None:
+        super().__init__()
+        self.index, self.site, self.width, self.activation, self.seed = (
+            index,
+            site,
+            width,
+            config.activation,
+            config.seed,
+        )
+        self.store = store
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """ "<site>.down" and "<site>.up" -> the linear layer."""
+        return {f"{self.site}.{part}": getattr(self, part) for part in PARTS}
+
+    def hook(self, site: nn.Module, inputs: Any, output: Any) -> Any:
+        """Forward hook of the site; a bound method, so that a deep copy of the model finds its own adapter."""
+        call = current_call()
+        if call is None or call.owner is not self.store:
+            if call is None and self.store.learning is not None and _in_backward():
+                raise StateError(
+                    "a checkpointed layer runs again in the backward pass with no active task while "
+                    f"{self.store.learning!r} is being learned: enable checkpointing on the model that tss.attach "
+                    "gave, with model.gradient_checkpointing_enable(), which remembers the task of the forward pass"
+                )
+            return None
+        return (self(output[0]), *output[1:]) if isinstance(output, tuple) else self(output)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden (B, ..., width) -> the same shape and dtype, each row through its task's adapter."""
+        if hidden.shape[-1] != self.width:
+            raise ValueError(
+                f"site {self.site} gives {hidden.shape[-1]} features where {self.width} were expected: "
+                "choose sites whose output is the hidden state"
+            )
+        call = current_call()
+        if call is None or call.rows is None:
+            return self.adapt(hidden)
+        shape = hidden.shape
+        if hidden.dim() == 2:  # OPT's feed-forward block has batch and length in one dimension
+            hidden = hidden.unflatten(0, (call.most_rows(shape[0]), -1))
+        groups, back = call.groups(hidden.shape[0], hidden.device)
+        parts = []
+        for of_task, rows in groups:
+            with calling(of_task):
+                parts.append(self.adapt(hidden[rows]))
+        return torch.cat(parts)[back].view(shape)
+
+    @abstractmethod
+    def adapt(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The adapter's output, residual included, for rows of one task: that of the current call."""
+
+    @abstractmethod
+    def start(self, task: str, *, fresh: bool, masked: bool) -> None:
+        """Begin to learn a task.
+
+        Args:
+            task: its name.
+            fresh: from scores drawn for this task; False: from the tensors as they are.
+            masked: the backward pass scales score gradients by (1 - importance).
+        """
+
+    @abstractmethod
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What learning moves, by full name."""
+
+    @abstractmethod
+    def packed(self) -> Tensors:
+        """Packed gates of the live scores, by layer; empty without gates."""
+
+    @abstractmethod
+    def shared(self) -> Tensors:
+        """What is handed from task to task."""
+
+    @abstractmethod
+    def load_shared(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `shared` gave; raises StateError if it does not fit."""
+
+    @abstractmethod
+    def frozen(self) -> Tensors:
+        """The adapter's tensors that never change, by full name."""
+
+    def gate_bytes(self) -> int:
+        """Bytes of gates kept here for a sealed task."""
+        return 0
+
+    def _load(self, tensors: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]) -> None:
+        load_exactly(targets, tensors, f"adapter at {self.site}")
+
+
+class SiteLinear(GatedAdapterLinear):
+    """A gated layer that runs the gates of the current call's task: packed ones, or its own live scores."""
+
+    index = part = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in) to (..., out)."""
+        call = current_call()
+        if call is None or call.gates is None:
+            return super().forward(x)
+        return packed_linear(x, self.weight, _near(call.gates[self.index][self.part], x), self.bias)
+
+
+class GatedSite(SiteAdapter):
+    """Frozen random weights; the live scores of the task being learned, or a sealed task's packed gates.
+
+    Args:
+        index, site, width, store: as attributes.
+        config: shape, threshold, initialisation and seed.
+        dtype: of the frozen weights; scores are float32.
+    """
+
+    gated = True
+    down: SiteLinear
+    up: SiteLinear
+
+    def __init__(
+        self, index: int, site: str, width: int, config: AdapterConfig, store: TaskStore, dtype: torch.dtype
+    ) -> None:
+        super().__init__(index, site, width, config, store)
+        # Layers draw from torch's global stream when they are made; nobody else's numbers may depend on that.
+        with torch.random.fork_rng(devices=[]):
+            for part, (name, shape) in enumerate(
+                {"down": (width, config.bottleneck), "up": (config.bottleneck, width)}.items()
+            ):
+                layer = SiteLinear(
+                    *shape, threshold=config.threshold, weight_init=config.weight_init, device="cpu", dtype=dtype
+                )
+                layer.index, layer.part = index, part
+                layer.reset_parameters(tensor_stream(self.seed, "adapter", f"{site}.{name}"))
+                self.add_module(name, layer)
+        self.requires_grad_(False)
+
+    def adapt(self, hidden: torch.Tensor) -> torch.Tensor:
+        call, down, up = current_call(), self.down, self.up
+        if not (_is_plain(down) and _is_plain(up)):
+            # Whoever hooked, pruned, parametrised or offloaded a layer wants it called.
+            inner = ACTIVATIONS[self.activation](down(_for_layer(down, hidden)))
+            return hidden + up(_for_layer(up, inner)).to(hidden.dtype)
+        dtype = hidden.dtype
+        down_weight, up_weight = down.weight.to(dtype), up.weight.to(dtype)
+        down_bias, up_bias = (None if bias is None else bias.to(dtype) for bias in (down.bias, up.bias))
+        if call is None or call.gates is None:
+            masked = down.mask_gradient
+            return gated_adapter(
+                hidden,
+                down_weight,
+                down.scores,
+                up_weight,
+                up.scores,
+                down_bias,
+                up_bias,
+                activation=self.activation,
+                threshold=down.threshold,
+                down_importance=down.importance if masked else None,
+                up_importance=up.importance if masked else None,
+            )
+        down_gates, up_gates = (_near(gates, hidden) for gates in call.gates[self.index])
+        return packed_adapter(
+            hidden, down_weight, down_gates, up_weight, up_gates, down_bias, up_bias, activation=self.activation
+        )
+
+    def start(self, task: str, *, fresh: bool, masked: bool) -> None:
+        for name, layer in self.layers.items():
+            layer.mask_gradient = masked
+            if fresh:
+                layer.reset_scores(tensor_stream(self.seed, "scores", name, task))
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {f"scores.{name}": layer.scores for name, layer in self.layers.items()}
+
+    def packed(self) -> Tensors:
+        return {name: layer.pack() for name, layer in self.layers.items()}
+
+    def shared(self) -> Tensors:
+        scores = {f"scores.{name}": layer.scores.detach() for name, layer in self.layers.items()}
+        kept = {f"importance.{name}": layer.importance for name, layer in self.layers.items()}
+        return scores | {name: importance for name, importance in kept.items() if importance is not None}
+
+    def load_shared(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        layers = self.layers
+        importances = {n: torch.empty_like(x.scores) for n, x in layers.items() if f"importance.{n}" in tensors}
+        self._load(tensors, self.trained() | {f"importance.{name}": value for name, value in importances.items()})
+        for name, layer in layers.items():
+            layer.importance = importances[name].detach() if name in importances else None
+
+    def frozen(self) -> Tensors:
+        named = {f"{n}.{part}": getattr(x, part) for n, x in self.layers.items() for part in ("weight", "bias")}
+        return {name: tensor.detach() for name, tensor in named.items() if tensor is not None}
+
+    def gate_bytes(self) -> int:
+        return sum(layer.out_features * -(-layer.in_features // 8) for layer in self.layers.values())
+
+
+class PlainSite(SiteAdapter, Float32Module):
+    """A plain adapter for all tasks: old or new, they run on the trained float32 weights as they are now.
+
+    x + up(activation(down(x))); down starts as N(0, 0.02²) and up as zero, so that it starts as the identity.
+    """
+
+    gated = False
+    down: nn.Linear
+    up: nn.Linear
+
+    def __init__(
+        self, index: int, site: str, width: int, config: AdapterConfig, store: TaskStore, dtype: torch.dtype
+    ) -> None:
+        super().__init__(index, site, width, config, store)
+        with torch.random.fork_rng(devices=[]):
+            self.down = nn.Linear(width, config.bottleneck, device="cpu", dtype=torch.float32)
+            self.up = nn.Linear(config.bottleneck, width, device="cpu", dtype=torch.float32)
+        with torch.no_grad():
+            self.down.weight.normal_(0.0, WEIGHT_STD, generator=tensor_stream(config.seed, "adapter", site))
+            for tensor in (self.down.bias, self.up.weight, self.up.bias):
+                tensor.zero_()
+        self.requires_grad_(False)
+
+    def adapt(self, hidden: torch.Tensor) -> torch.Tensor:
+        inner = ACTIVATIONS[self.activation](self.down(hidden.float()))
+        return hidden + self.up(inner).to(hidden.dtype)
+
+    def start(self, task: str, *, fresh: bool, masked: bool) -> None:
+        """Nothing: there is one set of weights."""
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        layers = self.layers.items()
+        return {f"weights.{name}.{part}": p for name, layer in layers for part, p in layer.named_parameters()}
+
+    def packed(self) -> Tensors:
+        return {}
+
+    def shared(self) -> Tensors:
+        return {name: parameter.detach() for name, parameter in self.trained().items()}
+
+    def load_shared(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._load(tensors, self.trained())
+
+    def frozen(self) -> Tensors:
+        return {}
+
+
+def make_adapters(
+    sites: Mapping[str, nn.Module],
+    widths: Mapping[str, int],
+    config: AdapterConfig,
+    store: TaskStore,
+    fallback: torch.Tensor,
+) -> dict[str, SiteAdapter]:
+    """An adapter for every site, on the site's device and in its dtype."""
+    adapters: dict[str, SiteAdapter] = {}
+    for index, (name, site) in enumerate(sites.items()):
+        # A block's last parameters shape its output: T5 keeps those in float32 where the rest is half precision.
+        like = ([p for p in site.parameters() if p.is_floating_point()] or [fallback])[-1]
+        kind = GatedSite if config.gated else PlainSite
+        adapter = kind(index, name, widths[name], config, store, like.dtype)
+        adapters[name] = adapter if like.is_meta else adapter.to(like.device)
+    return adapters
+
+
+def _near(gates: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return gates if gates.device == x.device else gates.to(x.device)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether calling the layer would do no more than its product: no hooks, no other forward, class or parameters."""
+    own = layer.__dict__
+    return (
+        type(layer) is SiteLinear
+        and "forward" not in own  # accelerate's hooks replace it on the instance
+        and not (
+            own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+        )
+        and layer._compiled_call_impl is None
+        and own["_parameters"].keys() >= {"weight", "bias", "scores"}
+        and not (
+            _global_hooks._global_forward_hooks
+            or _global_hooks._global_forward_pre_hooks
+            or _global_hooks._global_backward_hooks
+            or _global_hooks._global_backward_pre_hooks
+        )
+    )
+
+
+def _for_layer(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """x in the dtype of the layer's weight, if it has a floating one."""
+    weight = getattr(layer, "weight", None)
+    return x.to(weight.dtype) if isinstance(weight, torch.Tensor) and weight.is_floating_point() else x
+
+
+def _in_backward() -> bool:
+    # The autograd engine's number for the backward pass that is running on this thread, -1 outside.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -1,0 +1,131 @@
+"""How a labelled task is computed: the backbone's features through the task's head, for one task or row by row."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils.generic import ModelOutput
+
+from tss.adapters.task_call import TaskCall
+from tss.tasks.headed import HeadedKind
+from tss.tasks.heads import Features, choose_stack, shift_right
+
+Inputs = dict[str, Any]
+
+
+@dataclass
+class MixedOutput(ModelOutput):
+    """The answer to a batch whose rows belong to tasks with heads of their own.
+
+    Attributes:
+        loss: mean over rows of their tasks' losses, if labels were given.
+        logits: one tensor per row, in the rows' order; heads differ in width, so they are not stacked. They may differ
+            from those of the task alone in the last bits: products of other row counts are summed in another order.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: list[torch.Tensor] | None = None
+
+
+def core_of(backbone: Any) -> Any:
+    """The transformers model inside a compiled module or a PEFT model; else the backbone itself."""
+    core = getattr(backbone, "_orig_mod", backbone)
+    return core.get_base_model() if hasattr(core, "get_base_model") else core
+
+
+def answer(backbone: nn.Module, call: TaskCall, inputs: Inputs) -> Any:
+    """A labelled task's output, or that of rows with a head each.
+
+    Args:
+        backbone: as it was attached to.
+        call: the current one.
+        inputs: of the forward pass, labels included.
+
+    Raises:
+        ValueError: an input that the backbone does not have; rows with and without a head in one batch; labels for
+            rows that are not one per row.
+    """
+    labels, items = inputs.pop("labels", None), inputs.pop("num_items_in_batch", None)
+    as_tuple = inputs.pop("return_dict", None) is False
+    core = core_of(backbone)
+    if call.rows is not None:
+        output = _answer_rows(backbone, core, call, inputs, labels)
+    else:
+        assert call.kind is not None
+        output = call.kind.compute(core, call.head_logits, inputs, labels, call=part_caller(backbone), items=items)
+    return output.to_tuple() if as_tuple else output
+
+
+def loss(backbone: nn.Module, call: TaskCall, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
+    """The loss of one task, without what only its logits need."""
+    head = call.head_logits if call.labelled else None
+    assert call.kind is not None
+    return call.kind.loss(core_of(backbone), head, inputs, labels, call=part_caller(backbone))
+
+
+def part_caller(backbone: Any) -> Callable[..., Any] | None:
+    """How to run a part of the backbone so that what others put around its forward is not skipped; None: call it.
+
+    Autocast and offloading of accelerate sit on the instance's `forward`: then the whole backbone runs, and the part's
+    output is caught on its way.
+    """
+    core = core_of(backbone)
+    if "forward" not in vars(backbone) and "forward" not in vars(core):
+        return None
+
+    def call(part: nn.Module, **inputs: Any) -> Any:
+        if part is core:
+            return backbone(**inputs)
+        caught, thread = [], threading.get_ident()
+
+        def catch(module: nn.Module, args: Any, output: Any) -> None:
+            if threading.get_ident() == thread:
+                caught.append(output)
+
+        if core.config.is_encoder_decoder and part is core.get_encoder():
+            start = core.config.decoder_start_token_id
+            inputs = {**inputs, "decoder_input_ids": shift_right(inputs["input_ids"], start)}
+        hook = part.register_forward_hook(catch)
+        try:
+            backbone(**inputs)
+        finally:
+            hook.remove()
+        return caught[-1]
+
+    return call
+
+
+def _answer_rows(backbone: nn.Module, core: Any, call: TaskCall, inputs: Inputs, labels: Any) -> MixedOutput:
+    """One pass of the backbone for all rows, then the rows of each task through its head."""
+    assert call.rows is not None
+    if missing := [of_task.names[0] for of_task, _ in call.rows if not of_task.labelled]:
+        others = sorted(of_task.names[0] for of_task, _ in call.rows if of_task.labelled)
+        raise ValueError(
+            f"tasks with and without a head cannot share a batch: {', '.join(missing)} would use the language-model "
+            f"head, {', '.join(others)} their own; split the batch"
+        )
+    count, total = len(call.names), None
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"{len(labels)} labels for {count} rows: give one per row")
+    logits: list[Any] = [None] * count
+    passed: dict[str, Features] = {}  # stack -> features of all rows
+    for of_task, rows in call.rows:
+        kind = of_task.kind
+        assert isinstance(kind, HeadedKind)
+        stack = choose_stack(core, kind.stack(core))
+        if stack not in passed:
+            passed[stack] = kind.features_of(core, inputs, part_caller(backbone))
+        hidden, mask = passed[stack][:2]
+        own = None if labels is None else torch.stack([torch.as_tensor(labels[i]) for i in rows]).to(hidden.device)
+        output = kind.read(core, of_task.head_logits, Features(hidden[rows], mask[rows]), own)
+        for i, row in zip(rows, output.logits, strict=True):
+            logits[i] = row
+        if own is not None:
+            share = output.loss * (len(rows) / count)
+            total = share if total is None else total + share
+    return MixedOutput(loss=total, logits=logits)
