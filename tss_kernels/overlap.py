@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from operator import attrgetter
+from operator import add, attrgetter, le
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -81,7 +81,10 @@ class Memory(NamedTuple):
                 if _overlaps_itself(tensor):
                     return index, index
         ranges = sorted(zip(self.starts, self.sizes, range(len(self.tensors)), strict=True))
-        return None if _apart(ranges, written) else _first_shared(self.tensors, ranges, written, elementwise)
+        starts, sizes, _ = zip(*ranges, strict=True) if ranges else ((), (), ())
+        # The ordinary case, in few steps of Python: each range ends before the next one starts.
+        apart = all(map(le, map(add, starts, sizes), starts[1:]))
+        return None if apart else _first_shared(self.tensors, ranges, written, elementwise)
 
 
 def _has_its_own_way(kind: type[torch.Tensor]) -> bool:
@@ -92,20 +95,6 @@ def _has_its_own_way(kind: type[torch.Tensor]) -> bool:
 def _taken_apart(named: Named) -> tuple[list[str], list[torch.Tensor]]:
     pairs = list(named.items() if isinstance(named, Mapping) else named)
     return [name for name, _ in pairs], [tensor for _, tensor in pairs]
-
-
-def _apart(ranges: Iterable[tuple[int, int, int]], written: int) -> bool:
-    """Whether no range of what is written meets another, of ranges in the order of their starts."""
-    end = written_end = 0
-    for start, size, index in ranges:
-        if not size or not start:
-            continue
-        if start < (end if index < written else written_end):
-            return False
-        end = max(end, start + size)
-        if index < written:
-            written_end = end
-    return True
 
 
 def _first_shared(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tss_kernels
+from tss_kernels.backends.registry import why_not
 from tss_kernels import SoftMaskedAdamW
 
 HYPER = {"step": 1, "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.01}
@@ -135,7 +136,7 @@ def test_tensors_of_a_step(backend, wrong):
 
 
 def backend_takes_cpu(backend: str) -> bool:
-    return tss_kernels.backends.why_not(backend, "soft_masked_adamw_", torch.device("cpu"), torch.float32) is None
+    return why_not(backend, "soft_masked_adamw_", torch.device("cpu"), torch.float32) is None
 
 
 def test_tensors_that_are_only_read_may_share_memory():

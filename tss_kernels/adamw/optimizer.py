@@ -123,16 +123,21 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
             [state["exp_avg_sq"] for state in states],
             [masks.get(id(param)) for param in params],
         )
+        numbers = [] if capturable else [step.item() + 1 for step in steps]
         if capturable:
             take = prepared_on_device(lists, steps, group["lr"], options)
         else:
-            take = _by_numbers(lists, [step.item() + 1 for step in steps], group["lr"], options)
+            take = _by_numbers(lists, numbers, group["lr"], options)
 
         def counted() -> None:
             self.state.update((params[i], state) for i, state in started.items())
-            if steps:
-                torch._foreach_add_(steps, 1 if capturable else torch.ones(()))
-                take()
+            if not steps:
+                return
+            if capturable:
+                torch._foreach_add_(steps, 1)
+            for step, number in zip(steps, numbers, strict=False):  # sooner than torch._foreach_add_ on the CPU
+                step.fill_(number)
+            take()
 
         return counted
 
