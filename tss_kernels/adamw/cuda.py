@@ -1,7 +1,7 @@
 """Soft-masked AdamW in CUDA C++: one launch updates all tensors of float32, one more all others; csrc/cuda/adamw.cu.
 
-What describes the tensors travels in the launch itself: nothing is copied to the device. Where the device reads the step's
-number, a launch before each makes of it what the step needs.
+What describes the tensors travels in the launch itself: nothing is copied to the device. Where the device reads the
+step's number, a launch before each makes of it what the step needs.
 """
 
 from __future__ import annotations
