@@ -18,7 +18,7 @@ help:
 	@echo "make native compile csrc again, after a change there; only what changed"
 	@echo "make sanitize  the tests of csrc with address and undefined-behaviour sanitizers"
 	@echo "make resources  compile every kernel without a GPU; writes what it takes to tests/kernels/resources"
-	@echo "make counts  count what kernels execute (valgrind, emulated CUDA); writes it to tests/kernels/resources"
+	@echo "make counts  count what kernels execute on the CPU (valgrind); writes it to tests/kernels/resources"
 	@echo "make gpu    on a machine with an NVIDIA GPU: tests, memory checks, measurements (scripts/gpu.sh; sets nothing up)"
 	@echo "make clean  remove the environment and demo runs"
 
@@ -60,7 +60,6 @@ resources: setup
 
 counts: setup
 	$(BIN)/python -m tests.kernels.inspectors.instruction_counts --write tests/kernels/resources
-	$(BIN)/python -m tests.kernels.inspectors.cuda_counts --write tests/kernels/resources
 
 gpu:
 	scripts/gpu.sh

@@ -42,9 +42,11 @@ AdamwArguments<capacity> arguments_of(const AdamwScalars& scalars) {
     return arguments;
 }
 
-// Launches the first of the tensors from `first` on, as many as fit, and returns where the next launch starts.
+// Launches the first of the tensors from `first` on, as many as fit, and returns where the next launch starts. `steps`: of
+// these tensors, where the device makes them.
 template <int capacity, bool kFloat32>
-std::size_t launch_some(const std::vector<AdamwTensor>& tensors, std::size_t first, const AdamwScalars& scalars, Target target) {
+std::size_t launch_some(const std::vector<AdamwTensor>& tensors, std::size_t first, AdamwStep* steps, const AdamwScalars& scalars,
+                        Target target) {
     auto arguments = arguments_of<capacity>(scalars);
     std::int64_t blocks = 0;
     for (; first < tensors.size() && arguments.count < capacity; ++first) {
@@ -53,16 +55,21 @@ std::size_t launch_some(const std::vector<AdamwTensor>& tensors, std::size_t fir
         tensor.first_block = static_cast<int>(blocks);
         blocks += divide_up(tensor.size, adamw_block);
     }
-    if (scalars.lr == nullptr) launch(adamw_kernel<capacity, false, kFloat32>, blocks, adamw_threads, 0, target, arguments);
-    else launch(adamw_kernel<capacity, true, kFloat32>, blocks, adamw_threads, sizeof(AdamwStep), target, arguments);
+    if (steps == nullptr) {
+        launch(adamw_kernel<capacity, false, kFloat32>, blocks, adamw_threads, 0, target, arguments);
+    } else {
+        arguments.steps = steps + (first - static_cast<std::size_t>(arguments.count));
+        launch(adamw_steps_kernel<capacity>, divide_up(arguments.count, warp_size), warp_size, 0, target, arguments);
+        launch(adamw_kernel<capacity, true, kFloat32>, blocks, adamw_threads, 0, target, arguments);
+    }
     return first;
 }
 
 template <bool kFloat32>
-void launch_all(const std::vector<AdamwTensor>& tensors, const AdamwScalars& scalars, Target target) {
+void launch_all(const std::vector<AdamwTensor>& tensors, AdamwStep* steps, const AdamwScalars& scalars, Target target) {
     for (std::size_t next = 0; next < tensors.size();) {
-        next = tensors.size() - next <= few ? launch_some<few, kFloat32>(tensors, next, scalars, target)
-                                            : launch_some<many, kFloat32>(tensors, next, scalars, target);
+        next = tensors.size() - next <= few ? launch_some<few, kFloat32>(tensors, next, steps, scalars, target)
+                                            : launch_some<many, kFloat32>(tensors, next, steps, scalars, target);
     }
 }
 
@@ -76,8 +83,9 @@ void adamw(const std::vector<std::int64_t>& table, const std::vector<std::uintpt
         if (!steps.empty()) tensor.step = reinterpret_cast<const void*>(steps[i]);
         if (tensor.size > 0) ((tensor.kinds & tensor_kinds) == 0 ? float32 : others).push_back(tensor);
     }
-    launch_all<true>(float32, scalars, target);
-    launch_all<false>(others, scalars, target);
+    auto* made = static_cast<AdamwStep*>(scalars.lr == nullptr ? nullptr : scalars.steps);
+    launch_all<true>(float32, made, scalars, target);
+    launch_all<false>(others, made == nullptr ? nullptr : made + float32.size(), scalars, target);
 }
 
 }  // namespace tss

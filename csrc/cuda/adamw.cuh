@@ -36,7 +36,8 @@ struct AdamwArguments {
     float take1, beta2, take2, eps;
     AdamwStep step;  // where the host knows it
     bool update_site, has_decay;
-    // Else the learning rate and its type, and what else a step is made of; logarithms have base 2.
+    // Else what each tensor's own step makes, and what that is made of: the learning rate with its type, logarithms to base 2.
+    AdamwStep* steps;
     unsigned lr_kind;
     const void* lr;
     double log_beta1, log_beta2, weight_decay;
@@ -114,23 +115,20 @@ __device__ __forceinline__ double load_scalar(const void* data, unsigned kind) {
     }
 }
 
-// What PyTorch computes on the host, in float64 too. One thread of the block does, while the others' loads are on their way.
-template <bool kOnDevice, class Arguments>
-__device__ __forceinline__ AdamwStep step_of(const Arguments& arguments, const AdamwTensor& tensor) {
-    if constexpr (!kOnDevice) {
-        return arguments.step;
-    } else {
-        auto* step = reinterpret_cast<AdamwStep*>(dynamic_shared());
-        if (threadIdx.x == 0) {
-            const double number = load_scalar(tensor.step, tensor.kinds >> 20);
-            const double rate = load_scalar(arguments.lr, arguments.lr_kind);
-            step->decay = static_cast<float>(rate * arguments.weight_decay);
-            step->step_size = static_cast<float>(rate / (1.0 - exp2(number * arguments.log_beta1)));
-            step->root_correction = static_cast<float>(sqrt(1.0 - exp2(number * arguments.log_beta2)));
-        }
-        __syncthreads();
-        return *step;
-    }
+// What PyTorch computes on the host, in float64 too: one thread for each tensor, in a launch before the step's own, whose
+// blocks would else wait for the powers one by one.
+template <int capacity>
+__global__ void __launch_bounds__(warp_size) adamw_steps_kernel(const __grid_constant__ AdamwArguments<capacity> arguments) {
+    const int index = static_cast<int>(blockIdx.x * warp_size + threadIdx.x);
+    if (index >= arguments.count) return;
+    const AdamwTensor& tensor = arguments.tensors[index];
+    const double number = load_scalar(tensor.step, tensor.kinds >> 20);
+    const double rate = load_scalar(arguments.lr, arguments.lr_kind);
+    AdamwStep step;
+    step.decay = static_cast<float>(rate * arguments.weight_decay);
+    step.step_size = static_cast<float>(rate / (1.0 - exp2(number * arguments.log_beta1)));
+    step.root_correction = static_cast<float>(sqrt(1.0 - exp2(number * arguments.log_beta2)));
+    arguments.steps[index] = step;
 }
 
 // Where a thread's share lies in a tensor.
@@ -194,16 +192,17 @@ __device__ __forceinline__ void store_share(const AdamwShare& share, const Adamw
     }
 }
 
-// kFloat32: every tensor is float32, and whole shares on boundaries of 16 bytes move at once. kOnDevice: the step's number
-// and the learning rate are read here.
+// kFloat32: every tensor is float32, and whole shares on boundaries of 16 bytes move at once. kOnDevice: steps were made here;
+// to leave that open takes eight registers more of both.
 template <int capacity, bool kOnDevice, bool kFloat32>
 __global__ void __launch_bounds__(adamw_threads) adamw_kernel(const __grid_constant__ AdamwArguments<capacity> arguments) {
-    const AdamwTensor& tensor = arguments.tensors[tensor_of(arguments, static_cast<int>(blockIdx.x))];
+    const int index = tensor_of(arguments, static_cast<int>(blockIdx.x));
+    const AdamwTensor& tensor = arguments.tensors[index];
     const AdamwPlace place = place_of<kFloat32>(tensor, static_cast<int>(blockIdx.x) - tensor.first_block);
     const bool masked = tensor.importance != nullptr;
     AdamwShare share;
     load_share<kFloat32>(share, tensor, place);
-    const AdamwStep step = step_of<kOnDevice>(arguments, tensor);
+    const AdamwStep step = kOnDevice ? arguments.steps[index] : arguments.step;
 #pragma unroll
     for (int i = 0; i < adamw_share; ++i) {
         if (i < place.valid) advance(share, i, arguments, step, masked);

@@ -74,14 +74,16 @@ void bind_adamw(py::module_& module) {
                            Address stream) {
         adamw(table, {},
               {single(decay), single(take1), single(beta2), single(take2), single(step_size), single(root_correction), single(eps),
-               update_site, has_decay, nullptr, 0, 0.0, 0.0, 0.0},
+               update_site, has_decay, nullptr, 0, 0.0, 0.0, 0.0, nullptr},
               {device, stream});
     });
-    module.def("adamw_on_device", [](const Table& table, const std::vector<Address>& steps, Address lr, unsigned lr_kind, double beta1,
-                                     double beta2, double weight_decay, double eps, bool update_site, int device, Address stream) {
+    module.def("adamw_on_device", [](const Table& table, const std::vector<Address>& steps, Address made, Address lr,
+                                     unsigned lr_kind, double beta1, double beta2, double weight_decay, double eps,
+                                     bool update_site, int device, Address stream) {
         adamw(table, steps,
               {0.0f, single(1.0 - beta1), single(beta2), single(1.0 - beta2), 0.0f, 1.0f, single(eps), update_site,
-               weight_decay != 0.0, at<void>(lr), lr_kind, std::log2(beta1), std::log2(beta2), weight_decay},
+               weight_decay != 0.0, at<void>(lr), lr_kind, std::log2(beta1), std::log2(beta2), weight_decay,
+               at<void>(made)},
               {device, stream});
     });
 }

@@ -1,6 +1,8 @@
 // Importance: mean and deviation of groups of elements in float64 and in a fixed order, then |tanh| and, where asked for, the
-// maximum in one pass. A group is cut into equal chunks, one block each; blocks' and chunks' means and squared deviations are
-// joined as by Chan, Golub and LeVeque (1979).
+// maximum in one pass. A group is cut into equal chunks, one block each. Float64 is what GPUs have least of: a loop over
+// elements divides nothing, and what a block needs once one warp computes.
+#include <limits>
+
 #include "cuda/device.cuh"
 #include "cuda/operations.h"
 
@@ -8,22 +10,8 @@ namespace tss {
 namespace {
 
 constexpr int threads = 256;
-constexpr double eps = 1e-6;
-// Below this the series to z^5 is exact to a relative 1e-12; above it 1 - exp(-2 z) keeps 14 digits.
-constexpr double series_end = 0.015625;
-
-// Count, mean and sum of squared deviations of some elements.
-struct Statistics {
-    double count = 0.0, mean = 0.0, squares = 0.0;
-
-    __device__ void join(const Statistics& other) {
-        if (other.count == 0.0) return;
-        const double both = count + other.count, difference = other.mean - mean;
-        mean += difference * (other.count / both);
-        squares += other.squares + difference * difference * (count * other.count / both);
-        count = both;
-    }
-};
+constexpr std::size_t shared_bytes = (threads + 1) * sizeof(double);  // of sum_of_block
+constexpr double eps = 1e-6, infinity = std::numeric_limits<double>::infinity();
 
 template <class T>
 __device__ __forceinline__ double wide(T value) {
@@ -31,57 +19,119 @@ __device__ __forceinline__ double wide(T value) {
     else return static_cast<double>(to_float(value));
 }
 
-// Through float32, to which an importance is rounded first.
+// As a type that can be compared: a conversion to float64 takes as long as four of its additions.
 template <class T>
-__device__ __forceinline__ T narrow(double value) {
-    return from_float<T>(static_cast<float>(value));
-}
-
-__device__ __forceinline__ double abs_tanh(double z) {
-    const double size = fabs(z), square = size * size;
-    if (size < series_end) return size * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0)));
-    const double fallen = exp(-2.0 * size);
-    return (1.0 - fallen) / (1.0 + fallen);
+__device__ __forceinline__ auto comparable(T value) {
+    if constexpr (std::is_same_v<T, double>) return value;
+    else return to_float(value);
 }
 
 // Whether max(total, added) is total; NaN in either counts as the larger.
-__device__ __forceinline__ bool stays(double total, double added) { return total != total || total > added; }
-
-// The statistics of a block's threads, joined as a tree; all threads get them.
-__device__ Statistics joined(const Statistics& mine) {
-    auto* all = reinterpret_cast<Statistics*>(dynamic_shared());
-    all[threadIdx.x] = mine;
-    for (int half = threads / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (static_cast<int>(threadIdx.x) < half) all[threadIdx.x].join(all[threadIdx.x + half]);
-    }
-    __syncthreads();
-    const Statistics result = all[0];
-    __syncthreads();
-    return result;
+template <class T, class U>
+__device__ __forceinline__ bool stays(T total, U added) {
+    return total != total || total > added;
 }
 
-// Of elements from start to stop, minus `origin`, so that equal elements are exactly 0. NaN and infinity make the mean NaN.
-template <class T>
-__device__ Statistics of_range(const T* raw, double origin, std::int64_t start, std::int64_t stop) {
-    Statistics mine;
-    for (std::int64_t at = start + threadIdx.x; at < stop; at += threads) {
-        const double difference = wide(raw[at]) - origin - mine.mean;
-        mine.count += 1.0;
-        mine.mean += difference / mine.count;
-        mine.squares += difference * (wide(raw[at]) - origin - mine.mean);
+// 1 - 2^y for y <= 0 to a relative 3e-10, as near to 0 as it may be: of y = n + r with a whole n and |r| <= 1/2 it is
+// (1 - 2^n) - 2^n (2^r - 1), and 2^r - 1 is r times the polynomial that is nearest to it in relative error.
+__device__ __forceinline__ double one_less_power(double y) {
+    constexpr double to_whole = 6755399441055744.0;  // 1.5 2^52: of a sum with it the low word is the nearest whole number
+    const double shifted = y + to_whole, r = y - (shifted - to_whole);
+    const int n = max(__double2loint(shifted), -64);  // below that nothing is taken from 1
+    const double power = __hiloint2double(static_cast<int>((1023u + static_cast<unsigned>(n)) << 20), 0);
+    double slope = 1.5252714323613949e-05;
+    slope = fma(slope, r, 0.00015461329749426884);
+    slope = fma(slope, r, 0.001333366947029853);
+    slope = fma(slope, r, 0.00961805703756016);
+    slope = fma(slope, r, 0.05550410727584675);
+    slope = fma(slope, r, 0.2402265092004783);
+    slope = fma(slope, r, 0.6931471805815694);
+    return fma(-power, slope * r, 1.0 - power);
+}
+
+constexpr double two_over_ln2 = 2.8853900817779268;
+
+// |tanh(z)| of two_over_ln2 z. Of the division's error of 2^-20 one step leaves its square.
+__device__ __forceinline__ double abs_tanh(double scaled) {
+    const double upper = one_less_power(-fabs(scaled)), lower = 2.0 - upper, inverse = approximate_inverse(lower);
+    const double quotient = upper * inverse;
+    return fma(quotient, fma(-lower, inverse, 1.0), quotient);
+}
+
+// What `finish` makes of the sum of all threads' numbers; all of them get it, the first thread alone computes it.
+template <class Finish>
+__device__ __forceinline__ double sum_of_block(double mine, Finish finish) {
+    auto* all = reinterpret_cast<double*>(dynamic_shared());
+    all[threadIdx.x] = mine;
+    __syncthreads();
+    if (threadIdx.x < warp_size) {
+        double sum = mine;
+        for (int other = warp_size; other < threads; other += warp_size) sum += all[threadIdx.x + other];
+        for (int half = warp_size / 2; half > 0; half /= 2) sum += __shfl_down_sync(whole_warp, sum, half);
+        if (threadIdx.x == 0) all[threads] = finish(sum);
     }
-    return joined(mine);
+    __syncthreads();
+    return all[threads];
+}
+
+// The mean of some elements, minus an origin, and what was made of the sum of their squared deviations from it.
+struct Statistics {
+    double mean, spread;
+};
+
+// Of elements from start to stop, minus `origin`, so that equal elements are exactly 0. NaN and infinity make the spread NaN.
+// Each thread sums what its elements have beyond its first, which the mean of the block is taken from in the end: what
+// cancels then is at most as many times the result as a thread has elements.
+template <class T, class Finish>
+__device__ __forceinline__ Statistics of_range(const T* raw, double origin, std::int64_t start, std::int64_t stop, Finish finish) {
+    const std::int64_t from = start + threadIdx.x;
+    const bool any = from < stop;
+    const double first = any ? wide(raw[from]) : origin;
+    double sum = 0.0, squares = 0.0;
+    for (std::int64_t at = from + threads; at < stop; at += threads) {
+        const double beyond = wide(raw[at]) - first;
+        sum += beyond;
+        squares = fma(beyond, beyond, squares);
+    }
+    const double count = any ? static_cast<double>(divide_up(stop - from, threads)) : 0.0;
+    const double elements = static_cast<double>(stop - start), far = first - origin;
+    const double mean = sum_of_block(fma(count, far, sum), [&](double all) { return all / elements; });
+    const double off = mean - far;
+    const double spread = sum_of_block(any ? fma(off, fma(count, off, -2.0 * sum), squares) : 0.0, [&](double all) {
+        // Of finite numbers only those whose squares are not make NaN: too far apart for float64, not wrong.
+        const bool overflown = all != all && fabs(mean) < infinity;
+        return finish(overflown ? infinity : all < 0.0 ? 0.0 : all);
+    });
+    return {mean, spread};
+}
+
+// Of the whole group, from its chunks'.
+template <class Finish>
+__device__ __forceinline__ Statistics of_chunks(const ImportanceArguments& p, std::int64_t group, std::int64_t chunks, Finish finish) {
+    const double* means = p.partial + group * chunks;
+    const double* spreads = means + p.groups * chunks;
+    const double whole = static_cast<double>(p.chunk), last = static_cast<double>(p.size - (chunks - 1) * p.chunk);
+    double sum = 0.0, squares = 0.0;
+    for (std::int64_t chunk = threadIdx.x; chunk < chunks; chunk += threads) {
+        sum = fma(chunk == chunks - 1 ? last : whole, means[chunk], sum);
+    }
+    const double mean = sum_of_block(sum, [&](double all) { return all / static_cast<double>(p.size); });
+    for (std::int64_t chunk = threadIdx.x; chunk < chunks; chunk += threads) {
+        const double off = means[chunk] - mean;
+        squares += fma((chunk == chunks - 1 ? last : whole) * off, off, spreads[chunk]);
+    }
+    return {mean, sum_of_block(squares, finish)};
 }
 
 template <class Raw>
 __global__ void __launch_bounds__(threads) statistics_kernel(const __grid_constant__ ImportanceArguments p, std::int64_t chunks) {
     const auto* raw = static_cast<const Raw*>(p.raw);
     const std::int64_t group = blockIdx.x / chunks, first = group * p.size, start = first + blockIdx.x % chunks * p.chunk;
-    const Statistics found = of_range(raw, wide(raw[first]), start, min(start + p.chunk, first + p.size));
+    const Statistics found = of_range(raw, wide(raw[first]), start, min(start + p.chunk, first + p.size),
+                                      [](double squares) { return squares; });
     if (threadIdx.x == 0) {
         p.partial[blockIdx.x] = found.mean;
-        p.partial[p.groups * chunks + blockIdx.x] = found.squares;
+        p.partial[p.groups * chunks + blockIdx.x] = found.spread;
     }
 }
 
@@ -92,22 +142,13 @@ __global__ void __launch_bounds__(threads) importance_kernel(const __grid_consta
     const std::int64_t group = blockIdx.x / chunks, first = group * p.size, start = first + blockIdx.x % chunks * p.chunk;
     const std::int64_t stop = min(start + p.chunk, first + p.size);
     const double origin = wide(raw[first]);
-    Statistics all;
-    if (chunks == 1) {
-        all = of_range(raw, origin, start, stop);
-    } else {
-        Statistics mine;
-        for (std::int64_t chunk = threadIdx.x; chunk < chunks; chunk += threads) {
-            const std::int64_t at = group * chunks + chunk;
-            mine.join({static_cast<double>(min(p.chunk, p.size - chunk * p.chunk)), p.partial[at], p.partial[p.groups * chunks + at]});
-        }
-        all = joined(mine);
-    }
-    const double scale = 1.0 / (sqrt(all.squares / static_cast<double>(p.size)) + eps);
+    const auto scale_of = [&](double squares) { return two_over_ln2 / (sqrt(squares / static_cast<double>(p.size)) + eps); };
+    const Statistics all = chunks == 1 ? of_range(raw, origin, start, stop, scale_of) : of_chunks(p, group, chunks, scale_of);
+    const double scale = all.spread, shift = -all.mean * scale;
     for (std::int64_t at = start + threadIdx.x; at < stop; at += threads) {
-        double value = abs_tanh((wide(raw[at]) - origin - all.mean) * scale);
-        if (p.update && stays(wide(result[at]), value)) continue;
-        result[at] = narrow<Result>(value);
+        const float value = static_cast<float>(abs_tanh(fma(wide(raw[at]) - origin, scale, shift)));
+        if (p.update && stays(comparable(result[at]), value)) continue;
+        result[at] = from_float<Result>(value);
     }
 }
 
@@ -117,8 +158,8 @@ __global__ void __launch_bounds__(threads) accumulate_kernel(Total* total, const
     if (at >= size) return;
     Total rounded;
     if constexpr (std::is_same_v<Total, double>) rounded = wide(added[at]);
-    else rounded = narrow<Total>(wide(added[at]));
-    if (!stays(wide(total[at]), wide(rounded))) total[at] = rounded;
+    else rounded = from_float<Total>(static_cast<float>(comparable(added[at])));
+    if (!stays(comparable(total[at]), comparable(rounded))) total[at] = rounded;
 }
 
 // Calls use(T()) with the type of a number's kind.
@@ -136,12 +177,11 @@ void with_type(Dtype dtype, Use use) {
 
 void importance(const ImportanceArguments& arguments, Target target) {
     const std::int64_t chunks = divide_up(arguments.size, arguments.chunk), blocks = arguments.groups * chunks;
-    const std::size_t bytes = threads * sizeof(Statistics);
     with_type(arguments.raw_dtype, [&](auto raw) {
         using Raw = decltype(raw);
-        if (chunks > 1) launch(statistics_kernel<Raw>, blocks, threads, bytes, target, arguments, chunks);
+        if (chunks > 1) launch(statistics_kernel<Raw>, blocks, threads, shared_bytes, target, arguments, chunks);
         with_type(arguments.importance_dtype, [&](auto result) {
-            launch(importance_kernel<Raw, decltype(result)>, blocks, threads, bytes, target, arguments, chunks);
+            launch(importance_kernel<Raw, decltype(result)>, blocks, threads, shared_bytes, target, arguments, chunks);
         });
     });
 }

@@ -55,6 +55,13 @@ __device__ __forceinline__ void store_16(void* global, uint4 value) {
                  : "memory");
 }
 
+// 1 / value, to some 20 bits.
+__device__ __forceinline__ double approximate_inverse(double value) {
+    double inverse;
+    asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(inverse) : "d"(value));
+    return inverse;
+}
+
 // A mask of halves: the lower one where this byte of `lower` has its sign bit, the upper one by `upper`.
 __device__ __forceinline__ unsigned mask_of_signs(unsigned lower, unsigned upper, int byte) {
     unsigned mask;

@@ -105,13 +105,15 @@ void gated_adapter(const AdapterArguments& arguments, Dtype dtype, Target target
 std::vector<SharedBytes> adapter_shared_bytes();
 
 // What a step's number and learning rate make, as PyTorch computes it on the host; or, where `lr` is set, what the device
-// makes it of: `lr` (float32 or float64 by its type's number), logarithms to base 2 of both betas, weight decay.
+// makes it of: `lr` (float32 or float64 by its type's number), logarithms to base 2 of both betas, weight decay; and `steps`,
+// where it puts that until it is used, three float32 for each parameter.
 struct AdamwScalars {
     float decay, take1, beta2, take2, step_size, root_correction, eps;
     bool update_site, has_decay;
     const void* lr;
     unsigned lr_kind;
     double log_beta1, log_beta2, weight_decay;
+    void* steps;
 };
 // One AdamW step. Seven numbers of `table` describe a parameter: the addresses of the parameter, its gradient, exp_avg,
 // exp_avg_sq and importance (or 0), their types in four bits each, the number of elements. With `lr`, `steps` has the address

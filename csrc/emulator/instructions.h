@@ -26,6 +26,11 @@ inline std::int64_t not_before(std::int64_t number) { return number; }
 
 inline void store_16(void* global, uint4 value) { *static_cast<uint4*>(global) = value; }
 
+// Of the upper words alone, as the PTX manual says of rcp.approx.ftz.f64.
+inline double approximate_inverse(double value) {
+    return __hiloint2double(__double2hiint(1.0 / __hiloint2double(__double2hiint(value), 0)), 0);
+}
+
 // A mask of halves: the lower one where this byte of `lower` has its sign bit, the upper one by `upper`.
 inline unsigned mask_of_signs(unsigned lower, unsigned upper, int byte) {
     const unsigned sign = 0x80u << (8 * byte);

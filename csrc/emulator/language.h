@@ -61,6 +61,14 @@ T __shfl_down_sync(unsigned, T value, unsigned delta) {
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline float __uint_as_float(unsigned bits) { float value; std::memcpy(&value, &bits, 4); return value; }
 inline unsigned __float_as_uint(float value) { unsigned bits; std::memcpy(&bits, &value, 4); return bits; }
+inline int __double2loint(double value) { std::int64_t bits; std::memcpy(&bits, &value, 8); return static_cast<int>(bits); }
+inline int __double2hiint(double value) { std::int64_t bits; std::memcpy(&bits, &value, 8); return static_cast<int>(bits >> 32); }
+inline double __hiloint2double(int high, int low) {
+    const std::uint64_t bits = std::uint64_t(static_cast<unsigned>(high)) << 32 | static_cast<unsigned>(low);
+    double value;
+    std::memcpy(&value, &bits, 8);
+    return value;
+}
 inline float __fsqrt_rn(float value) { return std::sqrt(value); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 

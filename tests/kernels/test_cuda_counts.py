@@ -1,27 +1,35 @@
-"""What the CUDA kernels execute: against the table, and against what follows from shapes alone."""
+"""What the CUDA kernels execute: exactly what follows from shapes and tilings alone."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
 
 import tss_kernels
-from tests.kernels.inspectors import cuda_counts
-from tests.kernels.inspectors.cuda_counts import HYPER, executed, layer
-from tests.kernels.inspectors.resource_table import differences, from_text
+from tests.kernels.inspectors.cuda_counts import executed, layer
 from tss_kernels.backends.cuda import kernels
 from tss_kernels.backends.registry import EMULATED
-from tss_kernels.backends.tables.cuda import GENERAL, TILINGS, WIDE, Tiling
+from tss_kernels.backends.tables.cuda import FLOAT32, GENERAL, TILINGS, WIDE, Tiling
 from tss_kernels.backends.tables.cuda_adapter import TILES, AdapterTile
 from tss_kernels.gated_adapter import cuda as adapter
 from tss_kernels.gated_linear import cuda as linear
+from tss_kernels.gates import cuda as gates
 
-TABLE = Path(__file__).with_name("resources") / cuda_counts.FILE
 K_TILE = 64  # of what is summed over, in every product
+PIECE = 16  # rows or columns of a block's tile that one ldmatrix brings a warp, for 16 of what is summed over
 SIZES = [(200, 352, 72), (33, 64, 136), (128, 256, 128)]
+# How many warps share a tile's features and its rows; those of warpgroups load features alone.
+WARPS = {"general": (2, 2), "small": (2, 2), "narrow": (1, 4), "wide": (2, 4)}
+ADAPTER_WARPS = {  # of both products, and the depth of the ring
+    "narrow_128": ((2, 4), (2, 4), 3),
+    "narrow_64": ((2, 4), (2, 4), 4),
+    "narrow_32": ((4, 2), (4, 2), 4),
+    "wide_64": ((4, 2), (2, 4), 3),
+    "wide_32": ((4, 2), (4, 2), 3),
+}
+HYPER = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "site": "update"}
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +45,11 @@ def up(count: int, tile: int) -> int:
     return -(-count // tile)
 
 
+def loads_of(features: int, rows: int, warps: tuple[int, int]) -> int:
+    """ldmatrix of a tile for 16 of what is summed over: every warp loads its share of both operands."""
+    return warps[1] * features // PIECE + warps[0] * rows // PIECE
+
+
 def by_words(rows: int, columns: int) -> int:
     """Bytes of packed gates that are copied: all where rows are made of whole words, else none, by single bytes."""
     return rows * up(columns, 8) if up(columns, 8) % 4 == 0 else 0
@@ -46,13 +59,6 @@ def by_words(rows: int, columns: int) -> int:
 def traced():
     if not kernels(torch.device("cpu")).traced:
         pytest.skip("single accesses are counted on Linux, and not where a sanitizer watches them")
-
-
-def test_nothing_moved_since_the_table_was_written():
-    new = cuda_counts.rows_of()
-    sections = {key[0] for key in new}  # single accesses are not counted in every build
-    moved = differences({key: row for key, row in from_text(TABLE.read_text()).items() if key[0] in sections}, new)
-    assert not moved, "\n".join([f"moved since {TABLE.name} was written; `make counts` rewrites it", *moved])
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -77,7 +83,41 @@ def test_a_product_multiplies_its_tiles_and_reads_every_operand_once_for_a_block
     assert counts["blocks"] == row_blocks * column_blocks
     assert (counts["multiply_adds"], counts["group_multiply_adds"]) == ((0, products) if groups else (products, 0))
     assert counts["copied_bytes"] == copied
+    chunks = 0 if tiling == GENERAL else (tiling.rows + tiling.features) * K_TILE // 8
+    assert counts["copies"] == counts["blocks"] * k_tiles * (chunks + tiling.features * K_TILE // 32)
+    loads = tiling.features // PIECE if groups else loads_of(tiling.features, tiling.rows, WARPS[tiling.name])
+    assert counts["matrix_loads"] == counts["blocks"] * k_tiles * K_TILE // PIECE * loads
     assert counts["barriers"] == counts["blocks"] * (k_tiles + 2)  # one a tile, and around the result on its way out
+    assert counts["conflicts"] == counts["exchanges"] == counts["atomics"] == 0
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_float32_products_wait_twice_for_sixteen_of_what_they_sum(sizes):
+    rows, in_features, out_features = sizes
+    one = layer(*sizes, torch.float32)
+    for call, features, depth, many in (
+        (
+            lambda: linear.packed_linear(one.x, one.weight, one.packed, None, FLOAT32, False),
+            out_features,
+            in_features,
+            rows,
+        ),
+        (lambda: linear.input_grad(one.dy, one.weight, one.packed, FLOAT32, False), in_features, out_features, rows),
+        (lambda: linear.scores_grad(one.dy, one.x, one.weight, one.scores), out_features, rows, in_features),
+    ):
+        counts = executed(call)
+        blocks = up(features, 64) * up(many, 64)
+        assert (counts["launches"], counts["blocks"], counts["barriers"]) == (1, blocks, 2 * blocks * up(depth, 16))
+        assert sum(counts.values()) == 1 + blocks + counts["barriers"]  # and nothing else of all that is counted
+
+
+@pytest.mark.parametrize("rows", [20, 64])
+def test_scores_within_a_product_are_compared_by_one_ballot_for_32(rows):
+    one = layer(rows, 352, 72, torch.bfloat16)
+    counts = executed(lambda: linear.forward(one.x, one.weight, one.scores, None, 0.0))
+    assert counts["launches"] == 1
+    assert counts["exchanges"] == counts["blocks"] * up(352, K_TILE) * 64 * K_TILE // 32
+    assert counts["conflicts"] == 0
 
 
 @pytest.mark.parametrize("rows", [200, 600])
@@ -88,7 +128,14 @@ def test_the_score_gradient_multiplies_its_tiles_in_ranges_of_rows(rows, in_feat
     out_blocks, in_blocks = up(out_features, tile[0]), up(in_features, tile[1])
     ranges = [200] if rows == 200 else [320, 280]  # halves in whole tiles
     tiles = sum(up(some, K_TILE) for some in ranges)
+    blocks = out_blocks * in_blocks
     assert counts["launches"] == len(ranges)  # the second adds the ranges
+    assert counts["blocks"] == blocks * len(ranges) + (0 if rows == 200 else up(in_features * out_features, 256))
+    assert counts["barriers"] == blocks * tiles
+    assert counts["copies"] == blocks * tiles * K_TILE * sum(tile) // 8
+    warps = (1, 4) if tile[0] < tile[1] else (4, 1)
+    assert counts["matrix_loads"] == blocks * tiles * K_TILE // PIECE * loads_of(*tile, warps)
+    assert counts["conflicts"] == counts["exchanges"] == counts["atomics"] == 0
     assert counts["multiply_adds"] == out_blocks * tile[0] * in_blocks * tile[1] * tiles * K_TILE
     assert counts["copied_bytes"] == 2 * rows * (in_blocks * out_features + out_blocks * in_features)
 
@@ -109,6 +156,19 @@ def test_the_adapter_reads_weights_once_for_a_block_and_the_residual_beside(tile
     assert counts["multiply_adds"] == 2 * blocks * tile.rows * tile.hidden * up(features, K_TILE) * K_TILE
     # Rows are read for the product and, from the cache, for the residual.
     assert counts["copied_bytes"] == 2 * (2 * rows * features) + blocks * (2 * (2 * bottleneck * features) + gates)
+    tiles = up(features, K_TILE)  # of the first product's depth, and of the second's features
+    first, (second_m, second_n), stages = ADAPTER_WARPS[tile.name]
+    assert counts["copies"] == blocks * 2 * tiles * (
+        (tile.rows + tile.hidden) * K_TILE // 8 + tile.hidden * K_TILE // 32
+    )
+    # Hidden units are loaded once; the residual takes the way back of the result, 16 x 16 at a time.
+    loads = tiles * K_TILE // PIECE * loads_of(tile.hidden, tile.rows, first)
+    loads += tile.hidden // PIECE * (second_m * tile.rows // PIECE + tiles * second_n * K_TILE // PIECE)
+    loads += tiles * K_TILE // PIECE * tile.rows // PIECE
+    assert counts["matrix_loads"] == blocks * loads
+    handed = up(tile.rows, 64 if tile.rows == 128 else 32)  # parts in which the sums of hidden units change hands
+    assert counts["barriers"] == blocks * (stages - 1 + tiles + 1 + 2 * handed + 2 * tiles)
+    assert counts["conflicts"] == counts["exchanges"] == counts["atomics"] == 0
 
 
 def test_one_block_moves_and_computes_what_explain_says():
@@ -122,41 +182,18 @@ def test_one_block_moves_and_computes_what_explain_says():
 
 
 @pytest.mark.parametrize(("count", "dtypes"), [(48, 1), (48, 2), (400, 1), (400, 2)])
-@pytest.mark.parametrize("gates", [False, True])
-def test_adamw_is_one_launch_for_all_tensors_of_a_kind(count, dtypes, gates):
+@pytest.mark.parametrize("on_device", [False, True])
+def test_adamw_is_one_launch_for_all_tensors_of_a_kind(count, dtypes, on_device):
+    """And, where its number is read on the device, one before it with a thread for each tensor."""
     shapes = [(3, 8 + i % 2000) for i in range(count)]
     kinds = [torch.bfloat16 if dtypes == 2 and i % 2 else torch.float32 for i in range(count)]
     lists = [[torch.zeros(shape, dtype=kind) for shape, kind in zip(shapes, kinds, strict=True)] for _ in range(5)]
-    if gates:
-        packed = [
-            torch.zeros((3, up(columns, 8)), dtype=torch.uint8) if kind == torch.float32 else None
-            for (_, columns), kind in zip(shapes, kinds, strict=True)
-        ]
-        options = {"packed": packed, "flips": torch.zeros(count, dtype=torch.int64)}
-    else:
-        options = {}
-    counts = executed(lambda: tss_kernels.soft_masked_adamw_(*lists, step=1, lr=1e-3, **HYPER, **options))
-    filled = [
-        3 * (up(columns, 8) * 8 if gates and kind == torch.float32 else columns)
-        for (_, columns), kind in zip(shapes, kinds, strict=True)
-    ]
-    assert counts["launches"] == dtypes
-    assert counts["blocks"] == sum(up(elements, 1024) for elements in filled)
-    assert counts["barriers"] == 0
-
-
-def test_gates_within_the_step_add_nothing_but_their_shuffles():
-    """Halves of a byte meet by one exchange and flips by five, once a warp; atomics only where some flipped."""
-    columns, warps = 1024, 3 * 8
-    lists = [[torch.zeros(3, columns)] for _ in range(5)]
-    lists[1][0][1] = 1  # the second row's gates go off
-    options = {
-        "packed": [torch.zeros((3, columns // 8), dtype=torch.uint8)],
-        "flips": torch.zeros(1, dtype=torch.int64),
-    }
-    counts = executed(lambda: tss_kernels.soft_masked_adamw_(*lists, step=1, lr=1e-3, **HYPER, **options))
-    assert (counts["launches"], counts["exchanges"], counts["atomics"]) == (1, 6 * warps, warps // 3)
-    assert int(options["flips"]) == columns
+    numbers = {"step": torch.tensor(1.0), "lr": torch.tensor(1e-3)} if on_device else {"step": 1, "lr": 1e-3}
+    counts = executed(lambda: tss_kernels.soft_masked_adamw_(*lists, **numbers, **HYPER))
+    made = dtypes * up(count // dtypes, 32) if on_device else 0
+    assert counts["launches"] == dtypes * (2 if on_device else 1)
+    assert counts["blocks"] == sum(up(rows * columns, 1024) for rows, columns in shapes) + made
+    assert counts["barriers"] == counts["exchanges"] == counts["atomics"] == 0
 
 
 def moved(call) -> tuple[int, int]:
@@ -169,18 +206,35 @@ SHAPES = [(64, 48), (33, 21), (3, 1024)]
 
 
 @pytest.mark.parametrize("importance", [True, False])
-@pytest.mark.parametrize("gates", [True, False])
-def test_a_step_moves_each_number_once_as_explain_says(traced, gates, importance):
+def test_a_step_moves_each_number_once_as_explain_says(traced, importance):
     lists = [[torch.zeros(shape) for shape in SHAPES] for _ in range(4)]
     names = dict(zip(("params", "grads", "exp_avgs", "exp_avg_sqs"), lists, strict=True))
     options = {"importances": [torch.zeros(shape) if importance else None for shape in SHAPES], "step": 1, "lr": 1e-3}
-    packed = [torch.zeros((rows, up(columns, 8)), dtype=torch.uint8) for rows, columns in SHAPES]
-    options |= {"packed": packed, "flips": torch.zeros(len(SHAPES), dtype=torch.int64)} if gates else {}
     read, written = moved(lambda: tss_kernels.soft_masked_adamw_(**names, **options, **HYPER))
     scores = sum(rows * columns for rows, columns in SHAPES)
     assert read == scores * (20 if importance else 16)
-    assert written == scores * 12 + (sum(bits.numel() for bits in packed) if gates else 0)
+    assert written == scores * 12
     assert read + written == tss_kernels.explain("soft_masked_adamw_", **names, **options, **HYPER).bytes
+    # Read on the device, a number and the rate make three others, which every thread reads.
+    options |= {"step": torch.tensor(1.0), "lr": torch.tensor(1e-3)}
+    more = moved(lambda: tss_kernels.soft_masked_adamw_(**names, **options, **HYPER))
+    threads = 256 * sum(up(rows * columns, 1024) for rows, columns in SHAPES)
+    assert more == (read + 8 * len(SHAPES) + 12 * threads, written + 12 * len(SHAPES))
+
+
+def test_gates_are_packed_by_one_thread_for_a_byte():
+    scores = torch.zeros(72, 352)
+    packed = tss_kernels.pack_gates(scores)
+    for call, blocks in (
+        (lambda: tss_kernels.pack_gates(scores), 13),
+        (lambda: tss_kernels.unpack_gates(packed, 352), 13),
+        (lambda: gates.pack_gates_pair(scores, scores.T.contiguous(), 0.0), 25),
+        (lambda: linear.masked_weight(scores, packed, scores), 13),
+        (lambda: linear.masked_weight(scores, packed), 13),
+    ):
+        counts = {name: count for name, count in executed(call).items() if not name.endswith("_bytes")}
+        assert (counts.pop("launches"), counts.pop("blocks")) == (1, blocks)
+        assert set(counts.values()) == {0}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -207,11 +261,16 @@ def test_gates_move_each_number_once_as_explain_says(traced, shape, dtype):
 def test_importance_is_made_in_two_passes_over_raw(traced, per, chunks):
     raw, total = torch.zeros(4, 1000), torch.zeros(4, 1000)
     groups = 4 if per == "row" else 1
-    # Every thread reads its group's first element, in each kernel; chunks hand two numbers on, to every block.
-    beside = 4 * 256 * groups * chunks * (1 if chunks == 1 else 2)
-    handed = 0 if chunks == 1 else 16 * groups * chunks
-    read, written = moved(lambda: tss_kernels.normalize_importance(raw, per=per))
-    assert (read, written) == (2 * 4 * raw.numel() + beside + handed * chunks, 4 * raw.numel() + handed)
+    # Every thread reads its group's first element, in each kernel; chunks hand two numbers on, the mean is read twice.
+    blocks, passes = groups * chunks, 1 if chunks == 1 else 2
+    beside = 4 * 256 * blocks * passes
+    handed = 0 if chunks == 1 else 8 * blocks
+    counts = executed(lambda: tss_kernels.normalize_importance(raw, per=per))
+    read, written = counts["read_bytes"], counts["written_bytes"]
+    assert (read, written) == (2 * 4 * raw.numel() + beside + 3 * handed * chunks, 4 * raw.numel() + 2 * handed)
+    # Two sums in each, for which a block waits twice and one warp exchanges five times.
+    assert (counts["launches"], counts["blocks"]) == (passes, passes * blocks)
+    assert (counts["barriers"], counts["exchanges"]) == (passes * blocks * 4, passes * blocks * 10)
     more, _ = moved(lambda: tss_kernels.update_importance_(total, raw, per=per))
     assert more == read + 4 * raw.numel()
     total.fill_(1)

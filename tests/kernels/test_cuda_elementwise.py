@@ -143,6 +143,25 @@ def test_importance_of_any_size_and_start(shape, offset, per):
     torch.testing.assert_close(importance, exact, rtol=2e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("size", [5, 700, 5000])
+def test_a_deviation_too_large_for_float64_makes_no_nan(size):
+    """What is finite and merely too far apart is not wrong: nothing is important then, as in the reference."""
+    raw = torch.randn(2, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(DEVICE) * 1e200
+    for per in ("tensor", "row"):
+        assert (tss_kernels.normalize_importance(raw, per=per) == 0).all()
+
+
+@pytest.mark.parametrize("size", [2000, 200_000])
+def test_a_first_element_far_from_all_others_costs_no_digits(size):
+    """Elements are taken relative to the first of their group."""
+    raw = torch.randn(1, size, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    raw[0, 0] = 1e4
+    importance = tss_kernels.normalize_importance(raw, per="tensor")
+    with tss_kernels.use_backend("reference"):
+        exact = tss_kernels.normalize_importance(raw.double(), per="tensor")
+    torch.testing.assert_close(importance, exact, rtol=1.3e-7, atol=1e-12)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     shape=st.tuples(st.integers(0, 20), st.integers(0, 70)),

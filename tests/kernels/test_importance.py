@@ -42,16 +42,17 @@ def test_formula(backend, device, per, dtype, shape, draw):
     assert ((importance >= 0) & (importance <= 1)).all()
 
 
+@pytest.mark.parametrize("name", ["triton", "cuda"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_triton_rounds_the_exact_result_once(device, dtype):
-    """Also where an importance is near 0, on both sides of the series and down to subnormal raw values."""
-    obstacle = why_not("triton", "normalize_importance", device, dtype)
+def test_the_exact_result_is_rounded_once(device, name, dtype):
+    """Also where an importance is near 0, on both sides of a series and down to subnormal raw values."""
+    obstacle = why_not(name, "normalize_importance", device, dtype)
     if obstacle is not None:
         pytest.skip(obstacle.reason)
     raw = torch.cat([torch.logspace(-30, 0, 200, dtype=torch.float64), torch.linspace(0.01, 0.03, 100).double()])
     raw = torch.cat([raw, -raw]).to(dtype).to(device)  # the mean is 0, so small elements have a small importance
     for scale in (1.0, 1e-38):
-        with tss_kernels.use_backend("triton"):
+        with tss_kernels.use_backend(name):
             importance = tss_kernels.normalize_importance(raw * scale)
         exact = exactly((raw * scale)[None], "tensor")[0]
         # Float64's own noise of the mean, relative to the deviation, is what remains of the smallest ones.

@@ -1,6 +1,7 @@
 """Soft-masked AdamW in CUDA C++: one launch updates all tensors of float32, one more all others; csrc/cuda/adamw.cu.
 
-What describes the tensors travels in the launch itself: nothing is copied to the device and nothing is allocated.
+What describes the tensors travels in the launch itself: nothing is copied to the device. Where the device reads the
+step's number, a launch before each makes of it what the step needs.
 """
 
 from __future__ import annotations
@@ -67,15 +68,16 @@ def soft_masked_adamw_capturable_(
     site: str,
 ) -> None:
     """The same with each parameter's step number (float32, float64 or int64) and the learning rate (float32 or float64)
-    read on the device by the same launch: tensors without dimensions."""
+    read on the device: tensors without dimensions."""
     if not params:
         return
     table, device = table_of(params, grads, exp_avgs, exp_avg_sqs, importances), params[0].device
     for index, number in enumerate(steps):
         table.numbers[COLUMNS * index + KINDS_AT] |= STEP_KINDS[number.dtype]
+    made = torch.empty(3 * len(params), dtype=torch.float32, device=device)
     kernels(device).adamw_on_device(
-        table.numbers, [number.data_ptr() for number in steps], lr.data_ptr(), DTYPE_CODES[lr.dtype], beta1, beta2,
-        weight_decay, eps, site == "update", *target(device),
+        table.numbers, [number.data_ptr() for number in steps], made.data_ptr(), lr.data_ptr(), DTYPE_CODES[lr.dtype],
+        beta1, beta2, weight_decay, eps, site == "update", *target(device),
     )  # fmt: skip
     table.put_back()
 
