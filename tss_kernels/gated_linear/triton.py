@@ -1,8 +1,8 @@
 """The gated linear map in Triton: product, input gradient and score gradient, each with its mask inside the kernel.
 
 The launch configuration is a function of architecture, dtype and shape alone, without tuning at run time; where the
-tables in `backends/tables` say that it wins, W * g is written once and the vendor's product runs on it. Every sum has a fixed
-order that depends on shapes and strides alone, so equal inputs give equal bits.
+tables in `backends/tables` say that it wins, W * g is written once and the vendor's product runs on it. Every sum has a
+fixed order that depends on shapes and strides alone, so equal inputs give equal bits.
 """
 
 from __future__ import annotations
