@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from tests.kernels.inspectors.resource_table import from_text
 from tests.kernels.inspectors.resources import programs_of
+from tss_kernels import explain
 from tss_kernels.backends import bounds, counts, preferences
 from tss_kernels.backends.bounds import SM_90, Prediction, predict
 from tss_kernels.backends.predictions import VENDOR, predicted
@@ -150,6 +152,17 @@ def test_a_prediction_says_what_binds():
     assert times["triton"] == times["cuda"] == times[VENDOR], "both tables take the vendor's product"
     assert str(times[VENDOR]) == "14.3 us, bound by port"
     assert "not measured" in note
+
+
+def test_explain_shows_predictions_beside_the_bytes():
+    x, weight, packed = (torch.empty((), dtype=dtype) for dtype in (BFLOAT16, BFLOAT16, torch.uint8))
+    arguments = x.expand(512, 1024), weight.expand(64, 1024), packed.expand(64, 128)
+    told = explain("packed_linear", *arguments)
+    assert told.predicted is None
+    assert "  predicted: no time (nothing was counted for cpu)" in str(told)
+    times, note = predicted("packed_linear", "sm_90", BFLOAT16, (512, 1024, 64))
+    shown = str(replace(told, predicted=times, predicted_note=note))
+    assert "  predicted: triton 3.4 us, bound by issue; cuda 3.8 us, bound by port; " in shown
 
 
 def rank(one: Prediction) -> tuple[float, ...]:
