@@ -11,6 +11,7 @@ import torch
 
 from tss_kernels.adamw.arguments import Lists, Options, check_lists, checked_number, checked_options
 from tss_kernels.backends.dispatch import VARIABLE, choose, configuration, forced_backend, select
+from tss_kernels.backends.predictions import Prediction, architecture_of, predicted
 from tss_kernels.backends.registry import BACKENDS, OPERATIONS, why_not
 from tss_kernels.gated_adapter.api import check_adapter
 from tss_kernels.gated_linear.api import GatedMap, check_product
@@ -36,7 +37,8 @@ class Explanation:
     """What one call would run. bytes: moved if everything is read and written once; flops: of the forward pass alone.
 
     roofline_seconds is None where it cannot be said, and `roofline_note` says why; `rejected` maps every other backend
-    to why it was not chosen.
+    to why it was not chosen. predicted: the forward pass's time by backend, counted and not measured, where
+    `predicted_note` says what is known of the chip.
     """
 
     op: str
@@ -48,6 +50,8 @@ class Explanation:
     roofline_seconds: float | None
     roofline_note: str
     rejected: dict[str, str] = field(default_factory=dict)
+    predicted: dict[str, Prediction] | None = None
+    predicted_note: str = ""
 
     def __str__(self) -> str:
         time = f"{self.roofline_seconds * 1e6:.1f} us" if self.roofline_seconds is not None else "unknown"
@@ -56,6 +60,8 @@ class Explanation:
             f"  configuration: {self.configuration}",
             f"  moves {self.bytes:,} bytes, computes {self.flops:,} operations, roofline {time} ({self.roofline_note})",
         ]
+        times = "; ".join(f"{name} {one}" for name, one in (self.predicted or {}).items()) or "no time"
+        lines.append(f"  predicted: {times} ({self.predicted_note})")
         return "\n".join(lines + [f"  not {name}: {why}" for name, why in self.rejected.items()])
 
 
@@ -207,10 +213,11 @@ def explain(op: str | Callable[..., Any], *args: object, **kwargs: object) -> Ex
     cost = _COSTS[name](bound.arguments)
     device, dtype = cost.main.device, cost.main.dtype
     choice = choose(name, device, dtype, cost.shape)
-    backend, reason, setting = select(name, device, dtype), choice.reason, choice.configuration
+    backend, reason, setting = select(name, device, dtype, cost.shape), choice.reason, choice.configuration
     if forced_backend() is not None:
         reason = f"forced by use_backend or {VARIABLE}"
         setting = configuration(name, backend, device, dtype, cost.shape)
     seconds, note = _roofline(device, dtype, cost.bytes, cost.flops)
     rejected = _rejected(name, backend, choice.backend, cost.main)
-    return Explanation(name, backend, setting, reason, cost.bytes, cost.flops, seconds, note, rejected)
+    times, said = predicted(name, architecture_of(device), dtype, cost.shape)
+    return Explanation(name, backend, setting, reason, cost.bytes, cost.flops, seconds, note, rejected, times, said)

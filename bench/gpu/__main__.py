@@ -24,6 +24,7 @@ from typing import Any
 from bench.core.machine import ROOT, gpu_state, sources_digest
 from bench.gpu.build import VARIABLE, architectures
 from bench.gpu.parts import PARTS, Outcome, Part, Run, choose
+from bench.gpu.predicted import predictions
 from bench.gpu.result_file import ResultFile
 
 LIMIT = 400  # seconds of one call, so that it ends within seven minutes with what its last part needs to stop
@@ -185,6 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    if chosen.device == "cuda":
+        results.content["predicted"] = predictions(f"sm_{machine['gpus'][0]['capability'].replace('.', '')}")
     run = Run(chosen.device, results, machine, compiled_for(machine))
     stamp = {"sources": sources_digest()}
     print(f"results: {results.path}\n", flush=True)

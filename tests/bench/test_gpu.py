@@ -25,6 +25,7 @@ from bench.gpu.parts import (
     outcome_of_sanitizer,
     outcome_of_tests,
 )
+from bench.gpu.predicted import ROWS, SHAPES, as_text, predictions
 from bench.gpu.result_file import ResultFile
 
 STAMP = {"sources": "a"}
@@ -252,6 +253,14 @@ def test_the_whole_command_on_a_cpu_writes_one_file_that_readers_take(tmp_path):
     )
     assert read.returncode == 0, read.stderr
     assert "soft_masked_adamw_ update, two tensors" in read.stdout
+
+
+def test_the_predicted_times_lie_beside_the_measured_ones():
+    lines = predictions("sm_90")
+    assert len(lines) == len(SHAPES) * len(ROWS)
+    assert all({"triton", "cuda"} <= set(line["by"]) for line in lines)
+    assert "packed_linear 4096 x 1024 -> 64: triton 4.8 us (L2) | cuda 4.8 us (L2) |" in as_text(lines)
+    assert predictions("sm_80") == []
 
 
 def test_a_wrong_part_is_named():

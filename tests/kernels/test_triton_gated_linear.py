@@ -167,8 +167,8 @@ def test_the_strategy_follows_the_table():
         return linear.strategy_for(TABLE, "forward", dtype, rows, in_features, out_features, even)[0]
 
     assert strategy(65536, 1024, 64, torch.bfloat16) == "fused"
-    assert strategy(8192, 1024, 1024, torch.bfloat16) == "fused"
-    assert strategy(8193, 1024, 1024, torch.bfloat16) == "materialise"
+    assert strategy(512, 1024, 1024, torch.bfloat16) == "fused"
+    assert strategy(513, 1024, 1024, torch.bfloat16) == "materialise"
     assert strategy(513, 1024, 64, torch.float32) == "materialise"
     assert strategy(513, 100, 50, torch.bfloat16, even=False) == "materialise"
     assert linear.strategy_for(TABLE, "scores_grad", torch.bfloat16, 65536, 1024, 64, True)[0] == "fused"

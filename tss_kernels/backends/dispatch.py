@@ -1,4 +1,4 @@
-"""Which backend runs an operation: the choice by device and dtype, and how to force one."""
+"""Which backend runs an operation: the choice by device, dtype and shape, and how to force one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from tss_kernels.backends.preferences import Preference, preferences
+from tss_kernels.backends.preferences import MANY, Preference, preferences
 from tss_kernels.backends.registry import BACKENDS, FOLDERS, OPERATIONS, interpreted, why_not
 
 VARIABLE = "TSS_KERNELS_BACKEND"
@@ -72,8 +72,8 @@ def _check_name(backend: str) -> None:
         raise ValueError(f"no backend {backend!r}: use_backend and {VARIABLE} take one of {', '.join(BACKENDS)}")
 
 
-def _preferred(op: str, device: torch.device, dtype: torch.dtype) -> Preference | None:
-    for preference in preferences(op, device, dtype):
+def _preferred(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Preference | None:
+    for preference in preferences(op, device, dtype, shape):
         # Triton's interpreter is for tests, which ask for it.
         if preference.backend == "triton" and interpreted():
             continue
@@ -82,17 +82,31 @@ def _preferred(op: str, device: torch.device, dtype: torch.dtype) -> Preference 
     return None
 
 
-def default_backend(op: str, device: torch.device, dtype: torch.dtype) -> str:
+def default_backend(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = ()) -> str:
     """The backend that runs an operation when none is forced; depends on nothing that is measured at run time."""
-    preference = _preferred(op, device, dtype)
+    preference = _preferred(op, device, dtype, shape)
     return "reference" if preference is None else preference.backend
 
 
-def select(op: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The forced backend if there is one, else the default. Raises BackendUnavailable if the forced one cannot run."""
+def shape_of(x: torch.Tensor, in_features: int, out_features: int) -> tuple[int, ...]:
+    """The shape that chooses a backend: (rows, in, out); nothing on the CPU, where it chooses nothing.
+
+    In compiled code it stands for many rows: a choice by their number would compile a function again for others.
+    """
+    if not x.is_cuda:
+        return ()
+    rows = MANY if torch.compiler.is_compiling() else x.numel() // max(in_features, 1)
+    return rows, in_features, out_features
+
+
+def select(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = ()) -> str:
+    """The forced backend if there is one, else the default. Raises BackendUnavailable if the forced one cannot run.
+
+    shape: of operations that have one, as `shape_of` says.
+    """
     name = forced.backend
     if name is None:
-        return default_backend(op, device, dtype)
+        return default_backend(op, device, dtype, shape)
     _check_name(name)
     obstacle = why_not(name, op, device, dtype)
     if obstacle is not None:
@@ -106,20 +120,20 @@ def select(op: str, device: torch.device, dtype: torch.dtype) -> str:
 def choose(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = ()) -> Choice:
     """The unforced choice for an operation: a pure function of device, dtype and shape.
 
-    op: a name in OPERATIONS; shape: (rows, in, out) for the linear operations, else any. Raises ValueError.
+    op: a name in OPERATIONS; shape: (rows, in, out), of the adapter (rows, d, bottleneck), else any. Raises ValueError.
     """
     if op not in OPERATIONS:
         raise ValueError(f"no operation {op!r}: choose one of {', '.join(OPERATIONS)}")
-    preference = _preferred(op, device, dtype)
+    preference = _preferred(op, device, dtype, shape)
     if preference is not None:
         backend, reason = preference
     else:
-        backend, reason = "reference", _why_reference(op, device, dtype)
+        backend, reason = "reference", _why_reference(op, device, dtype, shape)
     return Choice(backend, configuration(op, backend, device, dtype, shape), reason)
 
 
-def _why_reference(op: str, device: torch.device, dtype: torch.dtype) -> str:
-    wanted = preferences(op, device, dtype)
+def _why_reference(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    wanted = preferences(op, device, dtype, shape)
     if not wanted:
         return f"nothing that was measured is faster on {device.type}"
     obstacle = why_not(wanted[0].backend, op, device, dtype)

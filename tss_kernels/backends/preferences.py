@@ -1,10 +1,14 @@
-"""Which backend each operation prefers, by kind of device, and on what basis: the first that can run is taken."""
+"""Which backend each operation prefers, by kind of device and by shape, and on what basis: the first that can run is
+taken."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+
+from tss_kernels.backends.registry import HALVES, IMPORTANCE
+from tss_kernels.backends.tables.table import NARROW
 
 
 class Preference(NamedTuple):
@@ -14,27 +18,62 @@ class Preference(NamedTuple):
     basis: str
 
 
+ShapeClass = Literal["down", "up", "wide", "adapter", "any"]
+MANY = 1 << 62  # rows, where their number is not known: in compiled code, which would be compiled again for others
+
+
+class Line(NamedTuple):
+    """Which backends CUDA devices try first, up to so many rows; a measured table takes the place of one by one."""
+
+    operations: tuple[str, ...]
+    shapes: ShapeClass
+    rows: int
+    backends: tuple[str, ...]
+    basis: str
+
+
 # A launch from Python takes the compiled extension about a microsecond and Triton's launcher several times that. Where
 # the kernel itself takes less than either, that decides.
-_LAUNCH = Preference(
-    "cuda", "predicted: bound by memory and, when small, by the launch, which is shorter than Triton's"
-)
-_ONE_LAUNCH = Preference("cuda", "predicted: addresses travel in the launch, Triton needs a table copied to the device")
-_TRITON = Preference("triton", "predicted: pipelined tiles by Hopper's own matrix instructions at every shape")
-_TRITON_ELSE = Preference("triton", "fused kernel for CUDA tensors where the extension is not built")
-_CUDA_ELSE = Preference("cuda", "fused kernel for CUDA tensors where Triton is not installed")
+_LAUNCH = "predicted: bound by memory and, when small, by the launch, which is shorter than Triton's"
+_ONE_LAUNCH = "predicted: addresses travel in the launch, Triton needs a table copied to the device"
+_NOT_COUNTED = "predicted: pipelined tiles by Hopper's own matrix instructions; no counts for these sizes or dtypes"
+_PRODUCTS, _ADAPTER = ("gated_linear", "packed_linear"), ("gated_adapter",)
+_CUDA, _TRITON = ("cuda", "triton"), ("triton", "cuda")
 
-CUDA: dict[str, tuple[Preference, ...]] = {
-    "gated_linear": (_TRITON, _CUDA_ELSE),
-    "gated_adapter": (_TRITON, _CUDA_ELSE),
-    "packed_linear": (_TRITON, _CUDA_ELSE),
-    "pack_gates": (_LAUNCH, _TRITON_ELSE),
-    "unpack_gates": (_LAUNCH, _TRITON_ELSE),
-    "normalize_importance": (_LAUNCH, _TRITON_ELSE),
-    "accumulate_importance_": (_LAUNCH, _TRITON_ELSE),
-    "update_importance_": (_LAUNCH, _TRITON_ELSE),
-    "soft_masked_adamw_": (_ONE_LAUNCH, _TRITON_ELSE),
-}
+# Predicted by `bounds.py` for Hopper, by the sizes in SIZES; other architectures take the same until they are measured.
+# A basis has the forward pass by packed gates; the backward pass runs on the backend of its forward pass.
+LINES: tuple[Line, ...] = (
+    Line(_PRODUCTS, "down", 12544, _TRITON, "predicted: 3.4 against 3.8 us at 2,048 rows"),
+    Line(_PRODUCTS, "down", MANY, _CUDA, "predicted: 9.3 against 11.2 us at 16,384 rows"),
+    Line(_PRODUCTS, "up", 4096, _CUDA, "predicted: 2.2 against 3.0 us at 2,048 rows"),
+    Line(_PRODUCTS, "up", MANY, _TRITON, "predicted: 35.2 against 40.0 us at 65,536 rows"),
+    Line(_PRODUCTS, "wide", 256, _CUDA, "predicted: 4.8 against 5.6 us at 256 rows"),
+    Line(_PRODUCTS, "wide", 2048, _TRITON, "predicted: 7.4 against 8.6 us at 512 rows"),
+    Line(_PRODUCTS, "wide", MANY, _CUDA, "predicted: 14.3 against 14.3 us at 4,096 rows, both the vendor's product"),
+    Line(_ADAPTER, "adapter", 6272, _TRITON, "predicted: 6.5 against 10.0 us at 2,048 rows"),
+    Line(_ADAPTER, "adapter", 8384, _CUDA, "predicted: 13.8 against 18.5 us at 8,192 rows"),
+    Line(_ADAPTER, "adapter", 12544, _TRITON, "predicted: 16.5 against 26.6 us at 10,240 rows"),
+    Line(_ADAPTER, "adapter", MANY, _CUDA, "predicted: 20.8 against 25.9 us at 16,384 rows"),
+    Line((*_PRODUCTS, *_ADAPTER), "any", MANY, _TRITON, _NOT_COUNTED),
+    Line(("pack_gates", "unpack_gates", *IMPORTANCE), "any", MANY, _CUDA, _LAUNCH),
+    Line(("soft_masked_adamw_",), "any", MANY, _CUDA, _ONE_LAUNCH),
+)  # fmt: skip
+# (in, out) that the lines of a class are predicted for; of the adapter (d, bottleneck).
+SIZES: dict[ShapeClass, tuple[int, int]] = {
+    "down": (1024, 64), "up": (64, 1024), "wide": (1024, 1024), "adapter": (1024, 64)
+}  # fmt: skip
+
+
+def _in_order(line: Line) -> tuple[Preference, ...]:
+    first, *others = line.backends
+    return (Preference(first, line.basis), *(Preference(other, f"where {first} cannot run") for other in others))
+
+
+# By operation and shape class, in rising order of rows.
+CUDA: dict[tuple[str, ShapeClass], tuple[tuple[int, tuple[Preference, ...]], ...]] = {}
+for _line in LINES:
+    for _op in _line.operations:
+        CUDA[_op, _line.shapes] = (*CUDA.get((_op, _line.shapes), ()), (_line.rows, _in_order(_line)))
 
 
 def _native(times: str) -> tuple[Preference, ...]:
@@ -55,9 +94,27 @@ CPU: dict[str, tuple[Preference, ...]] = {
 }
 
 
-def preferences(op: str, device: torch.device, dtype: torch.dtype) -> tuple[Preference, ...]:
-    """The backends to try for an operation before the reference, in order."""
-    del dtype
-    if device.type == "cuda":
-        return CUDA[op]
-    return CPU.get(op, ()) if device.type == "cpu" else ()
+def shape_class(op: str, dtype: torch.dtype, shape: tuple[int, ...]) -> ShapeClass:
+    """The class of (rows, in, out), of the adapter (rows, d, bottleneck): "any" if nothing is counted for it."""
+    if len(shape) != 3 or dtype not in HALVES or shape[1] % 16 or shape[2] % 16:
+        return "any"
+    if op == "gated_adapter":
+        return "adapter" if shape[2] <= NARROW else "any"
+    if op not in _PRODUCTS:
+        return "any"
+    if shape[1] <= NARROW:
+        return "up"
+    return "down" if shape[2] <= NARROW else "wide"
+
+
+def preferences(
+    op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = ()
+) -> tuple[Preference, ...]:
+    """The backends to try for an operation before the reference, in order; a pure function of what it is given."""
+    if device.type != "cuda":
+        return CPU.get(op, ()) if device.type == "cpu" else ()
+    lines = CUDA[op, shape_class(op, dtype, shape)]
+    for rows, wanted in lines:
+        if not shape or shape[0] <= rows:
+            return wanted
+    return lines[-1][1]

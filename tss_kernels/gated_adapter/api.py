@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from tss_kernels.autocast import autocast_weights, outside_autocast
-from tss_kernels.backends.dispatch import implementation, select
+from tss_kernels.backends.dispatch import implementation, select, shape_of
 from tss_kernels.gated_adapter.reference import ACTIVATIONS, active_hidden
 from tss_kernels.gated_linear.api import (
     PLAIN,
@@ -172,7 +172,8 @@ def check_adapter(x: torch.Tensor, down: GatedMap, up: GatedMap, activation: str
         check_product(weights[0].mT, (weights[1], up[1], weights[3], *up[3:]))
     except (TypeError, ValueError) as error:
         raise type(error)(f"the {side} map: {error}") from None
-    return (x, *weights, select("gated_adapter", x.device, dtype))
+    shape = shape_of(x, down[0].shape[1], down[0].shape[0])
+    return (x, *weights, select("gated_adapter", x.device, dtype, shape))
 
 
 def adapter_product(x: torch.Tensor, down: GatedMap, up: GatedMap, activation: str) -> torch.Tensor:

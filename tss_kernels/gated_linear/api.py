@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from tss_kernels.autocast import autocast_inputs, outside_autocast
-from tss_kernels.backends.dispatch import forced, implementation, select
+from tss_kernels.backends.dispatch import forced, implementation, select, shape_of
 from tss_kernels.backends.registry import INSTALLED
 from tss_kernels.gated_linear import reference
 from tss_kernels.operators import implement
@@ -234,7 +234,8 @@ def gated_product(x: torch.Tensor, gated: GatedMap) -> torch.Tensor:
     x, weight, bias = autocast_inputs(x, weight, bias)
     check_product(x, (weight, gates, bias, threshold, importance, is_packed))
     check_differentiable(x, weight, gates, bias)
-    backend = select("packed_linear" if is_packed else "gated_linear", x.device, x.dtype)
+    shape = shape_of(x, weight.shape[1], weight.shape[0])
+    backend = select("packed_linear" if is_packed else "gated_linear", x.device, x.dtype, shape)
     if torch.is_grad_enabled() and (
         x.requires_grad or gates.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):

@@ -1,0 +1,52 @@
+"""The predicted time of a call by each backend: `bounds.py` by what the tables let each backend run."""
+
+from __future__ import annotations
+
+import torch
+
+from tss_kernels.backends.bounds import CHIPS, Chip, Prediction, predict
+from tss_kernels.backends.registry import HALVES
+from tss_kernels.backends.tables import TABLES, Table, materialises
+from tss_kernels.backends.tables.cuda import with_crossovers
+
+__all__ = ["VENDOR", "Prediction", "architecture_of", "predicted"]
+
+VENDOR = "the vendor's product on W * g"
+
+
+def architecture_of(device: torch.device) -> str:
+    """The architecture's name, as the tables have it, or the kind of a device that is no GPU."""
+    if device.type != "cuda":
+        return device.type
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+def _of_backend(
+    chip: Chip, table: Table, op: str, backend: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> Prediction | None:
+    kernel = backend
+    if op != "gated_adapter" and materialises(table, "forward", dtype, *shape, even=True)[0]:
+        kernel = "vendor"
+    return predict(chip, op, kernel, shape)
+
+
+def predicted(
+    op: str, architecture: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> tuple[dict[str, Prediction] | None, str]:
+    """Seconds of the forward pass by backend and by the vendor's route, and what is known of the chip.
+
+    architecture: "sm_90", say. shape: (rows, in, out), of the adapter (rows, d, bottleneck). None where no kernel was
+    counted, and the note says so.
+    """
+    chip = CHIPS.get(architecture)
+    if chip is None:
+        return None, f"nothing was counted for {architecture}"
+    if dtype not in HALVES or len(shape) != 3:
+        return None, f"nothing was counted for {op} in {dtype}"
+    tables = {"triton": TABLES[architecture], "cuda": with_crossovers(architecture)}
+    found = {name: _of_backend(chip, table, op, name, dtype, shape) for name, table in tables.items()}
+    found[VENDOR] = predict(chip, op, "vendor", shape)
+    known = {name: one for name, one in found.items() if one is not None}
+    if not known:
+        return None, f"nothing was counted for {op} of this shape"
+    return known, f"counted for {chip.name}, not measured; expect up to 1.6 times that"
