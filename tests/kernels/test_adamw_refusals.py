@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tss_kernels
-from tss_kernels.backends.registry import why_not
 from tss_kernels import SoftMaskedAdamW
+from tss_kernels.backends.registry import why_not
 
 HYPER = {"step": 1, "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.01}
 NAN, INF = float("nan"), float("inf")

@@ -7,7 +7,6 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,17 @@ from torch import nn
 from tss.adapters import importance, saving, table, task_forward
 from tss.adapters.checkpointing import forget_calls
 from tss.adapters.config import AdapterConfig, TssOptions
-from tss.adapters.fingerprints import Fingerprints, differing
 from tss.adapters.frozen_prefix import FrozenPrefix, find_prefix, given
-from tss.adapters.learning import LearningTask, TasksLearned
+from tss.adapters.learning import TasksLearned
 from tss.adapters.site_adapter import SiteAdapter
-from tss.adapters.sites import model_width
-from tss.adapters.storage import Tensors, digest, load_exactly
+from tss.adapters.storage import Tensors, digest
 from tss.adapters.task_call import NO_TASK, TaskCall, calling
-from tss.adapters.task_store import SealedTask, State, TaskRecord, TaskStore
+from tss.adapters.task_store import State, TaskRecord, TaskStore
+from tss.adapters.task_tensors import TaskTensors
 from tss.errors import StateError
-from tss.io import sha256
-from tss.seeding import tensor_stream
-from tss.tasks.base import TaskKind, kind_from_dict
-from tss_kernels import SoftMaskedAdamW, unpack_gates
+from tss.tasks.base import TaskKind
+from tss_kernels import SoftMaskedAdamW
 
-# Where configurations keep the dropout of a head, the most specific name first.
-DROPOUTS = ("classifier_dropout", "dropout", "dropout_rate", "hidden_dropout_prob")
 Names = str | tuple[str, ...] | None
 Task = str | Sequence[str] | TaskCall | None
 
@@ -72,9 +66,8 @@ class TssHandle:
     ) -> None:
         self._model, self._backbone, self.config, self.options = model, backbone, config, options
         self.adapters, self.store, self.tokenizer = dict(adapters), store, None
+        self._tensors = TaskTensors(task_forward.core_of(backbone), config, options, adapters, store, learning)
         self.optimizer_masks = False  # an optimizer that applies the soft mask was made for the task being learned
-        self._learning, self._start = learning, Tensors()
-        self._fingerprints = Fingerprints()
         self._required_grad = {name: p.requires_grad for name, p in backbone.named_parameters()}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -127,12 +120,12 @@ class TssHandle:
     @property
     def layers(self) -> dict[str, Any]:
         """ "<site>.down" and "<site>.up" -> `GatedAdapterLinear`, or `nn.Linear` in plain adapters."""
-        return {name: layer for adapter in self.adapters.values() for name, layer in adapter.layers.items()}
+        return self._tensors.layers
 
     @property
     def head(self) -> nn.Module | None:
         """The head of the task being learned."""
-        return None if self.trainable is None else self._learning.current.head
+        return self._tensors.head
 
     # The life of a task: new -> learning -> sealed.
 
@@ -145,8 +138,7 @@ class TssHandle:
         """
         self.store.check_free(name)
         kind = kind.for_model(self.core)
-        head = self._make_head(name, kind)
-        self.store.add(name, kind, self._bytes_with(head))
+        self.store.add(name, kind, self._tensors.bytes_with(self._tensors.make_head(name, kind)))
 
     def train_task(self, name: str) -> None:
         """Begin to learn a new task: it becomes active, and only its scores and its head require gradients.
@@ -161,7 +153,8 @@ class TssHandle:
         self.store.start(name)
         if begins:
             sealed = any(record.state is State.SEALED for record in self.tasks.values())
-            self._begin(name, fresh=sealed and not self.options.score_copy)
+            self._tensors.begin(name, fresh=sealed and not self.options.score_copy)
+            self.optimizer_masks = False
         self.use(name)
 
     def seal_task(self, data: Any = None, *, name: str | None = None, batch_size: int = 32) -> None:
@@ -195,11 +188,7 @@ class TssHandle:
                     "it relies on in the shared scores: give its training data, or TssOptions(soft_mask='none')",
                     stacklevel=2,
                 )
-        head = self.head
-        gates = {layer: packed for adapter in self.adapters.values() for layer, packed in adapter.packed().items()}
-        tensors = None if head is None else {k: v.detach().clone() for k, v in head.state_dict().items()}
-        self._end()
-        self.store.seal(task, SealedTask(gates, tensors), self._density_of(gates))
+        self._tensors.seal(task)
 
     def abandon(self) -> None:
         """Leave the task being learned: it is new again, and the scores are what they were before it.
@@ -207,10 +196,7 @@ class TssHandle:
         Raises:
             StateError: no task is being learned.
         """
-        name, start = self.store.abandon(), self._start
-        self._end()
-        for adapter in self.adapters.values():
-            adapter.load_shared(adapter.shared() | {key: start[key] for key in adapter.shared() if key in start})
+        name = self._tensors.abandon()
         if _defaults.table.get(self) == name:
             _defaults.table[self] = None
 
@@ -238,13 +224,7 @@ class TssHandle:
 
     def check_finite(self) -> None:
         """Raise StateError if scores or head of the task being learned are not finite: a gate of NaN reads as off."""
-        for name, tensor in (self.learning_state() if self.trainable is not None else {}).items():
-            if not tensor.isfinite().all():
-                raise StateError(
-                    f"task {self.trainable!r}: {name} holds {int((~tensor.isfinite()).sum())} values that are not "
-                    "finite; it is still being learned: restore an earlier state, or leave it with abandon(), and "
-                    "lower its learning rates"
-                )
+        self._tensors.check_finite()
 
     # Which task runs.
 
@@ -312,7 +292,7 @@ class TssHandle:
     def _call_of(self, name: str) -> TaskCall:
         record = self.store.record(self._runnable(name))
         if record.state is State.LEARNING:
-            return TaskCall(self.store, (name,), record.kind, None, self._learning.current.head)
+            return TaskCall(self.store, (name,), record.kind, None, self.head)
         head = self.store.sealed(name).head
         return TaskCall(self.store, (name,), record.kind, self.store.site_gates(name), head)
 
@@ -419,48 +399,35 @@ class TssHandle:
 
     def density(self) -> dict[str, float]:
         """The share of those gates that is on, by layer; empty for plain adapters."""
-        return {name: self._ones(name, packed) / self._size(name) for name, packed in self.packed().items()}
+        return {
+            name: self._tensors.ones(name, packed) / self._tensors.size(name) for name, packed in self.packed().items()
+        }
 
     def flipped(self, since: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """The share of gates that differ from `since`, which `packed` gave earlier, by layer."""
-        return table.flipped(since, self.packed(), {name: self._size(name) for name in self.layers})
+        return table.flipped(since, self.packed(), {name: self._tensors.size(name) for name in self.layers})
 
     # State. The tensors are the handle's own, as in `state_dict`: clone what has to stay as it is.
 
     def learning_state(self) -> Tensors:
         """What the task being learned has trained: scores (plain adapters: weights) and head."""
-        if self.trainable is None:
-            raise StateError("no task is being learned: call train_task(name) first")
-        trained = {key: p.detach() for adapter in self.adapters.values() for key, p in adapter.trained().items()}
-        return trained | _named_head(self.head)
+        return self._tensors.learning_state()
 
     def load_learning_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take back what `learning_state` gave; raises StateError if it does not fit."""
-        load_exactly(self.learning_state(), tensors, f"learning state of {self.trainable}")
+        self._tensors.load_learning_state(tensors)
 
     def shared_state(self) -> Tensors:
         """What is handed from task to task: last scores and importance; plain adapters: their weights."""
-        return {key: tensor for adapter in self.adapters.values() for key, tensor in adapter.shared().items()}
+        return self._tensors.shared_state()
 
     def load_shared_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take back what `shared_state` gave; raises StateError if it does not fit."""
-        for adapter in self.adapters.values():
-            adapter.load_shared(tensors)
+        self._tensors.load_shared_state(tensors)
 
     def task_state(self, name: str) -> tuple[Tensors, dict[str, Any]]:
         """A task's own tensors ("gates.<layer>" uint8 once sealed, "head.<parameter>") and JSON-able metadata."""
-        record, tensors = self.store.record(name), Tensors()
-        if record.state is State.SEALED:
-            self.store.verify(name)
-            tensors = self.store.sealed(name).tensors()
-        if record.state is State.LEARNING:
-            self.check_finite()
-            tensors = _named_head(self.head) | {f"start.{key}": tensor for key, tensor in self._start.items()}
-        about = {
-            "name": name, "kind": record.kind.to_dict(), "state": str(record.state), "density": record.density,
-            "hash": record.hash, "bytes": self.bytes_per_task(name),
-        }  # fmt: skip
-        return tensors, about
+        return self._tensors.task_state(name)
 
     def load_task_state(self, name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
         """Add the task that `task_state` gave; a failure adds nothing.
@@ -468,29 +435,8 @@ class TssHandle:
         Raises:
             StateError: there is a task of that name; or the tensors or the metadata do not fit.
         """
-        self.store.check_free(name)
-        try:
-            kind, state = kind_from_dict(metadata["kind"]), State(metadata["state"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise StateError(f"task {name!r}: its metadata does not describe a task ({error!r})") from error
-        if state is State.LEARNING and self.trainable is not None:
-            raise StateError(f"task {name!r} is being learned, but so is {self.trainable!r}; seal that one first")
-        head = self._make_head(name, kind)
-        if head is not None and state is not State.NEW:
-            load_exactly({f"head.{k}": v for k, v in head.state_dict().items()}, tensors, f"task {name!r}")
-        value = None
-        if state is State.SEALED:
-            values = None if head is None else {k: v.detach().clone() for k, v in head.state_dict().items()}
-            value = SealedTask(self._fitting_gates(name, tensors), values)
-            if metadata.get("hash") not in (None, digest(value.tensors())):
-                raise StateError(f"task {name!r}: gates and head are not those that were sealed; restore them")
-        self.store.add(name, kind, self._bytes_with(head))
-        if value is not None:
-            self.store.seal(name, value, self._density_of(value.gates))
-        if state is State.LEARNING:
-            self.store.start(name)
-            self._begin(name, fresh=False, head=head)
-            self._start = {k.removeprefix("start."): v for k, v in tensors.items() if k.startswith("start.")}
+        self._check_attached()
+        self._tensors.load_task_state(name, tensors, metadata)
 
     def fingerprint(self, name: str) -> str:
         """sha256 over the gates and the head of a sealed task, as they are now.
@@ -500,22 +446,20 @@ class TssHandle:
         """
         return digest(self.store.sealed(name).tensors())
 
-    def frozen_fingerprint(self) -> str:
-        """sha256 over what never changes, read anew: all values of the backbone, and the adapters' frozen tensors."""
-        values = self._fingerprints.of(self.core, fresh=True)
-        own = [f"{name} {sums[str(dtype)]}" for name, sums in values.items() for dtype in [next(iter(sums))]]
-        return sha256("\n".join([*own, digest(self._frozen())]))
-
     def verify(self) -> None:
         """Raise ForgettingError if the tensors of a sealed task are not what they were when it was sealed."""
         for name, record in self.tasks.items():
             if record.state is State.SEALED:
                 self.store.verify(name)
 
+    def frozen_fingerprint(self) -> str:
+        """A digest of what never changes, read anew: all values of the backbone, and the adapters' frozen tensors."""
+        self._check_attached()
+        return self._tensors.frozen_fingerprint()
+
     def bytes_per_task(self, name: str) -> dict[str, int]:
         """Bytes kept for a task: {"gates", "head", "total"}."""
-        gates, total = self._gate_bytes(), self.store.record(name).bytes
-        return {"gates": gates, "head": total - gates, "total": total}
+        return self._tensors.bytes_per_task(name)
 
     # On disk.
 
@@ -531,15 +475,9 @@ class TssHandle:
         saving.save(Path(directory), self.saved(tasks))
 
     def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> saving.Saved:
-        """What `save` writes."""
-        names = list(self.tasks) if tasks is None else [self.store.record(name).name for name in tasks]
-        states = [self.task_state(name) for name in names]
-        name = getattr(self.core.config, "_name_or_path", "")
-        backbone = self.geometry() | {"checksums": self._fingerprints.of(self.core), "name": name}
-        return saving.Saved(
-            asdict(self.config), asdict(self.options), backbone, self._frozen(), self.shared_state(), states,
-            extra or {},
-        )  # fmt: skip
+        """What `save` writes, and `extra` tensors beside it."""
+        self._check_attached()
+        return self._tensors.saved(tasks, extra)
 
     def restore(self, saved: saving.Saved, origin: str) -> None:
         """Add the tasks of `saved`; if there are none here yet, take over scores and importance too.
@@ -551,37 +489,8 @@ class TssHandle:
         Raises:
             StateError: another backbone or other adapters, or names that are taken; nothing is added then.
         """
-        self._check_backbone(saved.backbone, origin)
-        here = self._frozen()
-        load_exactly({name: tensor.clone() for name, tensor in here.items()}, saved.frozen, origin)
-        if off := [name for name, tensor in here.items() if not torch.equal(saved.frozen[name].to(tensor), tensor)]:
-            raise StateError(f"{origin}: the frozen adapter weights {off[0]} differ from those here: use the same seed")
-        for _, about in saved.tasks:
-            self.store.check_free(about["name"])
-        first, added = not self.tasks, []
-        try:
-            for tensors, about in saved.tasks:
-                self.load_task_state(about["name"], tensors, about)
-                added.append(about["name"])
-            takes_scores = first or any(about["state"] == State.LEARNING for _, about in saved.tasks)
-            self.load_shared_state(saved.shared if first else self._merged(saved.shared, takes_scores))
-        except Exception:
-            for name in added:
-                if name == self.trainable:
-                    self._end()
-                    self.store.abandon()
-                self.store.delete(name)
-            raise
-
-    def geometry(self) -> dict[str, Any]:
-        """What a backbone must share with the one that tasks were learned on, besides every value."""
-        shapes = [f"{name} {tuple(p.shape)}" for name, p in sorted(self.core.named_parameters())]
-        return {
-            "class": type(self.core).__name__,
-            "parameters": len(shapes),
-            "shapes_sha256": sha256("\n".join(shapes)),
-            "sites": {site: adapter.width for site, adapter in self.adapters.items()},
-        }
+        self._check_attached()
+        self._tensors.restore(saved, origin)
 
     def detach(self) -> Any:
         """Take everything off the backbone and return it as it was before `attach`, bit for bit."""
@@ -603,34 +512,6 @@ class TssHandle:
         if self._backbone is None:
             raise StateError("these adapters were taken off their model: call tss.attach(model) for new ones")
 
-    def _begin(self, name: str, *, fresh: bool, head: nn.Module | None = None) -> None:
-        self._start = {key: tensor.clone() for key, tensor in self.shared_state().items() if "importance." not in key}
-        for adapter in self.adapters.values():
-            adapter.start(name, fresh=fresh, masked=self.options.soft_mask == "gradient")
-        head = head if head is not None else self._make_head(name, self.store.record(name).kind)
-        self._learning.put(name, LearningTask(head), self._device())
-        self.optimizer_masks = False
-        self._require_grad(True)
-
-    def _end(self) -> None:
-        self._learning.clear_with(self._require_grad)
-        self._start = Tensors()
-
-    def _require_grad(self, flag: bool) -> None:
-        trained = [parameter for adapter in self.adapters.values() for parameter in adapter.trained().values()]
-        for parameter in (*trained, *self._learning.parameters()):
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-
-    def _make_head(self, name: str, kind: TaskKind) -> nn.Module | None:
-        """A task's head as it starts, from a random stream of its own; float32, on the CPU."""
-        settings = (getattr(self.core.config, key, None) for key in DROPOUTS)
-        dropout = next((float(x) for x in settings if x is not None), 0.0)
-        # Layers draw from torch's global stream when they are made; nobody else's numbers may depend on that.
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            width = model_width(self.core, f"of the head of {name}")
-            return kind.make_head(width, dropout, tensor_stream(self.config.seed, "head", name))
-
     def _take_importance(self, name: str, data: Any, batch_size: int) -> None:
         if not self.config.gated:
             raise ValueError("seal_task: plain adapters have no importance; call it without data")
@@ -638,7 +519,7 @@ class TssHandle:
         pad = getattr(self.core.config, "pad_token_id", None) if pad is None else pad
         batches = importance.batches_of(
             self.store.record(name).kind, data, batch_size, tokenizer=self.tokenizer, pad_id=pad or 0,
-            device=self._device(),
+            device=self._tensors.device(),
         )  # fmt: skip
 
         def losses() -> Iterator[torch.Tensor]:
@@ -650,74 +531,3 @@ class TssHandle:
         with self.using(name), importance.evaluation_mode(self.model):
             raw = importance.raw_importance(self.layers, losses(), self.options.importance_of)
         importance.accumulate(self.layers, raw, self.options.importance_per)
-
-    def _merged(self, shared: Tensors, takes_scores: bool) -> Tensors:
-        """Scores from here or from there, and the larger importance of both."""
-        here = self.shared_state()
-        merged = {**here, **{k: v for k, v in shared.items() if takes_scores and not k.startswith("importance.")}}
-        for key, value in shared.items():
-            if key.startswith("importance."):
-                merged[key] = torch.maximum(here[key], value.to(here[key])) if key in here else value
-        return merged
-
-    def _check_backbone(self, saved: Mapping[str, Any], origin: str) -> None:
-        here = self.geometry()
-        for key, now in here.items():
-            then = saved.get(key)
-            if then == now:
-                continue
-            if isinstance(then, dict) and isinstance(now, dict):
-                differ = sorted(set(then.items()) ^ set(now.items()))[0][0]
-                then, now = (f"{differ}: {widths.get(differ, 'none')}" for widths in (then, now))
-            raise StateError(
-                f"{origin} was saved from another backbone: {key} {then} there, {now} in this {here['class']}; "
-                "load it on the model that it was learned on"
-            )
-        if name := differing(saved["checksums"], self._fingerprints.of(self.core)):
-            raise StateError(
-                f"{origin} was saved from another backbone, of these sizes but other weights: the checksum of {name} "
-                "differs from that of this model (in the widest dtype that both have); load it on the weights that it "
-                "was learned on, in the dtype that it was saved in or a narrower one"
-            )
-
-    def _fitting_gates(self, task: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
-        gates = Tensors()
-        for name, layer in self.layers.items() if self.config.gated else ():
-            packed = tensors.get(f"gates.{name}")
-            expected = (layer.out_features, -(-layer.in_features // 8))
-            found = "missing" if packed is None else f"{packed.dtype} {tuple(packed.shape)}"
-            if packed is None or packed.dtype != torch.uint8 or tuple(packed.shape) != expected:
-                raise StateError(
-                    f"task {task!r}: gates of {name} are {found}, expected torch.uint8 {expected}; "
-                    "use the model and configuration that it was learned with"
-                )
-            gates[name] = packed.to(layer.scores.device, copy=True)
-        return gates
-
-    def _frozen(self) -> Tensors:
-        return {name: tensor for adapter in self.adapters.values() for name, tensor in adapter.frozen().items()}
-
-    def _gate_bytes(self) -> int:
-        return sum(adapter.gate_bytes() for adapter in self.adapters.values())
-
-    def _bytes_with(self, head: nn.Module | None) -> int:
-        return self._gate_bytes() + sum(t.numel() * t.element_size() for t in _named_head(head).values())
-
-    def _size(self, layer: str) -> int:
-        return self.layers[layer].weight.numel()
-
-    def _ones(self, layer: str, packed: torch.Tensor) -> int:
-        return int(unpack_gates(packed, self.layers[layer].in_features).sum())
-
-    def _density_of(self, gates: Tensors) -> float | None:
-        if not gates:
-            return None
-        return sum(self._ones(*item) for item in gates.items()) / sum(self._size(name) for name in gates)
-
-    def _device(self) -> torch.device:
-        first = next(iter(self.adapters.values()))
-        return next(first.parameters()).device
-
-
-def _named_head(head: nn.Module | None) -> Tensors:
-    return {} if head is None else {f"head.{key}": tensor.detach() for key, tensor in head.state_dict().items()}

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,6 +27,18 @@ def architecture(model: Any) -> Architecture:
     """Which stacks a model has: "encoder-decoder", "encoder" (sees both ways) or "decoder" (causal)."""
     if model.config.is_encoder_decoder:
         return "encoder-decoder"
+    if torch.compiler.is_compiling():
+        return _single_stack(model)
+    if model not in _found:
+        _found[model] = _single_stack(model)
+    return _found[model]
+
+
+# Looking at every module takes as long as a small layer: once for each model.
+_found: weakref.WeakKeyDictionary[Any, Architecture] = weakref.WeakKeyDictionary()
+
+
+def _single_stack(model: Any) -> Architecture:
     causal = [vars(module)["is_causal"] for module in model.modules() if "is_causal" in vars(module)]
     # Attention modules of older architectures do not say; then whether the model can generate does.
     return "decoder" if (any(causal) if causal else model.can_generate()) else "encoder"
@@ -120,14 +134,21 @@ def _run_stacks(model: Any, kwargs: dict[str, Any]) -> Any:
 
 def check_inputs(model: Any, inputs: Iterable[str]) -> None:
     """Raise ValueError for a keyword that neither the model nor its base model declares: transformers would drop it."""
-    known = set(TransformersKwargs.__annotations__) | {"inputs_embeds"}
-    for part in (model, model.base_model):
-        known |= set(inspect.signature(type(part).forward).parameters)
+    if torch.compiler.is_compiling():  # eager calls have told
+        return
+    known = _declared(type(model)) | _declared(type(model.base_model))
     for name in inputs:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"{type(model).__name__} has no input {name!r}{hint}")
+
+
+@cache
+def _declared(model_class: type) -> frozenset[str]:
+    """Keywords that a forward pass takes by name, and those that transformers passes on to its layers."""
+    named = inspect.signature(model_class.forward).parameters
+    return frozenset({*named, *TransformersKwargs.__annotations__, "inputs_embeds"})
 
 
 def _read_output(output: Any, mask: torch.Tensor | None) -> Features:

@@ -1,0 +1,326 @@
+"""The tensors of a model's tasks: what is learned, handed on, kept and restored, and what tells whether it changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from tss.adapters.config import AdapterConfig, TssOptions
+from tss.adapters.fingerprints import Fingerprints, differing
+from tss.adapters.learning import LearningTask, TasksLearned
+from tss.adapters.saving import Saved
+from tss.adapters.site_adapter import SiteAdapter
+from tss.adapters.sites import model_width
+from tss.adapters.storage import Tensors, digest, load_exactly
+from tss.adapters.task_store import SealedTask, State, TaskStore
+from tss.errors import StateError
+from tss.io import sha256
+from tss.seeding import tensor_stream
+from tss.tasks.base import TaskKind, kind_from_dict
+from tss_kernels import unpack_gates
+
+# Where configurations keep the dropout of a head, the most specific name first.
+DROPOUTS = ("classifier_dropout", "dropout", "dropout_rate", "hidden_dropout_prob")
+
+
+class TaskTensors:
+    """Adapters, the task being learned and the store of all tasks, seen as named tensors.
+
+    Attributes:
+        core: the transformers model.
+        config, options: which adapters, and how tasks are learned.
+        adapters: site -> its adapter.
+        store: the tasks.
+        learning: holds the head being learned.
+        start: what was handed on to the task being learned, so that it can be abandoned.
+    """
+
+    def __init__(
+        self,
+        core: Any,
+        config: AdapterConfig,
+        options: TssOptions,
+        adapters: Mapping[str, SiteAdapter],
+        store: TaskStore,
+        learning: TasksLearned,
+    ) -> None:
+        self.core, self.config, self.options, self.adapters = core, config, options, dict(adapters)
+        self.store, self.learning, self.start = store, learning, Tensors()
+        self._fingerprints = Fingerprints()
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """ "<site>.down" and "<site>.up" -> `GatedAdapterLinear`, or `nn.Linear` in plain adapters."""
+        return {name: layer for adapter in self.adapters.values() for name, layer in adapter.layers.items()}
+
+    @property
+    def head(self) -> nn.Module | None:
+        """The head of the task being learned."""
+        return None if self.store.learning is None else self.learning.current.head
+
+    def check_finite(self) -> None:
+        """Raise StateError if scores or head of the task being learned are not finite: a gate of NaN reads as off."""
+        for name, tensor in (self.learning_state() if self.store.learning is not None else {}).items():
+            if not tensor.isfinite().all():
+                raise StateError(
+                    f"task {self.store.learning!r}: {name} holds {int((~tensor.isfinite()).sum())} values that are not "
+                    "finite; it is still being learned: restore an earlier state, or leave it with abandon(), and "
+                    "lower its learning rates"
+                )
+
+    def learning_state(self) -> Tensors:
+        """What the task being learned has trained: scores (plain adapters: weights) and head."""
+        if self.store.learning is None:
+            raise StateError("no task is being learned: call train_task(name) first")
+        trained = {key: p.detach() for adapter in self.adapters.values() for key, p in adapter.trained().items()}
+        return trained | _named_head(self.head)
+
+    def load_learning_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `learning_state` gave; raises StateError if it does not fit."""
+        load_exactly(self.learning_state(), tensors, f"learning state of {self.store.learning}")
+
+    def shared_state(self) -> Tensors:
+        """What is handed from task to task: last scores and importance; plain adapters: their weights."""
+        return {key: tensor for adapter in self.adapters.values() for key, tensor in adapter.shared().items()}
+
+    def load_shared_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `shared_state` gave; raises StateError if it does not fit."""
+        for adapter in self.adapters.values():
+            adapter.load_shared(tensors)
+
+    def task_state(self, name: str) -> tuple[Tensors, dict[str, Any]]:
+        """A task's own tensors ("gates.<layer>" uint8 once sealed, "head.<parameter>") and JSON-able metadata."""
+        record, tensors = self.store.record(name), Tensors()
+        if record.state is State.SEALED:
+            self.store.verify(name)
+            tensors = self.store.sealed(name).tensors()
+        if record.state is State.LEARNING:
+            self.check_finite()
+            tensors = _named_head(self.head) | {f"start.{key}": tensor for key, tensor in self.start.items()}
+        about = {
+            "name": name, "kind": record.kind.to_dict(), "state": str(record.state), "density": record.density,
+            "hash": record.hash, "bytes": self.bytes_per_task(name),
+        }  # fmt: skip
+        return tensors, about
+
+    def load_task_state(self, name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
+        """Add the task that `task_state` gave; a failure adds nothing.
+
+        Raises:
+            StateError: there is a task of that name; or the tensors or the metadata do not fit.
+        """
+        self.store.check_free(name)
+        try:
+            kind, state = kind_from_dict(metadata["kind"]), State(metadata["state"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise StateError(f"task {name!r}: its metadata does not describe a task ({error!r})") from error
+        if state is State.LEARNING and self.store.learning is not None:
+            raise StateError(f"task {name!r} is being learned, but so is {self.store.learning!r}; seal that one first")
+        head = self.make_head(name, kind)
+        if head is not None and state is not State.NEW:
+            load_exactly({f"head.{k}": v for k, v in head.state_dict().items()}, tensors, f"task {name!r}")
+        value = None
+        if state is State.SEALED:
+            values = None if head is None else {k: v.detach().clone() for k, v in head.state_dict().items()}
+            value = SealedTask(self._fitting_gates(name, tensors), values)
+            if metadata.get("hash") not in (None, digest(value.tensors())):
+                raise StateError(f"task {name!r}: gates and head are not those that were sealed; restore them")
+        self.store.add(name, kind, self.bytes_with(head))
+        if value is not None:
+            self.store.seal(name, value, self.density_of(value.gates))
+        if state is State.LEARNING:
+            self.store.start(name)
+            self.begin(name, fresh=False, head=head)
+            self.start = {k.removeprefix("start."): v for k, v in tensors.items() if k.startswith("start.")}
+
+    def bytes_per_task(self, name: str) -> dict[str, int]:
+        """Bytes kept for a task: {"gates", "head", "total"}."""
+        gates, total = self.gate_bytes(), self.store.record(name).bytes
+        return {"gates": gates, "head": total - gates, "total": total}
+
+    def frozen_fingerprint(self) -> str:
+        """sha256 over what never changes, read anew: all values of the backbone, and the adapters' frozen tensors."""
+        values = self._fingerprints.of(self.core, fresh=True)
+        own = [f"{name} {sums[str(dtype)]}" for name, sums in values.items() for dtype in [next(iter(sums))]]
+        return sha256("\n".join([*own, digest(self.frozen())]))
+
+    def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> Saved:
+        """What `save` writes."""
+        names = list(self.store.tasks) if tasks is None else [self.store.record(name).name for name in tasks]
+        states = [self.task_state(name) for name in names]
+        name = getattr(self.core.config, "_name_or_path", "")
+        backbone = self.geometry() | {"checksums": self._fingerprints.of(self.core), "name": name}
+        return Saved(
+            asdict(self.config), asdict(self.options), backbone, self.frozen(), self.shared_state(), states,
+            extra or {},
+        )  # fmt: skip
+
+    def restore(self, saved: Saved, origin: str) -> None:
+        """Add the tasks of `saved`; if there are none here yet, take over scores and importance too.
+
+        Args:
+            saved: of a model with the same settings.
+            origin: its folder, for messages.
+
+        Raises:
+            StateError: another backbone or other adapters, or names that are taken; nothing is added then.
+        """
+        self._check_backbone(saved.backbone, origin)
+        here = self.frozen()
+        load_exactly({name: tensor.clone() for name, tensor in here.items()}, saved.frozen, origin)
+        if off := [name for name, tensor in here.items() if not torch.equal(saved.frozen[name].to(tensor), tensor)]:
+            raise StateError(f"{origin}: the frozen adapter weights {off[0]} differ from those here: use the same seed")
+        for _, about in saved.tasks:
+            self.store.check_free(about["name"])
+        first, added = not self.store.tasks, []
+        try:
+            for tensors, about in saved.tasks:
+                self.load_task_state(about["name"], tensors, about)
+                added.append(about["name"])
+            takes_scores = first or any(about["state"] == State.LEARNING for _, about in saved.tasks)
+            self.load_shared_state(saved.shared if first else self._merged(saved.shared, takes_scores))
+        except Exception:
+            for name in added:
+                if name == self.store.learning:
+                    self.end()
+                    self.store.abandon()
+                self.store.delete(name)
+            raise
+
+    def geometry(self) -> dict[str, Any]:
+        """What a backbone must share with the one that tasks were learned on, besides every value."""
+        shapes = [f"{name} {tuple(p.shape)}" for name, p in sorted(self.core.named_parameters())]
+        return {
+            "class": type(self.core).__name__,
+            "parameters": len(shapes),
+            "shapes_sha256": sha256("\n".join(shapes)),
+            "sites": {site: adapter.width for site, adapter in self.adapters.items()},
+        }
+
+    def begin(self, name: str, *, fresh: bool, head: nn.Module | None = None) -> None:
+        """Begin to learn a task: its head is made, or `head` taken; scores start afresh or stay as they are."""
+        self.start = {key: tensor.clone() for key, tensor in self.shared_state().items() if "importance." not in key}
+        for adapter in self.adapters.values():
+            adapter.start(name, fresh=fresh, masked=self.options.soft_mask == "gradient")
+        head = head if head is not None else self.make_head(name, self.store.record(name).kind)
+        self.learning.put(name, LearningTask(head), self.device())
+        self._require_grad(True)
+
+    def end(self) -> None:
+        """End learning: nothing requires gradients any more; scores stay as they are."""
+        self.learning.clear_with(self._require_grad)
+        self.start = Tensors()
+
+    def _require_grad(self, flag: bool) -> None:
+        trained = [parameter for adapter in self.adapters.values() for parameter in adapter.trained().values()]
+        for parameter in (*trained, *self.learning.parameters()):
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+
+    def seal(self, name: str) -> None:
+        """learning -> sealed: keep packed gates and head as values."""
+        head = self.head
+        gates = {layer: packed for adapter in self.adapters.values() for layer, packed in adapter.packed().items()}
+        values = None if head is None else {key: tensor.detach().clone() for key, tensor in head.state_dict().items()}
+        self.end()
+        self.store.seal(name, SealedTask(gates, values), self.density_of(gates))
+
+    def abandon(self) -> str:
+        """learning -> new: scores become what they were before; gives the task's name."""
+        name, start = self.store.abandon(), self.start
+        self.end()
+        for adapter in self.adapters.values():
+            shared = adapter.shared()
+            adapter.load_shared(shared | {key: start[key] for key in shared if key in start})
+        return name
+
+    def make_head(self, name: str, kind: TaskKind) -> nn.Module | None:
+        """A task's head as it starts, from a random stream of its own; float32, on the CPU."""
+        settings = (getattr(self.core.config, key, None) for key in DROPOUTS)
+        dropout = next((float(x) for x in settings if x is not None), 0.0)
+        # Layers draw from torch's global stream when they are made; nobody else's numbers may depend on that.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            width = model_width(self.core, f"of the head of {name}")
+            return kind.make_head(width, dropout, tensor_stream(self.config.seed, "head", name))
+
+    def density_of(self, gates: Tensors) -> float | None:
+        """The share of packed gates that are on; None without gates."""
+        if not gates:
+            return None
+        return sum(self.ones(*item) for item in gates.items()) / sum(self.size(name) for name in gates)
+
+    def bytes_with(self, head: nn.Module | None) -> int:
+        """Bytes kept for a task with this head."""
+        return self.gate_bytes() + sum(t.numel() * t.element_size() for t in _named_head(head).values())
+
+    def _merged(self, shared: Tensors, takes_scores: bool) -> Tensors:
+        """Scores from here or from there, and the larger importance of both."""
+        here = self.shared_state()
+        merged = {**here, **{k: v for k, v in shared.items() if takes_scores and not k.startswith("importance.")}}
+        for key, value in shared.items():
+            if key.startswith("importance."):
+                merged[key] = torch.maximum(here[key], value.to(here[key])) if key in here else value
+        return merged
+
+    def _check_backbone(self, saved: Mapping[str, Any], origin: str) -> None:
+        here = self.geometry()
+        for key, now in here.items():
+            then = saved.get(key)
+            if then == now:
+                continue
+            if isinstance(then, dict) and isinstance(now, dict):
+                differ = sorted(set(then.items()) ^ set(now.items()))[0][0]
+                then, now = (f"{differ}: {widths.get(differ, 'none')}" for widths in (then, now))
+            raise StateError(
+                f"{origin} was saved from another backbone: {key} {then} there, {now} in this {here['class']}; "
+                "load it on the model that it was learned on"
+            )
+        if name := differing(saved["checksums"], self._fingerprints.of(self.core)):
+            raise StateError(
+                f"{origin} was saved from another backbone, of these sizes but other weights: the checksum of {name} "
+                "differs from that of this model (in the widest dtype that both have); load it on the weights that it "
+                "was learned on, in the dtype that it was saved in or a narrower one"
+            )
+
+    def _fitting_gates(self, task: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+        gates = Tensors()
+        for name, layer in self.layers.items() if self.config.gated else ():
+            packed = tensors.get(f"gates.{name}")
+            expected = (layer.out_features, -(-layer.in_features // 8))
+            found = "missing" if packed is None else f"{packed.dtype} {tuple(packed.shape)}"
+            if packed is None or packed.dtype != torch.uint8 or tuple(packed.shape) != expected:
+                raise StateError(
+                    f"task {task!r}: gates of {name} are {found}, expected torch.uint8 {expected}; "
+                    "use the model and configuration that it was learned with"
+                )
+            gates[name] = packed.to(layer.scores.device, copy=True)
+        return gates
+
+    def frozen(self) -> Tensors:
+        """The adapters' tensors that never change."""
+        return {name: tensor for adapter in self.adapters.values() for name, tensor in adapter.frozen().items()}
+
+    def gate_bytes(self) -> int:
+        """Bytes of gates kept for a task."""
+        return sum(adapter.gate_bytes() for adapter in self.adapters.values())
+
+    def size(self, layer: str) -> int:
+        """Number of weights of a layer."""
+        return self.layers[layer].weight.numel()
+
+    def ones(self, layer: str, packed: torch.Tensor) -> int:
+        """Number of gates of a layer that are on."""
+        return int(unpack_gates(packed, self.layers[layer].in_features).sum())
+
+    def device(self) -> torch.device:
+        """Where what is being learned is."""
+        first = next(iter(self.adapters.values()))
+        return next(first.parameters()).device
+
+
+def _named_head(head: nn.Module | None) -> Tensors:
+    return {} if head is None else {f"head.{key}": tensor.detach() for key, tensor in head.state_dict().items()}
