@@ -25,9 +25,8 @@ def _raw(t: Inputs) -> dict[str, torch.Tensor]:
     from tss.adapters import importance
 
     handle = t["model"].tss
-    with importance.evaluation_mode(t["model"]):
-        losses = importance.losses_of(handle, handle.record(TASK).kind, t["batches"], len(t["batches"]))
-        return importance.raw_importance(handle.layers, losses, "signed")
+    with handle.using(TASK), importance.evaluation_mode(t["model"]):
+        return importance.raw_importance(handle.layers, (handle.loss(**batch) for batch in t["batches"]), "signed")
 
 
 def _bind_importance(t: Inputs) -> Callable[[], Outputs]:

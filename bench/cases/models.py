@@ -68,7 +68,7 @@ def learning(setting: Setting) -> Any:
     """A model in training mode that learns its second task: importance holds its scores back."""
     import tss
 
-    model = tss.attach(backbone(setting), tss.AdapterConfig(bottleneck=4 if setting.backbone == "tiny" else 64))
+    model: Any = tss.attach(backbone(setting), tss.AdapterConfig(bottleneck=4 if setting.backbone == "tiny" else 64))
     model.tss.add_task(TASK, kind_of_task(setting))
     model.tss.train_task(TASK)
     generator = torch.Generator(setting.device).manual_seed(2)
