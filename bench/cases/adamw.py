@@ -122,8 +122,8 @@ def _bind_multiply(site: str, form: str, t: Inputs) -> Callable[[], Outputs]:
 
 def case(name: str, sizes: Sizes, shapes: Shapes, site: str) -> Case:
     """One step over tensors of these shapes."""
-    like = [sizes.like(*shape, dtype=torch.float32) for shape in shapes]
-    told = tss_kernels.explain("soft_masked_adamw_", *([like] * 5), step=STEP, **HYPER)
+    lists = [[sizes.written(*shape, dtype=torch.float32) for shape in shapes] for _ in range(5)]
+    told = tss_kernels.explain("soft_masked_adamw_", *lists, step=STEP, **HYPER)
     scores = sum(a * b for a, b in shapes)
     return Case(
         f"soft_masked_adamw_ {site}, {name}", {"tensors": len(shapes), "scores": scores}, torch.float32,

@@ -71,7 +71,9 @@ def cases(sizes: Sizes) -> Iterator[Case]:
             "normalize_importance", shape, torch.float32, drawn, _normalised, _normalise_variants(sizes, told),
             Cost(told.bytes, 0),
         )  # fmt: skip
-        told = tss_kernels.explain("accumulate_importance_", like, like)
+        told = tss_kernels.explain(
+            "accumulate_importance_", sizes.written(out_features, in_features, dtype=torch.float32), like
+        )
         yield Case(
             "accumulate_importance_", shape, torch.float32, drawn, _accumulated, _accumulate_variants(sizes, told),
             Cost(told.bytes, 0),

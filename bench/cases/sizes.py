@@ -35,9 +35,15 @@ class Sizes:
 
     def like(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor that takes no memory, to ask `explain` about; on no device where the GPU is not there."""
+        return torch.empty((), device=self._where(), dtype=dtype or self.dtype).expand(shape)
+
+    def written(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """The same for what is written in place, whose elements must lie apart: memory that nothing touches."""
+        return torch.empty(shape, device=self._where(), dtype=dtype or self.dtype)
+
+    def _where(self) -> torch.device:
         there = self.device.type != "cuda" or torch.cuda.is_available()
-        device = self.device if there else torch.device("meta")
-        return torch.empty((), device=device, dtype=dtype or self.dtype).expand(shape)
+        return self.device if there else torch.device("meta")
 
     def compiles(self, rows: int) -> bool:
         """Whether a compiled rival competes at so many rows."""

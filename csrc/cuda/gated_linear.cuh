@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(Tile::threads) gated_product_kernel(const __gr
         sums.clear();
         accumulate<T, Tile, operand, false>(sums, memory, divide_up(depth, k_tile), [&](const S& stage, int tile) {
             const std::int64_t k = std::int64_t(tile) * k_tile, k_row = transposed ? k : row, k_column = transposed ? column : k;
-            if (tile < whole) {
+            if (aligned && tile < whole) {
                 whole_b.load(stage.b, k * sizeof(T));
                 whole_a.load(stage.a, (transposed ? k * operands.in_features : k) * sizeof(T));
                 if constexpr (!from_scores) {

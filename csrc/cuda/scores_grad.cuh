@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(Tile::threads) scores_grad_kernel(const __grid
     const auto bring = [&](int to, int tile) {
         const S stage(memory, to);
         const std::int64_t k = std::int64_t(tile) * k_tile;
-        if (tile < whole) {
+        if (aligned && tile < whole) {
             whole_dy.load(stage.a, k * dy.row_stride * sizeof(T));
             whole_x.load(stage.b, k * x.row_stride * sizeof(T));
         } else {

@@ -6,7 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -313,3 +315,42 @@ def test_task_files_that_do_not_fit_add_nothing(bart):
         assert not list(other.model.learning.parameters())
     other.load_task_state("topics", tensors, metadata)
     assert other.tasks == handle.tasks
+
+
+class StandIn:
+    """The hub's client, with a folder in the place of the hub."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def create_repo(self, repo_id, **settings):
+        assert settings == {"exist_ok": True, "private": True}
+        (self.root / repo_id).mkdir(parents=True, exist_ok=True)
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    def upload_folder(self, *, repo_id, folder_path, **patterns):
+        for kind in ("tasks", "adapters"):
+            shutil.rmtree(self.root / repo_id / kind, ignore_errors=True)
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+
+
+def test_tasks_go_to_the_hub_with_a_card_and_come_back_by_name(bart, tmp_path, monkeypatch):
+    hub = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: StandIn(hub))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(hub / name))
+    model = tss.attach(bart, tss.AdapterConfig(bottleneck=4))
+    learn(model.tss, "asc/laptop", TOPICS)
+    learn(model.tss, "ner", NAMES)
+    assert "someone/tasks" in model.push_to_hub("someone/tasks", private=True)
+    assert model.tss.push_to_hub("someone/one", tasks=["ner"], private=True)
+    card = (hub / "someone/tasks/README.md").read_text()
+    assert "| asc/laptop | classification | macro_f1 | " in card
+    assert "| ner | extraction | f1 | " in card
+    assert "BartForConditionalGeneration" in card
+    again = tss.load(make_bart(), "someone/tasks")
+    assert again.tss.fingerprint("ner") == model.tss.fingerprint("ner")
+    assert list(tss.load(make_bart(), "someone/one").tss.tasks) == ["ner"]
+    monkeypatch.undo()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: 1 / 0)
+    with pytest.raises(tss.StateError, match=r"'someone/tasks' is no folder, .*ZeroDivisionError"):
+        tss.load(make_bart(), "someone/tasks")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tss.adapters import importance, saving, table, task_forward
+from tss.adapters import hub, importance, saving, table, task_forward
 from tss.adapters.checkpointing import forget_calls
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.frozen_prefix import FrozenPrefix, find_prefix, given
@@ -473,6 +473,16 @@ class TssHandle:
             ForgettingError: the tensors of a sealed task are not what they were.
         """
         saving.save(Path(directory), self.saved(tasks))
+
+    def push_to_hub(self, repository: str, tasks: Sequence[str] | None = None, **settings: Any) -> str:
+        """Upload what `save` writes to the Hugging Face hub, with a card; `tss.load(backbone, repository)` reads it.
+
+        Args:
+            repository: "owner/name".
+            tasks: some of them; None: all.
+            settings: of the client's `create_repo`: private, token.
+        """
+        return hub.push(self.saved(tasks), repository, **settings)
 
     def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> saving.Saved:
         """What `save` writes, and `extra` tensors beside it."""

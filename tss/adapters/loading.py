@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tss.adapters import saving
+from tss.adapters import hub, saving
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.model import TssModel, attach
 from tss.errors import StateError
@@ -49,14 +49,4 @@ def _folder(source: str | Path) -> Path:
     path = Path(source)
     if path.exists() or isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "/", "~")):
         return path.expanduser()
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = [saving.MANIFEST, "adapters/*", "tasks/*"]
-        return Path(snapshot_download(source, allow_patterns=patterns))
-    except Exception as error:  # the client raises dozens of kinds: no network, no such name, no access
-        reason = str(error).strip().splitlines() or ["no reason given"]
-        raise StateError(
-            f"{source!r} is no folder, and as a name on the hub it cannot be loaded ({type(error).__name__}: "
-            f"{reason[0]})"
-        ) from error
+    return hub.download(source)

@@ -242,6 +242,10 @@ class TssModel(PreTrainedModel):
         own = {name: tensor.contiguous() for name, tensor in state.items() if not name.startswith(BACKBONE)}
         safetensors.torch.save_file(own, directory / WEIGHTS, metadata={"format": "pt"})
 
+    def push_to_hub(self, repo_id: str, **settings: Any) -> str:  # type: ignore[override]
+        """`model.tss.push_to_hub`: the tasks, never the backbone."""
+        return self.tss.push_to_hub(repo_id, **settings)
+
 
 def attach(model: Any, config: AdapterConfig | None = None, options: TssOptions | None = None) -> TssModel:
     """Freeze a Hugging Face model, put an adapter on each of its sites and return the model around it.
@@ -298,7 +302,7 @@ class _Passed:
 
 # What these do to all modules alike, the wrapper does itself.
 STRUCTURAL = {
-    "num_parameters", "get_memory_footprint", "to", "cuda", "half", "float", "train", "eval", "push_to_hub",
+    "num_parameters", "get_memory_footprint", "to", "cuda", "half", "float", "train", "eval",
     "is_activation_checkpointing", "is_gradient_checkpointing", "_upload_modified_files", "_get_files_timestamps",
     "_create_repo", "get_parameter_or_buffer", "named_non_persistent_buffers",
 }  # fmt: skip

@@ -1,0 +1,38 @@
+"""The examples run as they stand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: object) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TSS_KERNELS_BACKEND": ""}
+    environment.pop("TSS_KERNELS_BACKEND")
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_trainer(tmp_path):
+    out = run(sys.executable, "examples/trainer.py", tmp_path / "learned")
+    assert "asc/cameras" in out
+    assert "ner/shop" in out
+    assert (tmp_path / "learned" / "tss.json").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    out = run(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
+              "examples/two_processes.py", tmp_path / "learned")  # fmt: skip
+    assert "asc/cameras" in out
+    assert (tmp_path / "learned" / "tss.json").is_file()
