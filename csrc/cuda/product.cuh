@@ -39,6 +39,14 @@ struct Sums {
         }
     }
 
+    __device__ void add(const Sums& others) {
+#pragma unroll
+        for (int i = 0; i < Tile::pieces_m; ++i) {
+#pragma unroll
+            for (int j = 0; j < Tile::pieces_n * 4; ++j) values[i][j] += others.values[i][j];
+        }
+    }
+
     // Calls use(m, n, value) with places in the block's tile.
     template <class Use>
     __device__ void each(Use use) const {

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 
 import huggingface_hub
 import pytest
@@ -315,6 +316,29 @@ def test_task_files_that_do_not_fit_add_nothing(bart):
         assert not list(other.model.learning.parameters())
     other.load_task_state("topics", tensors, metadata)
     assert other.tasks == handle.tasks
+
+
+def test_two_that_save_into_one_folder_leave_one_whole_save(tmp_path):
+    handles, failures = [], []
+    for name in ("one", "two"):
+        handles.append(tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4)).tss)
+        learn(handles[-1], name, TOPICS)
+
+    def save_often(handle):
+        try:
+            for _ in range(10):
+                handle.save(tmp_path)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=save_often, args=(handle,)) for handle in handles]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert list(tss.load(make_bart(), tmp_path).tss.tasks) in (["one"], ["two"])
+    assert len(content(tmp_path)) == 4
 
 
 class StandIn:

@@ -101,7 +101,7 @@ def read_manifest(directory: Path) -> Manifest:
         if (directory / OLD_MANIFEST).is_file():
             raise StateError(
                 f"{directory} was saved in format 1, which kept its tasks as ordinary state; this version reads "
-                f"format {FORMAT}: open it with version 0.1.0 as it was then, or learn the tasks again"
+                f"format {FORMAT}: open it with the version that wrote it, or learn the tasks again"
             ) from None
         raise StateError(
             f"{directory} holds no {MANIFEST}: give a folder that model.tss.save wrote, or a run folder with a task "
