@@ -31,7 +31,7 @@ __device__ __forceinline__ float finished(float sum, const T* weight, const floa
 constexpr int cut_tiles = 128 / k_tile;
 
 template <class T, class Tile, bool aligned>
-__global__ void __launch_bounds__(Tile::threads) scores_grad_kernel(const __grid_constant__ ScoresGradOperands<T> operands) {
+__global__ void __launch_bounds__(Tile::threads, aligned ? 2 : 4) scores_grad_kernel(const __grid_constant__ ScoresGradOperands<T> operands) {
     using S = Stage<Tile, Operand::plain_transposed>;
     char* memory = dynamic_shared();
     const std::int64_t out_features = operands.dy.columns, in_features = operands.x.columns;
