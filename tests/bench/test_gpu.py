@@ -205,7 +205,8 @@ def test_a_child_ends_at_its_limit(tmp_path):
 
 def test_a_child_is_interrupted_first_and_stopped_with_what_it_started():
     script = (
-        "import subprocess, time\n"
+        "import signal, subprocess, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job starts without
         "started = subprocess.Popen(['sleep', '600'])\n"
         "try:\n"
         "    print(started.pid, flush=True)\n"
