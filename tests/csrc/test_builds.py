@@ -151,7 +151,8 @@ def test_a_wheel_works_in_another_place(parts, tmp_path):
     code = (  # an editable installation of this tree would answer for what the wheel lacks
         "import sys; sys.meta_path = [f for f in sys.meta_path if 'ditable' not in str(f)]; "
         "import json, pathlib, torch, tss_kernels as t; b = t.explain('pack_gates', torch.randn(3, 9)).backend; "
-        "print(json.dumps([b, str(pathlib.Path(t.__file__).parent), t.backends.registry.build_record()['_native']['built']]))"
+        "built = t.backends.registry.build_record()['_native']['built']; "
+        "print(json.dumps([b, str(pathlib.Path(t.__file__).parent), built]))"
     )
     python = [sys.executable, "-c", code]
     done = subprocess.run(
