@@ -1,0 +1,63 @@
+"""What the code imports is what pyproject.toml installs: a machine that has more than that hides a missing line."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = {"tss", "tss_kernels", "csrc", "bench", "tests", "scripts", "examples"}
+# Modules that stand beside the script that imports them.
+BESIDE = {path.stem for path in ROOT.glob("tests/**/*.py")} | {path.stem for path in ROOT.glob("scripts/*.py")}
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _declared(*extras: str) -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    lines = list(project["project"]["dependencies"])
+    for extra in extras:
+        lines += project["project"]["optional-dependencies"][extra]
+    return {_normalized(re.match(r"[\w.-]+", line).group()) for line in lines}
+
+
+def _imported(folder: str) -> dict[str, str]:
+    """Top-level modules imported below ``folder``, in functions too, and one file that imports each."""
+    found = {}
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                names = [node.module]
+            for name in names:
+                found.setdefault(name.split(".")[0], str(path.relative_to(ROOT)))
+    return {name: path for name, path in found.items() if name not in sys.stdlib_module_names | OURS | BESIDE}
+
+
+def _missing(folder: str, declared: set[str]) -> list[str]:
+    distributions = packages_distributions()
+    return [
+        f"{path} imports {module}"
+        for module, path in _imported(folder).items()
+        if not declared & {_normalized(name) for name in distributions.get(module, [module])}
+    ]
+
+
+# accelerate, peft and triton are optional in the packages: they are looked for before they are imported.
+@pytest.mark.parametrize("folder", ["tss", "tss_kernels"])
+def test_packages_import_only_what_is_installed_with_them(folder):
+    optional = {"triton", "accelerate", "setuptools", "pybind11", "ninja"}
+    assert not _missing(folder, _declared() | optional)
+
+
+@pytest.mark.parametrize("folder", ["tests", "bench", "scripts", "examples", "csrc"])
+def test_what_development_imports_is_in_the_extra_dev(folder):
+    assert not _missing(folder, _declared("dev"))
