@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ class AdapterConfig:
         gated: True: frozen random weights and trained gates; False: plain trained adapters of the same shapes.
         threshold: a gate is on where its score is at least this.
         weight_init: "normal", N(0, 0.02²), or "signed_constant", sign(W) * sqrt(2 / in).
+        share: how far a gated adapter moves its hidden state at the start, as a share of its norm, with half of its
+            gates on: the weights of its up map are scaled to it. None keeps the weights as `weight_init` draws them,
+            which for ReLU is 0.71 with "signed_constant" and 0.00035 * sqrt(width * bottleneck / 6.1) with "normal".
+        pairs: hidden unit i + bottleneck / 2 starts with the weights and scores of unit i, its up weights negated: the
+            adapter starts as exactly the identity while every gate has a gradient.
         seed: of the weights, the first scores and the heads, each from a stream of its own.
 
     Raises:
@@ -45,6 +51,8 @@ class AdapterConfig:
     gated: bool = True
     threshold: float = 0.0
     weight_init: str = "normal"
+    share: float | None = None
+    pairs: bool = False
     seed: int = 2021
 
     def __post_init__(self) -> None:
@@ -53,8 +61,18 @@ class AdapterConfig:
         _check("AdapterConfig", "activation", self.activation, ACTIVATIONS)
         _check("AdapterConfig", "placement", self.placement, PLACEMENTS)
         _check("AdapterConfig", "weight_init", self.weight_init, WEIGHT_INITS)
-        if not isinstance(self.gated, bool):
-            raise ValueError(f"AdapterConfig: gated must be true or false, got {self.gated!r}")
+        for key in ("gated", "pairs"):
+            if not isinstance(getattr(self, key), bool):
+                raise ValueError(f"AdapterConfig: {key} must be true or false, got {getattr(self, key)!r}")
+        if self.share is not None and (
+            isinstance(self.share, bool) or not isinstance(self.share, (int, float)) or not 0 < self.share < math.inf
+        ):
+            raise ValueError(f"AdapterConfig: share must be a number above 0, such as 0.35, or None, got {self.share!r}")
+        if self.pairs and self.bottleneck % 2:
+            raise ValueError(
+                f"AdapterConfig: pairs need an even bottleneck, got {self.bottleneck}; take {self.bottleneck + 1}, or "
+                "pairs=False"
+            )
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)):
             raise ValueError(f"AdapterConfig: threshold must be a number, got {self.threshold!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):

@@ -12,6 +12,7 @@ from torch.nn.modules import module as _global_hooks
 
 from tss.adapters.config import AdapterConfig
 from tss.adapters.float32 import Float32Module
+from tss.adapters.initialization import draw_scores, draw_weights
 from tss.adapters.storage import Tensors, load_exactly
 from tss.adapters.task_call import calling, current_call
 from tss.adapters.task_store import TaskStore
@@ -164,6 +165,7 @@ class GatedSite(SiteAdapter):
         self, index: int, site: str, width: int, config: AdapterConfig, store: TaskStore, dtype: torch.dtype
     ) -> None:
         super().__init__(index, site, width, config, store)
+        self.config = config
         # Layers draw from torch's global stream when they are made; nobody else's numbers may depend on that.
         with torch.random.fork_rng(devices=[]):
             for part, (name, shape) in enumerate(
@@ -173,8 +175,8 @@ class GatedSite(SiteAdapter):
                     *shape, threshold=config.threshold, weight_init=config.weight_init, device="cpu", dtype=dtype
                 )
                 layer.index, layer.part = index, part
-                layer.reset_parameters(tensor_stream(self.seed, "adapter", f"{site}.{name}"))
                 self.add_module(name, layer)
+            draw_weights(self.down, self.up, site, config)
         self.requires_grad_(False)
 
     def adapt(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -207,10 +209,10 @@ class GatedSite(SiteAdapter):
         )
 
     def start(self, task: str, *, fresh: bool, masked: bool) -> None:
-        for name, layer in self.layers.items():
+        for layer in self.layers.values():
             layer.mask_gradient = masked
-            if fresh:
-                layer.reset_scores(tensor_stream(self.seed, "scores", name, task))
+        if fresh:
+            draw_scores(self.down, self.up, self.site, task, self.config)
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {f"scores.{name}": layer.scores for name, layer in self.layers.items()}

@@ -1,0 +1,73 @@
+"""How the frozen weights and the first scores of an adapter are drawn."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from tss.adapters.config import AdapterConfig
+from tss.seeding import tensor_stream
+from tss_kernels import GatedAdapterLinear
+
+NODES = 64  # of the quadrature: far more than these smooth functions need
+
+
+def natural_share(width: int, bottleneck: int, down_scale: float, up_scale: float, activation: str = "relu") -> float:
+    """How far an adapter moves its hidden state, as a share of its norm, with half of the gates on.
+
+    For independent random weights the mean square of a hidden unit is width / 2 * down_scale² * x² before the
+    activation, and the adapter adds bottleneck / 2 * up_scale² times what the activation leaves of it. For ReLU
+    that is sqrt(width * bottleneck) * down_scale * up_scale / (2 * sqrt(2)), whatever the size of x; for the others
+    the root mean square of x is taken to be 1.
+
+    Args:
+        width, bottleneck: of the adapter.
+        down_scale, up_scale: root mean square of the entries of its two weights.
+        activation: relu, gelu, silu or tanh.
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    units = torch.from_numpy(nodes) * down_scale * math.sqrt(width / 2)
+    functions = {"relu": torch.relu, "gelu": nn.functional.gelu, "silu": nn.functional.silu, "tanh": torch.tanh}
+    left = float((torch.from_numpy(weights) * functions[activation](units).square()).sum() / math.sqrt(2 * math.pi))
+    return up_scale * math.sqrt(bottleneck / 2 * left)
+
+
+@torch.no_grad()
+def draw_weights(down: GatedAdapterLinear, up: GatedAdapterLinear, site: str, config: AdapterConfig) -> None:
+    """Draw the weights and the first scores of the two layers at a site, each layer from a stream of its own."""
+    for part, layer in (("down", down), ("up", up)):
+        layer.reset_parameters(tensor_stream(config.seed, "adapter", f"{site}.{part}"))
+    if config.share is not None:
+        scales = [_scale(layer) for layer in (down, up)]
+        natural = natural_share(down.in_features, down.out_features, *scales, config.activation)
+        up.weight.mul_(config.share / natural)
+    if config.pairs:
+        half = config.bottleneck // 2
+        down.weight[half:] = down.weight[:half]
+        up.weight[:, half:] = -up.weight[:, :half]
+        pair_scores(down, up)
+
+
+@torch.no_grad()
+def draw_scores(down: GatedAdapterLinear, up: GatedAdapterLinear, site: str, task: str, config: AdapterConfig) -> None:
+    """Draw the scores of the two layers at a site for a task."""
+    for part, layer in (("down", down), ("up", up)):
+        layer.reset_scores(tensor_stream(config.seed, "scores", f"{site}.{part}", task))
+    if config.pairs:
+        pair_scores(down, up)
+
+
+@torch.no_grad()
+def pair_scores(down: GatedAdapterLinear, up: GatedAdapterLinear) -> None:
+    """Give the second half of the hidden units the scores of the first: with paired weights, the identity."""
+    half = down.out_features // 2
+    down.scores[half:] = down.scores[:half]
+    up.scores[:, half:] = up.scores[:, :half]
+
+
+def _scale(layer: GatedAdapterLinear) -> float:
+    """The root mean square that the entries of a layer's weight are drawn with."""
+    return 0.02 if layer.weight_init == "normal" else math.sqrt(2 / layer.in_features)
