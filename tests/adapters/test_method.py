@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tss
+from tss.adapters.importance import accumulate
 from tss_kernels import normalize_importance
 
 from .conftest import NAMES, REPLIES, TOPICS, learn, make_bart, make_batch, make_batches, snapshot, step
@@ -195,6 +196,33 @@ def test_importance_is_what_a_naive_recomputation_gives(per, of):
         assert found.dtype == torch.float32
         assert (found - importance).abs().max() < 64 * rounding
         assert importance.max() > 0.5
+
+
+@pytest.mark.parametrize("per", ["tensor", "row"])
+def test_relative_importance_does_not_fade_as_gradients_do(bart, per):
+    """A task fitted until its gradients are 1e-9 of what they were is as important as before; the paper's is not."""
+    layers = attach(bart).layers
+    raw = {name: torch.randn(layer.scores.shape, dtype=torch.float64) for name, layer in layers.items()}
+    found = {}
+    for scale in ("relative", "paper"):
+        for size in (1.0, 1e-9):
+            for layer in layers.values():
+                layer.importance = None
+            accumulate(layers, {name: a * size for name, a in raw.items()}, per, scale)
+            found[scale, size] = {name: layer.importance.clone() for name, layer in layers.items()}
+    for name in layers:
+        torch.testing.assert_close(found["relative", 1.0][name], found["relative", 1e-9][name], rtol=0, atol=2**-23)
+        torch.testing.assert_close(found["relative", 1.0][name], found["paper", 1.0][name], rtol=0, atol=3e-6)
+        assert found["paper", 1e-9][name].max() < 0.01 < found["relative", 1e-9][name].mean()
+
+
+def test_a_layer_without_gradients_has_no_importance(bart):
+    layers = attach(bart).layers
+    for scale in ("relative", "paper"):
+        accumulate(
+            layers, {n: torch.zeros_like(x.scores, dtype=torch.float64) for n, x in layers.items()}, "row", scale
+        )
+        assert all(layer.importance.max() == 0 for layer in layers.values())
 
 
 def test_importance_without_data_stays_and_accumulates_as_a_maximum(bart):

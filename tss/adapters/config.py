@@ -67,7 +67,9 @@ class AdapterConfig:
         if self.share is not None and (
             isinstance(self.share, bool) or not isinstance(self.share, (int, float)) or not 0 < self.share < math.inf
         ):
-            raise ValueError(f"AdapterConfig: share must be a number above 0, such as 0.35, or None, got {self.share!r}")
+            raise ValueError(
+                f"AdapterConfig: share must be a number above 0, such as 0.35, or None, got {self.share!r}"
+            )
         if self.pairs and self.bottleneck % 2:
             raise ValueError(
                 f"AdapterConfig: pairs need an even bottleneck, got {self.bottleneck}; take {self.bottleneck + 1}, or "
@@ -95,6 +97,9 @@ class TssOptions:
         score_copy: a later task starts from a copy of the last task's trained scores; False draws them afresh.
         importance_per: normalise importance over the whole "tensor" or over each "row".
         importance_of: mean over batches of the "signed" gradient, or of its "absolute" value.
+        importance_scale: "paper" adds 1e-6 to the deviation, whatever the size of the gradients, so that a task fitted
+            until they are smaller than that is hardly protected; "relative" divides them by their root mean square
+            first, so that only their proportions count.
 
     Raises:
         ValueError: names the setting, its value and what is allowed.
@@ -104,10 +109,12 @@ class TssOptions:
     score_copy: bool = True
     importance_per: str = "tensor"
     importance_of: str = "signed"
+    importance_scale: str = "paper"
 
     def __post_init__(self) -> None:
         _check("TssOptions", "soft_mask", self.soft_mask, SOFT_MASKS)
         _check("TssOptions", "importance_per", self.importance_per, ("tensor", "row"))
         _check("TssOptions", "importance_of", self.importance_of, ("signed", "absolute"))
+        _check("TssOptions", "importance_scale", self.importance_scale, ("paper", "relative"))
         if not isinstance(self.score_copy, bool):
             raise ValueError(f"TssOptions: score_copy must be true or false, got {self.score_copy!r}")

@@ -540,4 +540,4 @@ class TssHandle:
 
         with self.using(name), importance.evaluation_mode(self.model):
             raw = importance.raw_importance(self.layers, losses(), self.options.importance_of)
-        importance.accumulate(self.layers, raw, self.options.importance_per)
+        importance.accumulate(self.layers, raw, self.options.importance_per, self.options.importance_scale)

@@ -65,8 +65,18 @@ def _over_ranks(sums: dict[str, torch.Tensor], batches: int) -> int:
 
 
 @torch.no_grad()
-def accumulate(layers: Layers, raw: Mapping[str, torch.Tensor], per: str) -> None:
-    """I <- max(I, |tanh((a - mean a) / (std a + 1e-6))|) in every layer, starting from 0."""
+def accumulate(layers: Layers, raw: Mapping[str, torch.Tensor], per: str, scale: str = "paper") -> None:
+    """I <- max(I, |tanh((a - mean a) / (std a + 1e-6))|) in every layer, starting from 0.
+
+    Args:
+        layers: to accumulate in.
+        raw: a of each layer, (out, in).
+        per: mean and deviation over the "tensor" or over each "row".
+        scale: "paper": a as it is; "relative": over its root mean square, a layer of zeros as it is.
+    """
+    if scale == "relative":
+        sizes = {name: a.square().mean().sqrt() for name, a in raw.items()}
+        raw = {name: torch.where(sizes[name] > 0, a / sizes[name], a) for name, a in raw.items()}
     for name, layer in layers.items():
         total = layer.importance
         if total is None:
