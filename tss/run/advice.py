@@ -1,0 +1,79 @@
+"""Warnings about settings and data under which a task cannot learn, or its scores mean little."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from tss.run.config import TaskSettings
+
+FEW_EXAMPLES = 50
+FEW_FLIPS = 0.01
+
+
+def before_training(
+    settings: TaskSettings,
+    kind: str,
+    *,
+    validation: int,
+    sources: Sequence[int],
+    targets: Sequence[int] = (),
+    longest: int | None = None,
+) -> list[str]:
+    """What the data says against the settings of a task.
+
+    Args:
+        settings: of the task.
+        kind: classification, extraction or generation.
+        validation: number of validation examples.
+        sources: tokens kept of each training source.
+        targets: tokens kept of each training target; empty for labelled tasks.
+        longest: most tokens that the backbone reads; None: no limit.
+    """
+    found = []
+    if validation < FEW_EXAMPLES:
+        found.append(
+            f"only {validation} validation examples choose the best epoch: with fewer than {FEW_EXAMPLES} the choice is "
+            "mostly chance"
+        )
+    length = settings.source_length
+    cut = sum(tokens >= length for tokens in sources)
+    if cut > len(sources) / 2 and (longest is None or longest > length):
+        limit = f", up to {longest}" if longest else ""
+        found.append(f"source_length={length} cuts {cut} of {len(sources)} training sources: raise it{limit}")
+    least = settings.generation.min_new_tokens
+    if kind == "generation" and least and targets:
+        shorter = sum(tokens < least for tokens in targets)
+        if shorter > len(targets) / 2:
+            found.append(
+                f"generation.min_new_tokens={least}, but {shorter} of {len(targets)} training targets are shorter "
+                f"(median {statistics.median(targets):g} tokens): the metric suffers; lower it, or leave it out"
+            )
+    return found
+
+
+def after_training(
+    settings: TaskSettings, *, metric: str, values: Sequence[float], flipped: Mapping[str, float], used: Sequence[str]
+) -> list[str]:
+    """What the course of the training says against the settings of a task.
+
+    Args:
+        settings: of the task.
+        metric: name of what validation measured, "loss" among them.
+        values: the validation value of each epoch.
+        flipped: share of the gates that changed since the task began, by layer; empty without gates.
+        used: names of the layers that had a gradient.
+    """
+    found = []
+    if metric != "loss" and values and max(values) == 0:
+        found.append(
+            f"validation {metric} was 0 after every epoch: the task was not learned; train longer, or raise head_lr "
+            f"({settings.head_lr:g}) or lower score_lr ({settings.score_lr:g})"
+        )
+    shares = [flipped[name] for name in used if name in flipped]
+    if shares and (share := sum(shares) / len(shares)) < FEW_FLIPS:
+        found.append(
+            f"only {share:.2%} of the gates flipped, so that the adapters hardly learned: raise score_lr "
+            f"({settings.score_lr:g}), or train longer"
+        )
+    return found
