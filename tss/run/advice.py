@@ -33,8 +33,8 @@ def before_training(
     found = []
     if validation < FEW_EXAMPLES:
         found.append(
-            f"only {validation} validation examples choose the best epoch: with fewer than {FEW_EXAMPLES} the choice is "
-            "mostly chance"
+            f"only {validation} validation examples choose the best epoch: with fewer than {FEW_EXAMPLES} that is mostly "
+            "chance"
         )
     length = settings.source_length
     cut = sum(tokens >= length for tokens in sources)
