@@ -33,7 +33,7 @@ def before_training(
     found = []
     if validation < FEW_EXAMPLES:
         found.append(
-            f"only {validation} validation examples choose the best epoch: with fewer than {FEW_EXAMPLES} that is mostly "
+            f"only {validation} validation examples choose the best epoch: fewer than {FEW_EXAMPLES} make that mostly "
             "chance"
         )
     length = settings.source_length
