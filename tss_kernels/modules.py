@@ -40,6 +40,8 @@ class GatedAdapterLinear(nn.Module):
     scores: nn.Parameter
     importance: torch.Tensor | None
     packed: torch.Tensor | None
+    gates_of_call: Callable[[torch.Tensor], torch.Tensor | None] | None = None
+    """Of subclasses whose gates belong to a call: packed gates for its input x, or None for the layer's own."""
 
     def __init__(
         self,
@@ -122,6 +124,8 @@ class GatedAdapterLinear(nn.Module):
             weight, bias = parameters["weight"], parameters["bias"]
         except KeyError:  # pruning and parametrisations keep them elsewhere
             packed, scores, weight, bias, importance = self.packed, self.scores, self.weight, self.bias, self.importance
+        if self.gates_of_call is not None and (chosen := self.gates_of_call(x)) is not None:
+            packed = chosen
         if packed is not None:
             return gated_product(x, (weight, packed, bias, self.threshold, None, True))
         masking = importance if self.mask_gradient else None
@@ -182,8 +186,7 @@ class GatedAdapter(nn.Module):
     activation: "relu", "gelu", "silu" or "tanh". Takes any floating x: the frozen weights are cast to its dtype, or
     to autocast's. weight_init is "normal" here, N(0, 0.02^2): beside a residual small weights leave the hidden state of
     the model nearly as it was, where "signed_constant" would change it by more than half. Further arguments as
-    GatedAdapterLinear's. Layers that carry hooks, or are no longer plain GatedAdapterLinear, are called one by one,
-    in their own dtype. Raises ValueError.
+    GatedAdapterLinear's. How the layers run: `run_adapter`. Raises ValueError.
     """
 
     def __init__(
@@ -218,22 +221,30 @@ class GatedAdapter(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., hidden_size) to the same shape and dtype."""
-        layers = self._modules["down"], self._modules["up"]
-        maps = _plain_maps(layers)
-        if maps is None:
-            down, up = layers
-            hidden = ACTIVATIONS[self.activation](down(_for_layer(down, x)))  # type: ignore[misc]
-            return x + up(_for_layer(up, hidden)).to(x.dtype)  # type: ignore[misc]
-        if maps[0][0].dtype is not x.dtype:
-            maps = [_cast(one, x.dtype) for one in maps]
-        return adapter_product(x, maps[0], maps[1], self.activation)
+        modules: dict[str, Any] = self._modules
+        return run_adapter(x, modules["down"], modules["up"], self.activation)
 
     def extra_repr(self) -> str:
         """The activation; the layers print themselves."""
         return f"activation={self.activation!r}"
 
 
-def _plain_maps(layers: Iterable[Any]) -> list[GatedMap] | None:
+def run_adapter(x: torch.Tensor, down: Any, up: Any, activation: str) -> torch.Tensor:
+    """x + up(activation(down(x))) by two GatedAdapterLinear: one operation where calling them would do no more.
+
+    x (..., d), any floating dtype; the frozen weights are cast to it, or to autocast's. Layers that carry hooks or have
+    another forward are called one by one, in the dtype of their weights. Returns x's shape and dtype.
+    """
+    maps = _plain_maps(x, (down, up))
+    if maps is None:
+        hidden = ACTIVATIONS[activation](down(_for_layer(down, x)))
+        return x + up(_for_layer(up, hidden)).to(x.dtype)
+    if maps[0][0].dtype is not x.dtype:
+        maps = [_cast(one, x.dtype) for one in maps]
+    return adapter_product(x, maps[0], maps[1], activation)
+
+
+def _plain_maps(x: torch.Tensor, layers: Iterable[Any]) -> list[GatedMap] | None:
     """What the layers multiply by; None if calling one would do more than that: hooks, another forward or class."""
     if (
         _hooks._global_forward_hooks
@@ -246,7 +257,7 @@ def _plain_maps(layers: Iterable[Any]) -> list[GatedMap] | None:
     for layer in layers:
         own = layer.__dict__
         if (
-            type(layer) is not GatedAdapterLinear
+            getattr(type(layer), "forward", None) is not GatedAdapterLinear.forward
             or "forward" in own  # accelerate's hooks replace it on the instance
             or own["_forward_hooks"]
             or own["_forward_pre_hooks"]
@@ -258,6 +269,8 @@ def _plain_maps(layers: Iterable[Any]) -> list[GatedMap] | None:
             return None
         parameters, buffers = own["_parameters"], own["_buffers"]
         packed, importance = buffers["packed"], buffers["importance"] if layer.mask_gradient else None
+        if layer.gates_of_call is not None and (chosen := layer.gates_of_call(x)) is not None:
+            packed = chosen
         gates = parameters["scores"] if packed is None else packed
         weight, bias = parameters["weight"], parameters["bias"]
         maps.append((weight, gates, bias, layer.threshold, importance if packed is None else None, packed is not None))

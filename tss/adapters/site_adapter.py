@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn.modules import module as _global_hooks
 
 from tss.adapters.config import AdapterConfig
 from tss.adapters.float32 import Float32Module
@@ -18,15 +17,9 @@ from tss.adapters.task_call import calling, current_call
 from tss.adapters.task_store import TaskStore
 from tss.errors import StateError
 from tss.seeding import tensor_stream
-from tss_kernels import GatedAdapterLinear, gated_adapter, packed_adapter, packed_linear
+from tss_kernels import GatedAdapterLinear
+from tss_kernels.modules import ACTIVATIONS, WEIGHT_STD, run_adapter
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": torch.relu,
-    "gelu": nn.functional.gelu,
-    "silu": nn.functional.silu,
-    "tanh": torch.tanh,
-}
-WEIGHT_STD = 0.02
 PARTS = ("down", "up")
 
 
@@ -46,14 +39,8 @@ class SiteAdapter(nn.Module, ABC):
 
     def __init__(self, index: int, site: str, width: int, config: AdapterConfig, store: TaskStore) -> None:
         super().__init__()
-        self.index, self.site, self.width, self.activation, self.seed = (
-            index,
-            site,
-            width,
-            config.activation,
-            config.seed,
-        )
-        self.store = store
+        self.index, self.site, self.width, self.store = index, site, width, store
+        self.activation, self.seed = config.activation, config.seed
 
     @property
     def layers(self) -> dict[str, Any]:
@@ -140,12 +127,13 @@ class SiteLinear(GatedAdapterLinear):
 
     index = part = 0
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., in) to (..., out)."""
+    def gates_of_call(self, x: torch.Tensor) -> torch.Tensor | None:  # type: ignore[override]
+        """The sealed task's packed gates, where x is; None while the current call runs live scores."""
         call = current_call()
         if call is None or call.gates is None:
-            return super().forward(x)
-        return packed_linear(x, self.weight, _near(call.gates[self.index][self.part], x), self.bias)
+            return None
+        gates = call.gates[self.index][self.part]
+        return gates if gates.device == x.device else gates.to(x.device)
 
 
 class GatedSite(SiteAdapter):
@@ -180,33 +168,7 @@ class GatedSite(SiteAdapter):
         self.requires_grad_(False)
 
     def adapt(self, hidden: torch.Tensor) -> torch.Tensor:
-        call, down, up = current_call(), self.down, self.up
-        if not (_is_plain(down) and _is_plain(up)):
-            # Whoever hooked, pruned, parametrised or offloaded a layer wants it called.
-            inner = ACTIVATIONS[self.activation](down(_for_layer(down, hidden)))
-            return hidden + up(_for_layer(up, inner)).to(hidden.dtype)
-        dtype = hidden.dtype
-        down_weight, up_weight = down.weight.to(dtype), up.weight.to(dtype)
-        down_bias, up_bias = (None if bias is None else bias.to(dtype) for bias in (down.bias, up.bias))
-        if call is None or call.gates is None:
-            masked = down.mask_gradient
-            return gated_adapter(
-                hidden,
-                down_weight,
-                down.scores,
-                up_weight,
-                up.scores,
-                down_bias,
-                up_bias,
-                activation=self.activation,
-                threshold=down.threshold,
-                down_importance=down.importance if masked else None,
-                up_importance=up.importance if masked else None,
-            )
-        down_gates, up_gates = (_near(gates, hidden) for gates in call.gates[self.index])
-        return packed_adapter(
-            hidden, down_weight, down_gates, up_weight, up_gates, down_bias, up_bias, activation=self.activation
-        )
+        return run_adapter(hidden, self.down, self.up, self.activation)
 
     def start(self, task: str, *, fresh: bool, masked: bool) -> None:
         for layer in self.layers.values():
@@ -303,36 +265,6 @@ def make_adapters(
         adapter = kind(index, name, widths[name], config, store, like.dtype)
         adapters[name] = adapter if like.is_meta else adapter.to(like.device)
     return adapters
-
-
-def _near(gates: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return gates if gates.device == x.device else gates.to(x.device)
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether calling the layer would do no more than its product: no hooks, no other forward, class or parameters."""
-    own = layer.__dict__
-    return (
-        type(layer) is SiteLinear
-        and "forward" not in own  # accelerate's hooks replace it on the instance
-        and not (
-            own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-        )
-        and layer._compiled_call_impl is None
-        and own["_parameters"].keys() >= {"weight", "bias", "scores"}
-        and not (
-            _global_hooks._global_forward_hooks
-            or _global_hooks._global_forward_pre_hooks
-            or _global_hooks._global_backward_hooks
-            or _global_hooks._global_backward_pre_hooks
-        )
-    )
-
-
-def _for_layer(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """x in the dtype of the layer's weight, if it has a floating one."""
-    weight = getattr(layer, "weight", None)
-    return x.to(weight.dtype) if isinstance(weight, torch.Tensor) and weight.is_floating_point() else x
 
 
 def _in_backward() -> bool:
