@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import torch
-from torch import nn
 
 from tss.adapters.config import AdapterConfig
 from tss.seeding import tensor_stream
 from tss_kernels import GatedAdapterLinear
+from tss_kernels.modules import ACTIVATIONS, WEIGHT_STD
 
 NODES = 64  # of the quadrature: far more than these smooth functions need
 
@@ -30,8 +30,7 @@ def natural_share(width: int, bottleneck: int, down_scale: float, up_scale: floa
     """
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
     units = torch.from_numpy(nodes) * down_scale * math.sqrt(width / 2)
-    functions = {"relu": torch.relu, "gelu": nn.functional.gelu, "silu": nn.functional.silu, "tanh": torch.tanh}
-    left = float((torch.from_numpy(weights) * functions[activation](units).square()).sum() / math.sqrt(2 * math.pi))
+    left = float((torch.from_numpy(weights) * ACTIVATIONS[activation](units).square()).sum() / math.sqrt(2 * math.pi))
     return up_scale * math.sqrt(bottleneck / 2 * left)
 
 
@@ -70,4 +69,4 @@ def pair_scores(down: GatedAdapterLinear, up: GatedAdapterLinear) -> None:
 
 def _scale(layer: GatedAdapterLinear) -> float:
     """The root mean square that the entries of a layer's weight are drawn with."""
-    return 0.02 if layer.weight_init == "normal" else math.sqrt(2 / layer.in_features)
+    return WEIGHT_STD if layer.weight_init == "normal" else math.sqrt(2 / layer.in_features)
