@@ -1,7 +1,8 @@
 """Two tasks, one after the other, with transformers' Trainer: python examples/trainer.py [FOLDER]
 
-Scores want a larger learning rate than a head: the handle's optimizer has a group for each. Trainer's own default, 5e-5
-for everything, would flip few gates, and its weight decay would move scores that earlier tasks rely on.
+Scores want a learning rate of their own: the handle's optimizer has a group for them. In Trainer's own optimizer the
+default rate, 5e-5 for everything, would flip few gates, of which a warning tells, and weight decay would move scores
+that earlier tasks rely on, which is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ EXAMPLES = 64
 
 
 class SealAtEnd(transformers.TrainerCallback):
-    """Refuses weight decay on scores before the first step, and seals the task after the last one.
+    """Seals the task after its last step.
 
     Args:
         data: its training data, for the importance pass.
@@ -29,15 +30,6 @@ class SealAtEnd(transformers.TrainerCallback):
 
     def __init__(self, data: Any) -> None:
         self.data = data
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        scores = {id(parameter) for parameter in kwargs["model"].tss.trainable_parameters()["scores"]}
-        for group in kwargs["optimizer"].param_groups:
-            if group.get("weight_decay") and any(id(parameter) in scores for parameter in group["params"]):
-                raise ValueError(
-                    f"weight_decay={group['weight_decay']} would move scores that earlier tasks rely on: use 0, or "
-                    "model.tss.optimizer(...)"
-                )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         kwargs["model"].tss.seal_task(self.data)

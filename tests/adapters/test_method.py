@@ -120,21 +120,6 @@ def test_the_soft_mask_is_applied_exactly_once(soft_mask):
     assert {group["site"] for group in optimizer.param_groups} == {"update"}
 
 
-def test_masking_at_the_update_needs_the_optimizer_that_does_it(bart):
-    handle = attach(bart, soft_mask="update")
-    learn(handle, "topics", TOPICS)
-    handle.add_task("names", NAMES)
-    handle.train_task("names")
-    handle.model.train()
-    with pytest.raises(tss.StateError, match=r"applied by the optimizer: make it with model\.tss\.optimizer"):
-        handle.model(**make_batch(NAMES))
-    handle.model(**make_batch(TOPICS), task="topics")
-    handle.model.eval()
-    handle.model(**make_batch(NAMES))
-    handle.model.train()
-    step(handle, make_batch(NAMES), handle.optimizer(score_lr=0.1, head_lr=0.1))
-
-
 def naive_importance(model, adapters, batches, of):
     """d loss / d alpha for a factor alpha = 1 on W * g, averaged over batches, in float64 and by plain autograd."""
     alphas = {}

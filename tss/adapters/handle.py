@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tss.adapters import hub, importance, saving, table, task_forward
+from tss.adapters import hub, importance, optimizers, saving, table, task_forward
 from tss.adapters.checkpointing import forget_calls
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.frozen_prefix import FrozenPrefix, find_prefix, given
@@ -67,7 +67,6 @@ class TssHandle:
         self._model, self._backbone, self.config, self.options = model, backbone, config, options
         self.adapters, self.store, self.tokenizer = dict(adapters), store, None
         self._tensors = TaskTensors(task_forward.core_of(backbone), config, options, adapters, store, learning)
-        self.optimizer_masks = False  # an optimizer that applies the soft mask was made for the task being learned
         self._required_grad = {name: p.requires_grad for name, p in backbone.named_parameters()}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,7 +153,6 @@ class TssHandle:
         if begins:
             sealed = any(record.state is State.SEALED for record in self.tasks.values())
             self._tensors.begin(name, fresh=sealed and not self.options.score_copy)
-            self.optimizer_masks = False
         self.use(name)
 
     def seal_task(self, data: Any = None, *, name: str | None = None, batch_size: int = 32) -> None:
@@ -339,20 +337,8 @@ class TssHandle:
         with given(self.prefix if below is not None else None, below):
             if not call.active or call.rows is not None:
                 return self.model(**inputs).loss
-            self.check_soft_mask(call)
             with calling(call):
                 return task_forward.loss(self.backbone, call, inputs, inputs.pop("labels"))
-
-    def check_soft_mask(self, call: TaskCall) -> None:
-        """Raise StateError if a training step goes unmasked: `soft_mask="update"` without the handle's optimizer."""
-        applied = self.options.soft_mask != "update" or self.optimizer_masks or call.names != (self.trainable,)
-        if applied or not self.model.training or not torch.is_grad_enabled():
-            return
-        if any(getattr(layer, "importance", None) is not None for layer in self.layers.values()):
-            raise StateError(
-                'soft_mask="update" is applied by the optimizer: make it with model.tss.optimizer(score_lr=..., '
-                'head_lr=...) after train_task (for Trainer: optimizers=(optimizer, None)), or use soft_mask="gradient"'
-            )
 
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
         """What is being learned: "scores" (plain adapters: their weights) and "head"; empty lists if nothing is."""
@@ -373,21 +359,19 @@ class TssHandle:
         """A fresh optimizer with groups "scores" and "head", without weight decay, which would move masked scores.
 
         With `soft_mask="update"` it applies the mask; with "gradient" the layers do in the backward pass, and it does
-        not. So any optimizer will do for "gradient", and this one is needed for "update".
+        not. So "gradient" takes any optimizer that decays no scores, and "update" needs this one. Any other is checked
+        when it steps: StateError if it would break the soft mask, a warning if its rate would teach scores nothing.
 
         Raises:
             StateError: no task is being learned.
         """
         if self.trainable is None:
             raise StateError("no task is being learned: call train_task(name) before making its optimizer")
-        rates = {"scores": score_lr, "head": head_lr}
-        named = self.trainable_parameters().items()
-        groups = [{"name": name, "params": group, "lr": rates[name]} for name, group in named if group]
         masks: dict[torch.Tensor, torch.Tensor] = {}
         if self.options.soft_mask == "update" and self.config.gated:
             masks = {x.scores: x.importance for x in self.layers.values() if x.importance is not None}
-        self.optimizer_masks = True
-        return SoftMaskedAdamW(groups, betas=betas, eps=eps, weight_decay=0.0, site="update", importance=masks)
+        rates = {"scores": score_lr, "head": head_lr}
+        return optimizers.make_optimizer(self.trainable_parameters(), rates, masks, betas=betas, eps=eps)
 
     # What the gates look like.
 

@@ -90,7 +90,6 @@ class TssModel(PreTrainedModel):
         with calling(call):
             if not call.active:
                 return self._run_backbone(kwargs)
-            self.tss.check_soft_mask(call)
             if call.rows is not None:
                 _check_rows(call, kwargs)
             if call.labelled or (call.rows is not None and any(of_task.labelled for of_task, _ in call.rows)):

@@ -12,6 +12,7 @@ from torch import nn
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.fingerprints import Fingerprints, differing
 from tss.adapters.learning import LearningTask, TasksLearned
+from tss.adapters.optimizers import StepCheck
 from tss.adapters.saving import Saved
 from tss.adapters.site_adapter import SiteAdapter
 from tss.adapters.sites import model_width
@@ -51,6 +52,7 @@ class TaskTensors:
         self.core, self.config, self.options, self.adapters = core, config, options, dict(adapters)
         self.store, self.learning, self.start = store, learning, Tensors()
         self._fingerprints = Fingerprints()
+        self._steps = StepCheck(self.layers if config.gated else {}, options)
 
     @property
     def layers(self) -> dict[str, Any]:
@@ -209,11 +211,13 @@ class TaskTensors:
         head = head if head is not None else self.make_head(name, self.store.record(name).kind)
         self.learning.put(name, LearningTask(head), self.device())
         self._require_grad(True)
+        self._steps.start(name)
 
     def end(self) -> None:
         """End learning: nothing requires gradients any more; scores stay as they are."""
         self.learning.clear_with(self._require_grad)
         self.start = Tensors()
+        self._steps.finish()
 
     def _require_grad(self, flag: bool) -> None:
         trained = [parameter for adapter in self.adapters.values() for parameter in adapter.trained().values()]

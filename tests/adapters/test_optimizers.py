@@ -1,0 +1,173 @@
+"""Whoever steps the scores: what would break the soft mask is refused, what would teach nothing is warned of."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import warnings
+
+import pytest
+import torch
+import transformers as hf
+from accelerate import Accelerator
+
+import tss
+from tss_kernels import SoftMaskedAdamW
+
+from .conftest import NAMES, TOPICS, learn, make_bart, make_batch, make_batches, step
+from .test_trainer import rows_of
+
+
+def learning(soft_mask="gradient", **settings):
+    """A model with a sealed task and with importance, that learns another one."""
+    handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4, **settings), tss.TssOptions(soft_mask)).tss
+    learn(handle, "topics", TOPICS)
+    handle.add_task("names", NAMES)
+    handle.train_task("names")
+    return handle
+
+
+def trained(handle):
+    return [p for p in handle.model.parameters() if p.requires_grad]
+
+
+def scores(handle):
+    return [layer.scores.detach().clone() for layer in handle.layers.values()]
+
+
+def by_hand(handle, make=torch.optim.AdamW, **settings):
+    step(handle, make_batch(NAMES), make(trained(handle), **settings))
+
+
+def by_accelerate(handle, **settings):
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(handle.model, torch.optim.AdamW(trained(handle), **settings))
+    accelerator.backward(model(**make_batch(NAMES)).loss)
+    optimizer.step()
+
+
+def by_trainer(handle, lr, weight_decay=0.0):
+    arguments = hf.TrainingArguments(
+        "unused", max_steps=1, learning_rate=lr, weight_decay=weight_decay, use_cpu=True, report_to=[],
+        save_strategy="no", disable_tqdm=True, warmup_steps=10,
+    )  # fmt: skip
+    hf.Trainer(handle.model, arguments, train_dataset=rows_of(NAMES)).train()
+
+
+WAYS = [by_hand, by_accelerate, by_trainer]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_weight_decay_on_scores_is_refused_before_it_moves_any(way, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    handle = learning()
+    before = scores(handle)
+    with pytest.raises(
+        tss.StateError, match=r"AdamW with weight_decay=0\.1 would move scores that the soft mask holds"
+    ):
+        way(handle, lr=1e-2, weight_decay=0.1)
+    assert all(torch.equal(one, other) for one, other in zip(before, scores(handle), strict=True))
+    way(handle, lr=1e-2, weight_decay=0.0)
+    assert not all(torch.equal(one, other) for one, other in zip(before, scores(handle), strict=True)) or (
+        way is by_trainer  # its first step of ten to warm up has no rate yet
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_rate_that_teaches_scores_nothing_is_warned_of_once(way, tmp_path, monkeypatch):
+    """Trainer's own default."""
+    monkeypatch.chdir(tmp_path)
+    handle = learning()
+    with pytest.warns(
+        UserWarning, match=r"have a learning rate of 5e-05 in this AdamW: a score needs about \d{4} steps"
+    ):
+        way(handle, lr=5e-5, weight_decay=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        way(learning(), lr=5e-3, weight_decay=0.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "what"),
+    [
+        (torch.optim.SGD, {"lr": 0.1, "weight_decay": 1e-2}, "SGD with weight_decay=0.01"),
+        (torch.optim.ASGD, {"lr": 0.1}, "ASGD with lambd=0.0001"),
+        (torch.optim.RMSprop, {"lr": 0.1, "weight_decay": 0.5}, "RMSprop with weight_decay=0.5"),
+        (SoftMaskedAdamW, {"lr": 0.1}, "SoftMaskedAdamW with weight_decay=0.01"),
+    ],
+)
+def test_every_optimizer_of_torch_is_seen(make, settings, what):
+    handle = learning()
+    with pytest.raises(tss.StateError, match=what):
+        by_hand(handle, make, **settings)
+
+
+def test_decay_of_heads_of_plain_adapters_and_without_a_mask_is_anybodys_choice():
+    handle = learning()
+    groups = handle.trainable_parameters()
+    step(handle, make_batch(NAMES), torch.optim.AdamW(
+        [{"params": groups["scores"], "weight_decay": 0.0}, {"params": groups["head"], "weight_decay": 0.1}], lr=0.01
+    ))  # fmt: skip
+    by_hand(learning(gated=False), lr=0.01, weight_decay=0.1)
+    by_hand(learning("none"), lr=0.01, weight_decay=0.1)
+    other = torch.nn.Linear(2, 2)
+    other(torch.ones(1, 2)).sum().backward()
+    torch.optim.AdamW(other.parameters(), weight_decay=0.1).step()
+
+
+def test_masking_at_the_update_needs_the_optimizer_that_does_it():
+    handle = learning("update")
+    with pytest.raises(tss.StateError, match=r"soft_mask=\"update\" is applied by the optimizer, which AdamW does not"):
+        by_hand(handle, weight_decay=0.0, lr=0.1)
+    own = handle.optimizer(score_lr=0.1, head_lr=0.1)
+    step(handle, make_batch(NAMES), own)
+    half = SoftMaskedAdamW(trained(handle), lr=0.1, importance=dict(list(own.importance.items())[:2]))
+    with pytest.raises(tss.StateError, match="which SoftMaskedAdamW does not"):
+        step(handle, make_batch(NAMES), half)
+    # whose whole step, decay included, is masked
+    step(handle, make_batch(NAMES), SoftMaskedAdamW(trained(handle), lr=0.1, importance=own.importance))
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD])
+def test_moments_of_an_earlier_task_would_move_what_the_mask_holds(make):
+    handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4)).tss
+    handle.add_task("topics", TOPICS)
+    handle.train_task("topics")
+    settings = {"momentum": 0.9} if make is torch.optim.SGD else {}
+    optimizer = make([layer.scores for layer in handle.layers.values()], lr=0.1, weight_decay=0.0, **settings)
+    step(handle, make_batch(TOPICS), optimizer)
+    handle.seal_task(make_batches(TOPICS))
+    handle.add_task("names", NAMES)
+    handle.train_task("names")
+    with pytest.raises(tss.StateError, match=r"carries moments of an earlier task.*a fresh one for task 'names'"):
+        step(handle, make_batch(NAMES), optimizer)
+    optimizer.state.clear()
+    step(handle, make_batch(NAMES), optimizer)
+    step(handle, make_batch(NAMES), optimizer)
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_model_that_learns_is_watched_too(copy_of):
+    twin = copy_of(learning().model).tss
+    with pytest.raises(tss.StateError, match="would move scores"):
+        by_hand(twin, lr=0.1, weight_decay=0.1)
+
+
+def test_nothing_is_watched_when_nothing_is_learned():
+    from torch.optim.optimizer import _global_optimizer_pre_hooks as hooks
+
+    gc.collect()
+    before = len(hooks)
+    handle = learning()
+    assert len(hooks) == before + 1
+    handle.seal_task(make_batches(NAMES))
+    assert len(hooks) == before
+    handle.add_task("more", NAMES)
+    handle.train_task("more")
+    handle.abandon()
+    assert len(hooks) == before
+    handle.train_task("more")
+    del handle
+    gc.collect()
+    assert len(hooks) == before

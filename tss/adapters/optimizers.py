@@ -1,0 +1,154 @@
+"""The optimizer for what is being learned, and a check of every other one before it steps the scores.
+
+Scores are plain parameters, so any optimizer moves them: Trainer's, accelerate's, one of `torch.optim`. But it may not
+move scores that earlier tasks rely on otherwise than the soft mask says.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from tss.adapters.config import TssOptions
+from tss.errors import StateError
+from tss_kernels import SoftMaskedAdamW
+
+DECAYS = ("weight_decay", "lambd")  # as torch's optimizers call it; "lambd" is ASGD's
+MOST_STEPS = 500
+"""Steps to the threshold, all in one direction, from which on a learning rate is said to be too small.
+
+The paper's rate, 5e-4, takes about 80 on BART-Large; Trainer's own default, 5e-5, about 800, and flips almost no gate.
+"""
+MAKE_ONE = "model.tss.optimizer(score_lr=..., head_lr=...) after train_task (for Trainer: optimizers=(optimizer, None))"
+
+
+def make_optimizer(
+    groups: Mapping[str, list[torch.nn.Parameter]],
+    rates: Mapping[str, float],
+    importance: Mapping[torch.Tensor, torch.Tensor],
+    **settings: Any,
+) -> SoftMaskedAdamW:
+    """AdamW without weight decay, a group for each kind of parameters, whose steps `importance` scales."""
+    named = [{"name": name, "params": params, "lr": rates[name]} for name, params in groups.items() if params]
+    return SoftMaskedAdamW(named, weight_decay=0.0, site="update", importance=importance, **settings)
+
+
+class StepCheck:
+    """Looks at every optimizer that is about to step the scores, while a task is being learned.
+
+    By torch's own hook for the steps of any optimizer, which is there only that long.
+
+    Args:
+        layers: gated, by name.
+        options: how they are learned.
+    """
+
+    def __init__(self, layers: Mapping[str, Any], options: TssOptions) -> None:
+        self._layers, self._options = dict(layers), options
+        self._task: str | None = None
+        self._begin_watching()
+
+    def _begin_watching(self) -> None:
+        self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that have stepped the scores of this task
+        self._used: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # and of earlier ones
+        self._stop: weakref.finalize | None = None
+
+    def start(self, task: str) -> None:
+        """A task begins: from now on steps are checked."""
+        self.finish()
+        self._task, own = task, weakref.ref(self)
+
+        def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            if (check := own()) is not None:
+                check(optimizer)
+
+        self._stop = weakref.finalize(self, register_optimizer_step_pre_hook(before).remove)
+
+    def finish(self) -> None:
+        """The task ends: nothing is checked."""
+        if self._stop is not None:
+            self._stop()
+        self._used |= self._seen
+        self._seen.clear()
+        self._task, self._stop = None, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_layers": self._layers, "_options": self._options, "_task": self._task}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin_watching()
+        if self._task is not None:  # a copy of a model that learns
+            self.start(self._task)
+
+    def __call__(self, optimizer: Optimizer) -> None:
+        """Refuse a step that would break the soft mask; warn where it would teach nothing.
+
+        Raises:
+            StateError: the optimizer decays scores, carries moments of an earlier task, or does not apply the mask that
+                `soft_mask="update"` leaves to it.
+        """
+        layers = {id(layer.scores): layer for layer in self._layers.values()}
+        groups = [group for group in optimizer.param_groups if any(id(p) in layers for p in group["params"])]
+        if not groups:
+            return
+        if self._options.soft_mask != "none":
+            self._check_mask(optimizer, groups, layers)
+        if optimizer not in self._seen:
+            self._seen.add(optimizer)
+            self._warn_of_rates(optimizer, groups, layers)
+
+    def _check_mask(self, optimizer: Optimizer, groups: list[dict[str, Any]], layers: dict[int, Any]) -> None:
+        name, own = type(optimizer).__name__, [(g, p) for g in groups for p in g["params"] if id(p) in layers]
+        masked = optimizer.importance if isinstance(optimizer, SoftMaskedAdamW) else {}
+        updates = self._options.soft_mask == "update"
+        covered = updates and all(
+            group.get("site") == "update" and (layers[id(p)].importance is None or p in masked) for group, p in own
+        )
+        if updates and not covered and any(layer.importance is not None for layer in layers.values()):
+            raise StateError(
+                f'soft_mask="update" is applied by the optimizer, which {name} does not: make it with {MAKE_ONE}, or '
+                'use soft_mask="gradient"'
+            )
+        for key, group in ((key, group) for key in DECAYS for group in groups):
+            if group.get(key) and not covered:
+                raise StateError(
+                    f"{name} with {key}={group[key]} would move scores that the soft mask holds: use 0 for "
+                    f"model.tss.trainable_parameters()['scores'], or {MAKE_ONE}"
+                )
+        if optimizer in self._used and optimizer not in self._seen and _has_moments(optimizer, (p for _, p in own)):
+            raise StateError(
+                f"this {name} carries moments of an earlier task, which would move scores that the soft mask holds: "
+                f"make a fresh one for task {self._task!r}"
+            )
+
+    def _warn_of_rates(self, optimizer: Optimizer, groups: list[dict[str, Any]], layers: dict[int, Any]) -> None:
+        for group in groups:
+            own = [layers[id(p)] for p in group["params"] if id(p) in layers]
+            rate = max(float(group["lr"]), float(group.get("initial_lr", 0)))
+            if "betas" not in group or rate <= 0:  # without Adam's normalised steps a rate alone says nothing
+                continue
+            with torch.no_grad():
+                distances = [(x.scores - x.threshold).abs().mean() for x in own]
+                steps = float(torch.stack([distance.float() for distance in distances]).mean()) / rate
+            if steps > MOST_STEPS:
+                warnings.warn(
+                    f"the scores of task {self._task!r} have a learning rate of {rate:g} in this "
+                    f"{type(optimizer).__name__}: a score needs about {steps:.0f} steps in one direction to switch its "
+                    f"gate, so little will be learned; give scores a rate of their own, with {MAKE_ONE}",
+                    stacklevel=2,
+                )
+
+
+def _has_moments(optimizer: Optimizer, parameters: Iterable[torch.Tensor]) -> bool:
+    state = {id(parameter): values for parameter, values in optimizer.state.items()}
+    return any(
+        isinstance(value, torch.Tensor) and value.shape == parameter.shape and bool(value.ne(0).any())
+        for parameter in parameters
+        for value in state.get(id(parameter), {}).values()
+    )
