@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,8 +56,9 @@ class AdapterConfig:
         _check("AdapterConfig", "weight_init", self.weight_init, WEIGHT_INITS)
         if not isinstance(self.gated, bool):
             raise ValueError(f"AdapterConfig: gated must be true or false, got {self.gated!r}")
-        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)):
-            raise ValueError(f"AdapterConfig: threshold must be a number, got {self.threshold!r}")
+        number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
+        if not number or not math.isfinite(self.threshold):
+            raise ValueError(f"AdapterConfig: threshold must be a finite number, got {self.threshold!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"AdapterConfig: seed must be a whole number, got {self.seed!r}")
         if self.preset is not None:
