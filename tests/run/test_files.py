@@ -12,6 +12,7 @@ import torch
 from tss.errors import StateError
 from tss.io import safe_name, write_text
 from tss.run.checkpoint import (
+    Checkpoint,
     TaskProgress,
     flatten_optimizer,
     read_checkpoint,
@@ -20,14 +21,14 @@ from tss.run.checkpoint import (
     unflatten_optimizer,
 )
 from tss.run.events import EventLog, Written
-from tss.run.run_state import RunState, SealedTask, check_same_config, load_state
+from tss.run.run_state import RunState, SealedTask, check_same, check_same_config, load_state
 from tss.run.runtime import disk_errors
 
 
 def make_state() -> RunState:
     sealed = [SealedTask("asc/a", "e" * 64, "d" * 64)]
     return RunState(
-        "f" * 32, {"seed": 1}, {"asc/a": "x"}, {"torch": "2"}, "c" * 64, sealed, rows=[{"asc/a": {"f1": 1 / 3}}]
+        "f" * 32, {"seed": 1}, {"asc/a": "x"}, {"torch": "2"}, "c" * 64, {}, sealed, rows=[{"asc/a": {"f1": 1 / 3}}]
     )
 
 

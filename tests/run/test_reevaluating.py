@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tss.run import sequence
 from tss.run.sequence import run_sequence
 
 from .conftest import events, read
