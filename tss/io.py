@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PARTIAL = ".partial"
+from tss.errors import StateError
+
+PARTIAL = re.compile(r"(.+)\.[0-9a-f]{32}\.partial")
+"""Name of a file that is still being written; the group is the name that it will have."""
 NAME_LENGTH = 100
 """Characters of a name that are kept in a path; file systems allow 255 bytes, and names get a number and a digest."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file at once: written beside it, flushed to the disk, then renamed over it.
+    """Replace a file at once: written beside it, flushed to the disk, then renamed over it, and the renaming flushed.
 
     The temporary file has a name of its own, so that several processes may write the same path: the last one wins.
 
@@ -24,8 +29,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         OSError: for example a full disk; the old file is then still there.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name[:NAME_LENGTH]}.{uuid.uuid4().hex}{PARTIAL}")
+    make_directory(path.parent)
+    partial = path.with_name(f"{path.name[:200]}.{uuid.uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:
             file.write(data)
@@ -34,6 +39,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    sync_directory(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -41,9 +47,69 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, and flush that they exist."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        sync_directory(folder.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Flush which files a directory has: without it a rename may be lost with the power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock of a file (made if it is missing) or directory; it goes with the process, however that ends.
+
+    Args:
+        path: what is locked, for processes that ask in the same way.
+        wait: for a process that holds it.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is off.
+        StateError: this system has no such locks.
+    """
+    try:
+        import fcntl  # not on Windows
+    except ImportError as error:
+        raise StateError(f"{path} cannot be locked: {WINDOWS}") from error
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+WINDOWS = "tss needs POSIX file locks and signals, which Windows does not have; use WSL 2, Linux or macOS"
+
+
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """JSON text, the same for equal values: keys keep their order, not-a-number is refused."""
     return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or one that Python cannot read: nested too deeply, a number of thousands of digits, NaN.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not in JSON")
 
 
 def sha256(content: bytes | str | Path) -> str:

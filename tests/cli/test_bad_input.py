@@ -115,8 +115,8 @@ def test_report_of_a_folder_that_is_no_run(tss, tmp_path):
             '{"text": "good", "task": "asc/x"}',
             "in.jsonl:2: task 'asc/x' is not learned in this folder; it has: asc/phones",
         ),
-        ('{"tokens": ["good"]}', 'in.jsonl:2: expected "text"'),
-        ('{"task": "ner/people", "tokens": "good"}', 'in.jsonl:2: expected "tokens", a list'),
+        ('{"tokens": ["good"]}', 'in.jsonl:2: field "text" is missing'),
+        ('{"task": "ner/people", "tokens": "good"}', 'in.jsonl:2: field "tokens" must be a list'),
     ],
 )
 def test_predict_names_the_line(tss, finished_run, tmp_path, line, expected):

@@ -111,7 +111,7 @@ def test_predict_answers_each_row_whatever_the_batches(tss, finished_run, tmp_pa
 
 
 def test_predict_reads_and_writes_streams(tss, finished_run, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO('{"text": "the phone is good"}\n\n'))
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"text": "the phone is good"}\n'))
     done = tss("predict", finished_run, "--task", "asc/phones")
     assert done.code == 0, done.err
     assert json.loads(done.out)["prediction"] in ("plus", "minus")

@@ -72,12 +72,12 @@ def read_csv(path):
 @pytest.fixture(scope="module")
 def forty(tmp_path_factory, write_run):
     folder = write_run(tmp_path_factory.mktemp("runs") / "forty", 40)
-    return folder, build([folder], folder)
+    return folder, build([folder], folder).path
 
 
 def test_every_number_of_the_matrix_is_printed_and_in_the_csv(make_run, tmp_path):
     folder = make_run("three", 3, forget=2.0)
-    page = build(folder, tmp_path / "out")
+    page = build(folder, tmp_path / "out").path
     matrix = matrix_of(folder)
     drawn = (tmp_path / "out" / "plots" / "matrix.svg").read_text()
     for row in matrix:
@@ -113,7 +113,7 @@ def test_text_from_a_run_is_escaped_and_never_mathematics(make_run, tmp_path):
     document = json.loads((folder / "matrix.json").read_text())
     document["label"] = '<img src="x" onerror="alert(1)">'
     (folder / "matrix.json").write_text(json.dumps(document))
-    page = build(folder, tmp_path / "out")
+    page = build(folder, tmp_path / "out").path
     parsed = structure(page)
     assert "img" not in parsed.tags
     assert document["label"] in parsed.text
@@ -125,7 +125,7 @@ def test_text_from_a_run_is_escaped_and_never_mathematics(make_run, tmp_path):
 @pytest.mark.parametrize("learned", [0, 1, 4])
 def test_a_run_cut_short_is_reported_as_far_as_it_went(make_run, tmp_path, learned):
     folder = make_run("partial", 10, learned=learned)
-    text = structure(build(folder, tmp_path / "out")).text
+    text = structure(build(folder, tmp_path / "out").path).text
     assert f"The run has not ended: {learned} of 10 tasks are learned and measured." in text
     if learned > 1:
         values = [matrix_of(folder)[j][j] for j in range(learned)]
@@ -141,21 +141,24 @@ def test_without_matrix_file_and_with_half_a_line_the_events_give_the_matrix(mak
     run = read_run(folder)
     assert run.matrix == expected
     lines = len((folder / "events.jsonl").read_text().splitlines())
-    assert f"events.jsonl:{lines} is not a whole JSON line and is left out." in structure(build(folder, tmp_path)).text
+    assert (
+        f"events.jsonl:{lines} is not a whole JSON line and is left out."
+        in structure(build(folder, tmp_path).path).text
+    )
 
 
 def test_a_damaged_task_file_is_a_note_and_the_rest_is_shown(make_run, tmp_path):
     folder = make_run("damaged", 4)
     path = sorted((folder / "tasks").glob("*.safetensors"))[1]
     path.write_bytes(path.read_bytes()[:-10])
-    text = structure(build(folder, tmp_path)).text
+    text = structure(build(folder, tmp_path).path).text
     assert f"tasks/{path.name} cannot be read" in text
     assert len(read_run(folder).gates) == 3
 
 
 def test_runs_side_by_side_show_what_each_forgot(make_run, tmp_path):
     ours, naive = make_run("tss", 4), make_run("ncl", 4, method="ncl", forget=3.0)
-    page = build([ours, naive], tmp_path / "out")
+    page = build([ours, naive], tmp_path / "out").path
     text = structure(page).text
     lost = summarise(read_run(naive))["forgetting"]
     assert lost > 1
@@ -172,7 +175,7 @@ def test_runs_of_one_label_are_called_by_their_methods(make_run, tmp_path):
     for folder in folders:
         document = json.loads((folder / "matrix.json").read_text())
         (folder / "matrix.json").write_text(json.dumps(document | {"label": "mine"}))
-    assert "mine: tss and ncl" in structure(build(folders, tmp_path / "two")).text
+    assert "mine: tss and ncl" in structure(build(folders, tmp_path / "two").path).text
     labels = [row[0] for row in read_csv(tmp_path / "two" / "tables" / "metrics.csv")[1:]]
     assert labels == ["tss", "ncl"]
     build([*folders, folders[0]], tmp_path / "three")
@@ -181,9 +184,9 @@ def test_runs_of_one_label_are_called_by_their_methods(make_run, tmp_path):
 
 
 def test_the_soft_mask_site_is_stated(make_run, tmp_path):
-    text = structure(build(make_run("tss", 2), tmp_path / "a")).text
+    text = structure(build(make_run("tss", 2), tmp_path / "a").path).text
     assert "update: (1 − I) scales the optimizer's whole step" in text
-    text = structure(build(make_run("ncl", 2, method="ncl"), tmp_path / "b")).text
+    text = structure(build(make_run("ncl", 2, method="ncl"), tmp_path / "b").path).text
     assert "not used by this method" in text
 
 
@@ -214,7 +217,7 @@ def test_seeds_of_one_setting_give_mean_and_deviation(make_run):
 
 def test_the_same_run_gives_the_same_bytes(make_run, tmp_path):
     folder = make_run("again", 2)
-    assert build(folder, tmp_path / "a").read_bytes() == build(folder, tmp_path / "b").read_bytes()
+    assert build(folder, tmp_path / "a").path.read_bytes() == build(folder, tmp_path / "b").path.read_bytes()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from tss.adapters import AdapterConfig, attach
 from tss.run import examples
 from tss.run.backbone import load_backbone
-from tss.run.examples import Split, by_length, cheapest_cuts, collate, keep_below
+from tss.run.examples import Split, by_length, cache_prefix, cheapest_cuts, collate
 from tss.run.runtime import Runtime
 from tss.tasks import Generation
 
@@ -70,7 +70,7 @@ def test_states_below_the_adapters_follow_their_rows(plain_backbone, tiny_tokeni
     handle = attach(model, AdapterConfig(bottleneck=4)).tss
     encoded = [{"input_ids": [0, *range(5, 5 + n), 2], "labels": [6, 2]} for n in (3, 1, 6, 2)]
     split = Split([{}] * 4, encoded)
-    kept = keep_below(split, Generation(), tiny_tokenizer, CPU, handle, 2)
+    kept = cache_prefix(split, Generation(), tiny_tokenizer, CPU, handle, 2)
     batch = collate(kept, [2, 1], Generation(), tiny_tokenizer, CPU)
     below = batch.pop("below")
     assert below.shape == (2, 8, 16)
@@ -79,6 +79,6 @@ def test_states_below_the_adapters_follow_their_rows(plain_backbone, tiny_tokeni
         alone = collate(split, [row], Generation(), tiny_tokenizer, CPU)
         count = alone["input_ids"].shape[1]
         torch.testing.assert_close(states[:count], handle.prefix.compute(alone)[0])
-    monkeypatch.setattr(examples, "MOST_BELOW", 100)
-    assert keep_below(split, Generation(), tiny_tokenizer, CPU, handle, 2).below is None
-    assert keep_below(Split([], []), Generation(), tiny_tokenizer, CPU, handle, 2).below is None
+    monkeypatch.setattr(examples, "MOST_PREFIX_BYTES", 100)
+    assert cache_prefix(split, Generation(), tiny_tokenizer, CPU, handle, 2).prefix_states is None
+    assert cache_prefix(Split([], []), Generation(), tiny_tokenizer, CPU, handle, 2).prefix_states is None

@@ -12,21 +12,24 @@ import torch
 from tss.errors import StateError
 from tss.io import safe_name, write_text
 from tss.run.checkpoint import (
-    Position,
+    Checkpoint,
+    TaskProgress,
     flatten_optimizer,
     read_checkpoint,
     restore_optimizer,
     save_checkpoint,
     unflatten_optimizer,
 )
-from tss.run.events import EventLog
+from tss.run.events import EventLog, Written
+from tss.run.run_state import RunState, SealedTask, check_same, check_same_config, load_state
 from tss.run.runtime import disk_errors
-from tss.run.state import RunState, SealedTask, check_same_config, check_same_data, load_state
 
 
 def make_state() -> RunState:
     sealed = [SealedTask("asc/a", "e" * 64, "d" * 64)]
-    return RunState({"seed": 1}, {"asc/a": "x"}, {"torch": "2"}, "c" * 64, sealed, rows=[{"asc/a": {"f1": 1 / 3}}])
+    return RunState(
+        "f" * 32, {"seed": 1}, {"asc/a": "x"}, {"torch": "2"}, "c" * 64, {}, sealed, rows=[{"asc/a": {"f1": 1 / 3}}]
+    )
 
 
 def test_state_round_trip(tmp_path):
@@ -64,9 +67,9 @@ def test_another_configuration_is_refused_with_the_difference():
 
 
 def test_other_data_is_refused():
-    check_same_data({"asc/a": "1"}, {"asc/a": "1"})
-    with pytest.raises(StateError, match="asc/a"):
-        check_same_data({"asc/a": "1"}, {"asc/a": "2"})
+    check_same("data of {}", {"asc/a": "1"}, {"asc/a": "1"})
+    with pytest.raises(StateError, match="data of asc/a and asc/c is not what the run began with"):
+        check_same("data of {}", {"asc/a": "1", "asc/b": "2", "asc/c": "3"}, {"asc/a": "2", "asc/b": "2"})
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
@@ -87,19 +90,22 @@ def test_events_are_cut_back_throttled_and_told(tmp_path):
     path, told = tmp_path / "events.jsonl", []
     log = EventLog(path, step_seconds=1000, listener=told.append)
     log.emit("task_begin", task="a")
-    length = log.position()
+    written = log.written()
     for step in range(5):
         log.emit("step", step=step)
     log.close()
-    written = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [event["event"] for event in written] == ["task_begin", "step"]
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [event["event"] for event in kept] == ["task_begin", "step"]
     assert [event["event"] for event in told] == ["task_begin", *["step"] * 5]
-    again = EventLog(path, length=length)
+    again = EventLog(path, written=written)
     again.emit("epoch", task="a")
     again.close()
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["task_begin", "epoch"]
     with pytest.raises(StateError, match=r"events\.jsonl: .* bytes found, at least 9999 expected"):
-        EventLog(path, length=9999)
+        EventLog(path, written=Written(9999, written.sha256))
+    path.write_text(path.read_text().replace("task_begin", "task_ended"))
+    with pytest.raises(StateError, match=r"events\.jsonl: its first \d+ bytes have SHA-256 .*, expected .* edited"):
+        EventLog(path, written=written)
 
 
 def test_a_checkpoint_gives_back_the_optimizer_bit_for_bit(tmp_path):
@@ -113,15 +119,15 @@ def test_a_checkpoint_gives_back_the_optimizer_bit_for_bit(tmp_path):
         optimizer.step()
 
     step(weights, optimizer)
-    position = Position(epoch=2, step=1, loss_sum=0.1 + 0.2, best_epoch=1, best_value=-1 / 3, stale=1)
-    position.best = {"scores": torch.arange(6.0).reshape(2, 3)}
+    progress = TaskProgress(epoch=2, step=1, loss_sum=0.1 + 0.2, best_epoch=1, best_value=-1 / 3, stale=1)
+    progress.best = {"scores": torch.arange(6.0).reshape(2, 3)}
     learning = {str(i): weight for i, weight in enumerate(weights)}
     path = tmp_path / "learning.safetensors"
-    save_checkpoint(path, task="a", index=1, events_bytes=17, position=position, learning=learning, optimizer=optimizer)
+    save_checkpoint(path, Checkpoint("run", "a", 1, Written(17, "e"), progress, learning), optimizer)
     saved = read_checkpoint(path)
-    assert (saved.task, saved.index, saved.events_bytes) == ("a", 1, 17)
-    assert saved.position.numbers() == position.numbers()
-    assert torch.equal(saved.position.best["scores"], position.best["scores"])
+    assert (saved.run, saved.task, saved.index, saved.written) == ("run", "a", 1, Written(17, "e"))
+    assert saved.progress.numbers() == progress.numbers()
+    assert torch.equal(saved.progress.best["scores"], progress.best["scores"])
     copies = [torch.nn.Parameter(saved.learning[str(i)].clone()) for i in range(2)]
     fresh = torch.optim.AdamW(copies, lr=0.1)
     restore_optimizer(fresh, saved.optimizer)

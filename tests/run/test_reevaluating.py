@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tss.run import sequence
 from tss.run.sequence import run_sequence
 
 from .conftest import events, read
@@ -29,11 +28,3 @@ def test_a_verified_task_is_measured_again_after_the_last_one(tiny_config, tmp_p
 def test_what_can_forget_is_always_measured(tiny_config, tmp_path):
     result = run_sequence(tiny_config("method=ncl"), tmp_path / "ncl")
     assert len(measured(result.folder)) == 6
-
-
-def test_nothing_unverified_is_taken_over(tiny_config, tmp_path, monkeypatch):
-    def forget_to_verify(run, index):
-        run.state.verified = index
-
-    monkeypatch.setattr(sequence, "verify_tasks", forget_to_verify)
-    assert len(measured(run_sequence(tiny_config("reevaluate=last"), tmp_path / "run").folder)) == 6

@@ -75,8 +75,9 @@ class AdapterConfig:
                 f"AdapterConfig: pairs need an even bottleneck, got {self.bottleneck}; take {self.bottleneck + 1}, or "
                 "pairs=False"
             )
-        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)):
-            raise ValueError(f"AdapterConfig: threshold must be a number, got {self.threshold!r}")
+        number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
+        if not number or not math.isfinite(self.threshold):
+            raise ValueError(f"AdapterConfig: threshold must be a finite number, got {self.threshold!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"AdapterConfig: seed must be a whole number, got {self.seed!r}")
         if self.preset is not None:

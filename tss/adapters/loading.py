@@ -26,23 +26,37 @@ def load(model: Any, source: str | Path) -> TssModel:
             taken. The model is then as it was.
     """
     directory = _folder(source)
-    saved = saving.read(directory)
-    config, options = AdapterConfig(**saved.config), TssOptions(**saved.options)
+    return restore(model, saving.read(directory), str(directory))
+
+
+def restore(model: Any, saved: saving.Saved, origin: str) -> TssModel:
+    """`load` of what was read already; `origin` names its folder in messages."""
+    try:
+        config, options = AdapterConfig(**saved.config), TssOptions(**saved.options)
+    except (TypeError, ValueError) as error:
+        raise StateError(f"{origin}: its settings are not those of tss ({error}); save it again") from error
     if not isinstance(model, TssModel):
         model = attach(model, config, options)
         try:
-            model.tss.restore(saved, str(directory))
+            _restore(model, saved, origin)
         except Exception:
             model.tss.detach()
             raise
         return model
     if (model.tss.config, model.tss.options) != (config, options):
         raise StateError(
-            f"{directory}: saved with {config}, {options}, but this model has {model.tss.config}, {model.tss.options}; "
+            f"{origin}: saved with {config}, {options}, but this model has {model.tss.config}, {model.tss.options}; "
             "load it around a backbone of its own"
         )
-    model.tss.restore(saved, str(directory))
+    _restore(model, saved, origin)
     return model
+
+
+def _restore(model: TssModel, saved: saving.Saved, origin: str) -> None:
+    try:
+        model.tss.restore(saved, origin)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StateError(f"{origin}: what it holds does not fit together ({error!r}); save it again") from error
 
 
 def _folder(source: str | Path) -> Path:

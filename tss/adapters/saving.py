@@ -6,25 +6,22 @@ a set of new ones is written beside the old ones, then `tss.json` is replaced, w
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tss.adapters.storage import Tensors, encode_tensors, read_tensors
 from tss.errors import StateError
-from tss.io import safe_name, sha256, to_json, write_bytes, write_text
+from tss.io import from_json, locked, make_directory, safe_name, sha256, to_json, write_bytes, write_text
 
 MANIFEST = "tss.json"
 OLD_MANIFEST = "manifest.json"  # of format 1
 FORMAT = 2
 KEYS = {"format", "config", "options", "frozen", "shared", "tasks"}
-OURS = re.compile(r".*-[0-9a-f]{12}\.safetensors")
+OURS = re.compile(r"(adapters/(frozen|shared)|tasks/\d+-[\w.-]+)-[0-9a-f]{12}\.safetensors")
+DESCRIPTION = {"name": str, "kind": dict, "state": str, "bytes": dict}
 Manifest = dict[str, Any]
 
 
@@ -56,8 +53,8 @@ def save(directory: Path, saved: Saved) -> None:
     Raises:
         OSError: for example a full disk.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory):
+    make_directory(directory)
+    with locked(directory, wait=True):
         commit(directory, stage(directory, saved))
 
 
@@ -84,7 +81,8 @@ def commit(directory: Path, manifest: Manifest) -> None:
     counts = {entry["file"] for entry in (manifest["frozen"], manifest["shared"], *manifest["tasks"])}
     for folder in ("adapters", "tasks"):
         for path in (directory / folder).glob("*.safetensors"):
-            if OURS.fullmatch(path.name) and f"{folder}/{path.name}" not in counts:
+            name = f"{folder}/{path.name}"
+            if OURS.fullmatch(name) and name not in counts:
                 path.unlink(missing_ok=True)
 
 
@@ -96,7 +94,7 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = from_json(path.read_bytes())
     except FileNotFoundError:
         if (directory / OLD_MANIFEST).is_file():
             raise StateError(
@@ -114,6 +112,22 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
+def _check_manifest(directory: Path, manifest: Manifest) -> None:
+    """Raise StateError unless a manifest has the form that `stage` gives: no file outside the folder is ever read."""
+    wrong = [key for key in ("config", "options") if not isinstance(manifest[key], dict)]
+    tasks = manifest["tasks"] if isinstance(manifest["tasks"], list) else [None]
+    named = [("frozen", manifest["frozen"]), ("shared", manifest["shared"]), *(("tasks", entry) for entry in tasks)]
+    for key, entry in named:
+        texts = isinstance(entry, dict) and all(isinstance(entry.get(part), str) for part in ("file", "sha256"))
+        if not texts or not OURS.fullmatch(entry["file"]):
+            wrong.append(key)
+    if wrong:
+        raise StateError(
+            f"{directory / MANIFEST}: {', '.join(dict.fromkeys(wrong))} is not what tss writes (files lie in adapters/ "
+            "and tasks/ and have names with a checksum); save again"
+        )
+
+
 def read(directory: Path, manifest: Manifest | None = None) -> Saved:
     """What a folder holds, or what `manifest` names in it, all of it checked.
 
@@ -121,18 +135,31 @@ def read(directory: Path, manifest: Manifest | None = None) -> Saved:
         StateError: a file is missing, damaged, or of another save.
     """
     manifest = read_manifest(directory) if manifest is None else manifest
+    _check_manifest(directory, manifest)
     frozen, about = _get(directory, manifest["frozen"])
+    backbone = about.get("backbone")
+    if not isinstance(backbone, dict) or not isinstance(backbone.get("checksums"), dict):
+        raise StateError(f"{directory / manifest['frozen']['file']} does not describe a backbone; save again")
     both, _ = _get(directory, manifest["shared"])
     parts: dict[str, Tensors] = {"shared": {}, "extra": {}}
     for name, tensor in both.items():
         owner, _, rest = name.partition(".")
+        if owner not in parts:
+            raise StateError(
+                f"{directory / manifest['shared']['file']}: {name} is of nothing that tss keeps; save again"
+            )
         parts[owner][rest] = tensor
-    tasks = [_get(directory, entry) for entry in manifest["tasks"]]
-    return Saved(manifest["config"], manifest["options"], about["backbone"], frozen, parts["shared"], tasks,
-                 parts["extra"])  # fmt: skip
+    tasks = []
+    for entry in manifest["tasks"]:
+        tensors, about = _get(directory, entry)
+        if off := [key for key, kind in DESCRIPTION.items() if not isinstance(about.get(key), kind)]:
+            raise StateError(f"{directory / entry['file']} does not describe a task ({', '.join(off)}); save again")
+        tasks.append((tensors, about))
+    return Saved(manifest["config"], manifest["options"], backbone, frozen, parts["shared"], tasks, parts["extra"])
 
 
 def _put(directory: Path, stem: str, tensors: Tensors, metadata: Mapping[str, Any]) -> dict[str, str]:
+    _check_finite(tensors, str(directory / stem))
     data = encode_tensors(tensors, metadata)
     digest = sha256(data)
     file = f"{stem}-{digest[:12]}.safetensors"
@@ -146,15 +173,17 @@ def _get(directory: Path, entry: Mapping[str, str]) -> tuple[Tensors, dict[str, 
     tensors, metadata = read_tensors(path)
     if (found := sha256(path)) != entry["sha256"]:
         raise StateError(f"{path} is of another save: sha256 {found}, {MANIFEST} expects {entry['sha256']}; save again")
+    if not isinstance(metadata, dict):
+        raise StateError(f"{path} describes nothing; save again")
+    _check_finite(tensors, str(path))
     return tensors, metadata
 
 
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Wait for other processes that save here; the lock goes with the process, however that ends."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _check_finite(tensors: Tensors, where: str) -> None:
+    """Raise StateError for values that are not finite: a NaN reads as a gate that is off, in a head as any label."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            count = int((~tensor.isfinite()).sum())
+            raise StateError(
+                f"{where}: {name} holds {count} values that are not finite, so it is neither saved nor used"
+            )

@@ -15,7 +15,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 
 from tss.errors import StateError
-from tss.io import sha256, write_bytes
+from tss.io import from_json, sha256, write_bytes
 
 KEY = "tss"
 Tensors = dict[str, torch.Tensor]
@@ -70,8 +70,8 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise StateError(f"{path} is missing") from None
     try:
         (header_size,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8 : 8 + header_size])
-        document = json.loads(header["__metadata__"][KEY])
+        header = from_json(data[8 : 8 + header_size])
+        document = from_json(header["__metadata__"][KEY])
         tensors = load_bytes(data)
         stored, metadata = document["sha256"], document["metadata"]
     except (SafetensorError, struct.error, ValueError, KeyError, TypeError) as error:
@@ -90,16 +90,17 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 @torch.no_grad()
 def load_exactly(targets: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor], what: str) -> None:
-    """Copy stored tensors into targets of the same names and shapes.
+    """Copy stored tensors into targets of the same names, shapes and kinds of dtype.
 
     Raises:
-        StateError: naming the first that is missing or has another shape; nothing is copied then.
+        StateError: naming the first that is missing or does not fit; nothing is copied then.
     """
     for name, target in targets.items():
-        found = tuple(stored[name].shape) if name in stored else "missing"
-        if found != tuple(target.shape):
+        fits = name in stored and stored[name].is_floating_point() == target.is_floating_point()
+        found = f"{stored[name].dtype} {tuple(stored[name].shape)}" if name in stored else "missing"
+        if not fits or stored[name].shape != target.shape:
             raise StateError(
-                f"{what}: stored tensor {name} is {found}, expected {tuple(target.shape)}; "
+                f"{what}: stored tensor {name} is {found}, expected {target.dtype} {tuple(target.shape)}; "
                 "use the model and configuration that it was learned with"
             )
     for name, target in targets.items():

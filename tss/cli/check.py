@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tss.cli import configuring, console
+from tss.cli import config_args, console
 
 if TYPE_CHECKING:
     from tss.cli.estimating import Estimate
@@ -17,7 +17,7 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
     parser = subparsers.add_parser(
         "check", parents=parents, help="validate a configuration and its data", description=__doc__, allow_abbrev=False
     )
-    configuring.add_arguments(parser)
+    config_args.add_arguments(parser)
     parser.add_argument(
         "--no-steps", action="store_true", help="leave the backbone alone: no estimate of memory and time"
     )
@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from tss.cli.tasks import load_all, print_tasks
     from tss.run.config import settings_for
 
-    config, _ = configuring.configuration(args)
-    names, _ = configuring.sequence(config)
+    config, _ = config_args.configuration(args)
+    names = config_args.sequence(config).tasks
     tasks, errors = [], []
     for name in names:
         limits = settings_for(config, name).limits.model_dump()
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     print_tasks(tasks)
     for error in errors:
         print(f"tss: {error}", file=sys.stderr)
-    configuring.tell_missing(config)
+    config_args.tell_missing(config)
     if errors:
         return 1
     if not args.no_steps:

@@ -45,8 +45,11 @@ def run(args: argparse.Namespace) -> int:
     ]
     left = max(len(name) for name, _ in facts)
     print("\n".join(f"{name.ljust(left)}  {value}" for name, value in facts))
-    print("\nkernels (python -m tss_kernels)", flush=True)
-    return subprocess.run([sys.executable, "-m", "tss_kernels"], check=False).returncode
+    print("\nkernels (python -m tss_kernels)")
+    # its output is passed on from here, so that a reader who leaves (`tss env | head`) stops one process, not two
+    done = subprocess.run([sys.executable, "-m", "tss_kernels"], check=False, stdout=subprocess.PIPE, text=True)
+    print(done.stdout, end="")
+    return done.returncode
 
 
 def installed(package: str) -> str:

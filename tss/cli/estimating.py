@@ -13,10 +13,10 @@ import torch
 from tss.data import TaskData
 from tss.run.config import RunConfig
 from tss.run.examples import by_length, collate, encode_split
+from tss.run.folder import RunFolder
 from tss.run.loop import Job, backward, steps_per_epoch
 from tss.run.prepare import Run, open_run
 from tss.run.runtime import Runtime
-from tss.run.state import Layout
 
 SLOW_STEP = 20.0
 """Seconds after which a first step is taken as the measurement: a second one would only make the user wait."""
@@ -63,7 +63,7 @@ def estimate(config: RunConfig) -> Estimate:
     """
     with (
         tempfile.TemporaryDirectory(prefix="tss-check-") as folder,
-        open_run(config, Layout(Path(folder) / "run"), resume=False, listener=None) as run,
+        open_run(config, RunFolder(Path(folder) / "run"), resume=False, listener=None) as run,
     ):
         rows = [_time_family(run, family) for family in dict.fromkeys(task.family for task in run.tasks)]
         return Estimate(
@@ -84,7 +84,7 @@ def _time_family(run: Run, family: str) -> FamilyEstimate:
     step, per_example = _time_task(run, task)
     steps, training, evaluation = 0, 0.0, 0.0
     for member in members:
-        settings = run.settings(member.name)
+        settings = run.settings[member.name]
         of_member = settings.epochs * steps_per_epoch(len(member.train), settings)
         decodes = not (member.kind.kind == "generation" and settings.validate_by in ("auto", "loss"))
         # validation by loss costs about a third of a training step's time per example: no backward pass
@@ -107,7 +107,7 @@ def _times_tested(run: Run, place: int) -> int:
 
 def _time_task(run: Run, task: TaskData) -> tuple[float, float]:
     """(seconds of an optimizer step, seconds per example of testing)."""
-    tokenizer, settings = run.backbone.tokenizer, run.settings(task.name)
+    tokenizer, settings = run.backbone.tokenizer, run.settings[task.name]
     train = encode_split(task.train, task.kind, tokenizer, settings)
     job = Job(
         task.name,
@@ -150,7 +150,7 @@ def _time_test(run: Run, task: TaskData) -> float:
     """Seconds per example of one test batch, the longest one."""
     tokenizer = run.backbone.tokenizer
     test = run.test(task)
-    rows = by_length(test, run.settings(task.name).eval_batch_size)[0]
+    rows = by_length(test, run.settings[task.name].eval_batch_size)[0]
     batch = collate(test, rows, task.kind, tokenizer, run.runtime)
     run.handle.model.eval()
     started = time.perf_counter()

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from tss.cli import check, env, predict, presets, report, run, tasks
 from tss.errors import TssError
+from tss.io import WINDOWS
 
 COMMANDS = (run, check, report, predict, tasks, presets, env)
 FAILED, MISUSED, UNEXPECTED, INTERRUPTED = 1, 2, 70, 130
@@ -43,6 +44,9 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line. Exit codes: 0 done, 1 bad input, 2 bad usage, 70 a fault in tss, 130 interrupted."""
+    if sys.platform == "win32":
+        print(f"tss: {WINDOWS}", file=sys.stderr)
+        return MISUSED
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     try:
@@ -53,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             parser.print_help()
             return MISUSED
-        _take_rest(args, rest)
+        _take_rest(args, rest, arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
     return _guarded(args)
@@ -63,12 +67,19 @@ def _guarded(args: argparse.Namespace) -> int:
     """Runs the command; a failure becomes one line on standard error unless the traceback is asked for."""
     debug = args.debug or os.environ.get("TSS_DEBUG", "") not in ("", "0")
     try:
-        return int(args.run(args) or 0)
+        code = int(args.run(args) or 0)
+        sys.stdout.flush()  # here, where a reader that went away is no surprise
+        return code
     except KeyboardInterrupt:
         print("tss: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away; so do we, silently
+        return FAILED
+    except MemoryError as error:
+        if debug:
+            raise
+        print(f"tss: out of memory ({_one_line(error)}); use smaller sizes, or a machine with more", file=sys.stderr)
         return FAILED
     except (TssError, OSError, UnicodeError) as error:
         if debug:
@@ -101,18 +112,33 @@ def _check_command(parser: Parser, arguments: Sequence[str]) -> None:
         parser.error(f"no command {word!r}; {hint}")
 
 
-def _take_rest(args: argparse.Namespace, rest: Sequence[str]) -> None:
+def _take_rest(args: argparse.Namespace, rest: Sequence[str], arguments: Sequence[str]) -> None:
     """Words after options join the command's own; an unknown option names the nearest known one."""
     unknown = next((a for a in rest if a.startswith("-")), None)
     if unknown is not None:
         known = [option for action in args.parser._actions for option in action.option_strings]
         near = difflib.get_close_matches(unknown.partition("=")[0], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "configuration keys are written key=value"
+        if not near and hasattr(args, "words"):
+            hint = _as_key(unknown, arguments) or hint
         args.parser.error(f"no option {unknown!r}; {hint}")
     if rest and not hasattr(args, "words"):
         args.parser.error(f"unexpected argument {rest[0]!r}")
     if rest:
         args.words = [*args.words, *rest]
+
+
+def _as_key(option: str, arguments: Sequence[str]) -> str | None:
+    """How a configuration key that was written as an option is written."""
+    from tss.run.config import RunConfig
+    from tss.run.config_errors import all_keys
+
+    name, given, value = option.lstrip("-").replace("-", "_").partition("=")
+    after = arguments[arguments.index(option) + 1 :]
+    value = value if given else after[0] if after and "=" not in after[0] and after[0][:1] != "-" else "VALUE"
+    paths = {path.rsplit(".", 1)[-1]: path for path in reversed(all_keys(RunConfig))}
+    path = name if name in all_keys(RunConfig) else paths.get(name)
+    return None if path is None else f"configuration keys are written key=value: {path}={value}"
 
 
 def _print_version() -> int:

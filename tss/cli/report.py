@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tss.cli import config_args
+
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Adds the command."""
@@ -30,9 +32,10 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command."""
+    """Runs the command; 1 if a run is damaged, which the report then says too."""
     from tss.report import build
 
     output = args.out or (args.runs[0] if len(args.runs) == 1 else Path("report"))
-    print(build(args.runs, output, one=args.one))
-    return 0
+    report = build(args.runs, output, one=args.one)
+    print(report.path)
+    return config_args.tell_damage(report.damage)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tss.cli import configuring, console
+from tss.cli import config_args, console
+from tss.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
+    from tss.run.config import RunConfig
     from tss.run.results import RunResult
 
 RUNS = Path("runs")
+MISUSED = 2
 METRICS = ("average", "learning", "forgetting", "forgetting_chaudhry", "forgetting_max", "bwt", "fwt")
 
 
@@ -24,33 +29,97 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
     parser = subparsers.add_parser(
         "run", parents=parents, help="learn a sequence of tasks", description=__doc__, allow_abbrev=False
     )
-    configuring.add_arguments(parser)
+    config_args.add_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder (default: a new one under runs/)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, bit for bit")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in the folder, bit for bit, with its own configuration",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress, only the results")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command."""
-    config, name = configuring.configuration(args)
-    folder = args.out if args.out is not None else default_folder(f"{name}-{config.method}", resume=args.resume)
-    configuring.tell_missing(config)
+    """Runs the command; 1 if files of the run's results are damaged, 128 and the number of a signal that stopped it."""
+    if not config_args.chosen(args) and args.out is None and not args.resume:
+        args.parser.print_help(sys.stderr)
+        return MISUSED
+    config, folder = what_and_where(args)
+    config_args.tell_missing(config)
     from tss.run.sequence import run_sequence
 
     if not args.quiet:
         print(f"run folder: {folder}", file=sys.stderr)
-    with _progress(args.quiet) as progress:
+    with stopped_by_signals(), _progress(args.quiet) as progress:
         try:
             result = run_sequence(config, folder, resume=args.resume, progress=progress)
-        except KeyboardInterrupt:
-            print(f"\ntss: stopped; go on with: {_resume_command(args, folder)}", file=sys.stderr)
-            return 130
+        except KeyboardInterrupt as stop:
+            name = stop.name if isinstance(stop, Stopped) else "SIGINT"
+            with contextlib.suppress(OSError):  # the terminal may be gone, which is what SIGHUP says
+                words = ["tss", "run", "--out", str(folder), "--resume"]
+                print(f"\ntss: stopped by {name}; go on with: {shlex.join(words)}", file=sys.stderr, flush=True)
+            return 128 + signal.Signals[name].value
     from tss.report import build
 
     report = build([folder], folder)
-    print_result(result, report)
-    return 0
+    print_result(result, report.path)
+    return config_args.tell_damage(report.damage)
+
+
+def what_and_where(args: argparse.Namespace) -> tuple[RunConfig, Path]:
+    """The configuration and the run folder; a resume reads the run's own configuration.
+
+    Raises:
+        ConfigError: a resume that names neither a folder nor what to run.
+        StateError: the folder of a resume has no state that can be read.
+    """
+    if not args.resume:
+        config, name = config_args.configuration(args)
+        return config, args.out or default_folder(f"{name}-{config.method}", resume=False)
+    if args.out is None:
+        if not config_args.chosen(args):
+            last = sorted(RUNS.glob("*/state/run.json"), key=lambda path: path.stat().st_mtime)
+            hint = f", for example --out {last[-1].parent.parent}" if last else ""
+            raise ConfigError(f"--resume: name the run folder with --out DIR{hint}")
+        config, name = config_args.configuration(args)
+        return config, default_folder(f"{name}-{config.method}", resume=True)
+    from tss.run.folder import RunFolder
+
+    files = RunFolder(args.out)
+    if not files.state.is_file():
+        files.check(resume=True)
+        if not config_args.chosen(args):
+            raise StateError(f"{args.out}: no run has begun there, so there is nothing to resume; say what to run")
+        return config_args.configuration(args)[0], args.out
+    return config_args.configuration(args, files.load_state().config)[0], args.out
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that asks the process to end."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP stop as Ctrl-C does, unless they are ignored, as under nohup."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    taken = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                taken[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, before in taken.items():
+            signal.signal(number, before)
 
 
 def default_folder(name: str, *, resume: bool) -> Path:
@@ -92,12 +161,3 @@ def _progress(quiet: bool) -> Iterator[Callable[[dict[str, Any]], None] | None]:
 
     with contextlib.closing(Console()) as console:
         yield console
-
-
-def _resume_command(args: argparse.Namespace, folder: Path) -> str:
-    words = ["tss", "run", *args.words]
-    for key in ("preset", "variant", *configuring.SHORTCUTS):
-        if getattr(args, key) is not None:
-            words += [f"--{key}", getattr(args, key)]
-    words += ["--available-only"] if args.available_only else []
-    return shlex.join([*words, "--out", str(folder), "--resume"])

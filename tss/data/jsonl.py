@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tss.errors import DataError
+from tss.io import from_json
 
+MAX_LINE_BYTES = 16 * 2**20
+"""A line of data may have so many bytes; a book has about one million."""
 SPLITS = ("train", "validation", "test")
 
 Row = tuple[int, object]  # line number counted from 1, and what stands there
@@ -49,22 +52,49 @@ def read_lines(path: Path | str) -> Iterator[Row]:
     """The lines of a JSONL file, parsed.
 
     Raises:
-        DataError: the file cannot be read, or a line is not UTF-8, blank, or not JSON.
+        DataError: the file cannot be read, or a line is not UTF-8, blank, too long, or not JSON.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", path) from error
+    for number, line in split_lines(data, path):
+        yield number, parse_line(line, path, number)
+
+
+def split_lines(data: bytes, where: Path | str) -> Iterator[tuple[int, bytes]]:
+    """The lines of JSONL content, numbered from 1: they end with a line feed alone, whatever is in the texts.
+
+    Raises:
+        DataError: there is none.
+    """
     if not data.strip():
-        raise DataError("the file is empty: expected one JSON object per line", path)
+        raise DataError("the file is empty: expected one JSON object per line", where)
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    for number, line in enumerate(lines[:-1] if lines[-1] == b"" else lines, start=1):
-        if not line.strip():
-            raise DataError("blank line: expected a JSON object", path, number)
-        try:
-            yield number, json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise DataError(f"not UTF-8 at byte {error.start} of the line", path, number) from error
-        except json.JSONDecodeError as error:
-            where = f"{error.msg} at character {error.colno}"
-            raise DataError(f"not JSON ({where}); expected one JSON object per line", path, number) from error
+    yield from enumerate(lines[:-1] if lines[-1] == b"" else lines, start=1)
+
+
+def parse_line(line: bytes, where: Path | str, number: int) -> object:
+    """The value of one line.
+
+    Raises:
+        DataError: it is not UTF-8, blank, longer than `MAX_LINE_BYTES`, or not JSON.
+    """
+    if len(line) > MAX_LINE_BYTES:
+        raise DataError(
+            f"the line has {len(line):,} bytes, more than the limit of {MAX_LINE_BYTES:,}: split the text",
+            where,
+            number,
+        )
+    if not line.strip():
+        raise DataError("blank line: expected a JSON object", where, number)
+    try:
+        return from_json(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 at byte {error.start} of the line", where, number) from error
+    except json.JSONDecodeError as error:
+        place = f"{error.msg} at character {error.colno}"
+        raise DataError(f"not JSON ({place}); expected one JSON object per line", where, number) from error
+    except ValueError as error:
+        reason = "a number of thousands of digits" if "digits" in str(error) else str(error)
+        raise DataError(f"not JSON that can be read: {reason}", where, number) from error

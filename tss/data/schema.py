@@ -15,6 +15,10 @@ FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+ANSWERS = {"classification": "label", "extraction": "ner_tags", "generation": "target"}
+"""The field that a task predicts."""
+
+
 class Malformed(ValueError):
     """What is wrong with one example; whoever knows the file and line adds them."""
 
@@ -55,7 +59,7 @@ def check_example(example: object, kind: str) -> Example:
     needed, optional = FIELDS[kind]
     if missing := [name for name in needed if name not in example]:
         raise Malformed(
-            f'field "{missing[0]}" is missing: {kind} needs {", ".join(needed)}; found {", ".join(example)}'
+            f'field "{missing[0]}" is missing: {kind} needs {", ".join(needed)}; found {", ".join(map(str, example))}'
         )
     foreign = {name for other, (names, _) in FIELDS.items() if other != kind for name in names} - {*needed, *optional}
     if mixed := sorted(foreign & set(example)):
@@ -63,6 +67,25 @@ def check_example(example: object, kind: str) -> Example:
     kept = {name: example[name] for name in (*needed, *optional) if example.get(name) is not None or name in needed}
     CHECKS[kind](kept)
     return kept
+
+
+def check_input(example: object, kind: str) -> Example:
+    """The fields of an example that prediction reads, checked as training checks them; an answer in it is left out.
+
+    Raises:
+        Malformed: as `check_example`.
+    """
+    if not isinstance(example, Mapping):
+        raise Malformed(f"expected a JSON object with the fields of {kind}, found {describe(example)}")
+    answer = ANSWERS[kind]
+    if kind == "extraction":
+        tokens = example.get("tokens")
+        filler: Any = ["O"] * len(tokens) if isinstance(tokens, list) else []
+    else:
+        filler = "-"
+    checked = check_example({**example, answer: filler}, kind)
+    del checked[answer]
+    return checked
 
 
 def is_text(value: str) -> bool:

@@ -20,6 +20,9 @@ GENERATED = "generated"
 # Replies are compared by BLEU as a rule, other generated text by ROUGE-1; a configuration can choose otherwise.
 MAIN_METRICS = {"drg": "bleu"}
 
+MAX_NAME = 200
+"""Characters of a task's name: file systems and figures have no room for more."""
+
 Checked = list[tuple[int, Example]]  # line number, example
 
 
@@ -79,9 +82,7 @@ def load_task(
         ValueError: a limit for an unknown split, below 1, or a field map without a hub dataset.
     """
     _check_limits(limits or {})
-    family, slash, short = name.partition("/")
-    if not (family and slash and short) or "/" in short or ".." in (family, short):
-        raise DataError(f"task {name!r} is not named family/task", root)
+    family = check_name(name, root)
     if fields and not str(root).startswith(PREFIX):
         raise ValueError(f"a field map is for hub datasets; {root} is none")
     rows = _read(root, name, seed, fields)
@@ -94,6 +95,29 @@ def load_task(
         limit = (limits or {}).get(split)
         splits[split] = examples if limit is None else subsample(examples, limit, seed=seed, task=name, split=split)
     return TaskData(name=name, family=family, kind=kind, digest=digest(splits), **splits)
+
+
+def check_name(name: str, root: Path | str) -> str:
+    """The family of a task's name.
+
+    Raises:
+        DataError: it is not "family/task" in one line of at most `MAX_NAME` characters that a file system could hold.
+    """
+    family, slash, short = name.partition("/")
+    if not (family and slash and short) or "/" in short or ".." in (family, short):
+        raise DataError(f"task {shown(name)} is not named family/task", root)
+    if len(name) > MAX_NAME or not name.isprintable():
+        raise DataError(
+            f"task {shown(name)} ({len(name)} characters): a task's name is one line of at most {MAX_NAME} printable "
+            "characters; rename its folder",
+            root,
+        )
+    return family
+
+
+def shown(name: str) -> str:
+    """A name for a message, cut where it is long."""
+    return repr(name if len(name) <= 60 else f"{name[:50]}...")
 
 
 def digest(splits: Mapping[str, Sequence[Example]]) -> str:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tss.report.build import build
+from tss.report.build import Report, build
 
-__all__ = ["build"]
+__all__ = ["Report", "build"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,21 @@ FOOTER = (
 )
 
 
+@dataclass(frozen=True)
+class Report:
+    """The HTML file that was written, and one line for each thing in the runs that is not as they wrote it."""
+
+    path: Path
+    damage: list[str]
+
+
 def build(
     runs: Sequence[Path | str] | Path | str,
     output: Path | str,
     *,
     one: Sequence[Path | str] = (),
-) -> Path:
-    """Writes the report of one run, or of several side by side, and returns the path of its HTML file.
+) -> Report:
+    """Writes the report of one run, or of several side by side.
 
     Args:
         runs: run folders; the first one gives the headline numbers. Runs cut short are reported as far as they went.
@@ -59,7 +68,8 @@ def build(
     for table in tables:
         (target.parent / "tables" / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
     target.write_text(html.page(sections.title(read), body), encoding="utf-8")
-    return target
+    damage = [f"{run.folder}: {line}" for run in read for line in run.damage]
+    return Report(target, damage)
 
 
 def summarise(run: Run, alone: dict[str, float] | None = None) -> dict[str, Any]:

@@ -113,12 +113,12 @@ def all_tasks(runs: Sequence[Run]) -> list[str]:
 
 
 def _epochs(run: Run, task: str) -> list[dict[str, Any]]:
-    return [e for e in run.of("epoch") if e.get("task") == task and e.get("validation") is not None]
+    return [e for e in run.of("epoch", task) if e.get("validation") is not None]
 
 
 def _loss_curve(run: Run, task: str) -> Curve:
     """(step since the task began, loss), averaged to at most `POINTS`; events count steps from their epoch's start."""
-    events = [e for e in run.of("step") if e.get("task") == task and e.get("loss") is not None]
+    events = [e for e in run.of("step", task) if e.get("loss") is not None]
     per_epoch = max((int(e["step"]) for e in events), default=0) + 1
     curve = [(int(e["epoch"]) * per_epoch + int(e["step"]), float(e["loss"])) for e in events]
     size = math.ceil(len(curve) / POINTS) or 1

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from tss.errors import StateError
+from tss.errors import ConfigError, StateError
+from tss.io import from_json, sha256
+from tss.run.config_files import read_yaml
+from tss.run.events import check_events
+from tss.run.folder import RunFolder
+from tss.run.run_state import RunState
 
 Matrix = list[list[float | None]]
+SHOWN = 3
+"""Contradictions that are told one by one."""
 
 
 @dataclass
@@ -22,6 +29,7 @@ class Run:
     `matrix[i][j]` is the main metric (0 to 100) of task j after task i, None where unmeasured; rows that a run
     never reached hold None alone. `gates[task][layer]` is the packed uint8 tensor (out, ceil(in / 8));
     `series` is what runs called by their methods have in common;
+    `notes` say what is missing, `damage` what is not as the run wrote it;
     `signatures[kind]` says how this installation computes the scores of a kind of task.
     """
 
@@ -40,11 +48,26 @@ class Run:
     gates: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     signatures: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
     series: str = ""
 
-    def of(self, event: str) -> list[dict[str, Any]]:
-        """The events of one name, in the order in which they were written."""
-        return [e for e in self.events if e.get("event") == event]
+    @cached_property
+    def _by_name(self) -> dict[str, list[dict[str, Any]]]:
+        table: dict[str, list[dict[str, Any]]] = {}
+        for event in self.events:
+            table.setdefault(str(event.get("event")), []).append(event)
+        return table
+
+    @cached_property
+    def _by_task(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        table: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for event in self.events:
+            table.setdefault((str(event.get("event")), str(event.get("task"))), []).append(event)
+        return table
+
+    def of(self, event: str, task: str | None = None) -> list[dict[str, Any]]:
+        """The events of one name, and of one task if that is given, in the order in which they were written."""
+        return self._by_name.get(event, []) if task is None else self._by_task.get((event, task), [])
 
     def by_task(self, event: str) -> dict[str, dict[str, Any]]:
         """The last event of one name for each task."""
@@ -90,7 +113,9 @@ class Run:
 
 
 def read_run(folder: Path | str) -> Run:
-    """Reads a run folder; whatever is missing or torn becomes a note in the report instead of an error.
+    """Reads a run folder; what is missing is noted in the report, and what was changed since the run wrote it, too.
+
+    The state, which holds its own checksum and those of the other files, is believed before all of them.
 
     Raises:
         StateError: the folder does not exist, or holds neither `matrix.json` nor `events.jsonl`.
@@ -99,79 +124,143 @@ def read_run(folder: Path | str) -> Run:
     if not folder.is_dir():
         raise StateError(f"{folder}: no such run folder")
     notes: list[str] = []
-    matrix_file = _read_json(folder / "matrix.json", notes)
-    events = _read_events(folder / "events.jsonl", notes)
+    damage: list[str] = []
+    state = _read_state(RunFolder(folder), damage)
+    matrix_file = _read_json(folder / "matrix.json", notes, damage)
+    events = _read_events(folder / "events.jsonl", notes, damage, state)
     if not matrix_file and not events:
         raise StateError(
             f"{folder}: not a run folder (no readable matrix.json or events.jsonl); give a folder that `tss run` wrote"
         )
-    config = _read_yaml(folder / "config.yaml", notes)
+    config = state.config if state is not None else _read_yaml(folder / "config.yaml", notes, damage)
     begin = next((e for e in events if e.get("event") == "run_begin"), {})
-    tasks = [str(t) for t in matrix_file.get("tasks") or begin.get("tasks") or _seen(events)]
+    tasks = [str(t) for t in config.get("tasks") or begin.get("tasks") or matrix_file.get("tasks") or _seen(events)]
     run = Run(
         folder=folder,
-        label=str(matrix_file.get("label") or config.get("label") or folder.name),
-        method=str(matrix_file.get("method") or begin.get("method") or config.get("method") or "unknown"),
+        label=str(config.get("label") or matrix_file.get("label") or folder.name),
+        method=str(config.get("method") or begin.get("method") or matrix_file.get("method") or "unknown"),
         tasks=tasks,
-        kinds=dict(matrix_file.get("kinds") or begin.get("kinds") or {}),
-        main=dict(matrix_file.get("main") or {}),
-        test_size=dict(matrix_file.get("test_size") or {}),
-        own_summary=dict(matrix_file.get("summary") or {}),
+        kinds=_mapping(begin.get("kinds")) or _mapping(matrix_file.get("kinds")),
+        own_summary=_mapping(matrix_file.get("summary")),
         config=config,
-        env=_read_json(folder / "env.json", notes),
+        env=_read_json(folder / "env.json", notes, damage),
         events=events,
         notes=notes,
+        damage=damage,
     )
-    run.matrix = _square(matrix_file.get("matrix"), events, tasks)
     for event in run.of("evaluated"):
         run.main.setdefault(str(event.get("task")), str(event.get("main", "")))
     for event in run.of("task_begin"):
         run.test_size.setdefault(str(event.get("task")), int(event.get("test") or 0))
-    _read_task_files(run)
+    run.main = _mapping(matrix_file.get("main")) | run.main
+    run.test_size = _mapping(matrix_file.get("test_size")) | run.test_size
+    run.matrix = _matrix(run, matrix_file, state)
+    _read_task_files(run, state)
+    if damage and state is not None and not state.finished:
+        notes.append("The run was stopped; what it was writing then, `tss run --resume` writes again.")
     if not run.complete:
         notes.append(f"The run has not ended: {run.learned} of {len(tasks)} tasks are learned and measured.")
     return run
+
+
+def _read_state(files: RunFolder, damage: list[str]) -> RunState | None:
+    """The state of a run, if it can be believed; what differs from it is damage."""
+    if not files.state.is_file():
+        damage.append("state/run.json is missing, so nothing of this run can be checked.")
+        return None
+    try:
+        state = files.load_state()
+    except StateError as error:
+        damage.append(f"{error}.")
+        return None
+    damage += [f"{line}." for line in files.changed_results(state)]
+    return state
+
+
+def _matrix(run: Run, matrix_file: dict[str, Any], state: RunState | None) -> Matrix:
+    """What was measured: by the state, else by the events, else by the file; a cell that says otherwise is damage."""
+    size, place = len(run.tasks), {task: index for index, task in enumerate(run.tasks)}
+    told: Matrix = [[None] * size for _ in range(size)]
+    stored = matrix_file.get("matrix")
+    for i, row in enumerate(stored[:size] if isinstance(stored, list) else []):
+        for j, value in enumerate(row[:size] if isinstance(row, list) else []):
+            told[i][j] = value if isinstance(value, int | float) and math.isfinite(value) else None
+    measured: dict[tuple[int, int], float] = {}
+    for event in run.of("evaluated"):
+        after = event.get("after")
+        i = place.get(after, -1) if isinstance(after, str) else after
+        j = place.get(str(event.get("task")), -1)
+        if isinstance(i, int) and 0 <= i < size and j >= 0 and isinstance(event.get("value"), int | float):
+            measured[i, j] = event["value"]
+    if state is not None:
+        measured = {
+            (i, place[task]): metrics[run.main[task]]
+            for i, row in enumerate(state.rows)
+            for task, metrics in row.items()
+            if task in place and run.main.get(task) in metrics
+        }
+    differ = [(i, j) for (i, j), value in measured.items() if told[i][j] not in (None, value)]
+    for i, j in differ[:SHOWN]:
+        run.damage.append(
+            f"matrix.json says {told[i][j]} for {run.tasks[j]} after {run.tasks[i]}, but {measured[i, j]} was measured."
+        )
+    if len(differ) > SHOWN:
+        run.damage.append(f"matrix.json contradicts what was measured in {len(differ) - SHOWN} more cells.")
+    for (i, j), value in measured.items():
+        told[i][j] = value
+    return told
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return dict(value) if isinstance(value, dict) else {}
 
 
 def _seen(events: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(str(e["task"]) for e in events if "task" in e))
 
 
-def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
+def _read_json(path: Path, notes: list[str], damage: list[str]) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = from_json(path.read_bytes())
     except FileNotFoundError:
         notes.append(f"{path.name} is missing.")
         return {}
     except (OSError, ValueError) as error:
-        notes.append(f"{path.name} cannot be read: {error}.")
+        damage.append(f"{path.name} cannot be read: {error}.")
         return {}
-    return value if isinstance(value, dict) else {}
+    return _mapping(value)
 
 
-def _read_yaml(path: Path, notes: list[str]) -> dict[str, Any]:
+def _read_yaml(path: Path, notes: list[str], damage: list[str]) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _mapping(read_yaml(path.read_text(encoding="utf-8"), path.name))
     except FileNotFoundError:
         notes.append(f"{path.name} is missing.")
-        return {}
-    except (OSError, yaml.YAMLError) as error:
-        notes.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}.")
-        return {}
-    return value if isinstance(value, dict) else {}
+    except (OSError, ValueError, ConfigError) as error:
+        damage.append(f"{path.name} cannot be read: {error}.")
+    return {}
 
 
-def _read_events(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def _read_events(path: Path, notes: list[str], damage: list[str], state: RunState | None) -> list[dict[str, Any]]:
     """Every whole line; a crash can leave half a line at the end, which is left out and noted."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        data = path.read_bytes()
     except OSError:
         notes.append(f"{path.name} is missing.")
+        if state is not None and state.events.bytes:
+            damage.append(f"{path.name} is missing, of which the run wrote {state.events.bytes} bytes.")
         return []
+    try:
+        if state is not None:
+            check_events(path, state.events)
+    except StateError as error:
+        damage.append(f"{error}.")
     events = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line:
+            continue
         try:
-            value = json.loads(line)
+            value = from_json(line)
         except ValueError:
             notes.append(f"{path.name}:{number} is not a whole JSON line and is left out.")
             continue
@@ -180,45 +269,30 @@ def _read_events(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     return events
 
 
-def _square(stored: Matrix | None, events: list[dict[str, Any]], tasks: list[str]) -> Matrix:
-    """The stored matrix padded with None to T x T, holes filled from the `evaluated` events."""
-    size = len(tasks)
-    matrix: Matrix = [[None] * size for _ in range(size)]
-    for i, row in enumerate(stored or []):
-        for j, value in enumerate(row):
-            if i < size and j < size:
-                matrix[i][j] = value
-    place = {task: index for index, task in enumerate(tasks)}
-    for event in events:
-        if event.get("event") != "evaluated":
-            continue
-        after = event.get("after")
-        i = place.get(after, after) if isinstance(after, str) else after
-        j = place.get(str(event.get("task")))
-        if isinstance(i, int) and j is not None and 0 <= i < size and matrix[i][j] is None:
-            matrix[i][j] = event.get("value")
-    return matrix
-
-
-def _read_task_files(run: Run) -> None:
+def _read_task_files(run: Run, state: RunState | None) -> None:
     """Packed gates (the two-dimensional uint8 tensors of a task's file) and signatures of the sealed tasks."""
     from tss.adapters.storage import read_tensors
     from tss.tasks import kind_from_dict
 
-    for path in sorted((run.folder / "tasks").glob("*.safetensors")):
+    expected = {} if state is None or state.saved is None else {e["file"]: e["sha256"] for e in state.saved["tasks"]}
+    there = sorted(run.folder.glob("tasks/*.safetensors"))
+    for path in there if state is None else [run.folder / name for name in expected]:
+        name = path.relative_to(run.folder).as_posix()
         try:
             tensors, metadata = read_tensors(path)
-        except (StateError, OSError, ValueError) as error:
-            run.notes.append(f"tasks/{path.name} cannot be read: {error}")
+            if expected and sha256(path) != expected[name]:
+                raise StateError(f"{path} is not the file that the run wrote")
+            kind = kind_from_dict(metadata["kind"]) if isinstance(metadata.get("kind"), dict) else None
+        except (StateError, OSError, ValueError, TypeError) as error:
+            run.damage.append(f"{name} cannot be used: {error}.")
             continue
         packed = {
             name.removeprefix("gates."): tensor.numpy()
             for name, tensor in tensors.items()
             if str(tensor.dtype) == "torch.uint8" and tensor.dim() == 2
         }
-        name = str(metadata.get("name", path.stem))
-        if packed and name in run.tasks:
-            run.gates[name] = packed
-        kind = metadata.get("kind")
-        if isinstance(kind, dict) and kind.get("kind") not in run.signatures:
-            run.signatures[str(kind.get("kind"))] = kind_from_dict(kind).signature()
+        task = str(metadata.get("name", path.stem))
+        if packed and task in run.tasks:
+            run.gates[task] = packed
+        if kind is not None and kind.kind not in run.signatures:
+            run.signatures[kind.kind] = kind.signature()

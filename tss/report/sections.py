@@ -96,7 +96,7 @@ def header(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
     parts += [
         html.element("p", f"{run.label}: {note}" if len(runs) > 1 else note, "note")
         for run in runs
-        for note in run.notes
+        for note in [*(f"Damaged: {line}" for line in run.damage), *run.notes]
     ]
     parts.append('<div class="cards">' + "".join(_cards(runs, summaries)) + "</div>")
     pairs = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from importlib import resources
@@ -11,12 +12,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tss.errors import ConfigError
+from tss.io import sha256
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 BART_TOKENIZER = "TSS_BART_TOKENIZER"
 """Environment variable: folder of BART's tokenizer for `bart-large-random`."""
+
+VOLATILE = (
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "_from_model_config",
+    "_attn_implementation",
+)
+"""Entries of a configuration that change no answer, or are a run's own."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,22 @@ def load_backbone(
     placed: Any = model.eval()
     placed.to(device or "cpu")
     return Backbone(placed, loaded, f"{origin}{hint}", model.num_parameters())
+
+
+def identity(backbone: Backbone) -> dict[str, str]:
+    """Digests of what answers depend on besides weights: the tokenizer, and the model's own configuration."""
+    tokenizer: Any = backbone.tokenizer
+    words: Any = sorted(tokenizer.get_vocab().items())
+    if tokenizer.is_fast:  # how text is cut and normalised too; what the last call asked for is no part of it
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        words = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
+    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    settings = [config.to_diff_dict() for config in (backbone.model.config, backbone.model.generation_config) if config]
+    told = [{key: value for key, value in each.items() if key not in VOLATILE} for each in settings]
+    return {
+        "tokenizer": sha256(json.dumps([type(tokenizer).__name__, words, special], sort_keys=True)),
+        "backbone's configuration": sha256(json.dumps(told, sort_keys=True, default=str)),
+    }
 
 
 def embedded_folder() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import torch
 
 from tss.adapters.storage import read_tensors, write_tensors
 from tss.errors import StateError
+from tss.run.events import Written
 
 Tensors = dict[str, torch.Tensor]
+OptimizerState = dict[int, dict[str, Any]]
 
 
 @dataclass
-class Position:
+class TaskProgress:
     """How far a task is learned, and its best state so far."""
 
     epoch: int = 0
@@ -29,6 +32,8 @@ class Position:
     stale: int = 0
     """Epochs since the best one."""
     seconds: float = 0.0
+    unused: list[str] = field(default_factory=list)
+    """Layers that the task does not run: no gradient reached them."""
     best: Tensors = field(default_factory=dict)
     """Learning state (scores or weights, and head) at the end of the best epoch."""
 
@@ -38,69 +43,58 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A place read back from its file."""
+class Checkpoint:
+    """A place inside a task, of one run."""
 
+    run: str
     task: str
     index: int
-    events_bytes: int
-    position: Position
+    written: Written
+    """The events up to it."""
+    progress: TaskProgress
     learning: Tensors
-    optimizer: dict[int, dict[str, Any]]
+    optimizer: OptimizerState = field(default_factory=dict)
 
 
-def save_checkpoint(
-    path: Path,
-    *,
-    task: str,
-    index: int,
-    events_bytes: int,
-    position: Position,
-    learning: Tensors,
-    optimizer: torch.optim.Optimizer,
-) -> None:
+def save_checkpoint(path: Path, place: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
     """Write the place atomically; tensors are named learning/…, best/… and optimizer/<parameter>/…"""
     moments, numbers = flatten_optimizer(optimizer)
     tensors = {
-        **{f"learning/{name}": value for name, value in learning.items()},
-        **{f"best/{name}": value for name, value in position.best.items()},
+        **{f"learning/{name}": value for name, value in place.learning.items()},
+        **{f"best/{name}": value for name, value in place.progress.best.items()},
         **moments,
     }
-    write_tensors(
-        path,
-        {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-        {
-            "task": task,
-            "index": index,
-            "events_bytes": events_bytes,
-            "position": position.numbers(),
-            "optimizer": numbers,
-        },
-    )
+    about = {
+        "run": place.run,
+        "task": place.task,
+        "index": place.index,
+        "written": dataclasses.asdict(place.written),
+        "progress": place.progress.numbers(),
+        "optimizer": numbers,
+    }
+    write_tensors(path, {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, about)
 
 
-def read_checkpoint(path: Path) -> Saved:
+def read_checkpoint(path: Path) -> Checkpoint:
     """Read a place.
 
     Raises:
-        StateError: if the file is truncated or was edited.
+        StateError: if the file is truncated, was edited, or is none.
     """
     try:
-        tensors, metadata = read_tensors(path)
-    except StateError as error:
+        tensors, about = read_tensors(path)
+        progress = TaskProgress(**about["progress"], best=_under(tensors, "best/"))
+        optimizer = unflatten_optimizer(tensors, about["optimizer"])
+        return Checkpoint(
+            about["run"], about["task"], about["index"], Written(**about["written"]), progress,
+            _under(tensors, "learning/"), optimizer,
+        )  # fmt: skip
+    except (StateError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error) if isinstance(error, StateError) else f"{path} holds no place inside a task ({error!r})"
         raise StateError(
-            f"{error}. To go on without it, delete this file: the task it belongs to then starts from its beginning, "
+            f"{reason}. To go on without it, delete this file: the task it belongs to then starts from its beginning, "
             "and finished tasks are kept"
         ) from error
-    position = Position(**metadata["position"], best=_under(tensors, "best/"))
-    return Saved(
-        metadata["task"],
-        metadata["index"],
-        metadata["events_bytes"],
-        position,
-        _under(tensors, "learning/"),
-        unflatten_optimizer(tensors, metadata["optimizer"]),
-    )
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
@@ -114,9 +108,9 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[s
     return tensors, numbers
 
 
-def unflatten_optimizer(tensors: Tensors, numbers: dict[str, Any]) -> dict[int, dict[str, Any]]:
+def unflatten_optimizer(tensors: Tensors, numbers: dict[str, Any]) -> OptimizerState:
     """The inverse of `flatten_optimizer`: parameter -> key -> value."""
-    state: dict[int, dict[str, Any]] = {}
+    state: OptimizerState = {}
     for name, value in {**tensors, **numbers}.items():
         prefix, _, rest = name.partition("/")
         if prefix == "optimizer":
@@ -125,7 +119,7 @@ def unflatten_optimizer(tensors: Tensors, numbers: dict[str, Any]) -> dict[int, 
     return state
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Any]]) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
     """Give an optimizer over the same parameters its saved state; learning rates stay as they are."""
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -1,11 +1,11 @@
-"""What a run is told: one validated configuration, and the settings that one task gets out of it."""
+"""The run configuration and the settings of each task."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, create_model, model_validator
@@ -16,6 +16,11 @@ from tss.methods import METHODS
 from tss.run.config_errors import explain
 from tss.run.config_files import apply_overrides, merge, read_source
 
+MAX_BOTTLENECK = 2**16
+Rate = Annotated[float, Field(gt=0, le=3e38)]  # float32 has no more
+Count = Annotated[int, Field(ge=1, le=10**6)]
+Length = Annotated[int, Field(ge=8, le=10**6)]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -24,23 +29,23 @@ class _Section(BaseModel):
 class Training(_Section):
     """How each task is learned; `families` and `overrides` change any of these for a family or a task."""
 
-    epochs: PositiveInt = 10
-    batch_size: PositiveInt = 32
-    eval_batch_size: PositiveInt = 32
-    source_length: int = Field(default=128, ge=8)
-    target_length: int = Field(default=128, ge=8)
-    score_lr: float = Field(default=5e-4, gt=0)
+    epochs: Count = 10
+    batch_size: Count = 32
+    eval_batch_size: Count = 32
+    source_length: Length = 128
+    target_length: Length = 128
+    score_lr: Rate = 5e-4
     """Learning rate of the scores (gated adapters)."""
-    adapter_lr: float = Field(default=1e-3, gt=0)
+    adapter_lr: Rate = 1e-3
     """Learning rate of plain adapters' weights (methods without gates)."""
-    head_lr: float = Field(default=2.75e-3, gt=0)
+    head_lr: Rate = 2.75e-3
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
-    eps: float = Field(default=1e-6, gt=0)
+    eps: Rate = 1e-6
     warmup_ratio: float = Field(default=0.5, ge=0, le=1)
-    patience: PositiveInt | None = None
+    patience: Count | None = None
     """Epochs without a strictly better validation value before a task stops early; None: never."""
-    grad_accumulation: PositiveInt = 1
+    grad_accumulation: Count = 1
     """Batches per optimizer step."""
     metric: str | None = None
     """Main metric of the task's kind; None: the kind's default."""
@@ -53,10 +58,10 @@ class Training(_Section):
 class Generation(_Section):
     """Decoding of generation tasks; None keeps the task kind's default."""
 
-    num_beams: PositiveInt | None = None
-    min_new_tokens: int | None = Field(default=None, ge=0)
-    max_new_tokens: PositiveInt | None = None
-    no_repeat_ngram_size: int | None = Field(default=None, ge=0)
+    num_beams: int | None = Field(default=None, ge=1, le=256)
+    min_new_tokens: int | None = Field(default=None, ge=0, le=10**6)
+    max_new_tokens: Count | None = None
+    no_repeat_ngram_size: int | None = Field(default=None, ge=0, le=10**6)
 
 
 class Limits(_Section):
@@ -102,12 +107,12 @@ class RunConfig(_Section):
     """Family -> keys of `training`, `generation` and `limits` that differ there."""
     overrides: dict[str, dict[str, Any]] = {}
     """Task -> keys that differ there; they win over its family's."""
-    seed: int = Field(default=2021, ge=0)
+    seed: int = Field(default=2021, ge=0, le=2**63 - 1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
-    checkpoint_steps: PositiveInt = 200
+    checkpoint_steps: Count = 200
     """Optimizer steps between two saved states inside a task."""
-    probe_size: PositiveInt = 8
+    probe_size: Count = 8
     """Test inputs per task whose logits are compared bit for bit after every later task."""
     zero_shot: bool = False
     """Evaluate each task before it is learned too, untrained and right before its turn; gives fwt."""
@@ -127,15 +132,20 @@ class RunConfig(_Section):
         if not isinstance(data, Mapping):
             return data
         name, seed = data.get("method", "tss"), data.get("seed", 2021)
-        if name not in METHODS:
+        if not isinstance(name, str) or name not in METHODS:
             raise ConfigError(f"method: no method {name!r}; there are: {', '.join(METHODS)}")
-        options = _method_options(METHODS[name].options_type, data.get("method_options") or {})
+        given = data.get("method_options") or {}
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"method_options: expected a mapping of names to values, got {given!r}")
+        options = _method_options(METHODS[name].options_type, given)
         adapters = data.get("adapters") or {}
         if isinstance(adapters, Mapping):
             gated = METHODS[name].gated
             if adapters.get("gated", gated) != gated:
                 raise ConfigError(f"adapters.gated: method {name} needs {gated}, got {not gated}; leave the key out")
             adapters = {"seed": seed, **adapters, "gated": gated}
+            if isinstance(width := adapters.get("bottleneck"), int) and width > MAX_BOTTLENECK:
+                raise ConfigError(f"adapters.bottleneck: {width} is more than {MAX_BOTTLENECK:,}; the paper's is 64")
         return {**data, "method_options": options, "adapters": adapters}
 
     @model_validator(mode="after")
@@ -154,6 +164,12 @@ class RunConfig(_Section):
         values = self.model_dump(mode="json")
         del values["adapters"]["gated"]  # follows from the method
         return values
+
+
+def known_model(values: Mapping[str, Any]) -> type[BaseModel]:
+    """`RunConfig` with the options that its method has, to look for the key that was meant."""
+    method = METHODS.get(str(values.get("method", "tss")), METHODS["tss"])
+    return create_model("RunKeys", __base__=RunConfig, method_options=(method.options_type, method.options_type()))
 
 
 def _method_options(options_type: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +221,7 @@ def load_config(
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{origin}: {line}" for line in explain(error, RunConfig))) from error
+        raise ConfigError("\n".join(f"{origin}: {line}" for line in explain(error, known_model(values)))) from error
     except ConfigError as error:
         raise ConfigError("\n".join(f"{origin}: {line}" for line in str(error).splitlines())) from error
 

@@ -1,13 +1,18 @@
-"""Turn what pydantic found into one readable line for each problem."""
+"""Turn what pydantic found into one readable line for each problem, with the spelling that was meant."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+MOST = 10
+"""Problems that are told; one wrong file has hundreds."""
+SWITCH_WORDS = {False: "off, no and false", True: "on, yes and true"}
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> list[str]:
@@ -18,23 +23,54 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, .
         model: the model whose keys are the known ones.
         prefix: where the validated values sit in the whole configuration.
     """
-    lines = []
-    for problem in error.errors():
-        location = tuple(str(part) for part in problem["loc"])
-        key = ".".join((*prefix, *location))
-        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            lines.append(f"unknown key {key!r}; {nearest(location[-1], known_keys(model, location[:-1]))}")
-        elif problem["type"] == "value_error":
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{key}: {message}" if key else message)
-        else:
-            lines.append(f"{key}: {problem['msg']}, got {problem['input']!r}")
-    return lines
+    problems = error.errors()
+    lines = [_line(problem, model, prefix) for problem in problems[:MOST]]
+    return lines + ([f"and {len(problems) - MOST} more problems"] if len(problems) > MOST else [])
 
 
-def nearest(name: str, known: list[str], kind: str = "keys") -> str:
+def _line(problem: Any, model: type[BaseModel], prefix: tuple[str, ...]) -> str:
+    location = tuple(str(part) for part in problem["loc"])
+    key, value = ".".join((*prefix, *location)), problem["input"]
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown key {key!r}; {meant(location, model, prefix)}"
+    if problem["type"] == "value_error":
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
+    found = repr(value)
+    line = f"{key}: {problem['msg']}, got {found if len(found) <= 80 else found[:77] + '...'}"
+    if problem["type"] == "list_type" and isinstance(value, str):
+        return f"{line}; write {key}=[{value}]"
+    if problem["type"] == "string_type" and isinstance(value, bool):
+        return f"{line}, since YAML reads {SWITCH_WORDS[value]} as such; a text is quoted, and to switch off is 'none'"
+    if problem["type"] == "int_parsing" and isinstance(value, str) and _is_whole(value):
+        return f"{line}; write it out: {key}={int(float(value))}"
+    return line
+
+
+def meant(location: tuple[str, ...], model: type[BaseModel], prefix: tuple[str, ...] = ()) -> str:
+    """The hint for an unknown key: the nearest at its place, the same or nearest name in another section, or all."""
+    name, here = location[-1], known_keys(model, location[:-1])
+    leaves = {path.rsplit(".", 1)[-1]: path for path in reversed(all_keys(model))}
+    close = difflib.get_close_matches(name, here, n=1, cutoff=0.75)
+    elsewhere = [name] if name in leaves else difflib.get_close_matches(name, leaves, n=1, cutoff=0.75)
+    if not close and elsewhere and leaves[elsewhere[0]] not in here:
+        return f"did you mean {'.'.join((*prefix, leaves[elsewhere[0]]))!r}?"
+    return nearest(name, here)
+
+
+def all_keys(model: type, prefix: str = "") -> list[str]:
+    """Every key of a model with those of its sections, in dots."""
+    keys = []
+    for name, annotation in _hints(model).items():
+        keys.append(prefix + name)
+        if (section := _section_type(annotation)) is not None:
+            keys += all_keys(section, f"{prefix}{name}.")
+    return keys
+
+
+def nearest(name: str, known: Sequence[str], kind: str = "keys", cutoff: float = 0.5) -> str:
     """The hint for an unknown name: the nearest known one, or all of that kind if none is near."""
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f"did you mean {matches[0]!r}?" if matches else f"known {kind} here: {', '.join(known)}"
 
 
@@ -46,6 +82,14 @@ def known_keys(model: type, location: tuple[str, ...]) -> list[str]:
         if current is None:
             return []
     return list(_hints(current))
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        number = float(text)
+    except ValueError:
+        return False
+    return abs(number) < 1e15 and number == int(number)
 
 
 def _hints(kind: Any) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from tss.errors import ConfigError
 from tss.run.config_errors import nearest
 
 DEFAULT_VARIANT = "quick"
+MAX_BYTES, MAX_VALUES = 2**20, 100_000
+"""Of a configuration: bytes of its file, and values in it."""
 
 
 def preset_names() -> list[str]:
@@ -56,16 +58,66 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         key, separator, raw = text.partition("=")
         parts = key.strip().split(".")
         if not separator or not all(parts):
-            raise ConfigError(f"override {text!r} is not of the form key=value, for example training.epochs=3")
-        try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {text!r}: the value {raw!r} is not valid YAML") from error
-        change: Any = value
+            raise ConfigError(f"override {shown(text)} is not of the form key=value, for example training.epochs=3")
+        change = read_yaml(raw, f"override {shown(text)}")
         for part in reversed(parts):
             change = {part: change}
         values = merge(values, change)
     return values
+
+
+def read_yaml(text: str, origin: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ConfigError: it is not valid, has a key twice, or is larger, more deeply nested or more often repeated by
+            aliases than a configuration can be.
+    """
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{origin}: nested too deeply for a configuration") from error
+    except ValueError as error:  # dates that are none, numbers of thousands of digits
+        reason = "a number of thousands of digits" if "digits" in str(error) else str(error)
+        raise ConfigError(f"{origin}: a value that cannot be read ({reason}); quote it to keep it as text") from error
+    if _values(value, MAX_VALUES) > MAX_VALUES:
+        raise ConfigError(f"{origin}: more than {MAX_VALUES:,} values, counting what aliases repeat; no configuration")
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice: the first value would be dropped without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key.value!r} stands twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _values(value: Any, most: int) -> int:
+    """How many values a document has, aliases written out; counting stops above `most`, as at one that holds itself."""
+    count, rest = 0, [value]
+    while rest and count <= most:
+        current = rest.pop()
+        count += 1
+        if isinstance(current, Mapping):
+            rest += current.values()
+        elif isinstance(current, list | tuple | set):
+            rest += current
+    return count
+
+
+def shown(text: str) -> str:
+    """A user's text for a message, cut where it is long."""
+    return repr(text if len(text) <= 80 else f"{text[:70]}...")
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,19 +150,23 @@ def _extended(values: dict[str, Any], origin: str, seen: tuple[str, ...]) -> dic
 
 def _read(path: Path) -> str:
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(
+                f"{path}: {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} of any configuration"
+            )
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
 
 
 def _parse(text: str, origin: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError(f"{origin}: not valid YAML: {problem}") from error
+    values = read_yaml(text, origin)
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}: expected a mapping of keys to values, found a {type(values).__name__}")
+    if foreign := [key for key in values if not isinstance(key, str)]:
+        raise ConfigError(f"{origin}: the key {foreign[0]!r} is not a text; keys are names such as seed")
     return values

@@ -1,10 +1,12 @@
-"""The run's diary: one JSON object per line, cut back on resume so that nothing is told twice."""
+"""The run's events: one JSON object per line, cut back on resume so that nothing is told twice."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +16,50 @@ from tss.io import to_json
 Listener = Callable[[dict[str, Any]], None]
 
 
+@dataclass(frozen=True)
+class Written:
+    """The events up to a moment: bytes of the file, and their SHA-256."""
+
+    bytes: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
+
+
 class EventLog:
     """Appends events to a file and tells a listener of each.
 
     Args:
         path: the file, made if it is missing.
-        length: bytes of it that count; what comes after them was written by work that is about to be done again.
+        written: what of it counts; what comes after was written by work that is about to be done again.
         step_seconds: at least this long between two `step` events; 0 writes every one.
         listener: called with every event, those of throttled steps included.
+
+    Raises:
+        StateError: the file does not begin with what counts.
     """
 
-    def __init__(self, path: Path, *, length: int = 0, step_seconds: float = 1.0, listener: Listener | None = None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        written: Written | None = None,
+        step_seconds: float = 1.0,
+        listener: Listener | None = None,
+    ) -> None:
         self.path, self._step_seconds, self._listener = path, step_seconds, listener
         self._last_step = 0.0
+        self._sha = check_events(path, written or Written())
         self._file = path.open("ab")
-        self.cut(length)
-
-    def cut(self, length: int) -> None:
-        """Keep the first `length` bytes.
-
-        Raises:
-            StateError: if the file is shorter than that.
-        """
-        found = os.fstat(self._file.fileno()).st_size
-        if found < length:
-            raise StateError(
-                f"{self.path}: {found} bytes found, at least {length} expected by the saved state; the file was "
-                "truncated: put back the whole file, or start in another folder"
-            )
-        self._file.truncate(length)
+        self._file.truncate((written or Written()).bytes)
         self._file.seek(0, os.SEEK_END)
 
     def emit(self, event: str, **fields: Any) -> None:
         """Write one event with the time (unix seconds) and tell the listener; a `step` too soon is only told."""
         record = self.tell(event, **fields)
         if event != "step" or self._step_is_due(record["time"]):
-            self._file.write(to_json(record).encode() + b"\n")
+            line = to_json(record).encode() + b"\n"
+            self._file.write(line)
             self._file.flush()
+            self._sha.update(line)
 
     def tell(self, event: str, **fields: Any) -> dict[str, Any]:
         """Tell the listener of an event without writing it; gives the whole event."""
@@ -65,10 +74,34 @@ class EventLog:
         self._last_step = now
         return True
 
-    def position(self) -> int:
-        """Bytes written so far, on the disk when this returns."""
+    def written(self) -> Written:
+        """What was written so far, on the disk when this returns."""
         os.fsync(self._file.fileno())
-        return os.fstat(self._file.fileno()).st_size
+        return Written(os.fstat(self._file.fileno()).st_size, self._sha.hexdigest())
 
     def close(self) -> None:
         self._file.close()
+
+
+def check_events(path: Path, written: Written) -> Any:
+    """The running SHA-256 of the part of a file of events that counts.
+
+    Raises:
+        StateError: the file is shorter, or was changed there.
+    """
+    data = b""
+    if path.exists():
+        with path.open("rb") as file:
+            data = file.read(written.bytes)
+    if len(data) < written.bytes:
+        raise StateError(
+            f"{path}: {len(data)} bytes found, at least {written.bytes} expected by the saved state; the file was "
+            "truncated: put back the whole file, or start in another folder"
+        )
+    sha = hashlib.sha256(data)
+    if sha.hexdigest() != written.sha256:
+        raise StateError(
+            f"{path}: its first {written.bytes} bytes have SHA-256 {sha.hexdigest()}, expected {written.sha256}; it "
+            "was edited: put the file back from a copy, or start in another folder"
+        )
+    return sha

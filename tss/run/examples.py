@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tss.adapters import TssHandle
 
-MOST_BELOW = 2**28
+MOST_PREFIX_BYTES = 2**28
 """Bytes of hidden states that a split may keep."""
 
 
@@ -54,7 +54,7 @@ class Split:
 
     examples: Sequence[Example]
     encoded: Sequence[Encoded]
-    below: torch.Tensor | None = None
+    prefix_states: torch.Tensor | None = None
     """Hidden states below the first adapter, (tokens of all examples + 1, H), the last row zero; None: not kept."""
 
     def __len__(self) -> int:
@@ -85,14 +85,14 @@ def collate(
     pad_id: Any = tokenizer.pad_token_id
     encoded = [split.encoded[i] for i in rows]
     batch = kind.collate(encoded, pad_id=pad_id, multiple=runtime.pad_multiple)
-    if split.below is not None:
+    if split.prefix_states is not None:
         index = [range(split.starts[i], split.starts[i] + len(split.encoded[i]["input_ids"])) for i in rows]
-        places = pad_rows(index, len(split.below) - 1, runtime.pad_multiple)
-        batch["below"] = split.below[places.to(split.below.device)]
+        places = pad_rows(index, len(split.prefix_states) - 1, runtime.pad_multiple)
+        batch["below"] = split.prefix_states[places.to(split.prefix_states.device)]
     return runtime.to_device(batch)
 
 
-def keep_below(
+def cache_prefix(
     split: Split, kind: TaskKind, tokenizer: PreTrainedTokenizerBase, runtime: Runtime, handle: TssHandle, size: int
 ) -> Split:
     """The split with its hidden states below the first adapter, where all of it is frozen and without dropout.
@@ -107,20 +107,20 @@ def keep_below(
     """
     width = getattr(handle.model.config, "hidden_size", None) or getattr(handle.model.config, "d_model", 0)
     tokens = sum(split.lengths())
-    if handle.prefix is None or not 0 < tokens * width * handle.model.dtype.itemsize <= MOST_BELOW:
+    if handle.prefix is None or not 0 < tokens * width * handle.model.dtype.itemsize <= MOST_PREFIX_BYTES:
         return split
-    below = None
+    states_of_all = None
     with torch.no_grad(), runtime.autocast():
         for rows in by_length(split, size, runtime.batch_cost):
             hidden = handle.prefix.compute(collate(split, rows, kind, tokenizer, runtime))
             if hidden is None:
                 return split
-            if below is None:
-                below = hidden.new_zeros(tokens + 1, hidden.shape[-1])
+            if states_of_all is None:
+                states_of_all = hidden.new_zeros(tokens + 1, hidden.shape[-1])
             for i, states in zip(rows, hidden, strict=True):
                 count = len(split.encoded[i]["input_ids"])
-                below[split.starts[i] : split.starts[i] + count] = states[:count]
-    return dataclasses.replace(split, below=below)
+                states_of_all[split.starts[i] : split.starts[i] + count] = states[:count]
+    return dataclasses.replace(split, prefix_states=states_of_all)
 
 
 def by_length(split: Split, batch_size: int, batch_cost: int | None = None) -> list[list[int]]:

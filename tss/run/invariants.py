@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from tss.errors import ForgettingError
+from tss.run.run_state import SealedTask
 from tss.run.runtime import Runtime
-from tss.run.state import SealedTask
 
 if TYPE_CHECKING:
     from tss.adapters import TssHandle

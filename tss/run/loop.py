@@ -14,7 +14,7 @@ import torch
 from tss.data import batches
 from tss.errors import TssError
 from tss.methods.base import Method
-from tss.run.checkpoint import Position, Saved, restore_optimizer
+from tss.run.checkpoint import Checkpoint, TaskProgress, restore_optimizer
 from tss.run.config import TaskSettings
 from tss.run.evaluate import evaluate, mean_loss
 from tss.run.events import EventLog
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tss.adapters import TssHandle
 
-Checkpoint = Callable[[Position, torch.optim.Optimizer], None]
+SavePlace = Callable[[TaskProgress, torch.optim.Optimizer], None]
 
 
 @dataclass
@@ -49,6 +49,8 @@ class Job:
     log: EventLog
     first_gates: dict[str, torch.Tensor] = field(default_factory=dict)
     """Packed gates that the task starts from, by layer; empty where adapters have no gates."""
+    last_good: str = "its beginning"
+    """Where a resume would go on, in words."""
     step_seconds: list[float] = field(default_factory=list)
     """Duration of every optimizer step in this process."""
 
@@ -79,76 +81,106 @@ def schedule(step: int, total: int, warmup: int) -> float:
     return (total - step) / max(1, total - warmup)
 
 
-def learn(job: Job, checkpoint: Checkpoint, saved: Saved | None = None) -> Position:
+def learn(job: Job, save: SavePlace, place: Checkpoint | None = None) -> TaskProgress:
     """Train the task that the handle is learning, and restore its best state by validation.
 
     Args:
         job: the task.
-        checkpoint: called after every optimizer step; saves when one is due.
-        saved: where to go on; None starts from the first step.
+        save: called after every optimizer step; saves the place when that is due.
+        place: where to go on; None starts from the first step.
+
+    Raises:
+        TssError: a loss, a gradient, a score, a weight or a validation value is not finite.
     """
     optimizer = job.method.make_optimizer(job.handle, job.settings)
-    position = Position()
-    if saved is not None:
-        position = saved.position
-        job.handle.load_learning_state(saved.learning)
-        restore_optimizer(optimizer, saved.optimizer)
+    progress = TaskProgress()
+    if place is not None:
+        progress = place.progress
+        job.handle.load_learning_state(place.learning)
+        restore_optimizer(optimizer, place.optimizer)
     patience = job.settings.patience
-    while position.epoch < job.settings.epochs and (patience is None or position.stale < patience):
-        train_epoch(job, optimizer, position, checkpoint)
-        finish_epoch(job, position)
-    if position.best:
-        job.handle.load_learning_state(position.best)
-    return position
+    while progress.epoch < job.settings.epochs and (patience is None or progress.stale < patience):
+        train_epoch(job, optimizer, progress, save)
+        finish_epoch(job, progress)
+    if progress.best:
+        job.handle.load_learning_state(progress.best)
+    return progress
 
 
-def train_epoch(job: Job, optimizer: torch.optim.Optimizer, position: Position, checkpoint: Checkpoint) -> None:
-    """The optimizer steps of an epoch that `position` has not done yet."""
+def train_epoch(job: Job, optimizer: torch.optim.Optimizer, progress: TaskProgress, save: SavePlace) -> None:
+    """The optimizer steps of an epoch that `progress` has not done yet."""
     per_epoch = job.steps_per_epoch()
     total = job.settings.epochs * per_epoch
     warmup = math.ceil(total * job.settings.warmup_ratio)
     peaks = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
     job.handle.model.train()
-    for step, group in enumerate(job.groups(position.epoch)):
-        if step < position.step:
+    for step, group in enumerate(job.groups(progress.epoch)):
+        if step < progress.step:
             continue
         started = time.perf_counter()
-        share = schedule(position.epoch * per_epoch + step, total, warmup)
+        share = schedule(progress.epoch * per_epoch + step, total, warmup)
         for parameters, peak in zip(optimizer.param_groups, peaks, strict=True):
             parameters["lr"] = peak * share
-        loss = backward(job, group, position.epoch, step)
+        loss = backward(job, group, progress.epoch, step)
         optimizer.step()
-        check_finite(job, position.epoch, step)
+        check_finite(job, progress.epoch, step)
+        if step == 0 and progress.epoch == 0:
+            progress.unused = unused_layers(job.handle)
         optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
         job.step_seconds.append(seconds)
-        position.step, position.loss_sum = step + 1, position.loss_sum + loss
-        position.seconds += seconds
+        progress.step, progress.loss_sum = step + 1, progress.loss_sum + loss
+        progress.seconds += seconds
         job.log.emit(
             "step",
             task=job.name,
             index=job.index,
-            epoch=position.epoch,
+            epoch=progress.epoch,
             step=step,
             loss=loss,
             score_lr=optimizer.param_groups[0]["lr"],
             seconds=round(seconds, 4),
         )
-        checkpoint(position, optimizer)
+        save(progress, optimizer)
 
 
 def check_finite(job: Job, epoch: int, step: int) -> None:
-    """Raise TssError if a step made a score or a weight that is not finite: a NaN reads as a gate that is off."""
-    trained: list[torch.Tensor] = []
-    for group in job.handle.trainable_parameters().values():
-        trained += group
-    largest = torch.stack(torch._foreach_norm(trained, math.inf))
-    if not largest.isfinite().all():
-        raise TssError(
-            f"task {job.name}: a score or a weight is not finite after epoch {epoch}, step {step}; finished tasks are "
-            f"kept. Lower score_lr ({job.settings.score_lr}) or head_lr ({job.settings.head_lr}) for this task, or use "
-            f"precision=float32 (now {job.runtime.precision})"
-        )
+    """Raise TssError if a step had a gradient, or made a score or a weight, that is not finite.
+
+    A NaN reads as a gate that is off, and would be learned on, sealed and inherited without a word. Gradients whose
+    square is not finite count too: Adam keeps squares, and would never move such an entry again.
+    """
+    trained = [parameter for group in job.handle.trainable_parameters().values() for parameter in group]
+    stepped = [*(p.detach() for p in trained), *(p.grad for p in trained if p.grad is not None)]
+    largest = torch.stack(torch._foreach_norm(stepped, math.inf)).float()
+    if not (largest * largest).isfinite().all():
+        raise not_finite(job, "a gradient, a score or a weight is not finite", epoch, step)
+
+
+def not_finite(job: Job, what: str, epoch: int, step: int | None = None) -> TssError:
+    """The error that names the place, what is kept, and the remedies."""
+    rates = {"score_lr": job.settings.score_lr, "head_lr": job.settings.head_lr}
+    if not job.method.gated:
+        rates = {"adapter_lr": job.settings.adapter_lr, "head_lr": job.settings.head_lr}
+    lower = " or ".join(f"{key} (now {value:g})" for key, value in rates.items())
+    where = f"epoch {epoch}" if step is None else f"epoch {epoch}, step {step}"
+    precision = (
+        "" if job.runtime.precision == "float32" else f", or use precision=float32 (now {job.runtime.precision})"
+    )
+    return TssError(
+        f"task {job.name}: {what} at {where}. Finished tasks are kept, and so is the last good state of this one "
+        f"({job.last_good}), which --resume goes on from. To learn this task otherwise, resume with a lower "
+        f"{lower}: --resume overrides.{job.name}.{next(iter(rates))}=VALUE{precision}"
+    )
+
+
+def unused_layers(handle: TssHandle) -> list[str]:
+    """Adapter layers that the last backward pass did not reach, such as a decoder's where the head reads the encoder.
+
+    To be asked while gradients are there.
+    """
+    trained = {name: layer.scores if handle.config.gated else layer.weight for name, layer in handle.layers.items()}
+    return [name for name, parameter in trained.items() if parameter.grad is None]
 
 
 def backward(job: Job, group: list[list[int]], epoch: int, step: int) -> float:
@@ -169,39 +201,37 @@ def backward(job: Job, group: list[list[int]], epoch: int, step: int) -> float:
             loss = loss + penalty
         value = loss.item()
         if not math.isfinite(value):
-            raise TssError(
-                f"task {job.name}: the loss is {value} at epoch {epoch}, step {step}; finished tasks are kept. "
-                f"Lower score_lr ({job.settings.score_lr}) or head_lr ({job.settings.head_lr}) for this task, or use "
-                f"precision=float32 (now {job.runtime.precision})"
-            )
+            raise not_finite(job, f"the loss is {value}", epoch, step)
         (loss / len(group)).backward()
         total += value / len(group)
     return total
 
 
-def finish_epoch(job: Job, position: Position) -> None:
+def finish_epoch(job: Job, progress: TaskProgress) -> None:
     """Validate, keep the state if it is strictly better than the best so far, and move on to the next epoch."""
     started = time.perf_counter()
     value, metric = validate(job)
+    if not math.isfinite(value):
+        raise not_finite(job, f"the validation {metric} is {value}", progress.epoch)
     higher_is_better = -value if metric == "loss" else value
-    if position.best_value is None or higher_is_better > position.best_value:
-        position.best_value, position.best_epoch, position.stale = higher_is_better, position.epoch, 0
-        position.best = {name: tensor.detach().clone() for name, tensor in job.handle.learning_state().items()}
+    if progress.best_value is None or higher_is_better > progress.best_value:
+        progress.best_value, progress.best_epoch, progress.stale = higher_is_better, progress.epoch, 0
+        progress.best = {name: tensor.detach().clone() for name, tensor in job.handle.learning_state().items()}
     else:
-        position.stale += 1
+        progress.stale += 1
     job.log.emit(
         "epoch",
         task=job.name,
         index=job.index,
-        epoch=position.epoch,
-        loss=position.loss_sum / position.step,
+        epoch=progress.epoch,
+        loss=progress.loss_sum / progress.step,
         validation=value,
         metric=metric,
         density=job.handle.density(),
         flipped=job.handle.flipped(job.first_gates),
     )
-    position.seconds += time.perf_counter() - started
-    position.epoch, position.step, position.loss_sum = position.epoch + 1, 0, 0.0
+    progress.seconds += time.perf_counter() - started
+    progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
 
 
 def validate(job: Job) -> tuple[float, str]:

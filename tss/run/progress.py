@@ -124,10 +124,12 @@ def describe(event: dict[str, Any]) -> str | None:
         case "task_end":
             return f"  learned in {format_seconds(event['seconds'])}, {event['bytes']['total']:,} bytes kept"
         case "verified":
-            return f"  verified: {len(event['tasks'])} sealed tasks unchanged, bit for bit"
+            return f"  verified: {event['tasks']} sealed tasks unchanged, bit for bit"
         case "evaluated":
             again = "" if event.get("measured", True) else ", as before"
             return f"  {event['task']}: {event['main']} {event['value']:.2f}{again}"
+        case "settings":
+            return f"  learned with other settings than the run began with: {', '.join(event['tasks'])}"
         case "environment":
             return f"  resumed elsewhere ({', '.join(event['changed'])} differ): probes renewed, last bits may differ"
     return None

@@ -10,7 +10,7 @@ from typing import Any
 from tss.data import TaskData
 from tss.metrics import continual
 from tss.run.config import RunConfig
-from tss.run.state import RunState
+from tss.run.run_state import RunState
 
 Matrix = list[list[float | None]]
 

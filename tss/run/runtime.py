@@ -1,4 +1,4 @@
-"""Where and how exactly the run computes: device, precision, memory."""
+"""Device, precision and memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import platform
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
 
 BATCH_COST = 64
 """Tokens of the embedded backbone that take as long on one core as its calls do: about 5 ms (docs/profile-cpu.md)."""
+
+NO_MEMORY = ("can't allocate memory", "not enough memory", "calculation overflowed", "multiplication overflowed")
+"""What PyTorch says, in a plain RuntimeError, of sizes that no memory has."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Runtime:
         """Peak memory: allocated on the CUDA device since `reset_peak`, or resident in this process so far."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
+        import resource  # not on Windows
+
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -74,7 +78,7 @@ class Runtime:
             "transformers": version("transformers"),
             "tss": version("tss"),
             "kernels": os.environ.get("TSS_KERNELS_BACKEND", "chosen"),
-            "device": torch.cuda.get_device_name(self.device) if on_cuda else "cpu",
+            "device": torch.cuda.get_device_name(self.device) if on_cuda else _processor(),
             "precision": self.precision,
             "threads": torch.get_num_threads(),
         }
@@ -92,6 +96,10 @@ class Runtime:
         }
 
 
+def _processor() -> str:
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+
+
 @contextlib.contextmanager
 def memory_errors(task: str, batch_size: int) -> Iterator[None]:
     """Turn running out of memory into one clear error that names the task and the remedy."""
@@ -99,7 +107,9 @@ def memory_errors(task: str, batch_size: int) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         text = str(error)
-        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text
+        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+            sign in text for sign in NO_MEMORY
+        )
         if not out_of_memory:
             raise
         detail = text.splitlines()[0] if text else "no detail"

@@ -1,29 +1,41 @@
-"""The sequence: learn a task, seal it, verify that none was forgotten, evaluate all that are learned; then the next."""
+"""The sequence: learn a task, seal it, verify that none was forgotten, keep it, evaluate all; then the next."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from tss.adapters import saving
 from tss.data import TaskData
-from tss.io import to_json, write_text
+from tss.io import sha256, to_json
 from tss.methods.base import Batch
-from tss.run.checkpoint import Position, save_checkpoint
+from tss.run.checkpoint import TaskProgress
 from tss.run.config import RunConfig
 from tss.run.evaluate import Evaluation, evaluate
 from tss.run.events import Listener
-from tss.run.examples import encode_split, epoch_batches, keep_below
+from tss.run.examples import cache_prefix, encode_split, epoch_batches
+from tss.run.folder import RunFolder
 from tss.run.invariants import logits_hash, verify
 from tss.run.loop import Job, learn, steps_per_epoch
 from tss.run.prepare import Run, open_run
 from tss.run.results import RunResult, matrix_content
+from tss.run.run_state import SealedTask
 from tss.run.runtime import disk_errors, memory_errors
-from tss.run.state import Layout, SealedTask
 from tss.run.zero_shot import metrics_now
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A task that is sealed in memory, and what is told of it: gates on and flipped by layer, and the time it took."""
+
+    task: SealedTask
+    density: dict[str, float]
+    flipped: dict[str, float]
+    seconds: float
 
 
 def run_sequence(
@@ -43,16 +55,16 @@ def run_sequence(
         ForgettingError: a sealed task changed.
         TssError: a loss that is not finite, or no memory. Whatever was finished is kept.
     """
-    layout = Layout(Path(folder))
-    with disk_errors(layout.folder), open_run(config, layout, resume=resume, listener=progress) as run:
+    files = RunFolder(folder)
+    with disk_errors(files.path), open_run(config, files, resume=resume, listener=progress) as run:
         begin(run)
         for index, task in enumerate(run.tasks):
             if index == len(run.state.sealed):
-                with memory_errors(task.name, run.settings(task.name).batch_size):
-                    job, position = learn_task(run, index, task)
-                    seal_task(run, job, position)
-            if index == run.state.verified:
-                verify_tasks(run, index)
+                with memory_errors(task.name, run.settings[task.name].batch_size):
+                    job, done = learn_task(run, index, task)
+                    sealed = seal_task(run, job)
+                    verify_tasks(run, index, sealed)  # before anything of it counts: what fails here can be done again
+                    keep_task(run, job, done, sealed)
             evaluate_tasks(run, index)
         return finish(run)
 
@@ -62,9 +74,9 @@ def begin(run: Run) -> None:
     tasks = [task.name for task in run.tasks]
     steps = {}
     for task in run.tasks:
-        settings = run.settings(task.name)
+        settings = run.settings[task.name]
         steps[task.name] = settings.epochs * steps_per_epoch(len(task.train), settings)
-    if run.log.position() > 0:
+    if run.log.written().bytes > 0:
         done = {name: steps[name] for name in tasks[: len(run.state.sealed)]}
         cells = sum(len(row) for row in run.state.rows)
         run.log.tell("resumed", tasks=tasks, steps=steps, done=done, learned=len(done), cells=cells)
@@ -81,9 +93,9 @@ def begin(run: Run) -> None:
     run.save_state()
 
 
-def learn_task(run: Run, index: int, task: TaskData) -> tuple[Job, Position]:
+def learn_task(run: Run, index: int, task: TaskData) -> tuple[Job, TaskProgress]:
     """Train one task from its start, or from where it was saved, up to its best state restored."""
-    settings, tokenizer = run.settings(task.name), run.backbone.tokenizer
+    settings, tokenizer = run.settings[task.name], run.backbone.tokenizer
     job = Job(
         task.name,
         index,
@@ -102,10 +114,10 @@ def learn_task(run: Run, index: int, task: TaskData) -> tuple[Job, Position]:
     run.method.begin_task(run.handle, task.name, task.kind)
     job.first_gates = run.handle.packed()
     size = settings.eval_batch_size
-    job.train = keep_below(job.train, task.kind, tokenizer, run.runtime, run.handle, size)
-    job.validation = keep_below(job.validation, task.kind, tokenizer, run.runtime, run.handle, size)
-    saved, run.saved = run.saved, None
-    if saved is None:
+    job.train = cache_prefix(job.train, task.kind, tokenizer, run.runtime, run.handle, size)
+    job.validation = cache_prefix(job.validation, task.kind, tokenizer, run.runtime, run.handle, size)
+    place, run.place = run.place, None
+    if place is None:
         if run.config.zero_shot and index > 0:
             evaluate_before(run, index, task)
         run.log.emit(
@@ -118,49 +130,63 @@ def learn_task(run: Run, index: int, task: TaskData) -> tuple[Job, Position]:
             test=len(task.test),
             steps=settings.epochs * job.steps_per_epoch(),
         )
+    else:
+        job.last_good = _words(run, place.progress)
 
-    def checkpoint(position: Position, optimizer: torch.optim.Optimizer) -> None:
-        if (position.epoch * job.steps_per_epoch() + position.step) % run.config.checkpoint_steps == 0:
-            save_checkpoint(
-                run.layout.learning,
-                task=task.name,
-                index=index,
-                events_bytes=run.log.position(),
-                position=position,
-                learning=run.handle.learning_state(),
-                optimizer=optimizer,
+    def save(progress: TaskProgress, optimizer: torch.optim.Optimizer) -> None:
+        if (progress.epoch * job.steps_per_epoch() + progress.step) % run.config.checkpoint_steps == 0:
+            state = run.handle.learning_state()
+            written = run.log.written()
+            run.folder.save_checkpoint(
+                run.state, progress, written, task=task.name, learning=state, optimizer=optimizer
             )
+            job.last_good = _words(run, progress)
 
-    return job, learn(job, checkpoint, saved)
+    return job, learn(job, save, place)
 
 
-def seal_task(run: Run, job: Job, position: Position) -> None:
-    """Seal the task and write its file, what it hands on, and then the state that makes both count."""
+def _words(run: Run, progress: TaskProgress) -> str:
+    """Where a resume goes on."""
+    return f"epoch {progress.epoch}, step {progress.step}, in {run.folder.learning}"
+
+
+def seal_task(run: Run, job: Job) -> Sealed:
+    """Seal the task in memory; nothing of it counts yet."""
     started = time.perf_counter()
     density, flipped = run.handle.density(), run.handle.flipped(job.first_gates)
     with run.runtime.autocast():
         run.method.end_task(run.handle, job.name, importance_batches(job))
-    run.state.saved = saving.stage(run.layout.folder, run.handle.saved(extra=run.method.state()))
     probe = logits_hash(run.handle, job.name, run.probe(run.tasks[job.index]), run.runtime)
-    run.state.sealed.append(SealedTask(job.name, run.handle.fingerprint(job.name), probe))
-    seconds = position.seconds + time.perf_counter() - started
+    task = SealedTask(job.name, run.handle.fingerprint(job.name), probe)
+    return Sealed(task, density, flipped, time.perf_counter() - started)
+
+
+def keep_task(run: Run, job: Job, progress: TaskProgress, sealed: Sealed) -> None:
+    """Write a sealed task's file, what it hands on, and then the state that makes both count."""
+    started = time.perf_counter()
+    run.state.saved = saving.stage(run.folder.path, run.handle.saved(extra=run.method.state()))
+    run.state.sealed.append(sealed.task)
+    seconds = progress.seconds + sealed.seconds + time.perf_counter() - started
     run.state.seconds += seconds
     run.log.emit(
         "task_end",
         task=job.name,
         index=job.index,
-        best_epoch=position.best_epoch,
+        best_epoch=progress.best_epoch,
         seconds=round(seconds, 3),
         step_seconds=job.median_step_seconds(),
         peak_bytes=run.runtime.peak_bytes(),
         bytes=run.handle.bytes_per_task(job.name),
-        density=density,
-        flipped=flipped,
+        density=sealed.density,
+        flipped=sealed.flipped,
+        unused=progress.unused,
         importance_mean=importance_mean(run),
     )
+    if run.method.never_forgets:
+        run.log.emit("verified", after=job.name, tasks=len(run.state.sealed), frozen=run.state.frozen)
     run.save_state()
-    saving.commit(run.layout.folder, run.state.saved)
-    run.layout.learning.unlink(missing_ok=True)
+    run.folder.commit(run.state)
+    run.folder.drop_checkpoint()
 
 
 def importance_batches(job: Job) -> Iterator[Batch]:
@@ -175,7 +201,7 @@ def importance_mean(run: Run) -> dict[str, float]:
     return {name: value.mean().item() for name, value in importances.items() if value is not None}
 
 
-def verify_tasks(run: Run, index: int) -> None:
+def verify_tasks(run: Run, index: int, sealed: Sealed) -> None:
     """Check after task `index` that no sealed task changed, if the method promises it.
 
     Raises:
@@ -183,11 +209,7 @@ def verify_tasks(run: Run, index: int) -> None:
     """
     if run.method.never_forgets:
         probes = {task.name: run.probe(task) for task in run.tasks[: index + 1]}
-        verify(run.handle, run.state.sealed, run.state.frozen, probes, run.runtime)
-        after = run.tasks[index].name
-        run.log.emit("verified", after=after, tasks=[task.name for task in run.state.sealed], frozen=run.state.frozen)
-    run.state.verified = index + 1
-    run.save_state()
+        verify(run.handle, [*run.state.sealed, sealed.task], run.state.frozen, probes, run.runtime)
 
 
 def evaluate_tasks(run: Run, index: int) -> None:
@@ -208,15 +230,24 @@ def evaluate_tasks(run: Run, index: int) -> None:
         started = time.perf_counter()
         result = evaluate_task(run, task)
         seconds = time.perf_counter() - started
-        write_predictions(run.layout.predictions(column, task.name), result)
+        run.folder.write_result(run.state, run.folder.predictions(column, task.name), predictions_text(result))
         record_cell(run, index, task, result.metrics, seconds)
-    write_text(run.layout.matrix, to_json(matrix_content(run.config, run.tasks, run.state), indent=1) + "\n")
+    if index == len(run.state.rows) - 1:
+        write_matrix(run)
+
+
+def write_matrix(run: Run) -> None:
+    """Write matrix.json where it is not what was measured, and make it count."""
+    text, path = to_json(matrix_content(run.config, run.tasks, run.state), indent=1) + "\n", run.folder.matrix
+    if path.is_file() and sha256(path) == sha256(text) == run.state.files.get(path.name):
+        return
+    run.folder.write_result(run.state, path, text)
+    run.save_state()
 
 
 def takes_over(run: Run, index: int) -> bool:
     """Whether row `index` takes the scores of earlier tasks over from the row above it."""
-    unchanged = run.method.never_forgets and run.state.verified == index + 1
-    return unchanged and run.config.reevaluate == "last" and index < len(run.tasks) - 1
+    return run.method.never_forgets and run.config.reevaluate == "last" and index < len(run.tasks) - 1
 
 
 def evaluate_before(run: Run, index: int, task: TaskData) -> None:
@@ -249,7 +280,7 @@ def record_cell(
 
 def evaluate_task(run: Run, task: TaskData) -> Evaluation:
     """Predict and score a learned task's test split with its own gates and head."""
-    size = run.settings(task.name).eval_batch_size
+    size = run.settings[task.name].eval_batch_size
     with run.handle.using(task.name), memory_errors(task.name, size):
         return evaluate(
             run.handle.model,
@@ -261,10 +292,10 @@ def evaluate_task(run: Run, task: TaskData) -> Evaluation:
         )
 
 
-def write_predictions(path: Path, result: Evaluation) -> None:
+def predictions_text(result: Evaluation) -> str:
     """One JSON line per test example, in the data's order: prediction and reference."""
     pairs = zip(result.predictions, result.references, strict=True)
-    write_text(path, "".join(to_json({"prediction": p, "reference": r}) + "\n" for p, r in pairs))
+    return "".join(to_json({"prediction": p, "reference": r}) + "\n" for p, r in pairs)
 
 
 def finish(run: Run) -> RunResult:
@@ -275,7 +306,7 @@ def finish(run: Run) -> RunResult:
         run.state.finished = True
         run.save_state()
     return RunResult(
-        run.layout.folder,
+        run.folder.path,
         content["tasks"],
         content["matrix"],
         content["metrics"],

@@ -1,55 +1,22 @@
-"""What a run keeps on disk to go on after a crash: `state/run.json` is the one file that says what is finished."""
+"""What is finished in a run, as one checked JSON document, and what a run must find again to go on."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tss.errors import StateError
-from tss.io import safe_name, sha256, to_json, write_text
+from tss.io import from_json, sha256, to_json, write_text
+from tss.run.events import Written
 
-FORMAT = 2
+FORMAT = 3
 
 FREE_KEYS = ("log_seconds", "checkpoint_steps", "reevaluate")
 """Configuration keys that cannot change a result, so a resume may change them."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The files of a run folder."""
-
-    folder: Path
-
-    @property
-    def config(self) -> Path:
-        return self.folder / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        return self.folder / "env.json"
-
-    @property
-    def events(self) -> Path:
-        return self.folder / "events.jsonl"
-
-    @property
-    def matrix(self) -> Path:
-        return self.folder / "matrix.json"
-
-    @property
-    def state(self) -> Path:
-        return self.folder / "state" / "run.json"
-
-    @property
-    def learning(self) -> Path:
-        """Saved state inside the task being learned."""
-        return self.folder / "state" / "learning.safetensors"
-
-    def predictions(self, index: int, name: str) -> Path:
-        return self.folder / "predictions" / f"{index + 1:02d}-{safe_name(name)}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -67,6 +34,8 @@ class SealedTask:
 class RunState:
     """Everything finished so far; saved after each task and after each evaluated cell."""
 
+    id: str
+    """Of this run alone: what else lies in its folder must name it."""
     config: dict[str, Any]
     digests: dict[str, str]
     """Task -> digest of its data."""
@@ -74,16 +43,18 @@ class RunState:
     """What logits depend on besides the weights: device, precision, versions."""
     frozen: str
     """Fingerprint of the backbone's and the adapters' frozen weights."""
+    backbone: dict[str, str] = field(default_factory=dict)
+    """Digests of the tokenizer and of the backbone's own configuration."""
     sealed: list[SealedTask] = field(default_factory=list)
     saved: dict[str, Any] | None = None
     """Manifest of the files that hold the sealed tasks; the folder's own follows it."""
-    verified: int = 0
-    """Rows whose invariants were verified."""
     rows: list[dict[str, dict[str, float]]] = field(default_factory=list)
     """Row i: task -> its metrics after task i; the last row may be unfinished."""
     untrained: dict[str, dict[str, float]] = field(default_factory=dict)
     """Task -> its metrics before anything was learned, where zero-shot evaluation is on."""
-    events_bytes: int = 0
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the files of results, by their names in the folder."""
+    events: Written = field(default_factory=Written)
     seconds: float = 0.0
     finished: bool = False
 
@@ -100,32 +71,47 @@ def load_state(path: Path) -> RunState:
         StateError: if it is truncated, was edited, or has another format.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        expected = content.pop("sha256")
-        version = content.pop("format")
-    except (ValueError, KeyError, AttributeError) as error:
+        content = from_json(path.read_bytes())
+        expected, version = content.pop("sha256"), content.pop("format")
+        found = sha256(to_json({"format": version, **content}))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise StateError(f"{path}: not a whole state file ({error}); it was truncated or edited. {_REMEDY}") from error
-    found = sha256(to_json({"format": version, **content}))
     if found != expected:
         raise StateError(f"{path}: its content has SHA-256 {found}, expected {expected}; it was edited. {_REMEDY}")
     if version != FORMAT:
         raise StateError(
-            f"{path}: format {version}, this version reads {FORMAT}, in which a run folder is what tss.load opens; "
+            f"{path}: format {version}, this version reads {FORMAT}, which knows the tokenizer and the files of a run; "
             "resume with the version that wrote it, or start in another folder"
         )
-    content["sealed"] = [SealedTask(**task) for task in content["sealed"]]
-    return RunState(**content)
+    try:
+        content["sealed"] = [SealedTask(**task) for task in content["sealed"]]
+        content["events"] = Written(**content["events"])
+        return RunState(**content)
+    except (KeyError, TypeError) as error:
+        raise StateError(f"{path}: not the state of a run ({error}). {_REMEDY}") from error
 
 
 _REMEDY = "Put the file back from a copy, or start in another folder; finished tasks are in tasks/"
 
 
-def check_same_config(saved: dict[str, Any], given: dict[str, Any]) -> None:
-    """A run goes on with the configuration it began with; keys in `FREE_KEYS` may differ.
+def check_same_config(saved: dict[str, Any], given: dict[str, Any], learned: Iterable[str] = ()) -> list[str]:
+    """A run goes on with the configuration it began with; `FREE_KEYS` and settings of tasks to come may differ.
+
+    Args:
+        saved: as it began.
+        given: as it shall go on.
+        learned: the tasks whose settings are past changing.
+
+    Returns:
+        Tasks whose own settings (under `overrides`) differ.
 
     Raises:
         StateError: with each key that differs and both values.
     """
+    saved, given, past = copy.deepcopy(saved), copy.deepcopy(given), set(learned)
+    before, after = saved.get("overrides") or {}, given.get("overrides") or {}
+    to_come = [task for task in {**before, **after} if task not in past]
+    changed = [task for task in to_come if before.pop(task, None) != after.pop(task, None)]
     old, new = _flat(saved), _flat(given)
     differing = [
         f"{key}: {old.get(key, '(absent)')!r} in the run, {new.get(key, '(absent)')!r} now"
@@ -133,20 +119,28 @@ def check_same_config(saved: dict[str, Any], given: dict[str, Any]) -> None:
         if old.get(key) != new.get(key) and key not in FREE_KEYS
     ]
     if differing:
-        raise StateError("cannot resume with another configuration; " + "; ".join(differing))
+        raise StateError(
+            "cannot resume with another configuration; " + "; ".join(differing) + ". Leave these out, or start in "
+            "another folder; settings of tasks that are not yet learned may change, as overrides.TASK.KEY=value"
+        )
+    return changed
 
 
-def check_same_data(saved: dict[str, str], given: dict[str, str]) -> None:
-    """The data of every task is what the run began with.
+def check_same(what: str, saved: dict[str, str], given: dict[str, str]) -> None:
+    """What results depend on is what the run began with.
+
+    Args:
+        what: in words, with a place for the names that differ.
+        saved, given: name -> digest.
 
     Raises:
-        StateError: naming the tasks whose data differs.
+        StateError: naming what differs.
     """
-    changed = [task for task in saved if saved[task] != given.get(task)]
+    changed = [name for name in saved if saved[name] != given.get(name)]
     if changed:
         raise StateError(
-            f"cannot resume: the data of {', '.join(changed)} is not what the run began with (its digest differs); "
-            "put the old files back, or start in another folder"
+            f"{what.format(' and '.join(changed))} is not what the run began with (its digest differs); put the old "
+            "files back, or start in another folder"
         )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tss.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tss.data import Order
     from tss.run.config import RunConfig
 
 SHORTCUTS = ("data", "backbone", "method")
@@ -37,8 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def configuration(args: argparse.Namespace) -> tuple[RunConfig, str]:
+def chosen(args: argparse.Namespace) -> bool:
+    """Whether the command line says what to run."""
+    return bool(args.words or args.preset or args.variant) or any(getattr(args, key) is not None for key in SHORTCUTS)
+
+
+def configuration(args: argparse.Namespace, saved: Mapping[str, Any] | None = None) -> tuple[RunConfig, str]:
     """The configuration and a short name for it.
+
+    Args:
+        args: of the command line.
+        saved: what to change where no preset and no file is named; None: the defaults.
 
     Raises:
         ConfigError: two presets, an unknown preset or key, or a value that does not fit.
@@ -60,20 +71,16 @@ def configuration(args: argparse.Namespace) -> tuple[RunConfig, str]:
     overrides += [f"{key}={json.dumps(getattr(args, key))}" for key in SHORTCUTS if getattr(args, key) is not None]
     if args.available_only:
         overrides.append("missing_tasks=skip")
-    config = load_config(source, overrides, variant=args.variant)
+    config = load_config(saved if source is None else source, overrides, variant=args.variant)
     name = "run" if source is None else Path(source).stem if Path(source).suffix in (".yaml", ".yml") else source
     return config, name.replace(".quick", "") + ("" if args.variant in (None, "quick") else f".{args.variant}")
 
 
-def sequence(config: RunConfig) -> tuple[list[str], list[str]]:
-    """(tasks of the sequence in the data's names, names of the sequence that the data lacks)."""
-    from tss.data import list_tasks, resolve_order
+def sequence(config: RunConfig) -> Order:
+    """The tasks of the sequence by their names in the data, and the names that the data lacks."""
+    from tss.run import resolve
 
-    if config.data.startswith("hub:"):
-        return list(config.tasks), []
-    available = list_tasks(config.data)
-    order = resolve_order(config.tasks or available, available, config.seed if config.shuffle else None)
-    return order.tasks, order.missing
+    return resolve.sequence(config)
 
 
 def tell_missing(config: RunConfig) -> None:
@@ -82,16 +89,23 @@ def tell_missing(config: RunConfig) -> None:
     Raises:
         ConfigError: tasks are missing and not to be left out, or none is there; with the remedy.
     """
-    there, missing = sequence(config)
-    if not missing:
+    from tss.run.resolve import missing_message
+
+    order = sequence(config)
+    there = order.tasks
+    if not order.missing:
         return
-    message = (
-        f"{len(missing)} of {len(there) + len(missing)} tasks of the sequence are not in the data "
-        f"({config.data}): {', '.join(missing)}"
-    )
+    message = missing_message(config, order)
     if config.missing_tasks == "skip" and there:
         print(f"left out: {message}", file=sys.stderr)
         return
     folder = "" if config.data != "generated" else "; these are not generated, name a data folder with --data DIR"
     rest = f"; --available-only runs the {len(there)} that are there" if there else ""
     raise ConfigError(message + folder + rest)
+
+
+def tell_damage(damage: Sequence[str]) -> int:
+    """Says on standard error what of a run is damaged; the exit code."""
+    for line in damage:
+        print(f"tss: {line}", file=sys.stderr)
+    return 1 if damage else 0

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tss.adapters import load, saving
+from tss.adapters import saving
+from tss.adapters.loading import restore
 from tss.errors import ConfigError, StateError
-from tss.run.backbone import Backbone, load_backbone, resolve_device, resolve_precision
+from tss.run.backbone import Backbone, identity, load_backbone, resolve_device, resolve_precision
 from tss.run.config import RunConfig, load_config, settings_for
 from tss.run.evaluate import predict
 from tss.run.examples import encode_split
+from tss.run.folder import RunFolder
+from tss.run.run_state import check_same
 from tss.run.runtime import Runtime
-from tss.run.state import Layout, load_state
 from tss.tasks import TaskKind
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def open_learned(folder: Path | str, *, backbone: str | None = None, tokenizer: 
     """Opens a run folder, finished or not, or a folder that `model.tss.save` wrote. Nothing in it is changed.
 
     Args:
-        folder: with `tss.json`.
+        folder: a run's, or with `tss.json`.
         backbone: model folder or hub name; None: the one that the folder names.
         tokenizer: folder or hub name; None: the backbone's own.
 
@@ -68,21 +70,22 @@ def open_learned(folder: Path | str, *, backbone: str | None = None, tokenizer: 
         StateError: neither kind of folder, nothing learned yet, or a file that is missing, truncated or edited.
         ConfigError: its backbone cannot be loaded here, or a saved folder does not say which it is.
     """
-    layout = Layout(Path(folder))
-    if layout.state.is_file() and not load_state(layout.state).sealed:
+    files = RunFolder(folder)
+    state = files.load_state() if files.state.is_file() else None
+    if state is not None and not state.sealed:
         raise StateError(f"{folder}: no task is learned yet")
-    saved = saving.read(layout.folder)
+    saved = saving.read(files.path, None if state is None else state.saved)
     if not any(about["state"] == "sealed" for _, about in saved.tasks):
         raise StateError(f"{folder}: no task is learned yet")
-    if layout.config.is_file():
-        config = load_config(layout.config)
+    if state is not None:  # what is in config.yaml may have been edited since
+        config = load_config(state.config)
     else:
         name = backbone or saved.backbone.get("name")
         if not name:
             raise ConfigError(f"{folder} does not say which backbone it was learned on: name it with --backbone")
         config = load_config({"backbone": name})
-    runtime = Runtime(resolve_device(config.device), config.precision)
-    runtime = Runtime(runtime.device, resolve_precision(config.precision, runtime.device))
+    device = resolve_device(config.device)
+    runtime = Runtime(device, resolve_precision(config.precision, device))
     base = load_backbone(
         backbone or config.backbone,
         tokenizer=tokenizer or config.tokenizer,
@@ -90,7 +93,9 @@ def open_learned(folder: Path | str, *, backbone: str | None = None, tokenizer: 
         device=runtime.device,
         seed=config.seed,
     )
-    model = load(base.model, layout.folder)
+    if state is not None:
+        check_same(f"{folder} cannot be used here: the {{}}", state.backbone, identity(base))
+    model = restore(base.model, saved, str(folder))
     model.eval()
     kinds = {name: record.kind for name, record in model.tss.tasks.items() if record.state == "sealed"}
     return Learned(config, base, model, runtime, kinds)

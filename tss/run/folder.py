@@ -1,0 +1,194 @@
+"""A run's folder: which files it has, who may write them, and what is there to go on from."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tss.adapters import saving
+from tss.errors import StateError
+from tss.io import PARTIAL, locked, make_directory, safe_name, sha256, to_json, write_text
+from tss.run.checkpoint import Checkpoint, TaskProgress, read_checkpoint, save_checkpoint
+from tss.run.events import EventLog, Listener, Written
+from tss.run.run_state import RunState, load_state
+
+MADE = re.compile(
+    r"(config\.yaml|env\.json|events\.jsonl|matrix\.json|tss\.json|report\.html|state/(run\.json|learning\.safetensors)"
+    r"|predictions/\d+-[\w.-]+\.jsonl|(adapters/(frozen|shared)|tasks/\d+-[\w.-]+)-[0-9a-f]{12}\.safetensors)"
+)
+"""Names of the files that a run itself writes; nothing else in its folder is ever removed."""
+FOLDERS = ("", "state", "predictions", "adapters", "tasks")
+SHOWN = 3
+
+
+class RunFolder:
+    """The files of one run: `state/run.json` is the one that says what is finished.
+
+    Args:
+        folder: where they are or will be.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.path = Path(folder)
+        self.config = self.path / "config.yaml"
+        self.environment = self.path / "env.json"
+        self.events = self.path / "events.jsonl"
+        self.matrix = self.path / "matrix.json"
+        self.state = self.path / "state" / "run.json"
+        self.learning = self.path / "state" / "learning.safetensors"
+        self.lock_file = self.path / "state" / "lock"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def check(self, resume: bool) -> None:
+        """A new run needs a folder without anything in it; a resume needs a folder.
+
+        Raises:
+            StateError: with the remedy.
+        """
+        holds_run = any(path.exists() for path in (self.state, self.matrix, self.events))
+        if holds_run and not resume:
+            raise StateError(f"{self} already holds a run: continue it with --resume, or choose another folder")
+        if resume and not self.path.is_dir():
+            raise StateError(f"{self}: no such folder, nothing to resume; run without --resume to begin")
+        if holds_run and not self.state.is_file():
+            raise StateError(f"{self.state} is missing, so the run in {self} cannot go on; start in another folder")
+        if self.path.exists() and not self.path.is_dir():
+            raise StateError(f"{self} is a file; a run needs a folder")
+        if not holds_run and not self.lock_file.exists() and self.path.is_dir():
+            foreign = sorted(path.name for path in self.path.iterdir())
+            if foreign:
+                more = f" and {len(foreign) - SHOWN} more" if len(foreign) > SHOWN else ""
+                raise StateError(
+                    f"{self} holds files that are not a run's ({', '.join(foreign[:SHOWN])}{more}): choose a new or "
+                    "an empty folder"
+                )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second process out; the lock goes with the process, however that ends.
+
+        Raises:
+            StateError: another process is writing this run.
+        """
+        make_directory(self.state.parent)
+        try:
+            with locked(self.lock_file, wait=False):
+                yield
+        except BlockingIOError as error:
+            raise StateError(f"{self}: another process is writing this run; wait for it or stop it") from error
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process of this run left half-written."""
+        for folder in FOLDERS:
+            for path in (self.path / folder).glob("*.partial"):
+                name = PARTIAL.fullmatch(path.name)
+                if name and MADE.fullmatch(f"{folder}/{name[1]}".lstrip("/")):
+                    path.unlink(missing_ok=True)
+
+    # What is finished.
+
+    def load_state(self) -> RunState:
+        """Read what is finished.
+
+        Raises:
+            StateError: the file is truncated, was edited, or has another format.
+        """
+        return load_state(self.state)
+
+    def begin(self, state: RunState, config: str, environment: Mapping[str, Any]) -> None:
+        """Write the first files of a run that has done nothing."""
+        self.write_result(state, self.config, config)
+        self.write_result(state, self.environment, to_json(environment, indent=1) + "\n")
+        state.save(self.state)
+
+    def open_events(self, written: Written, *, step_seconds: float, listener: Listener | None) -> EventLog:
+        """The events, cut back to those that count."""
+        return EventLog(self.events, written=written, step_seconds=step_seconds, listener=listener)
+
+    def commit(self, state: RunState) -> None:
+        """Make the files of the sealed tasks those of the folder, after the state that names them was saved."""
+        if state.saved is not None:
+            saving.commit(self.path, state.saved)
+
+    def read_saved(self, state: RunState) -> saving.Saved | None:
+        """The sealed tasks that the state names, all files checked; None before the first.
+
+        Raises:
+            StateError: a file is missing or changed.
+        """
+        if state.saved is None:
+            return None
+        try:
+            return saving.read(self.path, state.saved)
+        except StateError as error:
+            raise StateError(
+                f"{error}. Put the file back from a copy, or start in another folder; the other tasks are in tasks/"
+            ) from error
+
+    # The task being learned.
+
+    def save_checkpoint(
+        self,
+        state: RunState,
+        progress: TaskProgress,
+        written: Written,
+        *,
+        task: str,
+        learning: dict[str, torch.Tensor],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Keep the place inside the task that is being learned."""
+        place = Checkpoint(state.id, task, len(state.sealed), written, progress, learning)
+        save_checkpoint(self.learning, place, optimizer)
+
+    def take_checkpoint(self, state: RunState) -> Checkpoint | None:
+        """The place inside the first unfinished task; one left behind by a finished task is removed.
+
+        Raises:
+            StateError: the file is damaged, or of another run.
+        """
+        if not self.learning.is_file():
+            return None
+        place = read_checkpoint(self.learning)
+        if place.run != state.id:
+            raise StateError(
+                f"{self.learning} is of another run: put this run's own file back, or delete it; the task that is "
+                "being learned then starts from its beginning, and finished tasks are kept"
+            )
+        if place.index == len(state.sealed):
+            return place
+        self.drop_checkpoint()
+        return None
+
+    def drop_checkpoint(self) -> None:
+        """Forget the place inside a task."""
+        self.learning.unlink(missing_ok=True)
+
+    # Results. The state keeps their checksums, so that nobody takes an edited file for what was measured.
+
+    def predictions(self, index: int, name: str) -> Path:
+        """The file of a task's predictions."""
+        return self.path / "predictions" / f"{index + 1:02d}-{safe_name(name)}.jsonl"
+
+    def write_result(self, state: RunState, path: Path, text: str) -> None:
+        """Write a file of results and note its checksum; it counts once the state is saved."""
+        write_text(path, text)
+        state.files[path.relative_to(self.path).as_posix()] = sha256(text)
+
+    def changed_results(self, state: RunState) -> list[str]:
+        """One line for each file of results that is missing or not what the run wrote."""
+        lines = []
+        for name, expected in state.files.items():
+            path = self.path / name
+            if not path.is_file():
+                lines.append(f"{name} is missing, which the run wrote")
+            elif (found := sha256(path)) != expected:
+                lines.append(f"{name} is not what the run wrote: SHA-256 {found}, expected {expected}")
+        return lines

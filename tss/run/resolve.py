@@ -1,0 +1,82 @@
+"""The configuration with nothing left open: tasks by their names in the data, device, precision, settings by task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from tss.data import Order, TaskData, list_tasks, load_task, resolve_order
+from tss.errors import ConfigError
+from tss.run.backbone import resolve_device, resolve_precision
+from tss.run.config import RunConfig, TaskSettings, settings_for
+from tss.run.config_errors import nearest
+from tss.run.examples import with_settings
+from tss.run.runtime import Runtime
+
+NAMES_SHOWN = 12
+
+
+def sequence(config: RunConfig) -> Order:
+    """The tasks of the sequence by their names in the data, and the names that the data lacks.
+
+    Raises:
+        ConfigError: a name that stands for several tasks, a task twice, or several names for the one data set of a hub.
+        DataError: no such data.
+    """
+    hub = config.data.startswith("hub:")
+    if hub and len(config.tasks) != 1:
+        given = f"{len(config.tasks)} names were given, which would all learn the same" if config.tasks else "none is"
+        raise ConfigError(
+            f"tasks: {config.data} is one data set and gives one task, but {given}; name one, for example tasks=[asc/x]"
+        )
+    if config.fields and not hub:
+        raise ConfigError(f"fields: a field map is for hub data sets, and {config.data} is none; leave it out")
+    available = config.tasks if hub else list_tasks(config.data)
+    return resolve_order(config.tasks or available, available, config.seed if config.shuffle else None)
+
+
+def missing_message(config: RunConfig, order: Order) -> str:
+    """Which tasks of a sequence the data lacks, and what there is instead."""
+    known = order.tasks if config.data.startswith("hub:") else list_tasks(config.data)
+    hints = []
+    for name in order.missing[:NAMES_SHOWN]:
+        hint = nearest(name, known, "tasks", cutoff=0.7)
+        hints.append(f"{name} ({hint})" if hint.startswith("did") else name)
+    return (
+        f"tasks: {len(order.missing)} of {len(order.missing) + len(order.tasks)} tasks of the sequence are not in "
+        f"{config.data}: {_some(hints, len(order.missing))}. It has: {_some(known[:NAMES_SHOWN], len(known))}"
+    )
+
+
+def resolve(config: RunConfig) -> tuple[RunConfig, Runtime]:
+    """The configuration as it will be kept, and what it runs on.
+
+    Raises:
+        ConfigError, DataError: what cannot be run here.
+    """
+    device = resolve_device(config.device)
+    runtime = Runtime(device, resolve_precision(config.precision, device))
+    order = sequence(config)
+    if not order.tasks or (order.missing and config.missing_tasks == "error"):
+        remedy = "; correct the names" + (", or skip what is missing with missing_tasks=skip" if order.tasks else "")
+        raise ConfigError(missing_message(config, order) + remedy)
+    changes = {"precision": runtime.precision, "tasks": order.tasks, "shuffle": False}
+    return config.model_copy(update=changes), runtime
+
+
+def load_tasks(config: RunConfig) -> tuple[list[TaskData], dict[str, TaskSettings]]:
+    """Read and check all data before anything is trained, and the settings of each task.
+
+    Kinds take the run's metric and decoding.
+    """
+    tasks, settings = [], {}
+    for name in config.tasks:
+        settings[name] = settings_for(config, name)
+        limits = settings[name].limits.model_dump()
+        task = load_task(config.data, name, seed=config.seed, limits=limits, fields=config.fields)
+        tasks.append(dataclasses.replace(task, kind=with_settings(task.kind, settings[name], name)))
+    return tasks, settings
+
+
+def _some(names: Sequence[str], count: int) -> str:
+    return ", ".join(names) + (f" and {count - len(names)} more" if count > len(names) else "")
