@@ -7,6 +7,8 @@ import torch
 
 from tss.adapters import AdapterConfig, attach
 from tss.methods import METHODS
+from tss.run import loop
+from tss.run.checkpoint import TaskProgress
 from tss.run.config import TaskSettings
 from tss.run.evaluate import evaluate, mean_loss
 from tss.run.events import EventLog
@@ -111,3 +113,15 @@ def test_a_kind_takes_the_runs_settings():
     kind = with_settings(Generation(), settings, "sum/a")
     assert (kind.main_metric, kind.num_beams, kind.max_new_tokens) == ("bleu", 2, 9)
     assert with_settings(KIND, TaskSettings.model_validate({"generation": {"num_beams": 2}}), "asc/a") == KIND
+
+
+def test_epochs_of_the_same_metric_are_told_apart_by_their_loss(monkeypatch, job):
+    """A metric of 0 for two epochs does not choose the first, and a better loss alone does not reset the patience."""
+    values = iter([(0.0, 2.0, "f1"), (0.0, 1.5, "f1"), (0.0, 1.7, "f1"), (3.0, 9.0, "f1"), (3.0, 8.0, "f1")])
+    monkeypatch.setattr(loop, "validate", lambda job: next(values))
+    job.first_gates, progress, seen = job.handle.packed(), TaskProgress(), []
+    for _ in range(5):
+        progress.step = 1
+        loop.finish_epoch(job, progress)
+        seen.append((progress.best_epoch, progress.best_value, progress.best_loss, progress.stale))
+    assert seen == [(0, 0.0, 2.0, 0), (1, 0.0, 1.5, 1), (1, 0.0, 1.5, 2), (3, 3.0, 9.0, 0), (4, 3.0, 8.0, 1)]

@@ -52,26 +52,22 @@ def before_training(
     return found
 
 
-def after_training(
-    settings: TaskSettings, *, metric: str, values: Sequence[float], flipped: Mapping[str, float], used: Sequence[str]
-) -> list[str]:
+def after_training(settings: TaskSettings, *, metric: str, best: float, flipped: Mapping[str, float]) -> list[str]:
     """What the course of the training says against the settings of a task.
 
     Args:
         settings: of the task.
         metric: name of what validation measured, "loss" among them.
-        values: the validation value of each epoch.
-        flipped: share of the gates that changed since the task began, by layer; empty without gates.
-        used: names of the layers that had a gradient.
+        best: its value after the best epoch.
+        flipped: share of the gates that changed since the task began, by layer that the task uses; empty without gates.
     """
     found = []
-    if metric != "loss" and values and max(values) == 0:
+    if metric != "loss" and best == 0:
         found.append(
             f"validation {metric} was 0 after every epoch: the task was not learned; train longer, or raise head_lr "
             f"({settings.head_lr:g}) or lower score_lr ({settings.score_lr:g})"
         )
-    shares = [flipped[name] for name in used if name in flipped]
-    if shares and (share := sum(shares) / len(shares)) < FEW_FLIPS:
+    if flipped and (share := sum(flipped.values()) / len(flipped)) < FEW_FLIPS:
         found.append(
             f"only {share:.2%} of the gates flipped, so that the adapters hardly learned: raise score_lr "
             f"({settings.score_lr:g}), or train longer"

@@ -29,6 +29,8 @@ class TaskProgress:
     best_epoch: int | None = None
     best_value: float | None = None
     """Higher is better: the validation metric, or minus the validation loss."""
+    best_loss: float | None = None
+    """Validation loss of that epoch, by which epochs of the same metric are told apart."""
     stale: int = 0
     """Epochs since the best one."""
     seconds: float = 0.0

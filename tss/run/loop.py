@@ -208,17 +208,22 @@ def backward(job: Job, group: list[list[int]], epoch: int, step: int) -> float:
 
 
 def finish_epoch(job: Job, progress: TaskProgress) -> None:
-    """Validate, keep the state if it is strictly better than the best so far, and move on to the next epoch."""
+    """Validate, keep the state if it is better than the best so far, and move on to the next epoch.
+
+    Of epochs with the same metric the one with the lowest validation loss is the best, so that a metric that is 0 for
+    some epochs, or at its maximum, does not choose the first of them. Only a better metric resets the patience.
+    """
     started = time.perf_counter()
-    value, metric = validate(job)
+    value, loss, metric = validate(job)
     if not math.isfinite(value):
         raise not_finite(job, f"the validation {metric} is {value}", progress.epoch)
     higher_is_better = -value if metric == "loss" else value
-    if progress.best_value is None or higher_is_better > progress.best_value:
-        progress.best_value, progress.best_epoch, progress.stale = higher_is_better, progress.epoch, 0
+    first = progress.best_value is None or progress.best_loss is None
+    better = first or higher_is_better > progress.best_value
+    progress.stale = 0 if better else progress.stale + 1
+    if better or (higher_is_better == progress.best_value and loss < progress.best_loss):
+        progress.best_value, progress.best_loss, progress.best_epoch = higher_is_better, loss, progress.epoch
         progress.best = {name: tensor.detach().clone() for name, tensor in job.handle.learning_state().items()}
-    else:
-        progress.stale += 1
     job.log.emit(
         "epoch",
         task=job.name,
@@ -226,6 +231,7 @@ def finish_epoch(job: Job, progress: TaskProgress) -> None:
         epoch=progress.epoch,
         loss=progress.loss_sum / progress.step,
         validation=value,
+        validation_loss=loss,
         metric=metric,
         density=job.handle.density(),
         flipped=job.handle.flipped(job.first_gates),
@@ -234,14 +240,23 @@ def finish_epoch(job: Job, progress: TaskProgress) -> None:
     progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
 
 
-def validate(job: Job) -> tuple[float, str]:
-    """The value that chooses the best epoch, and its name: a metric (higher is better) or "loss" (lower is)."""
-    by = job.settings.validate_by
+def chosen_by(kind: TaskKind, settings: TaskSettings) -> str:
+    """What chooses the best epoch: "loss", or the name of the main metric."""
+    by = settings.validate_by
     if by == "auto":
-        by = "loss" if job.kind.kind == "generation" else "metric"
+        by = "loss" if kind.kind == "generation" else "metric"
+    return "loss" if by == "loss" else kind.main_metric
+
+
+def validate(job: Job) -> tuple[float, float, str]:
+    """The value that chooses the best epoch, the loss, and the name of the value.
+
+    That is a metric (higher is better) or "loss" (lower is); then both are the loss.
+    """
+    by = chosen_by(job.kind, job.settings)
     arguments = (job.handle.model, job.kind, job.validation, job.tokenizer)
     size = job.settings.eval_batch_size
+    loss = mean_loss(*arguments, batch_size=size, runtime=job.runtime)
     if by == "loss":
-        return mean_loss(*arguments, batch_size=size, runtime=job.runtime), "loss"
-    metric = job.kind.main_metric
-    return evaluate(*arguments, batch_size=size, runtime=job.runtime).metrics[metric], metric
+        return loss, loss, by
+    return evaluate(*arguments, batch_size=size, runtime=job.runtime).metrics[by], loss, by

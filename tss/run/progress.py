@@ -123,6 +123,8 @@ def describe(event: dict[str, Any]) -> str | None:
             return f"  epoch {event['epoch'] + 1}: loss {event['loss']:.4f}, {validation}{_flipped(event['flipped'])}"
         case "task_end":
             return f"  learned in {format_seconds(event['seconds'])}, {event['bytes']['total']:,} bytes kept"
+        case "warning":
+            return f"  warning: {event['text']}"
         case "verified":
             return f"  verified: {event['tasks']} sealed tasks unchanged, bit for bit"
         case "evaluated":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from tss.adapters import saving
 from tss.data import TaskData
 from tss.io import sha256, to_json
 from tss.methods.base import Batch
+from tss.run.advice import after_training, before_training
 from tss.run.checkpoint import TaskProgress
 from tss.run.config import RunConfig
 from tss.run.evaluate import Evaluation, evaluate
@@ -20,7 +22,7 @@ from tss.run.events import Listener
 from tss.run.examples import cache_prefix, encode_split, epoch_batches
 from tss.run.folder import RunFolder
 from tss.run.invariants import logits_hash, verify
-from tss.run.loop import Job, learn, steps_per_epoch
+from tss.run.loop import Job, chosen_by, learn, steps_per_epoch
 from tss.run.prepare import Run, open_run
 from tss.run.results import RunResult, matrix_content
 from tss.run.run_state import SealedTask
@@ -130,6 +132,7 @@ def learn_task(run: Run, index: int, task: TaskData) -> tuple[Job, TaskProgress]
             test=len(task.test),
             steps=settings.epochs * job.steps_per_epoch(),
         )
+        warn(run, task.name, before_training(settings, task.kind.kind, **_lengths(run, job)))
     else:
         job.last_good = _words(run, place.progress)
 
@@ -143,6 +146,21 @@ def learn_task(run: Run, index: int, task: TaskData) -> tuple[Job, TaskProgress]
             job.last_good = _words(run, progress)
 
     return job, learn(job, save, place)
+
+
+def warn(run: Run, task: str, texts: Iterable[str]) -> None:
+    """Tell what speaks against a task's settings, and write it down for the report."""
+    for text in texts:
+        run.log.emit("warning", task=task, text=text)
+
+
+def _lengths(run: Run, job: Job) -> dict[str, Any]:
+    """What `before_training` wants to know of the data."""
+    targets = [len(row["labels"]) for row in job.train.encoded] if job.kind.kind == "generation" else []
+    longest = getattr(run.handle.model.config, "max_position_embeddings", None)
+    return {
+        "validation": len(job.validation), "sources": job.train.lengths(), "targets": targets, "longest": longest,
+    }  # fmt: skip
 
 
 def _words(run: Run, progress: TaskProgress) -> str:
@@ -182,6 +200,9 @@ def keep_task(run: Run, job: Job, progress: TaskProgress, sealed: Sealed) -> Non
         unused=progress.unused,
         importance_mean=importance_mean(run),
     )
+    best, by = progress.best_value or 0.0, chosen_by(job.kind, job.settings)
+    used = {name: share for name, share in sealed.flipped.items() if name not in progress.unused}
+    warn(run, job.name, after_training(job.settings, metric=by, best=best, flipped=used))
     if run.method.never_forgets:
         run.log.emit("verified", after=job.name, tasks=len(run.state.sealed), frozen=run.state.frozen)
     run.save_state()
