@@ -28,8 +28,6 @@ from denoising import BOS, EOS, PAD, SPECIAL, make_batch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
-from tss.run.backbone import resolve_precision
-
 VOCABULARY = 8000
 HELD_OUT_TOKENS = 200_000
 TOKENS_A_STEP = 2048
@@ -274,7 +272,8 @@ def main() -> None:
         shutil.copy(arguments.start_from / "tokenizer.json", arguments.work)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    bfloat16 = resolve_precision("auto", torch.device("cpu")) == "bfloat16"
+    capabilities = torch.cpu.get_capabilities()
+    bfloat16 = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     tokenizer, stream = prepare(arguments.text, arguments.work)
     model = new_model()
     if arguments.start_from:

@@ -55,14 +55,15 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """ "float32" or "bfloat16"; "auto" takes bfloat16 where the hardware multiplies it natively."""
+    """ "float32" or "bfloat16"; "auto" is bfloat16 on a GPU that multiplies it, and float32 on every processor.
+
+    A run is to give the same scores on all processors, whichever of them has units for bfloat16.
+    """
     if precision != "auto":
         return precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    # older versions of PyTorch cannot be asked what the processor does
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return "bfloat16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "float32"
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bfloat16"
+    return "float32"
 
 
 def load_backbone(

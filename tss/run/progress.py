@@ -112,7 +112,8 @@ def describe(event: dict[str, Any]) -> str | None:
     match event["event"]:
         case "run_begin":
             tasks = event["tasks"]
-            return f"{len(tasks)} tasks by {event['method']} on {event['backbone']}: {', '.join(tasks)}"
+            where = f"{event['backbone']}, {event['precision']} on {event['device']}"
+            return f"{len(tasks)} tasks by {event['method']} on {where}: {', '.join(tasks)}"
         case "resumed":
             return f"resuming: {event['learned']} of {len(event['tasks'])} tasks are learned"
         case "task_begin":

@@ -90,6 +90,8 @@ def begin(run: Run) -> None:
         method=run.config.method,
         backbone=run.backbone.origin,
         parameters=run.backbone.parameters,
+        precision=run.runtime.precision,
+        device=str(run.runtime.device),
         steps=steps,
     )
     run.save_state()
