@@ -33,8 +33,8 @@ class AdapterConfig:
         threshold: a gate is on where its score is at least this.
         weight_init: "normal", N(0, 0.02²), or "signed_constant", sign(W) * sqrt(2 / in).
         share: how far a gated adapter moves its hidden state at the start, as a share of its norm, with half of its
-            gates on: the weights of its up map are scaled to it. None keeps the weights as `weight_init` draws them,
-            which for ReLU is 0.71 with "signed_constant" and 0.00035 * sqrt(width * bottleneck / 6.1) with "normal".
+            gates on: the weights of its up map are scaled to it. None keeps the weights as `weight_init` draws them; with
+            ReLU that is a share of 0.71 for "signed_constant", and of 0.018 for "normal" at 256 x 64.
         pairs: hidden unit i + bottleneck / 2 starts with the weights and scores of unit i, its up weights negated: the
             adapter starts as exactly the identity while every gate has a gradient.
         seed: of the weights, the first scores and the heads, each from a stream of its own.
@@ -50,9 +50,9 @@ class AdapterConfig:
     preset: str | None = None
     gated: bool = True
     threshold: float = 0.0
-    weight_init: str = "normal"
-    share: float | None = None
-    pairs: bool = False
+    weight_init: str = "signed_constant"
+    share: float | None = 0.35
+    pairs: bool = True
     seed: int = 2021
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class AdapterConfig:
             raise ValueError(
                 f"AdapterConfig: share must be a number above 0, such as 0.35, or None, got {self.share!r}"
             )
-        if self.pairs and self.bottleneck % 2:
+        if self.gated and self.pairs and self.bottleneck % 2:
             raise ValueError(
                 f"AdapterConfig: pairs need an even bottleneck, got {self.bottleneck}; take {self.bottleneck + 1}, or "
                 "pairs=False"
