@@ -87,16 +87,16 @@ class GatedAdapterLinear(nn.Module):
         layer.reset_scores()
         return layer
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None, *, scale: float = 1.0) -> None:
         """Draws weight and scores anew and sets the bias to 0; with a generator, the same values on every device.
 
-        weight: N(0, 0.02^2), or for "signed_constant" the sign of that draw times sqrt(2 / in).
+        weight: N(0, 0.02^2), or for "signed_constant" the sign of that draw times sqrt(2 / in); times `scale`, in float32.
         """
         draw = self._draw(torch.randn, generator)
         if draw is not None:
             constant = math.sqrt(2 / max(self.in_features, 1))
             value = WEIGHT_STD * draw if self.weight_init == "normal" else torch.where(draw < 0, -constant, constant)
-            self.weight.data.copy_(value)
+            self.weight.data.copy_(value if scale == 1.0 else value * scale)
         if self.bias is not None:
             self.bias.data.zero_()
         self.reset_scores(generator)

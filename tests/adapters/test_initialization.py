@@ -14,7 +14,7 @@ from .conftest import REPLIES, TOPICS, learn, make_bart, make_batch
 
 
 def make_site(width, bottleneck, **settings):
-    config = tss.AdapterConfig(bottleneck=bottleneck, **settings)
+    config = tss.AdapterConfig(bottleneck=bottleneck, **{"pairs": False, **settings})
     return GatedSite(0, "site", width, config, TaskStore(), torch.float32)
 
 

@@ -34,7 +34,9 @@ def set_importance(handle, value):
 
 
 def test_first_scores_are_uniform_and_later_ones_a_copy(bart):
-    handle = attach(bart)
+    """With the weights of the authors' framework: normal, of standard deviation 0.02."""
+    config = tss.AdapterConfig(bottleneck=4, weight_init="normal", share=None, pairs=False)
+    handle = tss.attach(bart, config).tss
     for layer in handle.layers.values():
         bound = 1 / math.sqrt(layer.in_features)
         assert layer.scores.abs().max() <= bound

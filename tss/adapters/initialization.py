@@ -37,12 +37,12 @@ def natural_share(width: int, bottleneck: int, down_scale: float, up_scale: floa
 @torch.no_grad()
 def draw_weights(down: GatedAdapterLinear, up: GatedAdapterLinear, site: str, config: AdapterConfig) -> None:
     """Draw the weights and the first scores of the two layers at a site, each layer from a stream of its own."""
-    for part, layer in (("down", down), ("up", up)):
-        layer.reset_parameters(tensor_stream(config.seed, "adapter", f"{site}.{part}"))
+    scale = 1.0
     if config.share is not None:
-        scales = [_scale(layer) for layer in (down, up)]
-        natural = natural_share(down.in_features, down.out_features, *scales, config.activation)
-        up.weight.mul_(config.share / natural)
+        sizes = [_size(layer) for layer in (down, up)]
+        scale = config.share / natural_share(down.in_features, down.out_features, *sizes, config.activation)
+    down.reset_parameters(tensor_stream(config.seed, "adapter", f"{site}.down"))
+    up.reset_parameters(tensor_stream(config.seed, "adapter", f"{site}.up"), scale=scale)
     if config.pairs:
         half = config.bottleneck // 2
         down.weight[half:] = down.weight[:half]
@@ -67,6 +67,6 @@ def pair_scores(down: GatedAdapterLinear, up: GatedAdapterLinear) -> None:
     up.scores[:, half:] = up.scores[:, :half]
 
 
-def _scale(layer: GatedAdapterLinear) -> float:
+def _size(layer: GatedAdapterLinear) -> float:
     """The root mean square that the entries of a layer's weight are drawn with."""
     return WEIGHT_STD if layer.weight_init == "normal" else math.sqrt(2 / layer.in_features)
