@@ -33,7 +33,7 @@ class AdapterConfig:
         threshold: a gate is on where its score is at least this.
         weight_init: "normal", N(0, 0.02²), or "signed_constant", sign(W) * sqrt(2 / in).
         share: how far a gated adapter moves its hidden state at the start, as a share of its norm, with half of its
-            gates on: the weights of its up map are scaled to it. None keeps the weights as `weight_init` draws them; with
+            gates on: the weights of its up map are scaled to it. None keeps weights as `weight_init` draws them; with
             ReLU that is a share of 0.71 for "signed_constant", and of 0.018 for "normal" at 256 x 64.
         pairs: hidden unit i + bottleneck / 2 starts with the weights and scores of unit i, its up weights negated: the
             adapter starts as exactly the identity while every gate has a gradient.
