@@ -90,7 +90,7 @@ class GatedAdapterLinear(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None, *, scale: float = 1.0) -> None:
         """Draws weight and scores anew and sets the bias to 0; with a generator, the same values on every device.
 
-        weight: N(0, 0.02^2), or for "signed_constant" the sign of that draw times sqrt(2 / in); times scale, in float32.
+        weight: N(0, 0.02^2), or for "signed_constant" its sign times sqrt(2 / in); times scale, in float32.
         """
         draw = self._draw(torch.randn, generator)
         if draw is not None:
