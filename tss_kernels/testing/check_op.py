@@ -74,10 +74,15 @@ def _gradient_layouts(op: OpUnderTest) -> None:
 
 
 def _input_layouts(op: OpUnderTest) -> None:
-    """Inputs may be permuted, sliced or have stride 0: all of them together, and each alone sliced."""
+    """Inputs may be permuted, sliced or have stride 0: each alone, and all of them together.
+
+    Not all of them with stride 0: the results would be one value again and again, whose rounding PyTorch's own error,
+    being that of the same single value, does not bound.
+    """
     usual = op.usual()
     names = [name for name, value in usual.items() if has_rows(value)]
-    for layout, chosen in [*(("sliced", [name]) for name in names), *((layout, names) for layout in LAYOUTS)]:
+    alone = [(layout, [name]) for layout in ("sliced", "expanded") for name in names]
+    for layout, chosen in [*alone, ("permuted", names), ("sliced", names)]:
         inputs = usual | {name: in_layout(usual[name], layout) for name in chosen}
         with reported("input layouts", f"{op.where()}, {' and '.join(chosen)} {layout}", inputs):
             dy = op.incoming(inputs)
