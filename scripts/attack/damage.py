@@ -75,7 +75,7 @@ def damage_files(scene: Scene, most: int, seed: int) -> tuple[int, int, Failures
             told |= found[0] != 0
             if found[0] != 0 and not found[2]:
                 failures.append(f"{what}: {command} is unclear: {found[3]}")
-        done = scene.go_on(victim)
+        done = scene.go_on(victim, report=True)
         told |= done.code != 0
         if done.code == 0 and contents(victim) != expected:
             failures.append(f"{what}: believed by a resume")
@@ -92,7 +92,7 @@ def _answers(scene: Scene, folder: Path) -> dict[str, tuple[int, bytes, bool, st
     predicted = scene.tss("predict", folder, "--task", "asc/phones", "--input", lines)
     out = scene.folder / "reported"
     shutil.rmtree(out, ignore_errors=True)
-    reported = scene.tss("report", folder, "--out", out)
+    reported = scene.tss("report", folder, "--out", out, report=True)
     tables = b"".join(path.read_bytes() for path in sorted(out.glob("tables/*.csv")))
     return {
         "predict": (predicted.code, predicted.out.encode(), predicted.clear, predicted.err),

@@ -84,7 +84,7 @@ class Scene:
         Args:
             words: of the command line.
             arm: a folder, and what happens at which operation on its files.
-            report: draw reports, which takes longer than such a run itself.
+            report: read runs for reports, and write their tables; to draw them would take longer than such a run.
         """
         self._count += 1
         output = self.folder / "output" / f"{self._count:05d}"
@@ -113,10 +113,10 @@ class Scene:
         keys += ["training.target_length=8", "precision=float32", "device=cpu", "checkpoint_steps=2", "log_seconds=0"]
         return [*keys, "--backbone", str(self.backbone), "--data", str(self.data)]
 
-    def go_on(self, folder: Path, arm: tuple[Path, int, int] | None = None) -> Ended:
+    def go_on(self, folder: Path, arm: tuple[Path, int, int] | None = None, report: bool = False) -> Ended:
         """Begin a run in a folder, or resume the one that is there."""
         words = ["run", *self.options(), "--out", folder, "--quiet"]
-        return self.tss(*words, *(["--resume"] if folder.is_dir() else []), arm=arm)
+        return self.tss(*words, *(["--resume"] if folder.is_dir() else []), arm=arm, report=report)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -17,7 +17,8 @@ from typing import Any
 
 import tss.report
 from tss.cli.main import main
-from tss.report import Report
+from tss.report import Report, bars, curves, heatmaps
+from tss.report.style import Picture
 
 
 def child(order: dict[str, Any]) -> int:
@@ -30,6 +31,8 @@ def child(order: dict[str, Any]) -> int:
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
     if not order["report"]:
         tss.report.build = lambda runs, output, **_: Report(Path(output) / "report.html", [])
+    for module in (bars, curves, heatmaps):  # what is drawn comes from what is tabled
+        module.picture = lambda figure, name, caption: Picture(name, "<svg></svg>", 100, caption)
     if order["arm"]:
         folder, what, at = order["arm"]
         ctypes.CDLL(None).attack_arm(folder.encode(), what, ctypes.c_long(at))
