@@ -214,7 +214,7 @@ def test_the_table_lists_every_task(handle):
         ({"preset": "gpt"}, "preset must be one of .*got 'gpt'"),
         ({"sites": "("}, "is no regular expression"),
         ({"weight_init": "ones"}, "weight_init must be one of"),
-        ({"threshold": "0"}, "threshold must be a number"),
+        ({"threshold": "0"}, "threshold must be a finite number"),
         ({"gated": 1}, "gated must be true or false"),
         ({"seed": 0.5}, "seed must be a whole number"),
     ],

@@ -198,6 +198,7 @@ def test_runs_alone_give_transfer(make_run, tmp_path):
     second = read_run(folder).tasks[1]
     document |= {"tasks": [second], "kinds": {}, "main": {}, "test_size": {}, "matrix": [[40.0]]}
     (alone / "matrix.json").write_text(json.dumps(document))
+    (alone / "events.jsonl").unlink()
     build(folder, tmp_path, one=[alone])
     rows = read_csv(tmp_path / "tables" / "metrics.csv")
     gained = float(rows[1][rows[0].index("Transfer against one task alone")])

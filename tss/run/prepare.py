@@ -22,7 +22,7 @@ from tss.run.folder import RunFolder
 from tss.run.invariants import logits_hash
 from tss.run.resolve import load_tasks, resolve
 from tss.run.run_state import RunState, check_same, check_same_config
-from tss.run.runtime import Runtime, memory_errors
+from tss.run.runtime import Runtime, out_of_memory
 from tss.run.zero_shot import untrained_metrics
 
 if TYPE_CHECKING:
@@ -152,10 +152,14 @@ def attach_adapters(config: RunConfig, backbone: Backbone, method: Method) -> Ts
         ConfigError: it has no such sites, or no memory for adapters of this size.
     """
     try:
-        with memory_errors("of the first", config.training.batch_size):
-            return attach(backbone.model, config.adapters, method.layer_options()).tss
+        return attach(backbone.model, config.adapters, method.layer_options()).tss
     except ValueError as error:
         raise ConfigError(f"adapters on backbone {config.backbone}: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if (detail := out_of_memory(error)) is None:
+            raise
+        width = config.adapters.bottleneck
+        raise ConfigError(f"adapters.bottleneck: no memory for adapters of width {width} ({detail})") from error
 
 
 def make_method(config: RunConfig) -> Method:
