@@ -101,12 +101,12 @@ def test_settings_of_a_task_to_come_may_change(tiny_config, tmp_path, monkeypatc
     late = tiny_config(TWO, QUICK, "overrides.asc/phones.head_lr=1", "training.warmup_ratio=0")
     with pytest.raises(StateError, match=r"overrides\.asc/phones"):
         run_sequence(late, folder, resume=True)
-    config = tiny_config(TWO, QUICK, "overrides.ner/people.head_lr=1e-3", "training.warmup_ratio=0")
+    config = tiny_config(TWO, QUICK, "overrides.ner/people.head_lr=0.001", "training.warmup_ratio=0")
     done = run_sequence(config, folder, resume=True)
     assert done.matrix[1][1] is not None
     assert [event["tasks"] for event in events(folder, "settings")] == [["ner/people"]]
     state = load_state(RunFolder(folder).state)
-    assert state.config["overrides"]["ner/people"] == {"head_lr": 1e-3}
+    assert state.config["overrides"]["ner/people"] == {"head_lr": 0.001}
     assert RunFolder(folder).changed_results(state) == []
 
 

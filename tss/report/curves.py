@@ -17,7 +17,7 @@ MOST_POINTS = 20_000
 """Points of all loss curves together."""
 MOST_LABELS = 120
 """Tasks whose names fit on an axis."""
-MOST_PANELS = 120
+MOST_PANELS = 60
 """Panels of learning curves that a page has room for."""
 Curve = list[tuple[int, float]]
 

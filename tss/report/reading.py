@@ -290,7 +290,7 @@ def _read_task_files(run: Run, state: RunState | None) -> None:
             if expected and sha256(path) != expected[name]:
                 raise StateError(f"{path} is not the file that the run wrote")
             kind = kind_from_dict(metadata["kind"]) if isinstance(metadata.get("kind"), dict) else None
-        except (StateError, OSError, ValueError, TypeError) as error:
+        except (StateError, OSError, ValueError, TypeError, AttributeError) as error:
             run.damage.append(f"{name} cannot be used: {error}.")
             continue
         packed = {
