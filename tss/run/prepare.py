@@ -93,7 +93,7 @@ def open_run(config: RunConfig, folder: RunFolder, *, resume: bool, listener: Li
         method = make_method(config)
         untrained = {}
         if state is None and config.zero_shot:
-            untrained = untrained_metrics(config, tasks, backbone, method, runtime)
+            untrained = untrained_metrics(config, settings, tasks, backbone, method, runtime)
         tasks = [dataclasses.replace(task, kind=task.kind.for_model(backbone.model)) for task in tasks]
         handle = attach_adapters(config, backbone, method)
         place = None

@@ -255,7 +255,7 @@ def evaluate_before(run: Run, index: int, task: TaskData) -> None:
     if task.name in run.state.rows[index - 1]:
         return
     started = time.perf_counter()
-    metrics = metrics_now(run.handle, task, run.config, run.backbone, run.runtime)
+    metrics = metrics_now(run.handle, task, run.settings[task.name], run.backbone, run.runtime)
     record_cell(run, index - 1, task, metrics, time.perf_counter() - started)
 
 
