@@ -182,6 +182,7 @@ def test_a_fault_in_tss_is_one_line_too(tss, monkeypatch):
         (["adapters.bottleneck=100000000000"], "is more than 65,536"),
         (["generation.num_beams=100000"], "less than or equal to 256"),
         (["adapters.sites=nothing"], "no module name of"),
+        (["adapters.sites=nothing", "zero_shot=true"], "no module name of"),
         (["adapters.threshold=.nan"], "finite number"),
         (["fields={text: body}"], "a field map is for hub data sets"),
         (["--data", "hub:x", "tasks=[asc/a, asc/b]"], "is one data set and gives one task, but 2 names were given"),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from tss.adapters import attach
 from tss.data import TaskData
 from tss.methods import Method
-from tss.run.backbone import Backbone
+from tss.run.backbone import Backbone, attach_adapters
 from tss.run.config import RunConfig, TaskSettings
 from tss.run.evaluate import evaluate
 from tss.run.examples import encode_split
@@ -29,7 +28,7 @@ def untrained_metrics(
     """Task -> its metrics as the first task of a sequence, before its first step; the backbone is left as it was."""
     metrics = {}
     for task in tasks:
-        handle = attach(backbone.model, config.adapters, method.layer_options()).tss
+        handle = attach_adapters(config, backbone, method)
         try:
             method.begin_task(handle, task.name, task.kind)
             metrics[task.name] = metrics_now(handle, task, settings[task.name], backbone, runtime)
