@@ -378,3 +378,108 @@ def test_tasks_go_to_the_hub_with_a_card_and_come_back_by_name(bart, tmp_path, m
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: 1 / 0)
     with pytest.raises(tss.StateError, match=r"'someone/tasks' is no folder, .*ZeroDivisionError"):
         tss.load(make_bart(), "someone/tasks")
+
+
+@pytest.fixture
+def saved_folder(tmp_path):
+    """A folder with a sealed task."""
+    handle = learned_bart()
+    handle.save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def learned_bart():
+    model = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4))
+    learn(model.tss, "topics", TOPICS)
+    return model.tss
+
+
+def rewrite(folder, change):
+    """Change a folder's manifest, as someone who crafts a folder would."""
+    path = folder / "tss.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(change(manifest) or manifest))
+
+
+def rewrite_task(folder, change):
+    """Change tensors and metadata of the task, with checksums that are right."""
+    manifest = json.loads((folder / "tss.json").read_text())
+    (entry,) = manifest["tasks"]
+    tensors, metadata = read_tensors(folder / entry["file"])
+    change(tensors, metadata)
+    write_tensors(folder / "new", tensors, metadata)
+    data = (folder / "new").read_bytes()
+    entry["sha256"] = hashlib.sha256(data).hexdigest()
+    entry["file"] = f"tasks/01-x-{entry['sha256'][:12]}.safetensors"
+    (folder / entry["file"]).write_bytes(data)
+    (folder / "tss.json").write_text(json.dumps(manifest))
+
+
+def set_file(key, name):
+    return lambda manifest: manifest[key].update(file=name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: [m],
+        lambda m: m.update(tasks=3),
+        lambda m: m.update(tasks=["x"]),
+        lambda m: m.update(frozen=None),
+        lambda m: m.update(config=[1]),
+        lambda m: m["config"].update(unknown=1),
+        lambda m: m["options"].update(unknown=1),
+        lambda m: m.update(shared=m["tasks"][0]),
+        lambda m: m.update(tasks=[m["shared"]]),
+        lambda m: m.update(tasks=m["tasks"] * 2),
+        set_file("shared", "../outside.safetensors"),
+        set_file("shared", "adapters/../../outside.safetensors"),
+        set_file("frozen", "/etc/passwd"),
+        set_file("frozen", "adapters"),
+    ],
+)
+def test_a_crafted_manifest_is_refused_and_nothing_outside_is_read(saved_folder, change):
+    shared = json.loads((saved_folder / "tss.json").read_text())["shared"]["file"]
+    shutil.copy(saved_folder / shared, saved_folder.parent / "outside.safetensors")
+    rewrite(saved_folder, change)
+    with pytest.raises(tss.StateError):
+        tss.load(make_bart(), saved_folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda t, m: t["head.out.bias"].fill_(float("nan")), "values that are not finite"),
+        (lambda t, m: t["head.out.weight"].view(-1)[:1].fill_(float("inf")), "1 values that are not finite"),
+        (lambda t, m: t.update({"head.out.bias": t["head.out.bias"].to(torch.int8)}), "int8"),
+        (lambda t, m: t.pop("head.out.bias"), "missing"),
+        (lambda t, m: m.pop("kind"), "does not describe a task"),
+        (lambda t, m: m.update(name=3), "does not describe a task"),
+        (lambda t, m: m["kind"].update(labels=3), "does not describe a task"),
+        (lambda t, m: m.update(state="done"), "does not describe a task"),
+    ],
+)
+def test_a_crafted_task_is_refused(saved_folder, change, expected):
+    rewrite_task(saved_folder, change)
+    with pytest.raises(tss.StateError, match=expected):
+        tss.load(make_bart(), saved_folder)
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path):
+    handle = learned_bart()
+    next(iter(handle.shared_state().values())).view(-1)[0] = float("nan")
+    with pytest.raises(tss.StateError, match="1 values that are not finite, so it is neither saved nor used"):
+        handle.save(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "tss.json").exists()
+
+
+def test_renames_are_flushed_with_their_directories(tmp_path, monkeypatch):
+    """Every new name is flushed after it is made: that of the file, and those of the directories made for it."""
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
+    monkeypatch.setattr("pathlib.Path.replace", lambda a, b: (done.append("rename"), replace(a, b))[1])
+    write_tensors(tmp_path / "a" / "b" / "t.safetensors", {"x": torch.ones(1)}, {})
+    assert done[:2] == [str(tmp_path), str(tmp_path / "a")]
+    assert done[2].endswith(".partial")
+    assert done[3:] == ["rename", str(tmp_path / "a" / "b")]

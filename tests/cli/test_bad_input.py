@@ -163,3 +163,82 @@ def test_a_fault_in_tss_is_one_line_too(tss, monkeypatch):
     done = tss("tasks")
     assert done.code == 70
     assert done.err == "tss: RuntimeError: two lines (unexpected; --debug shows the traceback)\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--seed", "3"], "configuration keys are written key=value: seed=3"),
+        (["--seed=3"], "configuration keys are written key=value: seed=3"),
+        (["--epochs", "3"], "key=value: training.epochs=3"),
+        (["--bottleneck", "8"], "key=value: adapters.bottleneck=8"),
+        (["tasks=asc/phones"], "write tasks=[asc/phones]"),
+        (["tasks=[asc/phone]"], "did you mean 'asc/phones'?"),
+        (["soft_mask=none"], "did you mean 'method_options.soft_mask'?"),
+        (["method_options.soft_mask=off"], "YAML reads off, no and false as such"),
+        (["bottlenek=3"], "did you mean 'adapters.bottleneck'?"),
+        (["epochs=3"], "did you mean 'training.epochs'?"),
+        (["adapters.bottleneck=1e11"], "write it out: adapters.bottleneck=100000000000"),
+        (["adapters.bottleneck=100000000000"], "is more than 65,536"),
+        (["generation.num_beams=100000"], "less than or equal to 256"),
+        (["adapters.sites=nothing"], "no module name of"),
+        (["adapters.sites=nothing", "zero_shot=true"], "no module name of"),
+        (["adapters.threshold=.nan"], "finite number"),
+        (["fields={text: body}"], "a field map is for hub data sets"),
+        (["--data", "hub:x", "tasks=[asc/a, asc/b]"], "is one data set and gives one task, but 2 names were given"),
+        ([f"seed={'9' * 5000}"], "a number of thousands of digits"),
+        ([f"label={'[' * 3000}"], "nested too deeply"),
+        (["label=2021-99-99"], "quote it to keep it as text"),
+    ],
+)
+def test_the_right_spelling_is_named(tss, tiny_options, tmp_path, words, expected):
+    done = tss("run", *tiny_options, *words, "--out", tmp_path / "out", "--quiet")
+    line = only_line(done)
+    assert expected in line
+    assert len(line) < 2000
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"a: &a [1,1,1,1,1,1,1,1,1,1]\n" + b"".join(
+            b"%c: &%c [%s]\n" % (c + 1, c + 1, b",".join([b"*%c" % c] * 10)) for c in range(97, 107)),
+         "more than 100,000 values, counting what aliases repeat"),
+        (b"label: &a [*a]\n", "more than 100,000 values"),
+        (b"seed: 1\nseed: 2\n", "key 'seed' stands twice"),
+        (b"1: 2\n", "the key 1 is not a text"),
+        ("seed: 1\n".encode("utf-16"), "not UTF-8"),
+        (b"label: " + b"a" * 2_000_000, "more than the 1,048,576"),
+        (b"label: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+    ],
+    ids=["aliases", "itself", "twice", "number", "utf-16", "large", "object"],
+)  # fmt: skip
+def test_a_hostile_configuration_file_is_one_line(tss, tmp_path, text, expected):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text)
+    assert f"{path}: " in (line := only_line(tss("run", path, "--out", tmp_path / "out")))
+    assert expected in line
+
+
+@pytest.mark.parametrize("name", ["n" * 196, "a\nb", "a\tb", "a\u2028b"])
+def test_a_name_that_could_not_be_kept_is_refused_before_training(tss, tiny_options, cli_data, tmp_path, name):
+    root = tmp_path / "data"
+    shutil.copytree(cli_data, root)
+    (root / "ner" / "people").rename(root / "ner" / name)
+    line = only_line(tss("run", *tiny_options, "--data", root, "--out", tmp_path / "out", "--quiet"))
+    assert "a task's name is one line of at most 200 printable characters" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_long_name_is_learned(tss, tiny_options, cli_data, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(cli_data / "asc", root / "asc")
+    (root / "asc" / "phones").rename(root / "asc" / ("n" * 196))
+    done = tss("run", *tiny_options, "--data", root, "--out", tmp_path / "out", "--quiet")
+    assert done.code == 0, done.err
+
+
+def test_windows_is_told_what_is_missing(tss, monkeypatch):
+    monkeypatch.setattr("sys.platform", "win32")
+    assert "WSL" in only_line(tss("run", "demo"))

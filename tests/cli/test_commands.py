@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -162,3 +164,74 @@ def test_the_matrix_fits_and_shows_every_value(count, columns):
 
 def test_a_plain_table_is_aligned():
     assert plain_table(["a", "n"], [["long", "1"], ["b", "22"]], right=(1,)) == ["a      n", "long   1", "b     22"]
+
+
+def test_run_without_arguments_prints_the_help(tss, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = tss("run")
+    assert done.code == 2
+    assert "usage: tss run" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resume_reads_the_runs_own_configuration(tss, tiny_options, tmp_path):
+    folder = tmp_path / "run"
+    assert tss("run", *tiny_options, "tasks=[asc/phones]", "--out", folder, "--quiet").code == 0
+    done = tss("run", "--out", folder, "--resume", "--quiet")
+    assert done.code == 0, done.err
+    done = tss("run", "--out", folder, "--resume", "--quiet", "training.epochs=2")
+    assert "training.epochs: 1 in the run, 2 now" in done.err
+    (folder / "config.yaml").write_text("seed: 7\n")
+    done = tss("run", "--out", folder, "--resume", "--quiet")
+    assert (done.code, "config.yaml is not what the run wrote" in done.err) == (1, True)
+
+
+def test_a_resume_without_a_folder_names_the_last_run(tss, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo-tss" / "state").mkdir(parents=True)
+    (tmp_path / "runs" / "demo-tss" / "state" / "run.json").write_text("{}")
+    done = tss("run", "--resume")
+    assert done.code == 1
+    assert "name the run folder with --out DIR, for example --out runs/demo-tss" in done.err
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_says_how_to_go_on(tss, tiny_options, tmp_path, monkeypatch, name):
+    number = signal.Signals[name]
+    monkeypatch.setattr("tss.run.sequence.learn", lambda *_: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    done = tss("run", *tiny_options, "--out", tmp_path / "run", "--quiet")
+    assert done.code == 128 + number
+    assert f"stopped by {name}; go on with: tss run --out {tmp_path / 'run'} --resume" in done.err
+    assert signal.getsignal(number) is before
+    monkeypatch.undo()
+    assert tss("run", "--out", tmp_path / "run", "--resume", "--quiet").code == 0
+
+
+def test_env_ends_silently_where_its_reader_leaves():
+    words = f"{sys.executable} -m tss.cli.main env | head -n 1"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_a_damaged_run_is_reported_and_told(tss, finished_run, tmp_path):
+    import shutil
+
+    for file, old, new in (
+        ("matrix.json", '"label": ""', '"label": "x"'),
+        ("predictions/01-asc-phones.jsonl", '"prediction"', '"predictiom"'),
+        ("config.yaml", "bottleneck: 4", "bottleneck: 5"),
+        ("events.jsonl", '"task_begin"', '"task_begim"'),
+        ("state/run.json", '"finished": true', '"finished": false'),
+    ):
+        copy = tmp_path / file.replace("/", "-")
+        shutil.copytree(finished_run, copy)
+        text = (copy / file).read_text()
+        assert old in text
+        (copy / file).write_text(text.replace(old, new, 1))
+        done = tss("report", copy, "--out", tmp_path / "out")
+        assert done.code == 1
+        assert f"{copy}: " in done.err
+        assert file in done.err
+        assert "Damaged: " in (tmp_path / "out" / "report.html").read_text()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
-from tss.data import load_task
+from tss.data import Malformed, check_input, load_task
+from tss.data.jsonl import MAX_LINE_BYTES
 from tss.errors import DataError
 
 TEXT = {"text": "fine", "label": "good"}
@@ -154,3 +156,43 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     file.symlink_to(file)
     with pytest.raises(DataError, match=r"validation\.jsonl: cannot be read"):
         load_task(tmp_path, "fam/task")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"text": "a", "label": ' + b"1" * 5000 + b"}", "a number of thousands of digits"),
+        (b'{"text": "a", "label": NaN}', "NaN is not in JSON"),
+        (b'{"text": "a", "label": -Infinity}', "-Infinity is not in JSON"),
+        (b'{"text": "' + b"a" * MAX_LINE_BYTES + b'"}', "more than the limit of 16,777,216"),
+    ],
+    ids=["deep", "digits", "nan", "infinity", "long"],
+)
+def test_what_python_cannot_read_or_no_text_is_names_its_line(tmp_path, line, expected):
+    write(tmp_path / "fam" / "task", [TEXT])
+    file = tmp_path / "fam" / "task" / "test.jsonl"
+    file.write_bytes(file.read_bytes() + line + b"\n")
+    number = len(file.read_bytes().split(b"\n")) - 1
+    with pytest.raises(DataError, match=rf"test\.jsonl:{number}: .*{re.escape(expected)}"):
+        load_task(tmp_path, "fam/task")
+
+
+@pytest.mark.parametrize("name", ["fam/" + "n" * 200, "fam/a\nb", "fam/a\x00b", "fam/\u202eb"])
+def test_names_that_could_not_be_kept_are_refused(tmp_path, name):
+    with pytest.raises(DataError, match="a task's name is one line of at most 200 printable characters"):
+        load_task(tmp_path, name)
+
+
+def test_an_input_is_checked_as_an_example_is():
+    assert check_input({"text": "a", "label": 3, "aspect": None}, "classification") == {"text": "a"}
+    assert check_input({"tokens": ["a"], "ner_tags": ["X"]}, "extraction") == {"tokens": ["a"]}
+    for example, kind, expected in (
+        ({"label": "a"}, "classification", '"text" is missing'),
+        ({"tokens": []}, "extraction", '"tokens" is empty'),
+        ({"tokens": "a b"}, "extraction", '"tokens" must be a list'),
+        ({"source": "\ud800"}, "generation", "half of a surrogate pair"),
+        ({"source": "a", "tokens": ["a"]}, "generation", "belongs to another kind"),
+    ):
+        with pytest.raises(Malformed, match=expected):
+            check_input(example, kind)

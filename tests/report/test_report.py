@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -197,6 +198,7 @@ def test_runs_alone_give_transfer(make_run, tmp_path):
     second = read_run(folder).tasks[1]
     document |= {"tasks": [second], "kinds": {}, "main": {}, "test_size": {}, "matrix": [[40.0]]}
     (alone / "matrix.json").write_text(json.dumps(document))
+    (alone / "events.jsonl").unlink()
     build(folder, tmp_path, one=[alone])
     rows = read_csv(tmp_path / "tables" / "metrics.csv")
     gained = float(rows[1][rows[0].index("Transfer against one task alone")])
@@ -254,3 +256,63 @@ def test_names_and_numbers():
     assert [number(-0.001), number(1.5, signed=True), number(-2.0), number(None)] == ["0.00", "+1.50", "−2.00", "–"]
     assert [duration(4.21), duration(185), duration(8040), duration(None)] == ["4.2 s", "3 min 05 s", "2 h 14 min", "–"]
     assert [size(393216), size(12), size(1024**3)] == ["384 KiB", "12 B", "1.00 GiB"]
+
+
+def test_a_matrix_that_contradicts_the_events_is_told_and_not_believed(make_run, tmp_path):
+    folder = make_run("mine", 3)
+    path = folder / "matrix.json"
+    content = json.loads(path.read_text())
+    measured, content["matrix"][2][1] = content["matrix"][2][1], 99.5
+    path.write_text(json.dumps(content))
+    report = build(folder, tmp_path / "out")
+    tasks = content["tasks"]
+    assert any(
+        f"matrix.json says 99.5 for {tasks[1]} after {tasks[2]}, but {measured}" in line for line in report.damage
+    )
+    assert read_run(folder).matrix[2][1] == measured
+    assert "Damaged: matrix.json says 99.5" in structure(report.path).text
+
+
+def test_layers_that_a_task_does_not_run_are_blank_and_blame_nothing(make_run, tmp_path):
+    folder = make_run("mine", 3)
+    path, lines = folder / "events.jsonl", []
+    for event in map(json.loads, (folder / "events.jsonl").read_text().splitlines()):
+        if event["event"] == "task_end":
+            event["unused"] = [layer for layer in event["density"] if "decoder" in layer]
+            event["flipped"] |= dict.fromkeys(event["unused"], 0.0)
+            event["importance_mean"] |= dict.fromkeys(event["unused"], 0.0)
+        lines.append(json.dumps(event) + "\n")
+    path.write_text("".join(lines))
+    report = build(folder, tmp_path / "out")
+    text = structure(report.path).text
+    assert "Blank: layers that the task does not run" in text
+    assert "6 of 12 matrices, which no task ran, are left out" in text
+    rows = (report.path.parent / "tables" / "flipped.csv").read_text().splitlines()[1:]
+    assert len(rows) == 6
+    assert all("encoder" in row for row in rows)
+
+
+def test_thousands_of_tasks_are_reported_in_seconds(tmp_path):
+    """Whatever is drawn or tabled for each pair of tasks, or looked up for each task, would take minutes."""
+    count, folder = 3000, tmp_path / "many"
+    folder.mkdir()
+    tasks = [f"asc/{i}" for i in range(count)]
+    matrix = [[50.0 if j <= i else None for j in range(count)] for i in range(count)]
+    main = dict.fromkeys(tasks, "macro_f1")
+    (folder / "matrix.json").write_text(json.dumps({"tasks": tasks, "main": main, "method": "tss", "matrix": matrix}))
+    with (folder / "events.jsonl").open("w") as stream:
+        for index, task in enumerate(tasks):
+            layers = {"encoder.down": 0.5, "encoder.up": 0.4}
+            about = {"task": task, "index": index, "time": 1.7e9}
+            events = [
+                {"event": "task_begin", "train": 9, "validation": 9, "test": 9, "kind": "classification"},
+                {"event": "step", "epoch": 0, "step": 0, "loss": 1.0},
+                {"event": "epoch", "epoch": 0, "loss": 1.0, "validation": 50.0, "metric": "macro_f1"},
+                {"event": "task_end", "best_epoch": 0, "seconds": 1.0, "bytes": {"gates": 9, "head": 9, "total": 18},
+                 "density": layers, "flipped": layers, "importance_mean": layers},
+            ]  # fmt: skip
+            stream.writelines(json.dumps(event | about) + "\n" for event in events)
+    started = time.process_time()
+    report = build(folder, tmp_path / "out")
+    assert time.process_time() - started < 30
+    assert report.path.stat().st_size < 20e6

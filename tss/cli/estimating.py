@@ -110,18 +110,18 @@ def _time_task(run: Run, task: TaskData) -> tuple[float, float]:
     tokenizer, settings = run.backbone.tokenizer, run.settings[task.name]
     train = encode_split(task.train, task.kind, tokenizer, settings)
     job = Job(
-        task.name,
-        0,
-        task.kind,
-        settings,
-        train,
-        train,
-        run.handle,
-        run.method,
-        tokenizer,
-        run.runtime,
-        run.config.seed,
-        run.log,
+        name=task.name,
+        index=0,
+        kind=task.kind,
+        settings=settings,
+        train=train,
+        validation=train,
+        handle=run.handle,
+        method=run.method,
+        tokenizer=tokenizer,
+        runtime=run.runtime,
+        seed=run.config.seed,
+        log=run.log,
     )
     run.method.begin_task(run.handle, task.name, task.kind)
     seconds = _time_steps(job)

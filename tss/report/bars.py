@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tss.report.curves import all_tasks
+from tss.report.curves import MOST_LABELS, all_tasks
 from tss.report.heatmaps import FULL_WIDTH
 from tss.report.names import number, shorten
 from tss.report.reading import Run
@@ -14,7 +14,7 @@ from tss.report.style import MUTED, Picture, new_figure, picture, run_colour, ru
 
 def forgetting_picture(runs: Sequence[Run], name: str) -> Picture | None:
     """How far each task fell between its own row and the last row, one bar per run; None with fewer than two rows."""
-    tasks = [t for t in all_tasks(runs) if any(drop(run, t) is not None for run in runs)]
+    tasks = [t for t in all_tasks(runs) if any(drop(run, t) is not None for run in runs)][:MOST_LABELS]
     if not tasks:
         return None
     figure = new_figure(FULL_WIDTH, 2.9 if len(tasks) <= 9 else 3.6)
@@ -53,10 +53,8 @@ def _print_heights(axes: Any, places: Sequence[float], heights: Sequence[float |
 
 def drop(run: Run, task: str) -> float | None:
     """a[j][j] - a[last][j] for a task learned before the last measured row, else None."""
-    if task not in run.tasks:
-        return None
-    j, last = run.tasks.index(task), run.learned - 1
-    if j >= last:
+    j, last = run.places.get(task, -1), run.learned - 1
+    if j < 0 or j >= last:
         return None
     own, final = run.matrix[j][j], run.matrix[last][j]
     return None if own is None or final is None else own - final
@@ -65,6 +63,8 @@ def drop(run: Run, task: str) -> float | None:
 def bytes_picture(run: Run, name: str) -> Picture | None:
     """Bytes kept for each task, gates and head apart; None where they were not recorded."""
     kept = {t: e["bytes"] for t, e in run.by_task("task_end").items() if e.get("bytes")}
+    left_out = len(kept) - MOST_LABELS
+    kept = dict(list(kept.items())[:MOST_LABELS])
     if not any(parts.get("gates") for parts in kept.values()):
         return None
     figure = new_figure(FULL_WIDTH, 0.9 + max(0.17, 0.3 - 0.005 * len(kept)) * len(kept))
@@ -80,4 +80,6 @@ def bytes_picture(run: Run, name: str) -> Picture | None:
     axes.grid(axis="y", visible=False)
     run_legend(figure, ["gates, 1 bit each", "head"], lines=False)
     caption = "What each learned task adds on disk. Nothing else grows with the number of tasks."
+    if left_out > 0:
+        caption += f" The first {MOST_LABELS} tasks; {left_out} more are in the table."
     return picture(figure, name, caption)

@@ -13,6 +13,12 @@ from tss.report.style import MUTED, Picture, new_figure, picture, run_colour, ru
 
 POINTS = 240
 """Points of a loss curve per task: long runs record hundreds of thousands, which no figure can show."""
+MOST_POINTS = 20_000
+"""Points of all loss curves together."""
+MOST_LABELS = 120
+"""Tasks whose names fit on an axis."""
+MOST_PANELS = 60
+"""Panels of learning curves that a page has room for."""
 Curve = list[tuple[int, float]]
 
 
@@ -22,6 +28,8 @@ def learning_picture(runs: Sequence[Run], name: str) -> Picture | None:
     panels = {task: having for task, having in panels.items() if having}
     if not panels:
         return None
+    left_out = len(panels) - MOST_PANELS
+    panels = dict(list(panels.items())[:MOST_PANELS])
     columns = min(len(panels), 4 if len(panels) <= 12 else 6)
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(FULL_WIDTH if columns > 2 else 3.6 * columns, 0.6 + 1.5 * rows)
@@ -41,6 +49,8 @@ def learning_picture(runs: Sequence[Run], name: str) -> Picture | None:
         "Validation after each epoch, by the measure named at the right (a loss is better low). "
         "The dot is the state that was kept. Every panel has its own scale."
     )
+    if left_out > 0:
+        caption += f" The first {MOST_PANELS} tasks; {left_out} more are in the events of the run."
     return picture(figure, name, caption)
 
 
@@ -61,7 +71,8 @@ def _draw_panel(axes: Any, runs: Sequence[Run], task: str) -> str:
 
 def loss_picture(run: Run, name: str) -> Picture | None:
     """Training loss over the steps of the whole sequence, tasks side by side; None without step events."""
-    curves = {task: _loss_curve(run, task) for task in run.tasks}
+    most = max(1, min(POINTS, MOST_POINTS // max(1, len(run.tasks))))
+    curves = {task: _loss_curve(run, task, most) for task in run.tasks}
     curves = {task: curve for task, curve in curves.items() if curve}
     if not curves:
         return None
@@ -76,7 +87,8 @@ def loss_picture(run: Run, name: str) -> Picture | None:
         start = steps[-1]
         axes.axvline(start, color=MUTED, linewidth=0.4)
     crowded = len(curves) > 12
-    axes.set_xticks(middles, [shorten(t, 20) for t in curves], rotation=90 if crowded else 20)
+    every = math.ceil(len(curves) / MOST_LABELS)
+    axes.set_xticks(middles[::every], [shorten(t, 20) for t in curves][::every], rotation=90 if crowded else 20)
     for label in axes.get_xticklabels():
         label.set_horizontalalignment("center" if crowded else "right")
     axes.tick_params(axis="x", labelsize=6.5 if crowded else 8)
@@ -88,12 +100,17 @@ def loss_picture(run: Run, name: str) -> Picture | None:
 
 
 def capacity_picture(run: Run, name: str) -> Picture | None:
-    """Mean importance over all layers after each task; None where it was not recorded."""
-    means = [e["importance_mean"] for e in run.by_task("task_end").values() if e.get("importance_mean")]
-    if not means:
+    """Mean importance after each task, over the layers that any task ran so far; None where it was not recorded."""
+    ends = [end for end in run.by_task("task_end").values() if end.get("importance_mean")]
+    if not ends:
         return None
-    shares = [100 * sum(layers.values()) / len(layers) for layers in means]
-    figure = new_figure(min(FULL_WIDTH, 3.6 + 0.3 * len(means)), 2.4)
+    shares, ran, layers = [], set(), set()
+    for end in ends:
+        layers |= set(end["importance_mean"])
+        ran |= set(end["importance_mean"]) - set(end.get("unused") or ())
+        values = [value for layer, value in end["importance_mean"].items() if layer in ran]
+        shares.append(100 * sum(values) / max(1, len(values)))
+    figure = new_figure(min(FULL_WIDTH, 3.6 + 0.3 * len(shares)), 2.4)
     axes = figure.add_subplot()
     axes.plot(range(1, len(shares) + 1), shares, marker="o", markersize=3, color=run_colour(0))
     axes.set_ylim(0, 100)
@@ -104,6 +121,8 @@ def capacity_picture(run: Run, name: str) -> Picture | None:
         "Mean of the accumulated importance I over all gates: how far the soft mask holds the next task back. "
         "At 100 % nothing could move."
     )
+    if idle := len(layers - ran):
+        caption += f" {idle} of {len(layers)} matrices, which no task ran, are left out."
     return picture(figure, name, caption)
 
 
@@ -116,11 +135,11 @@ def _epochs(run: Run, task: str) -> list[dict[str, Any]]:
     return [e for e in run.of("epoch", task) if e.get("validation") is not None]
 
 
-def _loss_curve(run: Run, task: str) -> Curve:
-    """(step since the task began, loss), averaged to at most `POINTS`; events count steps from their epoch's start."""
+def _loss_curve(run: Run, task: str, most: int) -> Curve:
+    """(step since the task began, loss), averaged to at most so many points; events count steps in their epoch."""
     events = [e for e in run.of("step", task) if e.get("loss") is not None]
     per_epoch = max((int(e["step"]) for e in events), default=0) + 1
     curve = [(int(e["epoch"]) * per_epoch + int(e["step"]), float(e["loss"])) for e in events]
-    size = math.ceil(len(curve) / POINTS) or 1
+    size = math.ceil(len(curve) / most) or 1
     chunks = [curve[i : i + size] for i in range(0, len(curve), size)]
     return [(chunk[-1][0], sum(loss for _, loss in chunk) / len(chunk)) for chunk in chunks]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FULL_WIDTH = 10.5
+MOST_CELLS, MOST_PIXELS, MOST_NAMES = 30_000, 500, 50
+"""Cells that are drawn one by one; above them, pixels of the image and names on each side."""
 MOST_ROWS = 40
 """Above this many rows of many columns numbers are too small to read and too many to draw; the CSV has them."""
 
@@ -112,6 +114,8 @@ def heat_map(
     import matplotlib
 
     count_rows, count_columns = grid.shape
+    if grid.size > MOST_CELLS:
+        return _large_map(grid, rows, columns, bounds=bounds, bar=bar)
     margin = 0.075 * max(map(len, rows), default=1) + 1.1
     cell = min(wide, (FULL_WIDTH - margin) / max(count_columns, 1))
     font = min(8.0, cell * 72 * 0.42)
@@ -137,6 +141,41 @@ def heat_map(
     if mark is not None:
         colour_bar.ax.axhline(mark, color="#ffffff", linewidth=1.5)
     axes.hlines(np.arange(count_rows + 1), 0, count_columns, color=GRID, linewidth=0.3)
+    return figure
+
+
+def _large_map(
+    grid: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, bounds: tuple[float, float], bar: str
+) -> Figure:
+    """A map of very many cells: means of equal blocks as an image, names of a few rows and columns."""
+    import matplotlib
+
+    down, across = (-(-count // MOST_PIXELS) for count in grid.shape)
+    padded = np.full((-(-grid.shape[0] // down) * down, -(-grid.shape[1] // across) * across), np.nan)
+    padded[: grid.shape[0], : grid.shape[1]] = grid
+    blocks = padded.reshape(padded.shape[0] // down, down, padded.shape[1] // across, across)
+    known = np.isfinite(blocks)
+    count = known.sum(axis=(1, 3))
+    total = np.where(known, blocks, 0).sum(axis=(1, 3))
+    means = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    figure = new_figure(FULL_WIDTH, min(FULL_WIDTH, 2 + 0.17 * grid.shape[0]))
+    axes = figure.add_subplot()
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0))
+    extent = (0, grid.shape[1], grid.shape[0], 0)
+    shown = axes.imshow(
+        np.ma.masked_invalid(means), cmap=colours, vmin=bounds[0], vmax=bounds[1], aspect="auto",
+        interpolation="nearest", extent=extent,
+    )  # fmt: skip
+    for axis, names in ((axes.yaxis, rows), (axes.xaxis, columns)):
+        every = -(-len(names) // MOST_NAMES)
+        axis.set_ticks(np.arange(0, len(names), every) + 0.5, list(names)[::every])
+    axes.tick_params(labelsize=6, top=False, bottom=False)
+    axes.xaxis.tick_top()
+    for label in axes.get_xticklabels():
+        label.set_rotation(90)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(shown, ax=axes, fraction=0.025, pad=0.015, aspect=30).set_label(bar)
     return figure
 
 

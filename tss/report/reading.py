@@ -73,7 +73,12 @@ class Run:
         """The last event of one name for each task."""
         return {str(e.get("task")): e for e in self.of(event)}
 
-    @property
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Task -> its place in the sequence."""
+        return {task: place for place, task in enumerate(self.tasks)}
+
+    @cached_property
     def learned(self) -> int:
         """How many tasks have a measured score of their own: the rows of the matrix that exist."""
         return sum(j < len(self.matrix) and self.matrix[j][j] is not None for j in range(len(self.tasks)))
@@ -255,8 +260,9 @@ def _read_events(path: Path, notes: list[str], damage: list[str], state: RunStat
             check_events(path, state.events)
     except StateError as error:
         damage.append(f"{error}.")
-    events = []
+    events, read = [], 0
     for number, line in enumerate(data.split(b"\n"), start=1):
+        kept, read = state is None or read < state.events.bytes, read + len(line) + 1
         if not line:
             continue
         try:
@@ -264,7 +270,8 @@ def _read_events(path: Path, notes: list[str], damage: list[str], state: RunStat
         except ValueError:
             notes.append(f"{path.name}:{number} is not a whole JSON line and is left out.")
             continue
-        if isinstance(value, dict):
+        # what follows the saved state is about to be done again, and nothing vouches for it: it is drawn, not counted
+        if isinstance(value, dict) and (kept or value.get("event") in ("step", "epoch")):
             events.append(value)
     return events
 
@@ -283,7 +290,7 @@ def _read_task_files(run: Run, state: RunState | None) -> None:
             if expected and sha256(path) != expected[name]:
                 raise StateError(f"{path} is not the file that the run wrote")
             kind = kind_from_dict(metadata["kind"]) if isinstance(metadata.get("kind"), dict) else None
-        except (StateError, OSError, ValueError, TypeError) as error:
+        except (StateError, OSError, ValueError, TypeError, AttributeError) as error:
             run.damage.append(f"{name} cannot be used: {error}.")
             continue
         packed = {

@@ -25,6 +25,10 @@ GATE_CAPTIONS = {
     "flipped": "Share of gates that a task changed from where it started. Near zero means that the scores hardly "
     "moved: raise the score learning rate or train longer.",
 }
+NOT_RUN = (
+    " Blank: layers that the task does not run, such as a decoder's adapters where the head reads the encoder; their "
+    "gates have nothing to learn."
+)
 
 
 @dataclass
@@ -187,7 +191,9 @@ def _gates(runs: Sequence[Run]) -> Part:
             part.say("h3", run.label)
         pictures = []
         for key, caption in GATE_CAPTIONS.items():
-            values = {task: dict(end.get(key) or {}) for task, end in ends.items()}
+            values = {task: _of_layers_run(end, key) for task, end in ends.items()}
+            if any(end.get("unused") for end in ends.values()):
+                caption += NOT_RUN
             name = _named(key, runs, index)
             what = "gates open, %" if key == "density" else "gates flipped, %"
             pictures.append(heatmaps.layers_picture(values, name, what=what, scale=100, caption=caption))
@@ -200,6 +206,12 @@ def _gates(runs: Sequence[Run]) -> Part:
             part.tabulate(tables.overlap_table(overlap, name), show=False)
         part.draw_beside(pictures, least=420)
     return part
+
+
+def _of_layers_run(end: dict[str, Any], key: str) -> dict[str, float]:
+    """A value by layer, of the layers that the task runs."""
+    unused = set(end.get("unused") or ())
+    return {layer: value for layer, value in (end.get(key) or {}).items() if layer not in unused}
 
 
 def _cost(runs: Sequence[Run]) -> Part:

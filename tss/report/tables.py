@@ -55,9 +55,7 @@ class Table:
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(self.columns)
-        writer.writerows(
-            ["" if v is None else repr(v) if isinstance(v, float) else v for v in row] for row in self.rows
-        )
+        writer.writerows(self.rows)  # None is empty, and a float is written in full
         return buffer.getvalue()
 
     def without_empty_columns(self) -> Table:

@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tss.adapters import attach
 from tss.errors import ConfigError
 from tss.io import sha256
+from tss.run.runtime import out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from tss.adapters import TssHandle
+    from tss.methods import Method
+    from tss.run.config import RunConfig
 
 BART_TOKENIZER = "TSS_BART_TOKENIZER"
 """Environment variable: folder of BART's tokenizer for `bart-large-random`."""
@@ -107,6 +113,23 @@ def load_backbone(
     placed: Any = model.eval()
     placed.to(device or "cpu")
     return Backbone(placed, loaded, f"{origin}{hint}", model.num_parameters())
+
+
+def attach_adapters(config: RunConfig, backbone: Backbone, method: Method) -> TssHandle:
+    """Adapters on the backbone.
+
+    Raises:
+        ConfigError: it has no such sites, or no memory for adapters of this size.
+    """
+    try:
+        return attach(backbone.model, config.adapters, method.layer_options()).tss
+    except ValueError as error:
+        raise ConfigError(f"adapters on backbone {config.backbone}: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if (detail := out_of_memory(error)) is None:
+            raise
+        width = config.adapters.bottleneck
+        raise ConfigError(f"adapters.bottleneck: no memory for adapters of width {width} ({detail})") from error
 
 
 def identity(backbone: Backbone) -> dict[str, str]:

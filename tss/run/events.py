@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tss.errors import StateError
-from tss.io import to_json
+from tss.io import sync_directory, to_json
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -48,7 +48,10 @@ class EventLog:
         self.path, self._step_seconds, self._listener = path, step_seconds, listener
         self._last_step = 0.0
         self._sha = check_events(path, written or Written())
+        new = not path.exists()
         self._file = path.open("ab")
+        if new:
+            sync_directory(path.parent)
         self._file.truncate((written or Written()).bytes)
         self._file.seek(0, os.SEEK_END)
 

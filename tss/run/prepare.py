@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tss.adapters import attach
 from tss.data import TaskData
 from tss.errors import ConfigError, StateError
 from tss.methods import METHODS, Method
-from tss.run.backbone import Backbone, check_lengths, identity, load_backbone
+from tss.run.backbone import Backbone, attach_adapters, check_lengths, identity, load_backbone
 from tss.run.checkpoint import Checkpoint
 from tss.run.config import RunConfig, TaskSettings, dump_config
 from tss.run.events import EventLog, Listener
@@ -22,7 +21,7 @@ from tss.run.folder import RunFolder
 from tss.run.invariants import logits_hash
 from tss.run.resolve import load_tasks, resolve
 from tss.run.run_state import RunState, check_same, check_same_config
-from tss.run.runtime import Runtime, memory_errors
+from tss.run.runtime import Runtime
 from tss.run.zero_shot import untrained_metrics
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def open_run(config: RunConfig, folder: RunFolder, *, resume: bool, listener: Li
         method = make_method(config)
         untrained = {}
         if state is None and config.zero_shot:
-            untrained = untrained_metrics(config, tasks, backbone, method, runtime)
+            untrained = untrained_metrics(config, settings, tasks, backbone, method, runtime)
         tasks = [dataclasses.replace(task, kind=task.kind.for_model(backbone.model)) for task in tasks]
         handle = attach_adapters(config, backbone, method)
         place = None
@@ -143,19 +142,6 @@ def checked_backbone(
         except ValueError as error:
             raise ConfigError(f"task {task.name} on backbone {config.backbone}: {error}") from error
     return backbone
-
-
-def attach_adapters(config: RunConfig, backbone: Backbone, method: Method) -> TssHandle:
-    """Adapters on the backbone.
-
-    Raises:
-        ConfigError: it has no such sites, or no memory for adapters of this size.
-    """
-    try:
-        with memory_errors("of the first", config.training.batch_size):
-            return attach(backbone.model, config.adapters, method.layer_options()).tss
-    except ValueError as error:
-        raise ConfigError(f"adapters on backbone {config.backbone}: {error}") from error
 
 
 def make_method(config: RunConfig) -> Method:

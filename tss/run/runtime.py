@@ -100,19 +100,23 @@ def _processor() -> str:
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"
 
 
+def out_of_memory(error: Exception) -> str | None:
+    """What an error says if it is one of memory, in one line; None if it is another."""
+    text = str(error)
+    if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(sign in text for sign in NO_MEMORY):
+        return None
+    return text.splitlines()[0] if text else "no detail"
+
+
 @contextlib.contextmanager
 def memory_errors(task: str, batch_size: int) -> Iterator[None]:
     """Turn running out of memory into one clear error that names the task and the remedy."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-            sign in text for sign in NO_MEMORY
-        )
-        if not out_of_memory:
+        detail = out_of_memory(error)
+        if detail is None:
             raise
-        detail = text.splitlines()[0] if text else "no detail"
         raise TssError(
             f"task {task}: out of memory with batches of {batch_size} ({detail}); "
             "use a smaller batch_size with grad_accumulation, shorter source_length, or precision=bfloat16; "

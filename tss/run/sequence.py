@@ -101,18 +101,18 @@ def learn_task(run: Run, index: int, task: TaskData) -> tuple[Job, TaskProgress]
     """Train one task from its start, or from where it was saved, up to its best state restored."""
     settings, tokenizer = run.settings[task.name], run.backbone.tokenizer
     job = Job(
-        task.name,
-        index,
-        task.kind,
-        settings,
-        encode_split(task.train, task.kind, tokenizer, settings),
-        encode_split(task.validation, task.kind, tokenizer, settings),
-        run.handle,
-        run.method,
-        tokenizer,
-        run.runtime,
-        run.config.seed,
-        run.log,
+        name=task.name,
+        index=index,
+        kind=task.kind,
+        settings=settings,
+        train=encode_split(task.train, task.kind, tokenizer, settings),
+        validation=encode_split(task.validation, task.kind, tokenizer, settings),
+        handle=run.handle,
+        method=run.method,
+        tokenizer=tokenizer,
+        runtime=run.runtime,
+        seed=run.config.seed,
+        log=run.log,
     )
     run.runtime.reset_peak()
     run.method.begin_task(run.handle, task.name, task.kind)
@@ -278,7 +278,7 @@ def evaluate_before(run: Run, index: int, task: TaskData) -> None:
     if task.name in run.state.rows[index - 1]:
         return
     started = time.perf_counter()
-    metrics = metrics_now(run.handle, task, run.config, run.backbone, run.runtime)
+    metrics = metrics_now(run.handle, task, run.settings[task.name], run.backbone, run.runtime)
     record_cell(run, index - 1, task, metrics, time.perf_counter() - started)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from tss.adapters import attach
 from tss.data import TaskData
 from tss.methods import Method
-from tss.run.backbone import Backbone
-from tss.run.config import RunConfig, settings_for
+from tss.run.backbone import Backbone, attach_adapters
+from tss.run.config import RunConfig, TaskSettings
 from tss.run.evaluate import evaluate
 from tss.run.examples import encode_split
 from tss.run.runtime import Runtime, memory_errors
@@ -19,25 +18,29 @@ if TYPE_CHECKING:
 
 
 def untrained_metrics(
-    config: RunConfig, tasks: Iterable[TaskData], backbone: Backbone, method: Method, runtime: Runtime
+    config: RunConfig,
+    settings: Mapping[str, TaskSettings],
+    tasks: Iterable[TaskData],
+    backbone: Backbone,
+    method: Method,
+    runtime: Runtime,
 ) -> dict[str, dict[str, float]]:
     """Task -> its metrics as the first task of a sequence, before its first step; the backbone is left as it was."""
     metrics = {}
     for task in tasks:
-        handle = attach(backbone.model, config.adapters, method.layer_options()).tss
+        handle = attach_adapters(config, backbone, method)
         try:
             method.begin_task(handle, task.name, task.kind)
-            metrics[task.name] = metrics_now(handle, task, config, backbone, runtime)
+            metrics[task.name] = metrics_now(handle, task, settings[task.name], backbone, runtime)
         finally:
             handle.detach()
     return metrics
 
 
 def metrics_now(
-    handle: TssHandle, task: TaskData, config: RunConfig, backbone: Backbone, runtime: Runtime
+    handle: TssHandle, task: TaskData, settings: TaskSettings, backbone: Backbone, runtime: Runtime
 ) -> dict[str, float]:
     """Metrics on the test split of the task that was just begun, with the gates and the head that it starts from."""
-    settings = settings_for(config, task.name)
     split = encode_split(task.test, task.kind, backbone.tokenizer, settings)
     size = settings.eval_batch_size
     with handle.using(task.name), memory_errors(task.name, size):

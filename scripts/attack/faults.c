@@ -1,0 +1,117 @@
+/* Loaded before libc (LD_PRELOAD): counts what a process does to files below a folder, and interferes at one place.
+
+   cc -O1 -shared -fPIC faults.c -o faults.so -ldl */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+enum { NOTHING, KILL, FULL, STOP };
+
+static char folder[4096];
+static int mode = NOTHING, half_written = 0;
+static long at = 0, count = 0;
+
+/* From now on: at the `number`th operation (from 1) on a file below `prefix` be killed, find the disk full for good, or
+   be stopped until SIGCONT. */
+void attack_arm(const char *prefix, int what, long number) {
+    strncpy(folder, prefix, sizeof folder - 1);
+    mode = what, at = number, count = 0, half_written = 0;
+}
+
+long attack_count(void) { return count; }
+
+static int below(const char *path) { return folder[0] && path && strncmp(path, folder, strlen(folder)) == 0; }
+
+static int descriptor_below(int descriptor) {
+    char link[64], path[4096];
+    if (!folder[0]) return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length < 0) return 0;
+    path[length] = 0;
+    return below(path);
+}
+
+/* 1: the operation has to fail, for lack of room. */
+static int meet(int needs_room) {
+    long number = ++count;
+    if (number == at && mode == KILL) kill(getpid(), SIGKILL);
+    if (number == at && mode == STOP) kill(getpid(), SIGSTOP);
+    return mode == FULL && number >= at && needs_room;
+}
+
+#define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+#define FAIL return errno = ENOSPC, -1
+
+#define OPEN(name)                                                                                  \
+    int name(const char *path, int flags, ...) {                                                    \
+        va_list rest;                                                                               \
+        va_start(rest, flags);                                                                      \
+        mode_t rights = (flags & (O_CREAT | O_TMPFILE)) ? va_arg(rest, mode_t) : 0;                 \
+        va_end(rest);                                                                               \
+        if (below(path) && (flags & (O_CREAT | O_WRONLY | O_RDWR | O_TRUNC)))                       \
+            if (meet((flags & O_CREAT) && access(path, F_OK))) FAIL;                                \
+        return NEXT(name)(path, flags, rights);                                                     \
+    }
+OPEN(open)
+OPEN(open64)
+
+#define OPENAT(name)                                                                                \
+    int name(int where, const char *path, int flags, ...) {                                         \
+        va_list rest;                                                                               \
+        va_start(rest, flags);                                                                      \
+        mode_t rights = (flags & (O_CREAT | O_TMPFILE)) ? va_arg(rest, mode_t) : 0;                 \
+        va_end(rest);                                                                               \
+        if (below(path) && (flags & (O_CREAT | O_WRONLY | O_RDWR | O_TRUNC)))                       \
+            if (meet((flags & O_CREAT) && access(path, F_OK))) FAIL;                                \
+        return NEXT(name)(where, path, flags, rights);                                              \
+    }
+OPENAT(openat)
+OPENAT(openat64)
+
+/* A write at the place is torn: half of it is there. */
+ssize_t write(int descriptor, const void *data, size_t size) {
+    if (!descriptor_below(descriptor)) return NEXT(write)(descriptor, data, size);
+    if (mode == KILL && count + 1 == at && size > 1) NEXT(write)(descriptor, data, size / 2);
+    if (meet(1)) {
+        if (!half_written++ && size > 1) return NEXT(write)(descriptor, data, size / 2);
+        FAIL;
+    }
+    return NEXT(write)(descriptor, data, size);
+}
+
+int fsync(int descriptor) {
+    if (descriptor_below(descriptor) && meet(0)) FAIL;
+    return NEXT(fsync)(descriptor);
+}
+
+int rename(const char *from, const char *to) {
+    if ((below(from) || below(to)) && meet(0)) FAIL;
+    return NEXT(rename)(from, to);
+}
+
+int unlink(const char *path) {
+    if (below(path)) meet(0);
+    return NEXT(unlink)(path);
+}
+
+int mkdir(const char *path, mode_t rights) {
+    if (below(path) && meet(access(path, F_OK))) FAIL;
+    return NEXT(mkdir)(path, rights);
+}
+
+#define TRUNCATE(name, type)                                                                        \
+    int name(int descriptor, type size) {                                                           \
+        if (descriptor_below(descriptor)) meet(0);                                                  \
+        return NEXT(name)(descriptor, size);                                                        \
+    }
+TRUNCATE(ftruncate, off_t)
+TRUNCATE(ftruncate64, off64_t)

@@ -1,0 +1,138 @@
+"""Kills, full disks and two starts at once: what was finished must be there, and the run must end as if undisturbed."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from scripts.attack.scene import FULL, KILL, NOTHING, STOP, Scene, contents
+
+Failures = list[str]
+
+
+def reference(scene: Scene) -> tuple[dict[str, bytes], int, float]:
+    """An undisturbed run: what it holds, how many operations on files it made, and how long it took."""
+    folder, started = scene.folder / "reference", time.monotonic()
+    done = scene.go_on(folder, (folder, NOTHING, 0))
+    if done.code != 0:
+        raise RuntimeError(f"the undisturbed run failed: {done}")
+    return contents(folder), int(re.findall(r"operations (\d+)", done.out)[-1]), time.monotonic() - started
+
+
+def kill_at_operations(scene: Scene, expected: dict[str, bytes], places: Iterable[int]) -> tuple[int, Failures]:
+    """Kill a run at each of these operations on files, a write torn in half; then resume it to its end."""
+    count, failures = 0, []
+    for place in places:
+        folder = fresh(scene, "killed")
+        done = scene.go_on(folder, (folder, KILL, place))
+        count += done.code == -signal.SIGKILL
+        failures += ends_well(scene, folder, expected, f"killed at operation {place}")
+    return count, failures
+
+
+def kill_at_random(
+    scene: Scene, expected: dict[str, bytes], kills: int, seconds: float, seed: int
+) -> tuple[int, Failures]:
+    """Kill runs after random times, each several times before it may end."""
+    rng, count, failures = random.Random(seed), 0, []
+    while count < kills:
+        folder = fresh(scene, "killed")
+        for _ in range(4):
+            words = ["run", *scene.options(), "--out", folder, "--quiet", *(["--resume"] if folder.is_dir() else [])]
+            started = scene.start(*words)
+            time.sleep(rng.uniform(0, seconds))
+            os.kill(started[0], signal.SIGKILL)
+            count += scene.wait(started).code == -signal.SIGKILL
+        failures += ends_well(scene, folder, expected, f"after {count} random kills")
+    return count, failures
+
+
+def fill_disks(scene: Scene, expected: dict[str, bytes], places: Iterable[int]) -> tuple[int, Failures]:
+    """From each of these operations on nothing fits; the run must say so in one line, and go on once there is room."""
+    count, failures = 0, []
+    for place in places:
+        folder = fresh(scene, "full")
+        done = scene.go_on(folder, (folder, FULL, place))
+        if done.code == 0:
+            continue  # nothing had to be written any more
+        count += 1
+        if not done.clear or "No space left" not in done.err:
+            failures.append(f"full at operation {place}: {done}")
+        failures += ends_well(scene, folder, expected, f"full at operation {place}")
+    return count, failures
+
+
+def fill_real_disks(scene: Scene, expected: dict[str, bytes], sizes: Iterable[int]) -> tuple[int, Failures]:
+    """The same on file systems in memory of so many bytes, where this user may mount them; grown for the resume."""
+    count, failures, disk = 0, [], scene.folder / "disk"
+    disk.mkdir(exist_ok=True)
+    for size in sizes:
+        mounted = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk)]
+        if subprocess.run(mounted, capture_output=True).returncode != 0:
+            return count, failures
+        try:
+            done = scene.go_on(disk / "run")
+            count += done.code != 0
+            if done.code != 0 and (not done.clear or "No space left" not in done.err):
+                failures.append(f"a disk of {size} bytes: {done}")
+            subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+            failures += ends_well(scene, disk / "run", expected, f"a disk of {size} bytes")
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+    return count, failures
+
+
+def two_starts(scene: Scene, expected: dict[str, bytes], places: Iterable[int]) -> tuple[int, Failures]:
+    """One start is stopped at an operation, a second one comes; then the first goes on. One of them must do the run."""
+    count, failures = 0, []
+    for place in places:
+        folder, words = fresh(scene, "twice"), ["run", *scene.options(), "--quiet"]
+        first = scene.start(*words, "--out", folder, arm=(folder, STOP, place))
+        wait_until_stopped(first[0])
+        second = scene.tss(*words, "--out", folder, *(["--resume"] if (folder / "state/run.json").is_file() else []))
+        os.kill(first[0], signal.SIGCONT)
+        ended = scene.wait(first)
+        count += 1
+        if sorted([ended.code == 0, second.code == 0]) != [False, True]:
+            failures.append(f"two starts, the first stopped at operation {place}: {ended} and {second}")
+        if not all(each.clear for each in (ended, second) if each.code != 0):
+            failures.append(f"two starts, the first stopped at operation {place}: unclear: {ended} and {second}")
+        if contents(folder) != expected:
+            failures.append(f"two starts, the first stopped at operation {place}: the run is another one")
+    return count, failures
+
+
+def wait_until_stopped(process: int) -> None:
+    """Wait until a process is stopped by a signal (or gone)."""
+    while True:
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return
+        if state in "TZ":
+            return
+        time.sleep(0.01)
+
+
+def ends_well(scene: Scene, folder: Path, expected: dict[str, bytes], what: str) -> Failures:
+    """Resume a run to its end; it must hold what the undisturbed one holds, and nothing half-written."""
+    done = scene.go_on(folder)
+    if done.code != 0:
+        return [f"{what}: cannot go on: {done}"]
+    failures = [f"{what}: ends with another result"] if contents(folder) != expected else []
+    left = [path.name for path in folder.rglob("*.partial")]
+    return failures + ([f"{what}: leaves {left}"] if left else [])
+
+
+def fresh(scene: Scene, name: str) -> Path:
+    """A folder that is not there yet."""
+    folder = scene.folder / name
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder

@@ -1,0 +1,167 @@
+"""Where an attack takes place: a tiny backbone, tiny tasks, and `tss` in processes that can be interfered with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+HERE = Path(__file__).parent
+NOTHING, KILL, FULL, STOP = range(4)
+"""What happens at the chosen operation on a file: as in faults.c."""
+WORDS = (
+    "the a is good bad poor battery screen phone camera Alice Bob Carol visits Paris London Berlin buys likes"
+).split()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command line ended; a negative code is the signal that ended it."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def clear(self) -> bool:
+        """Whether a failure was told as it should be: lines of `tss`, no traceback, no fault of its own."""
+        lines = [line for line in self.err.splitlines() if line.strip()]
+        return self.code not in (0, 70, 99) and bool(lines) and all(line.startswith("tss") for line in lines)
+
+
+class Scene:
+    """Files and processes of an attack.
+
+    Args:
+        folder: for everything; made anew.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self.backbone, self.data = self.folder / "backbone", self.folder / "data"
+        self.library = self.folder / "faults.so"
+        compile_ = ["cc", "-O1", "-shared", "-fPIC", str(HERE / "faults.c"), "-o", str(self.library), "-ldl"]
+        subprocess.run(compile_, check=True)
+        self._count = 0
+        make_backbone(self.backbone)
+        make_data(self.data)
+
+    def __enter__(self) -> Scene:
+        environment = {**os.environ, "LD_PRELOAD": str(self.library), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "scripts.attack.server"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, cwd=self.folder,
+        )  # fmt: skip
+        words = ["run", *self.options(), "--out", str(self.folder / "warm"), "--quiet"]
+        if self._order(do="warm", words=words)["code"] != 0:
+            raise RuntimeError("an undisturbed run failed")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait()
+
+    def _order(self, **order: object) -> dict[str, int]:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        print(json.dumps(order), file=self._server.stdin, flush=True)
+        return json.loads(self._server.stdout.readline())
+
+    def start(self, *words: object, arm: tuple[Path, int, int] | None = None, report: bool = False) -> tuple[int, Path]:
+        """Start `tss` with these words; gives its process and where its output goes.
+
+        Args:
+            words: of the command line.
+            arm: a folder, and what happens at which operation on its files.
+            report: read runs for reports, and write their tables; to draw them would take longer than such a run.
+        """
+        self._count += 1
+        output = self.folder / "output" / f"{self._count:05d}"
+        output.parent.mkdir(exist_ok=True)
+        armed = None if arm is None else [str(arm[0]), arm[1], arm[2]]
+        answer = self._order(
+            do="start", words=[str(word) for word in words], out=f"{output}.out", err=f"{output}.err", arm=armed,
+            report=report,
+        )  # fmt: skip
+        return answer["pid"], output
+
+    def wait(self, started: tuple[int, Path]) -> Ended:
+        """Wait for a process that `start` gave."""
+        pid, output = started
+        code = self._order(do="wait", pid=pid)["code"]
+        texts = [Path(f"{output}.{name}").read_text(errors="replace") for name in ("out", "err")]
+        return Ended(code, texts[0], texts[1])
+
+    def tss(self, *words: object, arm: tuple[Path, int, int] | None = None, report: bool = False) -> Ended:
+        """Run `tss` with these words to its end."""
+        return self.wait(self.start(*words, arm=arm, report=report))
+
+    def options(self) -> list[str]:
+        """Words of a run of seconds: two tasks of three steps, a saved place after every second step."""
+        keys = ["adapters.bottleneck=4", "training.epochs=1", "training.batch_size=4", "training.source_length=16"]
+        keys += ["training.target_length=8", "precision=float32", "device=cpu", "checkpoint_steps=2", "log_seconds=0"]
+        return [*keys, "--backbone", str(self.backbone), "--data", str(self.data)]
+
+    def go_on(self, folder: Path, arm: tuple[Path, int, int] | None = None, report: bool = False) -> Ended:
+        """Begin a run in a folder, or resume the one that is there."""
+        words = ["run", *self.options(), "--out", folder, "--quiet"]
+        return self.tss(*words, *(["--resume"] if folder.is_dir() else []), arm=arm, report=report)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a run must end with, however often it was interrupted: results, tasks, shared state, configuration."""
+    patterns = ("matrix.json", "config.yaml", "tss.json", "tasks/*", "adapters/*", "predictions/*")
+    paths = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def make_backbone(folder: Path) -> None:
+    """A BART of one layer and width 16 with random weights, and a tokenizer of whole words; in its own process."""
+    program = (
+        "import sys, torch\n"
+        "from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast\n"
+        "from tokenizers import Tokenizer, models, pre_tokenizers, processors\n"
+        f"special, words = ['<s>', '<pad>', '</s>', '<unk>'], {WORDS!r}\n"
+        "torch.manual_seed(0)\n"
+        "rules = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*special, *words])}, unk_token='<unk>'))\n"
+        "rules.pre_tokenizer = pre_tokenizers.WhitespaceSplit()\n"
+        "rules.post_processor = processors.TemplateProcessing(single='<s> $A </s>', pair='<s> $A </s> $B </s>', "
+        "special_tokens=[('<s>', 0), ('</s>', 2)])\n"
+        "names = dict(bos_token='<s>', pad_token='<pad>', eos_token='</s>', unk_token='<unk>')\n"
+        "PreTrainedTokenizerFast(tokenizer_object=rules, model_max_length=64, **names).save_pretrained(sys.argv[1])\n"
+        "size = dict(d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, "
+        "decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64)\n"
+        "ids = dict(bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2)\n"
+        "config = BartConfig(vocab_size=4 + len(words), **size, **ids)\n"
+        "BartForConditionalGeneration(config).save_pretrained(sys.argv[1])"
+    )
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=True, capture_output=True)
+
+
+def make_data(folder: Path) -> None:
+    """A classification and an extraction task of twelve training examples each."""
+    for split, count in (("train", 12), ("validation", 4), ("test", 4)):
+        things = ["battery", "screen", "phone", "camera"]
+        reviews = [
+            {"text": f"the {things[i % 4]} is {'good' if i % 2 else 'bad'}", "label": "plus" if i % 2 else "minus"}
+            for i in range(count)
+        ]
+        people = [
+            {"tokens": [("Alice", "Bob")[i % 2], "visits", "Paris"], "ner_tags": ["B-PER", "O", "B-LOC"]}
+            for i in range(count)
+        ]
+        for task, rows in (("asc/phones", reviews), ("ner/people", people)):
+            path = folder / task / f"{split}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))

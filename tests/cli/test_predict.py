@@ -1,0 +1,112 @@
+"""`tss predict` reads as training reads, writes at once or not at all, and says which line is to blame."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from tss.cli.loaded_run import Learned
+from tss.cli.predict import SKIPPED
+
+GOOD = b'{"text": "the phone is good"}'
+BAD = {
+    "no JSON": (b'{"text": ', "not JSON"),
+    "blank": (b" ", "blank line"),
+    "deep": (b"[" * 100_000, "nested too deeply"),
+    "digits": (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "thousands of digits"),
+    "not a number": (b'{"text": "a", "n": NaN}', "NaN is not in JSON"),
+    "no object": (b"3", "expected a JSON object, found int"),
+    "type": (b'{"text": ["a"]}', 'field "text" must be a string'),
+    "aspect": (b'{"text": "a", "aspect": 3}', 'field "aspect" must be a string'),
+    "empty": (b'{"text": ""}', 'field "text" is empty'),
+    "surrogate": (rb'{"text": "\ud800"}', "half of a surrogate pair"),
+    "surrogate elsewhere": (rb'{"text": "a", "note": "\ud800"}', "half of a surrogate pair"),
+    "bytes": (b'{"text": "\xff"}', "not UTF-8"),
+    "kind": (b'{"text": "a", "tokens": ["a"]}', "belongs to another kind"),
+    "task": (b'{"text": "a", "task": 3}', "task 3 is not learned"),
+}
+
+
+def ask(tss, run, tmp_path, *lines, more=()):
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    return tss("predict", run, "--task", "asc/phones", "--input", tmp_path / "in.jsonl", *more)
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_line_is_named_and_nothing_is_written(tss, finished_run, tmp_path, what):
+    line, expected = BAD[what]
+    done = ask(tss, finished_run, tmp_path, GOOD, line, GOOD, more=["--output", tmp_path / "out.jsonl"])
+    assert done.code == 1
+    assert f"{tmp_path / 'in.jsonl'}:2: " in done.err
+    assert expected in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_bad_lines_can_be_left_out(tss, finished_run, tmp_path):
+    lines = [GOOD, *(line for line, _ in BAD.values()), GOOD]
+    done = ask(tss, finished_run, tmp_path, *lines, more=["--skip-bad"])
+    assert done.code == SKIPPED
+    assert len(done.out.splitlines()) == 2
+    assert [f"in.jsonl:{number}: " in done.err for number in range(1, len(lines) + 1)] == [
+        False, *[True] * len(BAD), False,
+    ]  # fmt: skip
+    assert f"{len(BAD)} of {len(lines)} lines were skipped" in done.err
+    assert ask(tss, finished_run, tmp_path, GOOD, more=["--skip-bad"]).code == 0
+
+
+def test_lines_are_those_of_training(tss, finished_run, tmp_path):
+    """A byte order mark is no text, and a line separator inside a text ends no line."""
+    row = {"text": "the \u2028 phone \u0085 is \x0c good", "note": "\u2029"}
+    done = ask(tss, finished_run, tmp_path, b"\xef\xbb\xbf" + json.dumps(row, ensure_ascii=False).encode())
+    assert done.code == 0, done.err
+    answer = json.loads(done.out)
+    assert {key: answer[key] for key in row} == row
+
+
+def test_the_input_is_never_written_over(tss, finished_run, tmp_path):
+    for name in ("in.jsonl", "link.jsonl", "hard.jsonl"):
+        (tmp_path / "in.jsonl").write_bytes(GOOD + b"\n")
+        if name == "link.jsonl":
+            (tmp_path / name).symlink_to(tmp_path / "in.jsonl")
+        elif name == "hard.jsonl":
+            os.link(tmp_path / "in.jsonl", tmp_path / name)
+        done = ask(tss, finished_run, tmp_path, GOOD, more=["--output", tmp_path / name])
+        assert done.code == 1
+        assert "is the input, which is never written over" in done.err
+        assert (tmp_path / "in.jsonl").read_bytes() == GOOD + b"\n"
+
+
+def test_an_output_that_cannot_be_written_is_named_at_once(tss, finished_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Learned, "predict", lambda *_: pytest.fail("computed"))
+    assert "is a folder" in ask(tss, finished_run, tmp_path, GOOD, more=["--output", tmp_path]).err
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in ask(tss, finished_run, tmp_path, GOOD, more=["--output", tmp_path / "file" / "x"]).err
+
+
+def test_an_output_that_is_no_file_is_not_replaced(tss, finished_run, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    done = ask(tss, finished_run, tmp_path, GOOD, more=["--output", pipe])
+    assert done.code == 0, done.err
+    assert json.loads(os.read(reader, 4096))["text"] == "the phone is good"
+    os.close(reader)
+
+
+def test_a_row_that_fails_later_is_named(tss, finished_run, tmp_path, monkeypatch):
+    predict = Learned.predict
+
+    def fail_at_bad(self, rows):
+        if any("bad" in example["text"] for _, example in rows):
+            raise ValueError("a prompt of 99 tokens fills the model's 64 positions")
+        return predict(self, rows)
+
+    monkeypatch.setattr(Learned, "predict", fail_at_bad)
+    done = ask(tss, finished_run, tmp_path, GOOD, b'{"text": "the phone is bad"}', GOOD)
+    assert done.code == 1
+    assert "in.jsonl:2: cannot be answered: a prompt of 99 tokens" in done.err
+    done = ask(tss, finished_run, tmp_path, GOOD, b'{"text": "the phone is bad"}', GOOD, more=["--skip-bad"])
+    assert (done.code, len(done.out.splitlines())) == (SKIPPED, 2)
