@@ -86,6 +86,8 @@ class TssModel(PreTrainedModel):
     # A call.
 
     def _run(self, kwargs: dict[str, Any]) -> Any:
+        if kwargs.pop("_generate", False):
+            return self.backbone.generate(**kwargs)
         call = self.tss.resolve(kwargs.pop("task", None))
         with calling(call):
             if not call.active:
@@ -119,7 +121,13 @@ class TssModel(PreTrainedModel):
             _check_rows(call, {"inputs": args[0], **kwargs} if args else kwargs)
             call.copies = (1, self._expansion(kwargs))
         with calling(call):
-            return self.backbone.generate(*args, **kwargs)
+            # What others put around this model's forward (accelerate's autocast) is around its generation too; what
+            # compiles it would compile the loop.
+            around = vars(self).get("forward")
+            if around is None or hasattr(around, "_torchdynamo_orig_callable"):
+                return self.backbone.generate(*args, **kwargs)
+            positional = inspect.signature(self.backbone.generate).parameters
+            return around(**dict(zip(positional, args, strict=False)), **kwargs, _generate=True)
 
     def _expansion(self, kwargs: dict[str, Any]) -> int:
         """How often `generate` repeats each row."""
