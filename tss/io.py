@@ -18,7 +18,8 @@ NAME_LENGTH = 100
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file at once: written beside it, flushed to the disk, then renamed over it.
 
-    The temporary file has a name of its own, so that several processes may write the same path: the last one wins.
+    The temporary file has a name of its own, so that several processes may write the same path: the last one wins. The
+    new name is on the disk when this returns, so that files written one after the other survive in that order.
 
     Raises:
         OSError: for example a full disk; the old file is then still there.
@@ -34,6 +35,16 @@ def write_bytes(path: Path, data: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    _flush(path.parent)
+
+
+def _flush(folder: Path) -> None:
+    """Put the names in a folder on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -29,6 +29,7 @@ from tss.adapters.sites import check_backbone, find_sites, hidden_size
 from tss.adapters.task_call import TaskCall, calling
 from tss.adapters.task_store import TaskStore
 from tss.errors import StateError
+from tss.io import write_bytes
 
 BACKBONE, ADAPTERS, LEARNING = "backbone.", "adapters.", "learning."
 WEIGHTS = "model.safetensors"  # where Trainer looks for a checkpoint's weights
@@ -247,7 +248,7 @@ class TssModel(PreTrainedModel):
         self.tss.save(directory)
         state = self.state_dict() if state_dict is None else state_dict
         own = {name: tensor.contiguous() for name, tensor in state.items() if not name.startswith(BACKBONE)}
-        safetensors.torch.save_file(own, directory / WEIGHTS, metadata={"format": "pt"})
+        write_bytes(directory / WEIGHTS, safetensors.torch.save(own, metadata={"format": "pt"}))
 
     def push_to_hub(self, repo_id: str, **settings: Any) -> str:  # type: ignore[override]
         """`model.tss.push_to_hub`: the tasks, never the backbone."""
