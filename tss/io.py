@@ -23,7 +23,8 @@ NAME_LENGTH = 100
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file at once: written beside it, flushed to the disk, then renamed over it, and the renaming flushed.
 
-    The temporary file has a name of its own, so that several processes may write the same path: the last one wins.
+    The temporary file has a name of its own, so that several processes may write the same path: the last one wins. The
+    new name is on the disk when this returns, so that files written one after the other survive in that order.
 
     Raises:
         OSError: for example a full disk; the old file is then still there.

@@ -226,6 +226,8 @@ def test_a_save_that_fails_at_any_file_leaves_the_old_one(writes, bart, tmp_path
     sync, done = os.fsync, []
 
     def full(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            return  # the names in a folder
         done.append(1)
         if len(done) > writes:
             raise OSError(errno.ENOSPC, "No space left on device")

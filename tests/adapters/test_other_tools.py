@@ -58,8 +58,42 @@ def test_prepared_by_accelerate_before_or_after_the_task_answers_in_bfloat16(nam
         answers.append(logits(model, batch, "topics"))
         assert answers[-1].shape == (4, 2)
         assert not torch.is_autocast_enabled("cpu")
+        with torch.no_grad(), model.tss.using("topics"):
+            assert torch.equal(model.tss.loss(**batch), model(**batch).loss)
     for answer in answers:
         assert 0 < (answer.float() - expected).abs().max() < 2**-5
+
+
+@pytest.mark.parametrize("name", ["bart", "t5", "llama", "gpt2"])
+@pytest.mark.parametrize("before", [True, False])
+def test_prepared_by_accelerate_generates_in_bfloat16(name, before, accelerator):
+    backbone, seen, settings = ARCHITECTURES[name][0](), [], {"max_new_tokens": 3, "num_beams": 2, "do_sample": False}
+    model = tss.attach(accelerator.prepare(backbone) if before else backbone, tss.AdapterConfig(bottleneck=4))
+    learn(model.tss, "replies", REPLIES)
+    if not before:
+        model = accelerator.prepare(model)
+    inputs = inputs_of(make_batch(REPLIES))
+    last = backbone.get_output_embeddings()
+    hook = last.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    mixed = model.generate(
+        inputs["input_ids"], attention_mask=inputs["attention_mask"], task=["replies"] * 4, **settings
+    )
+    assert torch.equal(mixed, model.generate(**inputs, task="replies", **settings))
+    hook.remove()
+    assert set(seen) == {torch.bfloat16}
+    assert not torch.is_autocast_enabled("cpu")
+    with pytest.raises(ValueError, match="a batch of 4 rows for 3 task names"):
+        model.generate(**inputs, task=["replies"] * 3)
+
+
+def test_a_forward_compiled_on_the_instance_still_generates():
+    model = attached()
+    learn(model.tss, "replies", REPLIES)
+    inputs = inputs_of(make_batch(REPLIES))
+    expected = model.generate(**inputs, max_new_tokens=3)
+    torch.compiler.reset()
+    model.forward = torch.compile(model.forward, backend="eager", fullgraph=True)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=3), expected)
 
 
 def test_offloaded_by_accelerate_with_hooks_on_every_layer(tmp_path):

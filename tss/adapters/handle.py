@@ -335,8 +335,8 @@ class TssHandle:
             raise ValueError(f"a loss needs labels, got only {', '.join(inputs) or 'nothing'}")
         call = self.resolve(None)
         with given(self.prefix if below is not None else None, below):
-            if not call.active or call.rows is not None:
-                return self.model(**inputs).loss
+            if not call.active or call.rows is not None or "forward" in vars(self.model):
+                return self.model(**inputs).loss  # with what others put around its forward: accelerate's autocast
             with calling(call):
                 return task_forward.loss(self.backbone, call, inputs, inputs.pop("labels"))
 

@@ -29,6 +29,7 @@ from tss.adapters.sites import check_backbone, find_sites, hidden_size
 from tss.adapters.task_call import TaskCall, calling
 from tss.adapters.task_store import TaskStore
 from tss.errors import StateError
+from tss.io import write_bytes
 
 BACKBONE, ADAPTERS, LEARNING = "backbone.", "adapters.", "learning."
 WEIGHTS = "model.safetensors"  # where Trainer looks for a checkpoint's weights
@@ -86,6 +87,8 @@ class TssModel(PreTrainedModel):
     # A call.
 
     def _run(self, kwargs: dict[str, Any]) -> Any:
+        if kwargs.pop("_generate", False):
+            return self.backbone.generate(**kwargs)
         call = self.tss.resolve(kwargs.pop("task", None))
         with calling(call):
             if not call.active:
@@ -119,7 +122,13 @@ class TssModel(PreTrainedModel):
             _check_rows(call, {"inputs": args[0], **kwargs} if args else kwargs)
             call.copies = (1, self._expansion(kwargs))
         with calling(call):
-            return self.backbone.generate(*args, **kwargs)
+            # What others put around this model's forward (accelerate's autocast) is around its generation too; what
+            # compiles it would compile the loop.
+            around = vars(self).get("forward")
+            if around is None or hasattr(around, "_torchdynamo_orig_callable"):
+                return self.backbone.generate(*args, **kwargs)
+            positional = inspect.signature(self.backbone.generate).parameters
+            return around(**dict(zip(positional, args, strict=False)), **kwargs, _generate=True)
 
     def _expansion(self, kwargs: dict[str, Any]) -> int:
         """How often `generate` repeats each row."""
@@ -239,7 +248,7 @@ class TssModel(PreTrainedModel):
         self.tss.save(directory)
         state = self.state_dict() if state_dict is None else state_dict
         own = {name: tensor.contiguous() for name, tensor in state.items() if not name.startswith(BACKBONE)}
-        safetensors.torch.save_file(own, directory / WEIGHTS, metadata={"format": "pt"})
+        write_bytes(directory / WEIGHTS, safetensors.torch.save(own, metadata={"format": "pt"}))
 
     def push_to_hub(self, repo_id: str, **settings: Any) -> str:  # type: ignore[override]
         """`model.tss.push_to_hub`: the tasks, never the backbone."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tss.adapters.storage import Tensors, encode_tensors, read_tensors
+from tss.adapters.storage import Tensors, decode_tensors, encode_tensors, read_bytes
 from tss.errors import StateError
-from tss.io import from_json, locked, make_directory, safe_name, sha256, to_json, write_bytes, write_text
+from tss.io import PARTIAL, from_json, locked, make_directory, safe_name, sha256, to_json, write_bytes, write_text
 
 MANIFEST = "tss.json"
 OLD_MANIFEST = "manifest.json"  # of format 1
@@ -76,7 +76,7 @@ def stage(directory: Path, saved: Saved) -> Manifest:
 
 
 def commit(directory: Path, manifest: Manifest) -> None:
-    """Make the files of a manifest those that count, and remove others that `stage` wrote."""
+    """Make the files of a manifest those that count, and remove others that `stage` wrote, whole or not."""
     write_text(directory / MANIFEST, to_json(manifest, indent=1) + "\n")
     counts = {entry["file"] for entry in (manifest["frozen"], manifest["shared"], *manifest["tasks"])}
     for folder in ("adapters", "tasks"):
@@ -84,6 +84,10 @@ def commit(directory: Path, manifest: Manifest) -> None:
             name = f"{folder}/{path.name}"
             if OURS.fullmatch(name) and name not in counts:
                 path.unlink(missing_ok=True)
+    for path in (*directory.glob("*/*.partial"), *directory.glob("*.partial")):
+        whole = PARTIAL.fullmatch(path.relative_to(directory).as_posix())
+        if whole and (whole[1] == MANIFEST or OURS.fullmatch(whole[1])):
+            path.unlink(missing_ok=True)  # of a process that was killed: one that lives waits
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -134,7 +138,20 @@ def read(directory: Path, manifest: Manifest | None = None) -> Saved:
     Raises:
         StateError: a file is missing, damaged, or of another save.
     """
-    manifest = read_manifest(directory) if manifest is None else manifest
+    if manifest is not None:
+        return _read(directory, manifest)
+    manifest = read_manifest(directory)
+    while True:
+        try:
+            return _read(directory, manifest)
+        except StateError:
+            before, manifest = manifest, read_manifest(directory)
+            if manifest == before:
+                raise
+            # another process has saved here meanwhile
+
+
+def _read(directory: Path, manifest: Manifest) -> Saved:
     _check_manifest(directory, manifest)
     frozen, about = _get(directory, manifest["frozen"])
     backbone = about.get("backbone")
@@ -170,8 +187,9 @@ def _put(directory: Path, stem: str, tensors: Tensors, metadata: Mapping[str, An
 
 def _get(directory: Path, entry: Mapping[str, str]) -> tuple[Tensors, dict[str, Any]]:
     path = directory / entry["file"]
-    tensors, metadata = read_tensors(path)
-    if (found := sha256(path)) != entry["sha256"]:
+    data = read_bytes(path)  # once: another process may remove it meanwhile
+    tensors, metadata = decode_tensors(data, path)
+    if (found := sha256(data)) != entry["sha256"]:
         raise StateError(f"{path} is of another save: sha256 {found}, {MANIFEST} expects {entry['sha256']}; save again")
     if not isinstance(metadata, dict):
         raise StateError(f"{path} describes nothing; save again")

@@ -63,11 +63,19 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     Raises:
         StateError: the file is missing, truncated, edited, or of another origin; the message says which.
     """
-    path = Path(path)
+    return decode_tensors(read_bytes(path), path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; raises StateError if it is missing."""
     try:
-        data = path.read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise StateError(f"{path} is missing") from None
+
+
+def decode_tensors(data: bytes, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors and the metadata of what `encode_tensors` gave; `path` is named in errors, as `read_tensors` has."""
     try:
         (header_size,) = struct.unpack("<Q", data[:8])
         header = from_json(data[8 : 8 + header_size])
