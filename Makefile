@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*/*.py csrc/*/*.h csrc/*/*.cpp
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	@$(BIN)/python -m csrc.build said
+	@$(BIN)/python -m csrc.build status
 	touch $(STAMP)
 
 demo: setup

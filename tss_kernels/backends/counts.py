@@ -72,7 +72,7 @@ def _short(rows: int, loop: int, outside: int, resident: int, launch: str) -> Co
     return Counts(64, rows, 4, loop, outside, port, x, resident, launch)
 
 
-SHORT_TILES = 4  # of the result that one program takes
+SHORT_TILES = 4  # of the result that one program takes at most: enough to load ahead
 TRITON_SHORT = (
     _short(128, 371, 424, 3, "bfloat16 65536 x 64 -> 1024"),
     _short(64, 290, 352, 4, ""),  # compiled for this count alone, at 4,096 x 64 -> 1024
@@ -115,6 +115,7 @@ def _cuda(
 CUDA_SMALL = _cuda(64, 32, (2, 2), 236, 326, 5, "ProductTile<64, 32, 2, 2, 3, false>, false, false, true")
 CUDA_NARROW = _cuda(64, 128, (4, 1), 183, 584, 3, "ProductTile<64, 128, 4, 1, 3, true>, false, false, true")
 CUDA_WIDE = _cuda(128, 128, (8, 1), 169, 521, 2, "ProductTile<128, 128, 8, 1, 3, true>, false, false, true")
+CUDA_PRODUCTS = (CUDA_WIDE, CUDA_NARROW, CUDA_SMALL)
 
 
 def _cuda_adapter(

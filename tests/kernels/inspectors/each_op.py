@@ -16,7 +16,7 @@ import tss_kernels
 from tss_kernels import use_backend
 from tss_kernels.backends.registry import why_not
 
-# rows, in, out: uneven, even with ragged tiles, a single element, rows that are summed in ranges
+# rows, in, out: unaligned, aligned with ragged tiles, a single element, rows that are summed in ranges
 SHAPES = ((33, 70, 41), (100, 96, 48), (1, 1, 1), (700, 64, 32))
 
 

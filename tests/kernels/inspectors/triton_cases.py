@@ -107,12 +107,15 @@ def gated_linear() -> Iterator[Case]:
 
     for shape in (*PRODUCTS, *ALIKE):
         dtype, rows, in_features, out_features = shape
-        label, even = f"{name_of(dtype)} {rows} x {in_features} -> {out_features}", shape[2] % 16 == shape[3] % 16 == 0
-        yield Case(label, lambda shape=shape: call(False, *shape), even, everywhere=shape in PRODUCTS)
-        yield Case(f"{label}, packed", lambda shape=shape: call(True, *shape), even)
+        label, aligned = (
+            f"{name_of(dtype)} {rows} x {in_features} -> {out_features}",
+            shape[2] % 16 == shape[3] % 16 == 0,
+        )
+        yield Case(label, lambda shape=shape: call(False, *shape), aligned, everywhere=shape in PRODUCTS)
+        yield Case(f"{label}, packed", lambda shape=shape: call(True, *shape), aligned)
     dy, x, weight = empty(64, 512).t(), empty(1024, 512).t(), empty(64, 1024)
     yield Case("float32 512 x 1024 -> 64, columns", lambda: triton.scores_grad(dy, x, weight, weight))
-    yield Case("tf32 512 x 1024 -> 64", lambda: as_tf32(lambda: call(False, FLOAT32, 512, 1024, 64)), even=True)
+    yield Case("tf32 512 x 1024 -> 64", lambda: as_tf32(lambda: call(False, FLOAT32, 512, 1024, 64)), aligned=True)
 
 
 def gated_adapter() -> Iterator[Case]:
@@ -166,7 +169,7 @@ def importance() -> Iterator[Case]:
         yield Case(f"{label}, per row", lambda raw=raw: triton.normalize_importance(raw, "row"))
         yield Case(f"{label}, per tensor, maximum", lambda raw=raw: triton.update_importance_(raw, raw, "tensor"))
     total = empty(64, 1024)
-    yield Case("maximum alone", lambda: triton.accumulate_importance_(total, total), even=True)
+    yield Case("maximum alone", lambda: triton.accumulate_importance_(total, total), aligned=True)
 
 
 def adamw() -> Iterator[Case]:
@@ -188,7 +191,7 @@ def adamw() -> Iterator[Case]:
         (600, "update", FLOAT32),
     ):
         label, step = f"{count} of {name_of(dtype)} 64 x 1024, {site}", (count, site, dtype)
-        yield Case(label, lambda step=step: call(*step), even=True)
+        yield Case(label, lambda step=step: call(*step), aligned=True)
 
 
 OPERATIONS: dict[str, Callable[[], Iterator[Case]]] = {

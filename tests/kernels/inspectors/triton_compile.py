@@ -43,7 +43,7 @@ class Launch(NamedTuple):
 
     architecture: int
     label: str
-    even: bool
+    aligned: bool
     source: ASTSource
     options: dict[str, object]
 
@@ -53,7 +53,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.launches: dict[tuple[object, ...], Launch] = {}
-        self.architecture, self.label, self.even = 0, "", False
+        self.architecture, self.label, self.aligned = 0, "", False
 
     def __call__(self, kernel: Any, *args: object, grid: object, warmup: object, **kwargs: Any) -> None:
         del grid, warmup
@@ -70,7 +70,7 @@ class Recorder:
                 attributes[(position,)] = [["tt.divisibility", 16]]
         key = (self.architecture, kernel.__name__, str((signature, constants, attributes, options)))
         source = ASTSource(kernel, signature, constants, attributes)
-        self.launches.setdefault(key, Launch(self.architecture, self.label, self.even, source, options))
+        self.launches.setdefault(key, Launch(self.architecture, self.label, self.aligned, source, options))
 
 
 def _specialize(parameter: Any, value: Any) -> tuple[str, object, bool]:
@@ -99,7 +99,7 @@ def record(architecture: int, kernels: dict[str, Kernel], operations: dict[str, 
             for case in cases():
                 if architecture != 90 and not case.everywhere:
                     continue
-                recorder.label, recorder.even = case.label, case.even
+                recorder.label, recorder.aligned = case.label, case.aligned
                 case.call()
     return [
         launch
@@ -163,7 +163,7 @@ def _resources(launch: Launch, compiled: Compiled, instructions: str) -> Resourc
         narrow_stores=count(r"\bSTG\.E(?:\.[SU]?(?:8|16))? "),
         **_of_loops(instructions, UNITS[launch.architecture]),
         programs=programs_of(launch.architecture, compiled.warps, compiled.registers, compiled.shared),
-        even=launch.even,
+        aligned=launch.aligned,
         fast=_multiplies_fast(launch.source.signature, constants),
     )
 
