@@ -85,8 +85,14 @@ def _specialize(parameter: Any, value: Any) -> tuple[str, object, bool]:
     return ("i32" if -(2**31) <= value < 2**31 else "i64"), None, special and value % 16 == 0
 
 
-def record(architecture: int, kernels: dict[str, Kernel], operations: dict[str, Any]) -> list[Launch]:
-    """Every distinct launch of the operations' cases on one architecture that is compiled for it; nothing is yet."""
+def record(
+    architecture: int, kernels: dict[str, Kernel], operations: dict[str, Any], everything: bool = False
+) -> list[Launch]:
+    """Every distinct launch of the operations' cases on one architecture that is compiled for it; nothing is yet.
+
+    everything: also what is usually compiled for sm_90 alone.
+    """
+    everything = everything or architecture == 90
     recorder = Recorder()
     recorder.architecture = architecture
     with (
@@ -97,14 +103,14 @@ def record(architecture: int, kernels: dict[str, Kernel], operations: dict[str, 
     ):
         for cases in operations.values():
             for case in cases():
-                if architecture != 90 and not case.everywhere:
+                if not everything and not case.everywhere:
                     continue
                 recorder.label, recorder.aligned = case.label, case.aligned
                 case.call()
     return [
         launch
         for launch in recorder.launches.values()
-        if architecture == 90 or (launch.source.fn.__name__ in kernels and kernels[launch.source.fn.__name__].product)
+        if everything or (launch.source.fn.__name__ in kernels and kernels[launch.source.fn.__name__].product)
     ]
 
 
