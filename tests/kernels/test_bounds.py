@@ -21,6 +21,7 @@ from tss_kernels.backends.tables.cuda import with_crossovers
 from tss_kernels.backends.tile_choice import SURE, predict
 
 RESOURCES = Path(__file__).parent / "resources"
+ROOT = Path(__file__).parents[2]
 LOOPS = from_text((RESOURCES / "nvcc-13.0-loops.md").read_text())
 NVCC = from_text((RESOURCES / "nvcc-13.0.md").read_text())
 TRITON = from_text((RESOURCES / "triton-3.9.0.md").read_text())
@@ -117,6 +118,29 @@ def test_a_prediction_says_what_binds():
     assert times["triton"] == times["cuda"] == times[VENDOR], "both tables take the vendor's product"
     assert str(times[VENDOR]) == "14.3 us, bound by port"
     assert "not measured" in note
+
+
+def test_the_table_of_predictions_has_the_models_numbers():
+    text = (ROOT / "docs" / "performance.md").read_text()
+    line = r"^\| `(\w+)` (\d+) -> (\d+) \| ([\d,]+) \| (\w+) \| ([\d.]+) \| ([\d.]+) \| (\w+) \|$"
+    found = re.findall(line, text, flags=re.MULTILINE)
+    assert len(found) == 16
+    for op, first, second, rows, backend, least, most, bound in found:
+        shape = int(rows.replace(",", "")), int(first), int(second)
+        assert preferences.preferences(op, CUDA, BFLOAT16, shape)[0].backend == backend
+        one = (predicted(op, "sm_90", BFLOAT16, shape)[0] or {})[backend]
+        assert (one.seconds * 1e6, one.slow * 1e6) == pytest.approx((float(least), float(most)), abs=0.06)
+        assert one.binding == bound
+
+
+def test_a_slow_prediction_by_hand():
+    one = Prediction({"issue": 2e-6, "port": 1e-6, "tensor": 1e-6, "L2": 2e-6, "memory": 1e-6}, 2)
+    assert one.expected == pytest.approx((1.3 * 2 + 2) * 1e-6)
+    assert one.slow == pytest.approx((1.6 * 2 + 4) * 1e-6)
+    assert one._replace(bounds=one.bounds | {"L2": 3e-6}).slow == pytest.approx((1.4 * 3 + 4) * 1e-6)
+    # The vendor's share of the rates has 1.3 times in it.
+    vendor = one._replace(on_top=1.0, bounds=one.bounds | {"issue": 4e-6})
+    assert (vendor.expected, vendor.slow) == pytest.approx((6e-6, (1.6 / 1.3 * 4 + 4) * 1e-6))
 
 
 def test_explain_shows_predictions_beside_the_bytes():

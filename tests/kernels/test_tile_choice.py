@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,6 +106,21 @@ def test_ranges_pay_for_their_launch():
             if ranges > 1:
                 whole = min(expected(other, 1, rows, summed, features) for other in counts.CUDA_PRODUCTS)
                 assert whole > SURE * expected(tile, ranges, rows, summed, features)
+
+
+def test_the_table_of_ranges_has_the_models_numbers():
+    text = (Path(__file__).parents[2] / "csrc" / "README.md").read_text()
+    line = r"^\| ([\d,]+) " + r"\| ([\d.]+) \| ([\d.]+) \((\d+)\) " * 2 + r"\|$"
+    found = re.findall(line, text, flags=re.MULTILINE)
+    assert len(found) == 6
+    for rows_said, *cells in found:
+        rows = int(rows_said.replace(",", ""))
+        for summed, (whole_said, cut_said, ranges_said) in zip((1024, 4096), (cells[:3], cells[3:]), strict=True):
+            whole = [bounds.product(SM_90, tile, rows, summed, 64) for tile in counts.CUDA_PRODUCTS]
+            tile, ranges = tile_choice.cuda_product(rows, summed, 64)
+            times = min(whole, key=lambda one: one.expected), bounds.product(SM_90, tile, rows, summed, 64, ranges)
+            assert ranges == int(ranges_said)
+            assert [one.seconds * 1e6 for one in times] == pytest.approx([float(whole_said), float(cut_said)], abs=0.06)
 
 
 @pytest.mark.parametrize(

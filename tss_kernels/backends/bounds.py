@@ -41,6 +41,7 @@ NARROW = 64  # features that one narrow tile covers
 LAUNCH = 1e-6  # guessed: seconds from the end of one kernel to the beginning of the next in a stream
 SHARE = 0.83  # of the tensor cores' rate that the vendor's products reach: 790 of 949 TFLOP/s, measured on an H200
 ON_TOP = 1.3  # the least that is expected on top of a kernel's bounds on the chip
+MOST_ON_TOP, L2_ON_TOP, LAUNCH_ON_TOP = 1.6, 1.4, 2.0  # the most: of the same, of L2's rate and of a launch's guess
 INSIDE = ("issue", "port", "tensor")  # a multiprocessor
 ON_CHIP = (*INSIDE, "L2")
 MULTICAST = 2  # guessed: programs of the vendor's product that share the larger of their two operands
@@ -73,6 +74,13 @@ class Prediction(NamedTuple):
         """The same with what is expected on top, to be compared with the vendor's product."""
         inside = max(self.bounds[name] for name in INSIDE)
         return max(self.on_top * inside, self.bounds["L2"], self.bounds["memory"]) + self.launches * LAUNCH
+
+    @property
+    def slow(self) -> float:
+        """The most that is expected; more would mean that the model lacks something."""
+        inside = max(self.bounds[name] for name in INSIDE) * self.on_top * MOST_ON_TOP / ON_TOP
+        launches = self.launches * LAUNCH * LAUNCH_ON_TOP
+        return max(inside, self.bounds["L2"] * L2_ON_TOP, self.bounds["memory"]) + launches
 
     def __str__(self) -> str:
         return f"{self.seconds * 1e6:.1f} us, bound by {self.binding}"

@@ -39,8 +39,8 @@ FLOAT32 = (Tile(64, 32, 32, 8, 2),)
 UNALIGNED_NARROW = (Tile(64, 64, 32, 8, 2),)
 UNALIGNED_WIDE = (Tile(128, 64, 32, 8, 2),)
 # Of these tiles two programs run on a multiprocessor of Hopper if a thread takes no more registers than this, and
-# compiled it spills none; the forward pass does so in its largest. x wider than the weights, under autocast, does not.
-TWO_PROGRAMS, REGISTERS = {"forward": (WIDE[0],), "input_grad": (NARROW[0], WIDE[0])}, 128
+# compiled it spills none; the forward pass does so in its largest. Under autocast, where x is wider, it would.
+TWO_PROGRAMS, REGISTERS = {"forward": (WIDE[0],), "input_grad": (NARROW[0], *WIDE)}, 128
 # Up to how many rows one kernel runs float32, which tensor cores do not multiply, or loads of single elements. The same
 # number, predicted, as for one product; few rows save the launches.
 SLOW_ROWS = 512
