@@ -201,6 +201,16 @@ def test_forward_compares_inside_the_product_or_before_it(products, rows, dtype,
     assert_as_exact_as_pytorch(y, torch.nn.functional.linear(t["x"], masked, t["bias"]), exact)
 
 
+def test_where_the_tile_cannot_compare_gates_are_packed_before(products, device, monkeypatch):
+    t = draw(72, 70, 40, torch.bfloat16, device)
+    inside = products.forward(t["x"], t["weight"], t["scores"], t["bias"], 0.1)
+    monkeypatch.setattr(products, "tiling_for", lambda *_: (configs.NARROW, 1))
+    y, packed = products.forward(t["x"], t["weight"], t["scores"], t["bias"], 0.1)
+    assert torch.equal(packed, inside[1])
+    assert torch.equal(packed, gates.pack(t["scores"] >= 0.1))
+    assert torch.equal(products.packed_linear(t["x"], t["weight"], packed, t["bias"], configs.NARROW, False), y)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 150), st.integers(1, 80), st.integers(1, 40)),

@@ -42,8 +42,10 @@ def compares_inside(kernel: str, rows: int, in_features: int, out_features: int)
     """Whether scores are compared by the launch that uses them; the vendor's route does so where it writes W * g."""
     if kernel == "vendor":
         return True
-    tile = triton_product(rows, in_features, out_features) if kernel == "triton" else counts.CUDA_SMALL
-    return divided_up(rows, tile.rows) <= COMPARING_TILES
+    shape = rows, in_features, out_features
+    tile = triton_product(*shape) if kernel == "triton" else cuda_product(*shape)[0]
+    compares = kernel == "triton" or tile == counts.CUDA_SMALL  # other blocks of the extension cannot
+    return compares and divided_up(rows, tile.rows) <= COMPARING_TILES
 
 
 def cuda_product(rows: int, summed: int, features: int) -> tuple[Counts, int]:
@@ -59,9 +61,9 @@ def _cuda_product(rows: int, summed: int, features: int) -> tuple[Counts, int]:
     def product(tile: Counts, ranges: int) -> Prediction:
         return bounds.product(SM_90, tile, rows, summed, features, ranges)
 
-    # Scores that are compared inside have the smallest tile alone, and sums by packed gates have the same bits.
-    inside = compares_inside("cuda", rows, summed, features)
-    tiles = (counts.CUDA_SMALL,) if inside else counts.CUDA_PRODUCTS
+    # Of few rows scores may be compared inside, by the smallest tile alone; sums by packed gates have the same bits.
+    few = divided_up(rows, counts.CUDA_SMALL.rows) <= COMPARING_TILES
+    tiles = (counts.CUDA_SMALL,) if few else counts.CUDA_PRODUCTS
     whole = best((tile, 1) for tile in counts.CUDA_PRODUCTS)
     cut = best((tile, ranges) for tile in tiles for ranges in ranges_of(summed))
     return cut if SURE * product(*cut).expected < product(*whole).expected else whole

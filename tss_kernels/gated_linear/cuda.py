@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch
 
 from tss_kernels.backends.cuda import kernels, target
-from tss_kernels.backends.tables.cuda import SMALL, Tiling, cuda_table, has_warpgroups, tiling_for
+from tss_kernels.backends.tables.cuda import FLOAT32, GENERAL, SMALL, Tiling, cuda_table, has_warpgroups, tiling_for
 from tss_kernels.backends.tables.table import Masking, materialises
 from tss_kernels.backends.tile_choice import COMPARING_TILES
 from tss_kernels.tensors import DTYPE_CODES, address, empty_packed
 
 CHUNK = 8  # elements of 16 bits that are copied at once
 K_TILE = 64  # of what is summed over, that a block takes at a time
+COMPARING = (SMALL, GENERAL, FLOAT32)  # the tilings whose kernels can compare scores inside
 
 
 def is_aligned(activations: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -55,7 +56,7 @@ def _launch(
 ) -> torch.Tensor:
     (rows, summed), features = activations.shape, weight.shape[1] if transposed else weight.shape[0]
     result = torch.empty((rows, features), dtype=activations.dtype, device=activations.device)
-    partial = torch.empty((ranges, rows, features), device=weight.device) if ranges > 1 else None
+    partial = torch.empty((ranges, rows, features), device=weight.device) if ranges > 1 and rows else None
     kernels(weight.device).gated_product(
         activations.data_ptr(), activations.shape[0], *activations.stride(), weight.data_ptr(), *weight.shape,
         packed.data_ptr(), address(scores), threshold, address(bias), result.data_ptr(), transposed, tiling.number,
@@ -107,14 +108,14 @@ def forward(
     materialise, _ = materialises(cuda_table(device), "forward", weight.dtype, rows, in_features, out_features, aligned)
     if materialise:
         return torch.nn.functional.linear(x, masked_weight(weight, packed, scores, threshold), bias), packed
-    if rows > COMPARING_TILES * SMALL.rows:
+    tiling, ranges = tiling_for(weight.dtype, rows, in_features, out_features, aligned, has_warpgroups(device))
+    if rows > COMPARING_TILES * SMALL.rows or tiling not in COMPARING:
         kernels(device).pack_gates(
             scores.data_ptr(), packed.data_ptr(), out_features, in_features, 0, 0, 0, 0, DTYPE_CODES[scores.dtype],
             threshold, *target(device),
         )  # fmt: skip
-        return _product(x, weight, packed, bias, "forward", None, False, 1), packed
+        return _product(x, weight, packed, bias, "forward", tiling, False, ranges), packed
     bias = None if bias is None else bias.contiguous()
-    tiling, ranges = tiling_for(weight.dtype, rows, in_features, out_features, aligned, False)
     return _launch(x, weight, packed, bias, False, tiling, ranges, scores, threshold), packed
 
 

@@ -116,6 +116,9 @@ def _cuda_tilings(t: dict[str, torch.Tensor]) -> int:
             continue
         _finite(cuda.packed_linear(x, weight, packed, t["bias"], tiling, False))
         calls += 1
+        if x.dtype != torch.float32:  # the sums in ranges
+            _finite(cuda.packed_linear(x, weight, packed, t["bias"], tiling, False, 2))
+            calls += 1
         if x.dtype == torch.float32 or tiling == GENERAL or cuda.is_aligned(t["dy"], weight):
             _finite(cuda.input_grad(t["dy"], weight, packed, tiling, False))
             calls += 1
