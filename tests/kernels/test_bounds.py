@@ -71,7 +71,7 @@ def test_bounds_by_hand():
     found = predict(SM_90, "packed_linear", "cuda", (16384, 1024, 1024))
     assert found is not None
     cycles = {
-        "issue": 8 * (521 + 16 * 169) * 8 / 4,
+        "issue": 8 * (521 + 16 * 164) * 8 / 4,
         "port": 8 * (65536 + 16 * (4 * 16384 + 16384 + 2 * 1024)) / 128,
         "tensor": 8 * 16 * 512,
     }
