@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint native sanitize resources counts gpu clean
+.PHONY: help setup demo test lint native sanitize resources counts release-check gpu clean
 
 help:
 	@echo "make demo   set up, then learn seven generated tasks with TSS and without, and write a report (minutes)"
@@ -19,6 +19,7 @@ help:
 	@echo "make sanitize  the tests of csrc with address and undefined-behaviour sanitizers"
 	@echo "make resources  compile every kernel without a GPU; writes what it takes to tests/kernels/resources"
 	@echo "make counts  count what kernels execute on the CPU (valgrind); writes it to tests/kernels/resources"
+	@echo "make release-check  once a release: kernels of odd shapes, and for GPUs without a table, compile, fit and do not spill"
 	@echo "make gpu    on a machine with an NVIDIA GPU: tests, memory checks, measurements (scripts/gpu.sh; sets nothing up)"
 	@echo "make clean  remove the environment and demo runs"
 
@@ -30,7 +31,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*/*.py csrc/*/*.h csrc/*/*.cpp
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	@$(BIN)/python -m csrc.build said
+	@$(BIN)/python -m csrc.build status
 	touch $(STAMP)
 
 demo: setup
@@ -60,6 +61,9 @@ resources: setup
 
 counts: setup
 	$(BIN)/python -m tests.kernels.inspectors.instruction_counts --write tests/kernels/resources
+
+release-check: setup
+	$(BIN)/python -m tests.kernels.inspectors.release_check
 
 gpu:
 	scripts/gpu.sh

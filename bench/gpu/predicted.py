@@ -16,7 +16,8 @@ SHAPES = (
 
 
 def predictions(architecture: str) -> list[dict[str, Any]]:
-    """A forward pass in bfloat16 by each backend and the vendor's route: microseconds and what binds; else nothing."""
+    """A forward pass in bfloat16 by each backend and the vendor's route: from and to how many microseconds, and what
+    binds; else nothing."""
     import torch
 
     from tss_kernels.backends.predictions import predicted
@@ -26,7 +27,8 @@ def predictions(architecture: str) -> list[dict[str, Any]]:
         for rows in ROWS:
             times, _ = predicted(op, architecture, torch.bfloat16, (rows, *features))
             by = {
-                name: {"us": round(one.seconds * 1e6, 2), "bound": one.binding} for name, one in (times or {}).items()
+                name: {"us": round(one.seconds * 1e6, 2), "to": round(one.slow * 1e6, 2), "bound": one.binding}
+                for name, one in (times or {}).items()
             }
             if by:
                 lines.append({"op": op, "shape": [rows, *features], "by": by})
@@ -38,7 +40,9 @@ def as_text(lines: list[dict[str, Any]]) -> str:
     shown = []
     for line in lines:
         rows, first, second = line["shape"]
-        times = " | ".join(f"{name} {one['us']:.1f} us ({one['bound']})" for name, one in line["by"].items())
+        times = " | ".join(
+            f"{name} {one['us']:.1f} to {one['to']:.1f} us ({one['bound']})" for name, one in line["by"].items()
+        )
         shown.append(f"{line['op']} {rows} x {first} -> {second}: {times}")
     return "\n".join(shown)
 

@@ -10,7 +10,7 @@ from csrc.build import record, settings
 from csrc.build.ninja_file import BuildFailed
 from csrc.build.variants import ROOT, VARIANTS, built
 
-SAID = "said"  # what the installation built, in one line
+STATUS = "status"  # what the installation built, in one line
 
 
 def main() -> int:
@@ -21,14 +21,14 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument(
         "variant",
-        choices=[*VARIANTS, SAID],
+        choices=[*VARIANTS, STATUS],
         help="-checked: with address and undefined-behaviour sanitizers; -counted: a program for valgrind; "
-        f"{SAID}: what the installation built",
+        f"{STATUS}: what the installation built",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "build", help="folder for objects and modules")
     parser.add_argument("--verbose", action="store_true", help="print every command")
     arguments = parser.parse_args()
-    if arguments.variant == SAID:
+    if arguments.variant == STATUS:
         print(record.line(record.read(ROOT / "tss_kernels")))
         return 0
     try:

@@ -46,11 +46,11 @@ void bind_gates(py::module_& module) {
 void bind_gated_linear(py::module_& module) {
     module.def("gated_product", [](Address activations, Size rows, Size row_stride, Size column_stride, Address weight,
                                    Size out_features, Size in_features, Address packed, Address scores, float threshold,
-                                   Address bias, Address result, bool transposed, int tiling, int dtype, int device,
-                                   Address stream) {
+                                   Address bias, Address result, bool transposed, int tiling, Address partial,
+                                   Size range_tiles, int dtype, int device, Address stream) {
         gated_product({at<void>(activations), rows, row_stride, column_stride, at<void>(weight), out_features, in_features,
                        at<std::uint8_t>(packed), at<float>(scores), threshold, at<void>(bias), at<void>(result), transposed,
-                       Tiling(tiling)},
+                       Tiling(tiling), at<float>(partial), range_tiles},
                       Dtype(dtype), {device, stream});
     });
     module.def("has_warpgroups", &has_warpgroups, "Whether the tilings with groups run on the device of this number.");

@@ -7,6 +7,8 @@
 namespace tss {
 
 constexpr int float32_tile = 64, float32_depth = 16, float32_threads = 256, float32_share = 4;
+// Sixteen rows of two neighbours, which a warp writes, lie in 32 banks.
+constexpr int float32_pitch = float32_tile + 2;
 
 void gated_product_float32(const ProductArguments& arguments, Target target);
 
@@ -15,7 +17,7 @@ void gated_product_float32(const ProductArguments& arguments, Target target);
 template <class A, class B>
 __device__ __forceinline__ void multiply_float32(float (&sums)[float32_share][float32_share], std::int64_t first_m,
                                                  std::int64_t first_n, std::int64_t first_k, std::int64_t last_k, A a, B b) {
-    constexpr int pitch = float32_tile + 4;
+    constexpr int pitch = float32_pitch;
     float* a_tile = reinterpret_cast<float*>(dynamic_shared());
     float* b_tile = a_tile + float32_depth * pitch;
     const int m = threadIdx.x / 16, n = threadIdx.x % 16;
@@ -57,7 +59,7 @@ __device__ __forceinline__ void multiply_float32(float (&sums)[float32_share][fl
     }
 }
 
-constexpr std::size_t float32_shared_bytes = 2 * float32_depth * (float32_tile + 4) * sizeof(float);
+constexpr std::size_t float32_shared_bytes = 2 * float32_depth * float32_pitch * sizeof(float);
 
 // Calls use(m, n, value) for this lane's sums inside an m x n matrix.
 template <class Use>

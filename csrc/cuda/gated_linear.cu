@@ -16,15 +16,36 @@ using General = ProductTile<64, 32, 2, 2, 2>;
 using NarrowGroups = ProductTile<64, 128, 4, 1, 3, true>;
 using WideGroups = ProductTile<128, 128, 8, 1, 3, true>;
 
+constexpr int sum_threads = 256;
+
+// Adds the ranges in order, and the bias of an element's column, where there is one.
+template <class T>
+__global__ void __launch_bounds__(sum_threads)
+    sum_ranges_kernel(const float* partial, int ranges, std::int64_t elements, std::int64_t features, const T* bias, T* result) {
+    const std::int64_t at = std::int64_t(blockIdx.x) * sum_threads + threadIdx.x;
+    if (at >= elements) return;
+    float sum = partial[at];
+#pragma unroll 4
+    for (int range = 1; range < ranges; ++range) sum += partial[range * elements + at];
+    result[at] = from_float<T>(bias == nullptr ? sum : sum + to_float(bias[at % features]));
+}
+
 template <class T, class Tile, bool transposed, bool from_scores, bool aligned>
-void run(const ProductOperands<T>& operands, Target target) {
+void run(ProductOperands<T> operands, Target target) {
     using S = Stage<Tile, transposed ? Operand::weight_transposed : Operand::weight>;
     const std::int64_t features = transposed ? operands.in_features : operands.out_features;
     // Without rows one row of blocks still runs where gates are compared, to write them.
     const std::int64_t rows = from_scores ? max(std::int64_t(1), operands.activations.rows) : operands.activations.rows;
     const std::int64_t blocks = divide_up(features, Tile::m) * divide_up(rows, Tile::n);
-    launch(gated_product_kernel<T, Tile, transposed, from_scores, aligned>, blocks, Tile::threads,
+    const std::int64_t k_tiles = divide_up(transposed ? operands.out_features : operands.in_features, k_tile);
+    const std::int64_t ranges = operands.partial == nullptr ? 1 : divide_up(k_tiles, operands.range_tiles);
+    operands.range_blocks = static_cast<unsigned>(blocks);
+    launch(gated_product_kernel<T, Tile, transposed, from_scores, aligned>, blocks * ranges, Tile::threads,
            max(S::shared_bytes(), staged_bytes<Tile>()), target, operands);
+    if (operands.partial == nullptr) return;
+    const std::int64_t elements = operands.activations.rows * features;
+    launch(sum_ranges_kernel<T>, divide_up(elements, sum_threads), sum_threads, 0, target, operands.partial,
+           static_cast<int>(ranges), elements, features, operands.bias, operands.result);
 }
 
 template <class T, bool transposed>
@@ -55,6 +76,8 @@ void product(const ProductArguments& arguments, Target target) {
         static_cast<const T*>(arguments.bias),
         static_cast<T*>(arguments.result),
         features % chunk_elements == 0 && starts_evenly(arguments.result),
+        arguments.partial,
+        arguments.range_tiles,
     };
     if (arguments.transposed) return run_words<T, true>(operands, arguments.tiling, target);
     if (arguments.scores == nullptr) return run_words<T, false>(operands, arguments.tiling, target);

@@ -18,6 +18,11 @@ struct ProductOperands {
     const T* bias;
     T* result;
     bool wide;  // rows of the result start on boundaries of 16 bytes
+    // Where what is summed over is cut into ranges, of so many k tiles and blocks each: float32 (ranges, rows, features), the
+    // sums of each range, which a second kernel adds.
+    float* partial = nullptr;
+    std::int64_t range_tiles = 0;
+    unsigned range_blocks = 0;
 };
 
 template <class T, class Tile, bool transposed, bool from_scores, bool aligned>
@@ -34,29 +39,35 @@ __global__ void __launch_bounds__(Tile::threads) gated_product_kernel(const __gr
         const std::int64_t features = transposed ? operands.in_features : operands.out_features;
         const std::int64_t depth = transposed ? operands.out_features : operands.in_features;
         const std::int64_t column_blocks = divide_up(features, Tile::m);
+        const bool ranges = operands.partial != nullptr;
+        const unsigned range = ranges ? blockIdx.x / operands.range_blocks : 0, block = blockIdx.x - range * operands.range_blocks;
         // Blocks that read the same activations are neighbours in time.
-        const std::int64_t first_feature = blockIdx.x % column_blocks * Tile::m;
-        const std::int64_t first_row = blockIdx.x / column_blocks * Tile::n;
+        const std::int64_t first_feature = block % column_blocks * Tile::m;
+        const std::int64_t first_row = block / column_blocks * Tile::n;
+        const std::int64_t first_k = range * operands.range_tiles * k_tile;
+        const std::int64_t last_k = ranges ? min(depth, first_k + operands.range_tiles * k_tile) : depth;
         const View<T> weight{operands.weight, operands.out_features, operands.in_features, operands.in_features, 1};
         const View<float> scores{operands.scores, operands.out_features, operands.in_features, operands.in_features, 1};
         std::uint8_t* packed = first_row == 0 ? operands.packed : nullptr;
         constexpr int columns = transposed ? Tile::m : k_tile;
         const std::int64_t row = transposed ? 0 : first_feature, column = transposed ? first_feature : 0;
-        const WholeTiles<Tile::n, k_tile, Tile::threads> whole_b(operands.activations, first_row, 0);
-        const WholeTiles<S::a_rows, columns, Tile::threads> whole_a(weight, row, column);
-        const WholeGates<S::a_rows, S::words_of_row, Tile::threads> whole_gates(operands.gates, row, column);
+        const std::int64_t start_row = transposed ? first_k : row, start_column = transposed ? column : first_k;
+        const WholeTiles<Tile::n, k_tile, Tile::threads> whole_b(operands.activations, first_row, first_k);
+        const WholeTiles<S::a_rows, columns, Tile::threads> whole_a(weight, start_row, start_column);
+        const WholeGates<S::a_rows, S::words_of_row, Tile::threads> whole_gates(operands.gates, start_row, start_column);
         const bool inside = first_row + Tile::n <= operands.activations.rows && first_feature + Tile::m <= features;
         // So many k tiles lie inside all matrices.
-        const int whole = aligned && inside && (from_scores || operands.gates.words) ? static_cast<int>(depth / k_tile) : 0;
+        const int whole = aligned && inside && (from_scores || operands.gates.words) ? static_cast<int>((last_k - first_k) / k_tile) : 0;
         Sums<Tile> sums;
         sums.clear();
-        accumulate<T, Tile, operand, false>(sums, memory, divide_up(depth, k_tile), [&](const S& stage, int tile) {
-            const std::int64_t k = std::int64_t(tile) * k_tile, k_row = transposed ? k : row, k_column = transposed ? column : k;
+        accumulate<T, Tile, operand, false>(sums, memory, divide_up(last_k - first_k, k_tile), [&](const S& stage, int tile) {
+            const std::int64_t further = std::int64_t(tile) * k_tile, k = first_k + further;
+            const std::int64_t k_row = transposed ? k : row, k_column = transposed ? column : k;
             if (aligned && tile < whole) {
-                whole_b.load(stage.b, k * sizeof(T));
-                whole_a.load(stage.a, (transposed ? k * operands.in_features : k) * sizeof(T));
+                whole_b.load(stage.b, further * sizeof(T));
+                whole_a.load(stage.a, (transposed ? further * operands.in_features : further) * sizeof(T));
                 if constexpr (!from_scores) {
-                    whole_gates.load(stage.gates, transposed ? k * operands.gates.row_bytes : k / gates_of_byte);
+                    whole_gates.load(stage.gates, transposed ? further * operands.gates.row_bytes : further / gates_of_byte);
                 }
             } else {
                 load_tile<Tile::n, k_tile, Tile::threads, aligned>(stage.b, operands.activations, first_row, k);
@@ -70,8 +81,16 @@ __global__ void __launch_bounds__(Tile::threads) gated_product_kernel(const __gr
                                                                           k_column, packed);
             }
         });
-        store_transposed<T>(sums, memory, operands.result, first_row, operands.activations.rows, first_feature, features,
-                            operands.wide, operands.bias);
+        if (ranges) {
+            const std::int64_t rows = operands.activations.rows;
+            float* const place = operands.partial + (range * rows + first_row) * features + first_feature;
+            sums.each([&](int m, int n, float sum) {
+                if (first_row + n < rows && first_feature + m < features) place[n * features + m] = sum;
+            });
+        } else {
+            store_transposed<T>(sums, memory, operands.result, first_row, operands.activations.rows, first_feature, features,
+                                operands.wide, operands.bias);
+        }
     } else {
         __trap();  // a kernel that did nothing would leave whatever the result's memory held
     }

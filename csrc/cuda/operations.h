@@ -39,7 +39,9 @@ void mask_weight(const MaskArguments& arguments, Target target);
 // (out, ceil(in / 8)), bias (out,) and the result are contiguous. Scores are float32 (out, in): compared in place of
 // gates that are read, which are written to `packed` then. Every tiling but the general one wants rows of activations
 // and weight on boundaries of 16 bytes and contiguous columns; those with groups want Hopper's instructions. Scores know
-// the general tiling and the small one. float32 has one of its own, which takes anything.
+// the general tiling and the small one. float32 has one of its own, which takes anything. With `partial`, what is summed
+// over is cut into ranges of range_tiles tiles of 64, whose sums go there, float32 (ranges, rows, features), and are added in
+// order; float32 knows no ranges.
 enum class Tiling : int { general = 0, small = 1, narrow = 2, wide = 3, narrow_groups = 4, wide_groups = 5 };
 struct ProductArguments {
     const void* activations;
@@ -53,6 +55,8 @@ struct ProductArguments {
     void* result;
     bool transposed;
     Tiling tiling;
+    float* partial;
+    std::int64_t range_tiles;
 };
 void gated_product(const ProductArguments& arguments, Dtype dtype, Target target);
 // Whether the tilings with groups run on a device: whether what its driver takes from this module is code for sm_90a.

@@ -100,15 +100,15 @@ def products():
         ("mask on the right", mask_on_the_right_kernel, 64, 64, 64, 3),
         ("no tensor core", multiply_and_add_kernel, 16, 16, 16, 1),
     ):
-        yield Case(label, lambda arguments=arguments: call(*arguments), even=True, everywhere=True)
-    yield Case("serialised", lambda: call(good_kernel, 64, 128, 64, 3, RUNS=False), even=True)
+        yield Case(label, lambda arguments=arguments: call(*arguments), aligned=True, everywhere=True)
+    yield Case("serialised", lambda: call(good_kernel, 64, 128, 64, 3, RUNS=False), aligned=True)
 
 
 def others():
     """Launches of the rest, one of them of a kernel that KERNELS lacks."""
     x = empty(128, 128)
     yield Case("spills", lambda: spilling_kernel[(1,)](x, x, SIZE=128, num_warps=1))
-    yield Case("scattered", lambda: scattered_kernel[(1,)](x, x, 3, BLOCK=128, num_warps=4), even=True)
+    yield Case("scattered", lambda: scattered_kernel[(1,)](x, x, 3, BLOCK=128, num_warps=4), aligned=True)
 
 
 OPERATIONS = {"products": products, "others": others}

@@ -43,16 +43,28 @@ bool on(const std::vector<std::uint8_t>& packed, int row_bytes, int row, int col
     return packed[row * row_bytes + column / 8] >> (column % 8) & 1;
 }
 
+// With range_tiles the sums of ranges of so many k tiles, added here.
 template <class Tile>
-Tally product() {
+Tally product(int range_tiles = 0) {
     const auto x = drawn<T>(rows * in, 1), weight = drawn<T>(out * in, 2);
     const auto packed = drawn<std::uint8_t>(out * in / 8, 3);
     std::vector<T> y(rows * out, T{0xFFFF});
-    const ProductOperands<T> operands{{x.data(), rows, in, in, 1}, weight.data(), out, in, bits_at(packed.data(), out, in), nullptr,
-                                      0.0f, nullptr, nullptr, y.data(), false};
+    ProductOperands<T> operands{{x.data(), rows, in, in, 1}, weight.data(), out, in, bits_at(packed.data(), out, in), nullptr,
+                                0.0f, nullptr, nullptr, y.data(), false};
     using S = Stage<Tile, Operand::weight>;
-    launch(gated_product_kernel<T, Tile, false, false, true>, divide_up(out, Tile::m) * divide_up(rows, Tile::n), Tile::threads,
+    const auto blocks = divide_up(out, Tile::m) * divide_up(rows, Tile::n);
+    const int ranges = range_tiles == 0 ? 1 : static_cast<int>(divide_up(divide_up(in, k_tile), range_tiles));
+    std::vector<float> partial(range_tiles == 0 ? 0 : ranges * rows * out, NAN);
+    if (range_tiles != 0) operands.partial = partial.data();
+    operands.range_tiles = range_tiles;
+    operands.range_blocks = static_cast<unsigned>(blocks);
+    launch(gated_product_kernel<T, Tile, false, false, true>, blocks * ranges, Tile::threads,
            max(S::shared_bytes(), staged_bytes<Tile>()), Target{}, operands);
+    for (int at = 0; range_tiles != 0 && at < rows * out; ++at) {
+        float sum = 0.0f;
+        for (int range = 0; range < ranges; ++range) sum += partial[range * rows * out + at];
+        y[at] = to_bfloat16(sum);
+    }
     Tally tally;
     for (int row = 0; row < rows; ++row) {
         for (int column = 0; column < out; ++column) {
@@ -135,6 +147,7 @@ int main() {
         setenv("TSS_EMULATED_ORDER", order, 1);
         say("groups", product<ProductTile<64, 128, 4, 1, 3, true>>());
         say("mma", product<ProductTile<64, 32, 2, 2, 3>>());
+        say("ranges", product<ProductTile<64, 32, 2, 2, 3>>(2));
 #ifndef TSS_ONLY_PRODUCTS
         say("adapter", adapter());
         say("scores_grad", gradient());

@@ -231,7 +231,7 @@ def test_tiles_by_shape():
 
     assert chosen(65536, 64) == "narrow_128"
     assert chosen(16384, 64) == "narrow_128"
-    assert chosen(10000, 17) == "narrow_64"
+    assert chosen(8192, 17) == "narrow_64"
     assert chosen(64, 64) == "narrow_32"
     assert chosen(65536, 65) == "wide_64"
     assert chosen(64, 128) == "wide_32"

@@ -11,7 +11,7 @@ import tss_kernels
 from tests.kernels.inspectors.cuda_counts import executed, layer
 from tss_kernels.backends.cuda import kernels
 from tss_kernels.backends.registry import EMULATED
-from tss_kernels.backends.tables.cuda import FLOAT32, GENERAL, TILINGS, WIDE, Tiling
+from tss_kernels.backends.tables.cuda import FLOAT32, GENERAL, NARROW_GROUPS, SMALL, TILINGS, WIDE, Tiling
 from tss_kernels.backends.tables.cuda_adapter import TILES, AdapterTile
 from tss_kernels.gated_adapter import cuda as adapter
 from tss_kernels.gated_linear import cuda as linear
@@ -89,6 +89,24 @@ def test_a_product_multiplies_its_tiles_and_reads_every_operand_once_for_a_block
     assert counts["matrix_loads"] == counts["blocks"] * k_tiles * K_TILE // PIECE * loads
     assert counts["barriers"] == counts["blocks"] * (k_tiles + 2)  # one a tile, and around the result on its way out
     assert counts["conflicts"] == counts["exchanges"] == counts["atomics"] == 0
+
+
+@pytest.mark.parametrize(("ranges", "blocks_of_tiles"), [(2, [3, 3]), (4, [2, 2, 2]), (6, [1] * 6)])
+@pytest.mark.parametrize("tiling", [SMALL, NARROW_GROUPS], ids=lambda tiling: tiling.name)
+def test_ranges_read_every_operand_once_and_are_added_by_a_second_launch(tiling, ranges, blocks_of_tiles):
+    rows, in_features, out_features = 40, 352, 72
+    one = layer(rows, in_features, out_features, torch.bfloat16)
+    call = one.x, one.weight, one.packed, None, tiling, False
+    whole = executed(lambda: linear.packed_linear(*call))
+    counts = executed(lambda: linear.packed_linear(*call, ranges))
+    tiles = up(rows, tiling.rows) * up(out_features, tiling.features)
+    assert sum(blocks_of_tiles) == up(in_features, K_TILE)
+    assert counts["launches"] == 2
+    assert counts["blocks"] == tiles * len(blocks_of_tiles) + up(rows * out_features, 256)
+    alike = ("copied_bytes", "copies", "matrix_loads", "multiply_adds", "group_multiply_adds", "conflicts", "atomics")
+    assert [counts[name] for name in alike] == [whole[name] for name in alike]
+    # One a tile, and one after the last; results do not go out through shared memory.
+    assert counts["barriers"] == tiles * (up(in_features, K_TILE) + len(blocks_of_tiles))
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)

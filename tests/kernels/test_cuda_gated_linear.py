@@ -44,12 +44,12 @@ def draw(in_features: int, out_features: int, rows: int, dtype: torch.dtype, dev
     return {name: tensor.to(device) for name, tensor in drawn.items()}
 
 
-def check_products(products, t: dict[str, torch.Tensor], tiling, gate: torch.Tensor) -> None:
+def check_products(products, t: dict[str, torch.Tensor], tiling, gate: torch.Tensor, ranges: int = 1) -> None:
     """Forward and input gradient on one tiling, as exact as PyTorch's own products of the masked weight."""
     packed, masked = gates.pack(gate), gates.masked(t["weight"], gate)
     with poisoned_outputs():
-        y = products.packed_linear(t["x"], t["weight"], packed, t["bias"], tiling, False)
-        dx = products.input_grad(t["dy"], t["weight"], packed, tiling, False)
+        y = products.packed_linear(t["x"], t["weight"], packed, t["bias"], tiling, False, ranges)
+        dx = products.input_grad(t["dy"], t["weight"], packed, tiling, False, ranges)
     exact = torch.nn.functional.linear(t["x"].double(), masked.double(), t["bias"].double())
     assert_as_exact_as_pytorch(y, torch.nn.functional.linear(t["x"], masked, t["bias"]), exact)
     assert_as_exact_as_pytorch(dx, t["dy"] @ masked, t["dy"].double() @ masked.double())
@@ -67,6 +67,38 @@ def test_every_tiling(products, tiling, shape, dtype, device):
         pytest.skip("the device has no warpgroup instructions")
     t = draw(*shape, dtype, device)
     check_products(products, t, tiling, t["scores"] >= 0.1)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("tiling", TILINGS, ids=lambda tiling: tiling.name)
+@pytest.mark.parametrize("ranges", [2, 4])
+def test_sums_in_ranges(products, tiling, ranges, dtype, device):
+    """Five and seven tiles of what is summed, the last of them ragged: ranges of one tile and of more."""
+    if not runs(tiling, device):
+        pytest.skip("the device has no warpgroup instructions")
+    t = draw(312, 440, 40, dtype, device)
+    check_products(products, t, tiling, t["scores"] >= 0.1, ranges)
+    packed = gates.pack(t["scores"] >= 0.1)
+    call = t["x"], t["weight"], packed, t["bias"], tiling, False, ranges
+    first = products.packed_linear(*call)
+    assert all(torch.equal(products.packed_linear(*call), first) for _ in range(3))
+
+
+@pytest.mark.parametrize("rows", [1, 100, 128, 200])
+def test_what_the_table_cuts_has_the_bits_of_packed_gates(products, rows, device):
+    """Deep products of few rows are cut into ranges, alike whether scores are compared inside or gates are packed."""
+    t = draw(2048, 24, rows, torch.bfloat16, device)
+    tiling, ranges = configs.tiling_for(torch.bfloat16, rows, 2048, 24, True, configs.has_warpgroups(device))
+    assert ranges > 1
+    with poisoned_outputs():
+        y, packed = products.forward(t["x"], t["weight"], t["scores"], t["bias"], 0.1)
+    gate = t["scores"] >= 0.1
+    assert torch.equal(packed, gates.pack(gate))
+    assert torch.equal(products.packed_linear(t["x"], t["weight"], packed, t["bias"]), y)
+    assert torch.equal(products.packed_linear(t["x"], t["weight"], packed, t["bias"], tiling, False, ranges), y)
+    masked = gates.masked(t["weight"], gate)
+    exact = torch.nn.functional.linear(t["x"].double(), masked.double(), t["bias"].double())
+    assert_as_exact_as_pytorch(y, torch.nn.functional.linear(t["x"], masked, t["bias"]), exact)
 
 
 @pytest.mark.parametrize("tiling", TILINGS, ids=lambda tiling: tiling.name)
@@ -92,6 +124,7 @@ def everything(products, t: dict[str, torch.Tensor], device) -> list[torch.Tenso
         if runs(tiling, device):
             results.append(products.packed_linear(t["x"], t["weight"], packed, t["bias"], tiling, False))
             results.append(products.input_grad(t["dy"], t["weight"], packed, tiling, False))
+            results.append(products.packed_linear(t["x"], t["weight"], packed, t["bias"], tiling, False, 2))
     return results
 
 
@@ -168,6 +201,16 @@ def test_forward_compares_inside_the_product_or_before_it(products, rows, dtype,
     assert_as_exact_as_pytorch(y, torch.nn.functional.linear(t["x"], masked, t["bias"]), exact)
 
 
+def test_where_the_tile_cannot_compare_gates_are_packed_before(products, device, monkeypatch):
+    t = draw(72, 70, 40, torch.bfloat16, device)
+    inside = products.forward(t["x"], t["weight"], t["scores"], t["bias"], 0.1)
+    monkeypatch.setattr(products, "tiling_for", lambda *_: (configs.NARROW, 1))
+    y, packed = products.forward(t["x"], t["weight"], t["scores"], t["bias"], 0.1)
+    assert torch.equal(packed, inside[1])
+    assert torch.equal(packed, gates.pack(t["scores"] >= 0.1))
+    assert torch.equal(products.packed_linear(t["x"], t["weight"], packed, t["bias"], configs.NARROW, False), y)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 150), st.integers(1, 80), st.integers(1, 40)),
@@ -189,16 +232,15 @@ def test_any_size_stride_and_start(shape, layout, offset, on):
 
 
 def test_tilings_by_shape():
-    def chosen(rows: int, features: int, aligned: bool = True, warpgroups: bool = False) -> str:
-        return configs.tiling_for(torch.bfloat16, rows, features, aligned, warpgroups).name
+    def chosen(rows: int, summed: int, features: int, aligned: bool = True, warpgroups: bool = False) -> str:
+        return configs.tiling_for(torch.bfloat16, rows, summed, features, aligned, warpgroups)[0].name
 
-    assert chosen(64, 1024) == "small"
-    assert chosen(4096, 64) == "small"
-    assert chosen(16384, 64, warpgroups=True) == "narrow_groups"  # 128 blocks
-    assert chosen(12544, 64, warpgroups=True) == "small"  # 98 blocks
-    assert chosen(65536, 64) == "narrow"
-    assert chosen(65536, 1024) == "wide"
-    assert chosen(65536, 64, warpgroups=True) == "narrow_groups"
-    assert chosen(65536, 1024, warpgroups=True) == "wide_groups"
-    assert chosen(65536, 1024, aligned=False) == "general"
-    assert configs.tiling_for(torch.float32, 9, 9, True, True).name == "float32"
+    assert chosen(64, 64, 1024) == "small"
+    assert chosen(4096, 1024, 64) == "small"
+    assert chosen(8192, 1024, 64, warpgroups=True) == "narrow_groups"
+    assert chosen(65536, 1024, 64) == "narrow"
+    assert chosen(65536, 64, 1024) == "wide"
+    assert chosen(65536, 1024, 64, warpgroups=True) == "narrow_groups"
+    assert chosen(65536, 64, 1024, warpgroups=True) == "wide_groups"
+    assert chosen(65536, 64, 1024, aligned=False) == "general"
+    assert configs.tiling_for(torch.float32, 9, 9, 9, True, True)[0].name == "float32"

@@ -17,7 +17,7 @@ CXX = find_cxx(read())
 pytestmark = pytest.mark.skipif(isinstance(CXX, Missing), reason="no C++ compiler")
 FLAGS = (*COMMON, *EMULATED, "-O1", "-DTSS_EMULATED", "-pthread")
 PROGRAM = Path(__file__).with_name("emulated_kernels.cpp")
-PRODUCTS = {"groups", "mma"}
+PRODUCTS = {"groups", "mma", "ranges"}
 KERNELS = PRODUCTS | {"adapter", "scores_grad"}
 
 RING, PRODUCT, ADAPTER = "wait_for_copies<stages - 2>();", "warpgroup_wait<0>();", "gated_adapter.cuh"
@@ -35,6 +35,9 @@ FAULTS = {
     "products are not waited for": ("product.cuh", PRODUCT, "", {"groups"}),
     "the last products are not waited for": ("product.cuh", PRODUCT, "warpgroup_wait<1>();", {"groups"}),
     "products are not committed": ("product.cuh", "warpgroup_commit();", "", {"groups"}),
+    "a range sums to the end": ("gated_linear.cuh", "ranges ? min(depth", "false ? min(depth", {"ranges"}),
+    "a range begins too early": ("gated_linear.cuh", "range_tiles * k_tile;\n", "range_tiles;\n", {"ranges"}),
+    "ranges share a place": ("gated_linear.cuh", "(range * rows + first_row)", "first_row", {"ranges"}),
     "registers are not fenced": ("product.cuh", "warpgroup_arrive();", "", {"groups"}),
 }
 

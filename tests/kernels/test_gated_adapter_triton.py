@@ -30,9 +30,8 @@ def test_every_tile(tile, bottleneck, dtype, monkeypatch):
     tiles = triton.NARROW if bottleneck == 24 else triton.WIDE
     if tile == len(tiles):
         pytest.skip("there are two wide tiles")
-    monkeypatch.setattr(triton, "NARROW" if bottleneck == 24 else "WIDE", tiles[tile:])
-    monkeypatch.setattr(triton, "PROGRAMS", 1)
-    assert triton.tile_for(dtype, dtype, 130, bottleneck, True)[0] == tiles[tile]
+    monkeypatch.setattr(triton, "NARROW" if bottleneck == 24 else "WIDE", tiles[tile : tile + 1])
+    assert triton.tile_for(dtype, dtype, 130, 80, bottleneck, True)[0] == tiles[tile]
     tensors = draw(130, 80, bottleneck, dtype, DEVICE)
     check(run(tensors, "triton", "gelu"), tensors, "gelu", 0.1)
 
@@ -40,7 +39,7 @@ def test_every_tile(tile, bottleneck, dtype, monkeypatch):
 @pytest.mark.parametrize("activation", ["tanh", "gelu"])
 @pytest.mark.parametrize(("rows", "d", "bottleneck"), [(9, 16, 130), (520, 9, 5)])
 def test_two_products_where_one_kernel_does_not_pay(rows, d, bottleneck, activation):
-    assert triton.tile_for(torch.bfloat16, torch.bfloat16, rows, bottleneck, d % 16 == 0)[0] is None
+    assert triton.tile_for(torch.bfloat16, torch.bfloat16, rows, d, bottleneck, d % 16 == 0)[0] is None
     tensors = draw(rows, d, bottleneck, torch.bfloat16, DEVICE)
     check(run(tensors, "triton", activation), tensors, activation, 0.1)
 

@@ -88,7 +88,7 @@ def test_every_tile_of_the_products_is_compiled(seen, name):
     table = tables.TABLES[name]
     missing = []
     for (product, kind, width), tiles in table.tiles.items():
-        ends = [c.rows for key, c in table.crossovers.items() if key[:3] == (product, kind, width != "uneven")]
+        ends = [c.rows for key, c in table.crossovers.items() if key[:3] == (product, kind, width != "unaligned")]
         if ends and max(ends) == 0:
             continue
         compiled = launched(seen, int(name.removeprefix("sm_")), KERNEL_OF[product], kind == "float32")

@@ -10,8 +10,10 @@ import torch
 
 pytest.importorskip("triton")
 
+from tss_kernels.backends import counts, tile_choice
 from tss_kernels.backends.tables import TABLES, table_of
 from tss_kernels.gated_linear import triton as linear
+from tss_kernels.gated_linear import triton_tiles as tiles
 from tss_kernels.gates.triton import pack_gates
 
 TABLE = TABLES["sm_90"]
@@ -112,26 +114,31 @@ def test_without_bias_and_importance():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_row_ranges_are_summed(dtype):
     tensors = inputs(1100, 16, 5, dtype)
-    _, ranges = linear.scores_grad_tile(TABLE, dtype, 1100, 16, 5, False)
+    _, ranges = tiles.scores_grad_tile(TABLE, dtype, 1100, 16, 5, False)
     assert ranges > 1
     check(tensors)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("programs", [1, 2, 10_000])
-def test_every_tile(programs, dtype, monkeypatch):
-    monkeypatch.setattr(linear, "PROGRAMS", programs)
+@pytest.mark.parametrize("number", range(3))
+def test_every_tile(number, dtype, monkeypatch):
+    tile = counts.TRITON_NARROW[number]
+    monkeypatch.setattr(tile_choice, "triton_product", lambda *_: tile)
+    if dtype != torch.float32:
+        assert tiles.forward_tile(TABLE, dtype, 130, 144, 80, True).rows == tile.rows
     check(inputs(130, 144, 80, dtype))
     check(inputs(130, 48, 16, dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("programs", [1, 10, 10_000])
-def test_short_sums(programs, dtype, monkeypatch):
+@pytest.mark.parametrize(("number", "count"), [(0, 4), (1, 2), (2, 1)])
+def test_short_sums(number, count, dtype, monkeypatch):
     """Few features are summed: one program takes several tiles of the result, the last of them fewer."""
-    monkeypatch.setattr(linear, "PROGRAMS", programs)
+    tile = counts.TRITON_SHORT[number]
+    monkeypatch.setattr(tile_choice, "triton_short", lambda *_: (tile, count))
     monkeypatch.setattr(linear, "COMPARING_TILES", 0)
-    assert linear.short_tile(TABLE, dtype, 130, 576, programs)[1] == (1 if programs == 10_000 else 4)
+    taken, of_program = tiles.short_tile(TABLE, dtype, 130, 32, 576)
+    assert (taken.rows, of_program) == (tile.rows, count)
     check(inputs(130, 32, 576, dtype))
     check(inputs(130, 576, 16, dtype), bias=False)
 
@@ -163,16 +170,16 @@ def test_tiles_of_other_architectures(name, monkeypatch):
 
 
 def test_the_strategy_follows_the_table():
-    def strategy(rows: int, in_features: int, out_features: int, dtype: torch.dtype, even: bool = True) -> str:
-        return linear.strategy_for(TABLE, "forward", dtype, rows, in_features, out_features, even)[0]
+    def strategy(rows: int, in_features: int, out_features: int, dtype: torch.dtype, aligned: bool = True) -> str:
+        return tiles.strategy_for(TABLE, "forward", dtype, rows, in_features, out_features, aligned)[0]
 
     assert strategy(65536, 1024, 64, torch.bfloat16) == "fused"
-    assert strategy(512, 1024, 1024, torch.bfloat16) == "fused"
-    assert strategy(513, 1024, 1024, torch.bfloat16) == "materialise"
+    assert strategy(2048, 1024, 1024, torch.bfloat16) == "fused"
+    assert strategy(2049, 1024, 1024, torch.bfloat16) == "materialise"
     assert strategy(513, 1024, 64, torch.float32) == "materialise"
-    assert strategy(513, 100, 50, torch.bfloat16, even=False) == "materialise"
-    assert linear.strategy_for(TABLE, "scores_grad", torch.bfloat16, 65536, 1024, 64, True)[0] == "fused"
-    assert linear.strategy_for(TABLE, "scores_grad", torch.bfloat16, 1025, 1024, 1024, True)[0] == "materialise"
+    assert strategy(513, 100, 50, torch.bfloat16, aligned=False) == "materialise"
+    assert tiles.strategy_for(TABLE, "scores_grad", torch.bfloat16, 65536, 1024, 64, True)[0] == "fused"
+    assert tiles.strategy_for(TABLE, "scores_grad", torch.bfloat16, 1025, 1024, 1024, True)[0] == "materialise"
     for table in TABLES.values():
         assert {key[0] for key in table.crossovers} == {"forward", "input_grad", "scores_grad"}
         assert len(table.crossovers) == 24
@@ -258,9 +265,9 @@ def test_gates_of_a_sliced_bank():
 
 
 def test_equal_bits_in_twenty_runs(monkeypatch):
-    monkeypatch.setattr(linear, "MIN_SPLIT_ROWS", 16)
+    monkeypatch.setattr(tiles, "MIN_SPLIT_ROWS", 16)
     tensors = inputs(67, 24, 9, torch.float32)
-    assert linear.scores_grad_tile(TABLE, torch.float32, 67, 24, 9, False)[1] == 4
+    assert tiles.scores_grad_tile(TABLE, torch.float32, 67, 24, 9, False)[1] == 4
     x, dy, weight, scores = (tensors[name] for name in ("x", "dy", "weight", "scores"))
 
     def run() -> list[torch.Tensor]:

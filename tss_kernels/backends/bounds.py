@@ -13,7 +13,6 @@ with it by `expected`. Between two backends a difference under that is no more t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from tss_kernels.backends import counts
@@ -39,12 +38,10 @@ SM_90 = Chip("H200, H100", 132, 1.755e9, 4.3e12, 7e12, 50e6, 128, 2048, 4)
 CHIPS = {"sm_90": SM_90}
 
 NARROW = 64  # features that one narrow tile covers
-TRITON_PROGRAMS = 132  # the least that a tile is chosen for, as in gated_linear/triton.py
-CUDA_BLOCKS = 99  # the same, as in tables/cuda.py
-COMPARING_TILES = 4  # of rows, up to which scores are compared inside the product; beyond, in a launch before it
 LAUNCH = 1e-6  # guessed: seconds from the end of one kernel to the beginning of the next in a stream
 SHARE = 0.83  # of the tensor cores' rate that the vendor's products reach: 790 of 949 TFLOP/s, measured on an H200
 ON_TOP = 1.3  # the least that is expected on top of a kernel's bounds on the chip
+MOST_ON_TOP, L2_ON_TOP, LAUNCH_ON_TOP = 1.6, 1.4, 2.0  # the most: of the same, of L2's rate and of a launch's guess
 INSIDE = ("issue", "port", "tensor")  # a multiprocessor
 ON_CHIP = (*INSIDE, "L2")
 MULTICAST = 2  # guessed: programs of the vendor's product that share the larger of their two operands
@@ -78,18 +75,26 @@ class Prediction(NamedTuple):
         inside = max(self.bounds[name] for name in INSIDE)
         return max(self.on_top * inside, self.bounds["L2"], self.bounds["memory"]) + self.launches * LAUNCH
 
+    @property
+    def slow(self) -> float:
+        """The most that is expected; more would mean that the model lacks something."""
+        inside = max(self.bounds[name] for name in INSIDE) * self.on_top * MOST_ON_TOP / ON_TOP
+        launches = self.launches * LAUNCH * LAUNCH_ON_TOP
+        return max(inside, self.bounds["L2"] * L2_ON_TOP, self.bounds["memory"]) + launches
+
     def __str__(self) -> str:
         return f"{self.seconds * 1e6:.1f} us, bound by {self.binding}"
 
 
-def _divided_up(amount: int, part: int) -> int:
+def divided_up(amount: int, part: int) -> int:
+    """Parts that an amount needs."""
     return -(-amount // part)
 
 
 def bounds_of(chip: Chip, one: Counts, programs: int, turns: int, l2: float, memory: float, loops: int = 1
               ) -> dict[str, float]:  # fmt: skip
     """Seconds by bound: `programs` of `turns` turns each; l2, memory: bytes of all; loops: products of one turn."""
-    cycles = _divided_up(programs, chip.multiprocessors) / chip.clock
+    cycles = divided_up(programs, chip.multiprocessors) / chip.clock
     products = loops * one.features * one.rows * STEP
     return {
         "issue": cycles * (one.outside + one.loop * turns) * one.warps / chip.issued,
@@ -105,93 +110,32 @@ def _moved(rows: int, in_features: int, out_features: int) -> float:
     return 2 * rows * (in_features + out_features) + (2 + 1 / 8) * in_features * out_features
 
 
-def _largest(tiles: Sequence[Counts], least: int, rows: int, columns: int = 1) -> Counts:
-    """The tile with most rows that makes `least` programs, `columns` of them side by side; else the last."""
-    return next((tile for tile in tiles if columns * _divided_up(rows, tile.rows) >= least), tiles[-1])
-
-
-def _product(chip: Chip, tile: Counts, rows: int, in_features: int, out_features: int, sharing: int = 1) -> Prediction:
-    programs = _divided_up(rows, tile.rows) * _divided_up(out_features, tile.features)
-    turns = _divided_up(in_features, STEP)
+def product(
+    chip: Chip, tile: Counts, rows: int, in_features: int, out_features: int, ranges: int = 1, sharing: int = 1
+) -> Prediction:
+    """A product by packed gates, its sums in so many ranges, added by a second launch; sharing: as MULTICAST says."""
+    programs = ranges * divided_up(rows, tile.rows) * divided_up(out_features, tile.features)
+    turns = divided_up(divided_up(in_features, STEP), ranges)
     sides = min(tile.features, tile.rows) + max(tile.features, tile.rows) / sharing
     stage = (2 * sides + tile.features / 8) * STEP
-    l2 = programs * turns * stage + 2 * rows * out_features
-    return Prediction(bounds_of(chip, tile, programs, turns, l2, _moved(rows, in_features, out_features)), 1)
+    result = 2 * rows * out_features
+    sums = 2 * 4 * ranges * rows * out_features if ranges > 1 else 0  # of the ranges, written and read
+    bounds = bounds_of(
+        chip, tile, programs, turns, programs * turns * stage + result, _moved(rows, in_features, out_features)
+    )
+    return Prediction({name: seconds + sums / chip.l2 for name, seconds in bounds.items()}, 2 if ranges > 1 else 1)
 
 
-def short_tile(rows: int, out_features: int) -> tuple[Counts, int]:
-    """Triton's tile for a product over few features, and how many tiles of the result a program takes."""
-    most = _divided_up(out_features, NARROW)
-    count = min(counts.SHORT_TILES, most)
-    tile = _largest(counts.TRITON_SHORT, TRITON_PROGRAMS, rows, _divided_up(most, count))
-    while count > 1 and _divided_up(rows, tile.rows) * _divided_up(most, count) < TRITON_PROGRAMS:
-        count //= 2
-    return tile, count
-
-
-def _short(chip: Chip, rows: int, in_features: int, out_features: int) -> Prediction:
-    tile, count = short_tile(rows, out_features)
-    programs = _divided_up(rows, tile.rows) * _divided_up(out_features, NARROW * count)
+def short(chip: Chip, tile: Counts, count: int, rows: int, in_features: int, out_features: int) -> Prediction:
+    """Triton's product over few features, whose programs take so many tiles of the result each."""
+    programs = divided_up(rows, tile.rows) * divided_up(out_features, NARROW * count)
     l2 = programs * (tile.rows + count * NARROW * (1 + 1 / 16)) * 2 * STEP + 2 * rows * out_features
     return Prediction(bounds_of(chip, tile, programs, count, l2, _moved(rows, in_features, out_features)), 1)
 
 
-def triton_tile(rows: int, out_features: int) -> Counts:
-    """The tile that Triton's product takes."""
-    tiles = counts.TRITON_NARROW if out_features <= NARROW else counts.TRITON_WIDE
-    return _largest(tiles, TRITON_PROGRAMS, rows, _divided_up(out_features, tiles[0].features))
-
-
-def compares_inside(kernel: str, rows: int, out_features: int) -> bool:
-    """Whether scores are compared by the launch that uses them; the vendor's route does so where it writes W * g."""
-    if kernel == "vendor":
-        return True
-    tile = triton_tile(rows, out_features) if kernel == "triton" else counts.CUDA_SMALL
-    return _divided_up(rows, tile.rows) <= COMPARING_TILES
-
-
-def _triton(chip: Chip, rows: int, in_features: int, out_features: int) -> Prediction:
-    if in_features <= NARROW and not compares_inside("triton", rows, out_features):
-        return _short(chip, rows, in_features, out_features)
-    return _product(chip, triton_tile(rows, out_features), rows, in_features, out_features)
-
-
-def cuda_tile(rows: int, out_features: int) -> Counts:
-    """The tile that the CUDA product takes."""
-
-    def blocks(tile: Counts) -> int:
-        return _divided_up(rows, tile.rows) * _divided_up(out_features, tile.features)
-
-    if blocks(counts.CUDA_NARROW) < CUDA_BLOCKS:
-        return counts.CUDA_SMALL
-    wide = out_features > NARROW and blocks(counts.CUDA_WIDE) >= CUDA_BLOCKS
-    return counts.CUDA_WIDE if wide else counts.CUDA_NARROW
-
-
-def _cuda(chip: Chip, rows: int, in_features: int, out_features: int) -> Prediction:
-    return _product(chip, cuda_tile(rows, out_features), rows, in_features, out_features)
-
-
-def _vendor(chip: Chip, rows: int, in_features: int, out_features: int) -> Prediction:
-    """W * g written once, and the vendor's product by the tile that suits the shape best, at its share of the rates."""
-    weights = in_features * out_features
-    writing = (2 + 2 + 1 / 8) * weights / chip.memory
-
-    def by(tile: Counts) -> dict[str, float]:
-        found = _product(chip, tile, rows, in_features, out_features, MULTICAST).bounds
-        return {name: seconds / (SHARE if name in INSIDE else 1.0) + writing for name, seconds in found.items()}
-
-    best = min(map(by, counts.VENDOR), key=lambda bounds: max(bounds.values()))
-    return Prediction(best, 2, on_top=1.0)
-
-
-def adapter_tile(kernel: str, rows: int) -> Counts:
-    """The tile that an adapter of up to 64 hidden units takes."""
-    return _largest(*ADAPTERS[kernel], rows)
-
-
-def _adapter(chip: Chip, tile: Counts, rows: int, features: int) -> Prediction:
-    programs, turns = _divided_up(rows, tile.rows), _divided_up(features, STEP)
+def adapter(chip: Chip, tile: Counts, rows: int, features: int) -> Prediction:
+    """An adapter of up to 64 hidden units by packed gates, one launch."""
+    programs, turns = divided_up(rows, tile.rows), divided_up(features, STEP)
     x, weights = 2 * rows * features, 2 * (2 + 1 / 8) * NARROW * features
     # The residual is read a second time: from memory, where x of all programs at work has no room in L2.
     at_work = min(programs, chip.multiprocessors * tile.resident) * tile.rows * features * 2
@@ -200,31 +144,20 @@ def _adapter(chip: Chip, tile: Counts, rows: int, features: int) -> Prediction:
     return Prediction(bounds_of(chip, tile, programs, turns, l2, memory, loops=2), 1)
 
 
-PRODUCTS = {"triton": _triton, "cuda": _cuda, "vendor": _vendor}
-ADAPTERS = {"triton": (counts.TRITON_ADAPTER, TRITON_PROGRAMS), "cuda": (counts.CUDA_ADAPTER, CUDA_BLOCKS)}
+def vendor(chip: Chip, rows: int, in_features: int, out_features: int) -> Prediction:
+    """W * g written once, and the vendor's product by the tile that suits the shape best, at its share of the rates."""
+    weights = in_features * out_features
+    writing = (2 + 2 + 1 / 8) * weights / chip.memory
+
+    def by(tile: Counts) -> dict[str, float]:
+        found = product(chip, tile, rows, in_features, out_features, sharing=MULTICAST).bounds
+        return {name: seconds / (SHARE if name in INSIDE else 1.0) + writing for name, seconds in found.items()}
+
+    best = min(map(by, counts.VENDOR), key=lambda bounds: max(bounds.values()))
+    return Prediction(best, 2, on_top=1.0)
 
 
-def _from_scores(chip: Chip, found: Prediction, weights: int, inside: bool) -> Prediction:
+def from_scores(chip: Chip, found: Prediction, weights: int, inside: bool) -> Prediction:
     """With what scores add to packed gates: reading them, inside the product or in a launch before it."""
     bounds = {name: seconds + 4 * weights / chip.memory for name, seconds in found.bounds.items()}
     return found._replace(bounds=bounds, launches=found.launches + (0 if inside else 1))
-
-
-def predict(chip: Chip, op: str, kernel: str, shape: tuple[int, ...]) -> Prediction | None:
-    """What bounds a forward pass by "triton", "cuda" or "vendor" (W * g, then its product) for 16-bit operands.
-
-    shape: (rows, in, out), of the adapter (rows, d, bottleneck). None where nothing was counted: other operations,
-    features that 16 does not divide, adapters of more than 64 hidden units.
-    """
-    if op not in ("packed_linear", "gated_linear", "gated_adapter") or any(size % 16 for size in shape[1:]):
-        return None
-    rows, in_features, out_features = shape
-    if 0 in shape:
-        return None
-    if op == "gated_adapter":
-        counted = kernel in ADAPTERS and out_features <= NARROW
-        return _adapter(chip, adapter_tile(kernel, rows), rows, in_features) if counted else None
-    found = PRODUCTS[kernel](chip, rows, in_features, out_features)
-    if op == "packed_linear":
-        return found
-    return _from_scores(chip, found, in_features * out_features, compares_inside(kernel, rows, out_features))

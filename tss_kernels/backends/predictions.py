@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from tss_kernels.backends.bounds import CHIPS, Chip, Prediction, predict
+from tss_kernels.backends.bounds import CHIPS, Chip, Prediction
 from tss_kernels.backends.registry import HALVES
 from tss_kernels.backends.tables import TABLES, Table, materialises
 from tss_kernels.backends.tables.cuda import with_crossovers
+from tss_kernels.backends.tile_choice import predict
 
 __all__ = ["VENDOR", "Prediction", "architecture_of", "predicted"]
 
@@ -25,7 +26,7 @@ def _of_backend(
     chip: Chip, table: Table, op: str, backend: str, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> Prediction | None:
     kernel = backend
-    if op != "gated_adapter" and materialises(table, "forward", dtype, *shape, even=True)[0]:
+    if op != "gated_adapter" and materialises(table, "forward", dtype, *shape, aligned=True)[0]:
         kernel = "vendor"
     return predict(chip, op, kernel, shape)
 

@@ -40,20 +40,18 @@ _NOT_COUNTED = "predicted: pipelined tiles by Hopper's own matrix instructions; 
 _PRODUCTS, _ADAPTER = ("gated_linear", "packed_linear"), ("gated_adapter",)
 _CUDA, _TRITON = ("cuda", "triton"), ("triton", "cuda")
 
-# Predicted by `bounds.py` for Hopper, by the sizes in SIZES; other architectures take the same until they are measured.
-# A basis has the forward pass by packed gates; the backward pass runs on the backend of its forward pass.
+# Predicted by `bounds.py` for Hopper with the tiles of `tile_choice.py`, by the sizes in SIZES; other architectures
+# take the same until they are measured. A basis has the forward pass by packed gates; the backward pass runs on the
+# backend of its forward pass.
 LINES: tuple[Line, ...] = (
-    Line(_PRODUCTS, "down", 12544, _TRITON, "predicted: 3.4 against 3.8 us at 2,048 rows"),
-    Line(_PRODUCTS, "down", MANY, _CUDA, "predicted: 9.3 against 11.2 us at 16,384 rows"),
-    Line(_PRODUCTS, "up", 4096, _CUDA, "predicted: 2.2 against 3.0 us at 2,048 rows"),
+    Line(_PRODUCTS, "down", 1024, _CUDA, "predicted: 2.8 against 3.4 us at 512 rows"),
+    Line(_PRODUCTS, "down", 5888, _TRITON, "predicted: 3.8 against 4.8 us at 4,096 rows"),
+    Line(_PRODUCTS, "down", MANY, _CUDA, "predicted: 5.2 against 6.1 us at 8,192 rows"),
+    Line(_PRODUCTS, "up", 1024, _CUDA, "predicted: 1.3 against 1.6 us at 128 rows"),
     Line(_PRODUCTS, "up", MANY, _TRITON, "predicted: 35.2 against 40.0 us at 65,536 rows"),
-    Line(_PRODUCTS, "wide", 256, _CUDA, "predicted: 4.8 against 5.6 us at 256 rows"),
-    Line(_PRODUCTS, "wide", 2048, _TRITON, "predicted: 7.4 against 8.6 us at 512 rows"),
-    Line(_PRODUCTS, "wide", MANY, _CUDA, "predicted: 14.3 against 14.3 us at 4,096 rows, both the vendor's product"),
-    Line(_ADAPTER, "adapter", 6272, _TRITON, "predicted: 6.5 against 10.0 us at 2,048 rows"),
-    Line(_ADAPTER, "adapter", 8384, _CUDA, "predicted: 13.8 against 18.5 us at 8,192 rows"),
-    Line(_ADAPTER, "adapter", 12544, _TRITON, "predicted: 16.5 against 26.6 us at 10,240 rows"),
-    Line(_ADAPTER, "adapter", MANY, _CUDA, "predicted: 20.8 against 25.9 us at 16,384 rows"),
+    Line(_PRODUCTS, "wide", MANY, _CUDA, "predicted: 4.8 against 7.4 us at 512 rows"),
+    Line(_ADAPTER, "adapter", 9472, _TRITON, "predicted: 6.5 against 10.0 us at 2,048 rows"),
+    Line(_ADAPTER, "adapter", MANY, _CUDA, "predicted: 15.6 against 16.5 us at 10,240 rows"),
     Line((*_PRODUCTS, *_ADAPTER), "any", MANY, _TRITON, _NOT_COUNTED),
     Line(("pack_gates", "unpack_gates", *IMPORTANCE), "any", MANY, _CUDA, _LAUNCH),
     Line(("soft_masked_adamw_",), "any", MANY, _CUDA, _ONE_LAUNCH),

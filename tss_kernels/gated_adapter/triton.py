@@ -12,11 +12,13 @@ from typing import NamedTuple
 import torch
 import triton
 
+from tss_kernels.backends import tile_choice
 from tss_kernels.backends.triton import dot_precision, launch
 from tss_kernels.gated_adapter import reference
 from tss_kernels.gated_adapter.triton_kernels import adapter_forward_kernel, adapter_input_grad_kernel
-from tss_kernels.gated_linear.triton import gate_words, is_even, loads_numbers, packed_linear
+from tss_kernels.gated_linear.triton import gate_words, packed_linear
 from tss_kernels.gated_linear.triton import input_grad as linear_input_grad
+from tss_kernels.gated_linear.triton_tiles import is_aligned, loads_numbers
 
 
 class Tile(NamedTuple):
@@ -29,44 +31,43 @@ class Tile(NamedTuple):
     stages: int
 
 
-# Enough programs to give every multiprocessor of a large GPU one; a constant, so that sums do not depend on the device.
-PROGRAMS = 132
 # Tiles in falling order of rows. None spills compiled for sm_80, sm_86 or sm_90, whatever the activation.
 NARROW = (Tile(64, 64, 128, 8, 3), Tile(64, 64, 64, 4, 3), Tile(64, 64, 32, 4, 3))
 WIDE = (Tile(128, 64, 64, 8, 3), Tile(128, 64, 32, 8, 3))
 FLOAT32 = (Tile(64, 32, 32, 8, 2),)
 # Where rows do not start on 16-byte boundaries every element has its own address: larger tiles run out of registers.
-UNEVEN_NARROW = (Tile(64, 64, 32, 8, 2),)
-UNEVEN_WIDE = (Tile(128, 64, 32, 8, 2),)
+UNALIGNED_NARROW = (Tile(64, 64, 32, 8, 2),)
+UNALIGNED_WIDE = (Tile(128, 64, 32, 8, 2),)
 # Of these tiles two programs run on a multiprocessor of Hopper if a thread takes no more registers than this, and
-# compiled it spills none; the forward pass does so in its largest. x wider than the weights, under autocast, does not.
-TWO_PROGRAMS, REGISTERS = {"forward": (WIDE[0],), "input_grad": (NARROW[0], WIDE[0])}, 128
+# compiled it spills none; the forward pass does so in its largest. Under autocast, where x is wider, it would.
+TWO_PROGRAMS, REGISTERS = {"forward": (WIDE[0],), "input_grad": (NARROW[0], *WIDE)}, 128
 # Up to how many rows one kernel runs float32, which tensor cores do not multiply, or loads of single elements. The same
 # number, predicted, as for one product; few rows save the launches.
 SLOW_ROWS = 512
 
 
 def tile_for(
-    x_dtype: torch.dtype, dtype: torch.dtype, rows: int, bottleneck: int, even: bool
+    x_dtype: torch.dtype, dtype: torch.dtype, rows: int, features: int, bottleneck: int, aligned: bool
 ) -> tuple[Tile | None, str]:
     """The configuration of both kernels and why; no tile where two products run one after the other.
 
-    x_dtype: of x, at least as wide as the weights' dtype; even: rows of x start on 16-byte boundaries.
+    x_dtype: of x, at least as wide as the weights' dtype; aligned: rows of x start on 16-byte boundaries.
     """
     narrow, wide = FLOAT32[0].hidden if dtype == torch.float32 else NARROW[0].hidden, WIDE[0].hidden
     most = narrow if dtype == torch.float32 else wide
     if bottleneck > most:
         return None, f"{bottleneck} hidden units are more than the {most} that one program holds in {dtype}"
-    if rows > SLOW_ROWS and (dtype == torch.float32 or not even):
-        what = "loads of single elements" if not even else "float32 without tensor cores"
+    if rows > SLOW_ROWS and (dtype == torch.float32 or not aligned):
+        what = "loads of single elements" if not aligned else "float32 without tensor cores"
         return None, f"predicted: {what} in one kernel pay up to {SLOW_ROWS} rows"
     if dtype == torch.float32:
         tiles = FLOAT32
-    elif even:
+    elif aligned:
         tiles = NARROW if bottleneck <= narrow else WIDE
     else:
-        tiles = UNEVEN_NARROW if bottleneck <= narrow else UNEVEN_WIDE
-    tile = next((tile for tile in tiles if triton.cdiv(rows, tile.rows) >= PROGRAMS), tiles[-1])
+        tiles = UNALIGNED_NARROW if bottleneck <= narrow else UNALIGNED_WIDE
+    best = tile_choice.adapter("triton", rows, features, tuple(tile.rows for tile in tiles)).rows
+    tile = next(tile for tile in tiles if tile.rows == best)
     # A stage of x takes twice the room where x is wider than what is multiplied.
     tile = tile._replace(stages=2) if x_dtype != dtype else tile
     return tile, "x is read once from memory and y written once"
@@ -76,7 +77,7 @@ def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tupl
     """How the adapter of shape (rows, d, bottleneck) runs without autocast, and why."""
     del op, device
     rows, features, bottleneck = shape
-    tile, why = tile_for(dtype, dtype, rows, bottleneck, features % 16 == 0)
+    tile, why = tile_for(dtype, dtype, rows, features, bottleneck, features % 16 == 0)
     return f"{tile or 'two packed_linear around the activation'}; {why}"
 
 
@@ -85,7 +86,8 @@ def _tile(rows_of_x: torch.Tensor, weight: torch.Tensor) -> Tile | None:
     (rows, features), bottleneck = rows_of_x.shape, weight.shape[0]
     if features == 0:
         return None  # the kernels' loops run at least once
-    return tile_for(rows_of_x.dtype, weight.dtype, rows, bottleneck, is_even((features, features), rows_of_x))[0]
+    aligned = is_aligned((features, features), rows_of_x)
+    return tile_for(rows_of_x.dtype, weight.dtype, rows, features, bottleneck, aligned)[0]
 
 
 def _constants(tile: Tile, which: str) -> dict[str, object]:

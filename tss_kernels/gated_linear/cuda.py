@@ -9,11 +9,14 @@ from __future__ import annotations
 import torch
 
 from tss_kernels.backends.cuda import kernels, target
-from tss_kernels.backends.tables.cuda import COMPARING_ROWS, SMALL, Tiling, cuda_table, has_warpgroups, tiling_for
+from tss_kernels.backends.tables.cuda import FLOAT32, GENERAL, SMALL, Tiling, cuda_table, has_warpgroups, tiling_for
 from tss_kernels.backends.tables.table import Masking, materialises
+from tss_kernels.backends.tile_choice import COMPARING_TILES
 from tss_kernels.tensors import DTYPE_CODES, address, empty_packed
 
 CHUNK = 8  # elements of 16 bits that are copied at once
+K_TILE = 64  # of what is summed over, that a block takes at a time
+COMPARING = (SMALL, GENERAL, FLOAT32)  # the tilings whose kernels can compare scores inside
 
 
 def is_aligned(activations: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -47,15 +50,17 @@ def _launch(
     bias: torch.Tensor | None,
     transposed: bool,
     tiling: Tiling,
+    ranges: int,
     scores: torch.Tensor | None = None,
     threshold: float = 0.0,
 ) -> torch.Tensor:
-    features = weight.shape[1] if transposed else weight.shape[0]
-    result = torch.empty((activations.shape[0], features), dtype=activations.dtype, device=activations.device)
+    (rows, summed), features = activations.shape, weight.shape[1] if transposed else weight.shape[0]
+    result = torch.empty((rows, features), dtype=activations.dtype, device=activations.device)
+    partial = torch.empty((ranges, rows, features), device=weight.device) if ranges > 1 and rows else None
     kernels(weight.device).gated_product(
         activations.data_ptr(), activations.shape[0], *activations.stride(), weight.data_ptr(), *weight.shape,
         packed.data_ptr(), address(scores), threshold, address(bias), result.data_ptr(), transposed, tiling.number,
-        DTYPE_CODES[weight.dtype], *target(weight.device),
+        address(partial), -(-summed // (K_TILE * ranges)), DTYPE_CODES[weight.dtype], *target(weight.device),
     )  # fmt: skip
     return result
 
@@ -68,8 +73,9 @@ def _product(
     product: Masking,
     tiling: Tiling | None,
     materialise: bool | None,
+    ranges: int,
 ) -> torch.Tensor:
-    """x (W * g)ᵀ + b or dy (W * g) by packed gates."""
+    """x (W * g)ᵀ + b or dy (W * g) by packed gates; ranges: with a tiling, how many the sums are cut into."""
     transposed, device = product == "input_grad", activations.device
     weight, packed = weight.contiguous(), packed.contiguous()
     rows, (out_features, in_features) = activations.shape[0], weight.shape
@@ -83,8 +89,8 @@ def _product(
         return activations @ masked if transposed else torch.nn.functional.linear(activations, masked, bias)
     if tiling is None:
         features = in_features if transposed else out_features
-        tiling = tiling_for(weight.dtype, rows, features, aligned, has_warpgroups(device))
-    return _launch(activations, weight, packed, None if bias is None else bias.contiguous(), transposed, tiling)
+        tiling, ranges = tiling_for(weight.dtype, rows, activations.shape[1], features, aligned, has_warpgroups(device))
+    return _launch(activations, weight, packed, None if bias is None else bias.contiguous(), transposed, tiling, ranges)
 
 
 def forward(
@@ -102,15 +108,15 @@ def forward(
     materialise, _ = materialises(cuda_table(device), "forward", weight.dtype, rows, in_features, out_features, aligned)
     if materialise:
         return torch.nn.functional.linear(x, masked_weight(weight, packed, scores, threshold), bias), packed
-    if rows > COMPARING_ROWS * SMALL.rows:
+    tiling, ranges = tiling_for(weight.dtype, rows, in_features, out_features, aligned, has_warpgroups(device))
+    if rows > COMPARING_TILES * SMALL.rows or tiling not in COMPARING:
         kernels(device).pack_gates(
             scores.data_ptr(), packed.data_ptr(), out_features, in_features, 0, 0, 0, 0, DTYPE_CODES[scores.dtype],
             threshold, *target(device),
         )  # fmt: skip
-        return _product(x, weight, packed, bias, "forward", None, False), packed
+        return _product(x, weight, packed, bias, "forward", tiling, False, ranges), packed
     bias = None if bias is None else bias.contiguous()
-    tiling = tiling_for(weight.dtype, rows, out_features, aligned, False)
-    return _launch(x, weight, packed, bias, False, tiling, scores, threshold), packed
+    return _launch(x, weight, packed, bias, False, tiling, ranges, scores, threshold), packed
 
 
 def packed_linear(
@@ -120,9 +126,11 @@ def packed_linear(
     bias: torch.Tensor | None,
     tiling: Tiling | None = None,
     materialise: bool | None = None,
+    ranges: int = 1,
 ) -> torch.Tensor:
-    """The same y from packed gates, uint8 (out, ceil(in / 8)); tiling, materialise: None takes the table's."""
-    return _product(x, weight, packed, bias, "forward", tiling, materialise)
+    """The same y from packed gates, uint8 (out, ceil(in / 8)); tiling (and its ranges), materialise: None takes the
+    table's."""
+    return _product(x, weight, packed, bias, "forward", tiling, materialise, ranges)
 
 
 def input_grad(
@@ -131,9 +139,10 @@ def input_grad(
     packed: torch.Tensor,
     tiling: Tiling | None = None,
     materialise: bool | None = None,
+    ranges: int = 1,
 ) -> torch.Tensor:
     """dx = dy @ (weight * gate): dy (rows, out) with any strides; returns (rows, in) of dy's dtype."""
-    return _product(dy, weight, packed, None, "input_grad", tiling, materialise)
+    return _product(dy, weight, packed, None, "input_grad", tiling, materialise, ranges)
 
 
 def scores_grad(
@@ -167,5 +176,6 @@ def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tupl
     chosen, why = materialises(cuda_table(device), "forward", dtype, rows, in_features, out_features, aligned)
     if chosen:
         return f"W * g written once, then the vendor's product; {why}"
-    tiling = tiling_for(dtype, rows, out_features, aligned, has_warpgroups(device))
-    return f"{tiling.name} blocks of {tiling.features} features x {tiling.rows} rows; {why}"
+    tiling, ranges = tiling_for(dtype, rows, in_features, out_features, aligned, has_warpgroups(device))
+    cut = "" if ranges == 1 else f", {ranges} ranges of what is summed, added by a second launch"
+    return f"{tiling.name} blocks of {tiling.features} features x {tiling.rows} rows{cut}; {why}"

@@ -1,18 +1,17 @@
 """The gated linear map in Triton: product, input gradient and score gradient, each with its mask inside the kernel.
 
-The launch configuration is a function of architecture, dtype and shape alone, without tuning at run time; where the
-tables in `backends/tables` say that it wins, W * g is written once and the vendor's product runs on it. Every sum has
+The launch configuration is a function of architecture, dtype and shape alone (`triton_tiles.py`); where the tables in
+`backends/tables` say that it wins, W * g is written once and the vendor's product runs on it. Every sum has
 a fixed order that depends on shapes and strides alone, so equal inputs give equal bits.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import triton
 
-from tss_kernels.backends.tables import Product, Table, Tile, kind_of, materialises, table_for, width_of
+from tss_kernels.backends.tables import Tile, table_for
+from tss_kernels.backends.tile_choice import COMPARING_TILES
 from tss_kernels.backends.triton import dot_precision, launch
 from tss_kernels.gated_linear.triton_kernels import (
     forward_kernel,
@@ -21,109 +20,36 @@ from tss_kernels.gated_linear.triton_kernels import (
     partial_kernel,
     reduce_kernel,
 )
-from tss_kernels.gated_linear.triton_short import is_short, short_product, short_tile
+from tss_kernels.gated_linear.triton_short import short_product
+from tss_kernels.gated_linear.triton_tiles import (
+    Strategy,
+    forward_tile,
+    input_grad_tile,
+    is_aligned,
+    is_short,
+    loads_numbers_by,
+    scores_grad_tile,
+    short_tile,
+    strategy_for,
+)
 from tss_kernels.gates.triton import pack_gates
 from tss_kernels.tensors import empty_packed
 
-Strategy = Literal["fused", "materialise"]
-
-# Enough programs to give every multiprocessor of a large GPU one; a constant, so that sums do not depend on the device.
-PROGRAMS = 132
-MAX_SPLITS = 64
-MIN_SPLIT_ROWS = 256
 REDUCE_BLOCK = 256
 MASK_TILE = (16, 128)  # out, in
-# Up to how many tiles of rows scores are compared inside the product, each tile for itself; beyond, once before it.
-COMPARING_TILES = 4
-
-
-def strategy_for(
-    table: Table, product: Product, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool
-) -> tuple[Strategy, str]:
-    """ "fused" or "materialise" (W * g or dyᵀ x written once, for the vendor's product or by it), and why; `even` as by
-    `is_even`."""
-    chosen, why = materialises(table, product, dtype, rows, in_features, out_features, even)
-    return ("materialise" if chosen else "fused"), why
-
-
-def _pipelined(tile: Tile, steps: int) -> Tile:
-    """The tile, pipelined no deeper than its loop is long: idle stages would only take shared memory."""
-    return tile._replace(stages=max(1, min(tile.stages, steps)))
-
-
-def _fit(tiles: tuple[Tile, ...], columns: int, rows: int) -> Tile:
-    """The tile with most rows that makes `PROGRAMS` programs, `columns` of them side by side; else the last."""
-    return next((tile for tile in tiles if columns * triton.cdiv(rows, tile.rows) >= PROGRAMS), tiles[-1])
-
-
-def is_even(features: tuple[int, int], *tensors: torch.Tensor) -> bool:
-    """Whether Triton can prove that 16 bytes may be loaded at once: aligned starts, one stride of 1, the rest and the
-    numbers of features multiples of 16."""
-    return all(size % 16 == 0 for size in features) and all(
-        tensor.data_ptr() % 16 == 0
-        and 1 in tensor.stride()
-        and all(stride == 1 or stride % 16 == 0 for stride in tensor.stride())
-        for tensor in tensors
-    )
-
-
-def loads_numbers(rows_of_a: int, warps: int) -> bool:
-    """Whether a masked operand A of so many rows has the gates' numbers from a load (`gate_numbers`): if each warp of
-    the product has rows of its own, 16 at a time."""
-    return rows_of_a >= 16 * warps
-
-
-def _loads(table: Table, rows_of_a: int, warps: int) -> bool:
-    """The same for the tiles of a table: compiled for Ampere, the largest run out of registers."""
-    return table.name == "sm_90" and loads_numbers(rows_of_a, warps)
-
-
-def _tiles(table: Table, product: Product, dtype: torch.dtype, features: int, even: bool) -> tuple[Tile, ...]:
-    return table.tiles[product, kind_of(dtype), width_of(features, even)]
-
-
-def forward_tile(table: Table, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool) -> Tile:
-    """Configuration of the fused forward product; `even` as by `is_even`."""
-    tiles = _tiles(table, "forward", dtype, out_features, even)
-    tile = _fit(tiles, triton.cdiv(out_features, tiles[0].out), rows)
-    return _pipelined(tile, triton.cdiv(in_features, tile.inner))
-
-
-def input_grad_tile(
-    table: Table, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool
-) -> Tile:
-    """Configuration of the fused input gradient; `even` as by `is_even`."""
-    tiles = _tiles(table, "input_grad", dtype, in_features, even)
-    tile = _fit(tiles, triton.cdiv(in_features, tiles[0].inner), rows)
-    return _pipelined(tile, triton.cdiv(out_features, tile.out))
-
-
-def scores_grad_tile(
-    table: Table, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool
-) -> tuple[Tile, int]:
-    """Configuration of the score gradient and the number of row ranges (a power of two) whose sums are added after."""
-    tiles = _tiles(table, "scores_grad", dtype, min(in_features, out_features), even)
-    # The largest tile that is not wider than it needs to be in either direction.
-    fitting = [tile for tile in tiles if tile.out < 2 * max(out_features, 64) and tile.inner < 2 * max(in_features, 64)]
-    tile = max(fitting, key=lambda tile: tile.out * tile.inner)
-    tiles_of_one = triton.cdiv(out_features, tile.out) * triton.cdiv(in_features, tile.inner)
-    splits = 1
-    while splits < MAX_SPLITS and tiles_of_one * splits < PROGRAMS and rows >= 2 * splits * MIN_SPLIT_ROWS:
-        splits *= 2
-    return _pipelined(tile, triton.cdiv(triton.cdiv(rows, splits), tile.rows)), splits
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
     """How the forward product of shape (rows, in, out) runs, and why."""
     del op
     rows, in_features, out_features = shape
-    table, even = table_for(device), in_features % 16 == 0 and out_features % 16 == 0
-    strategy, why = strategy_for(table, "forward", dtype, rows, in_features, out_features, even)
+    table, aligned = table_for(device), in_features % 16 == 0 and out_features % 16 == 0
+    strategy, why = strategy_for(table, "forward", dtype, rows, in_features, out_features, aligned)
     if strategy == "materialise":
         return f"W * g written once, then the vendor's product; {why}"
-    tile = forward_tile(table, dtype, rows, in_features, out_features, even)
-    if triton.cdiv(rows, tile.rows) > COMPARING_TILES and is_short(dtype, in_features, even):
-        tile, tiles = short_tile(table, dtype, rows, out_features, PROGRAMS)
+    tile = forward_tile(table, dtype, rows, in_features, out_features, aligned)
+    if triton.cdiv(rows, tile.rows) > COMPARING_TILES and is_short(dtype, in_features, aligned):
+        tile, tiles = short_tile(table, dtype, rows, in_features, out_features)
         return f"{tile}, {tiles} of them a program; {why}"
     return f"{tile}; {why}"
 
@@ -169,9 +95,9 @@ def _product(
         zeros = torch.zeros((rows, out_features), dtype=x.dtype, device=x.device)
         return zeros if bias is None else zeros + bias
     weight = weight.contiguous()
-    even, table = is_even((in_features, out_features), x), table_for(x.device)
+    aligned, table = is_aligned((in_features, out_features), x), table_for(x.device)
     if strategy is None:
-        strategy, _ = strategy_for(table, "forward", x.dtype, rows, in_features, out_features, even)
+        strategy, _ = strategy_for(table, "forward", x.dtype, rows, in_features, out_features, aligned)
     if strategy == "materialise":
         return torch.nn.functional.linear(x, _materialise(weight, gates, bits, packed, threshold), bias)
     y = torch.empty((rows, out_features), dtype=x.dtype, device=x.device)
@@ -179,19 +105,19 @@ def _product(
     tiled_rows = rows if bits else max(1, rows)
     if out_features == 0 or tiled_rows == 0:
         return y
-    tile = forward_tile(table, x.dtype, rows, in_features, out_features, even)
+    tile = forward_tile(table, x.dtype, rows, in_features, out_features, aligned)
     if triton.cdiv(rows, tile.rows) > COMPARING_TILES:
         if not bits:
             pack_gates(gates, threshold, packed)
             gates, bits = gate_words(packed)
-        if is_short(x.dtype, in_features, even):
-            configuration = short_tile(table, x.dtype, rows, out_features, PROGRAMS)
+        if is_short(x.dtype, in_features, aligned):
+            configuration = short_tile(table, x.dtype, rows, in_features, out_features)
             return short_product(x, weight, gates, bits, bias, False, configuration)
     launch(
         forward_kernel, triton.cdiv(out_features, tile.out) * triton.cdiv(tiled_rows, tile.rows),
         x, weight, gates, weight if bias is None else bias.contiguous(), y, packed, threshold,
         rows, in_features, out_features, gates.shape[1], x.stride(0), x.stride(1),
-        HAS_BIAS=bias is not None, BITS=bits, LOADED=_loads(table, tile.out, tile.warps),
+        HAS_BIAS=bias is not None, BITS=bits, LOADED=loads_numbers_by(table, tile.out, tile.warps),
         PRECISION=dot_precision(), OUT=tile.out, IN=tile.inner, ROWS=tile.rows,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -239,23 +165,23 @@ def input_grad(
     (rows, out_features), in_features = dy.shape, weight.shape[1]
     weight = weight.contiguous()
     gates, bits = gate_words(packed)
-    even, table = is_even((in_features, out_features), dy), table_for(dy.device)
+    aligned, table = is_aligned((in_features, out_features), dy), table_for(dy.device)
     if strategy is None:
-        strategy, _ = strategy_for(table, "input_grad", dy.dtype, rows, in_features, out_features, even)
+        strategy, _ = strategy_for(table, "input_grad", dy.dtype, rows, in_features, out_features, aligned)
     if strategy == "materialise":
         return dy @ _materialise(weight, gates, bits, packed, 0.0)
     dx = torch.empty((rows, in_features), dtype=dy.dtype, device=dy.device)
     if dx.numel() == 0 or out_features == 0:
         return dx.zero_()
-    if is_short(dy.dtype, out_features, even):
-        configuration = short_tile(table, dy.dtype, rows, in_features, PROGRAMS)
+    if is_short(dy.dtype, out_features, aligned):
+        configuration = short_tile(table, dy.dtype, rows, out_features, in_features)
         return short_product(dy, weight, gates, bits, None, True, configuration)
-    tile = input_grad_tile(table, dy.dtype, rows, in_features, out_features, even)
+    tile = input_grad_tile(table, dy.dtype, rows, in_features, out_features, aligned)
     launch(
         input_grad_kernel, triton.cdiv(in_features, tile.inner) * triton.cdiv(rows, tile.rows),
         dy, weight, gates, dx,
         rows, in_features, out_features, gates.shape[1], dy.stride(0), dy.stride(1),
-        BITS=bits, LOADED=_loads(table, tile.inner, tile.warps),
+        BITS=bits, LOADED=loads_numbers_by(table, tile.inner, tile.warps),
         PRECISION=dot_precision(), OUT=tile.out, IN=tile.inner, ROWS=tile.rows,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -302,18 +228,18 @@ def scores_grad(
     grad = torch.empty((out_features, in_features), dtype=torch.float32, device=x.device)
     if grad.numel() == 0:
         return grad
-    even, table = is_even((in_features, out_features), dy, x), table_for(x.device)
+    aligned, table = is_aligned((in_features, out_features), dy, x), table_for(x.device)
     if x.dtype == torch.float32 and 1 not in (dy.stride(1), x.stride(1)):
-        even = False  # compiled, the larger tile runs out of registers
+        aligned = False  # compiled, the larger tile runs out of registers
     if strategy is None:
-        strategy, _ = strategy_for(table, "scores_grad", x.dtype, rows, in_features, out_features, even)
+        strategy, _ = strategy_for(table, "scores_grad", x.dtype, rows, in_features, out_features, aligned)
         # PyTorch may be allowed to sum float16 products in float16; these sums stay in float32.
         if x.dtype == torch.float16 and torch.backends.cuda.matmul.allow_fp16_accumulation:
             strategy = "fused"
     if strategy == "materialise":
         partial = _vendor_outer(dy, x)
     else:
-        partial = _partial_outer(dy, x, *scores_grad_tile(table, x.dtype, rows, in_features, out_features, even))
+        partial = _partial_outer(dy, x, *scores_grad_tile(table, x.dtype, rows, in_features, out_features, aligned))
     splits, weight = partial.shape[0], weight.contiguous()
     launch(
         reduce_kernel, triton.cdiv(grad.numel(), REDUCE_BLOCK),

@@ -12,13 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from tss_kernels.backends.tables import Table, Tile, kind_of
+from tss_kernels.backends.tables import Tile
 from tss_kernels.backends.tables.table import NARROW
 from tss_kernels.backends.triton import dot_operand, dot_precision, from_float32, launch, to_float32
 from tss_kernels.gated_linear.triton_kernels import gate_numbers, select_columns, select_rows
-
-# Tiles of the result that one program takes: enough to load ahead, and few enough that programs are many.
-TILES = 4
 
 
 @triton.jit
@@ -82,24 +79,6 @@ def short_kernel(  # noqa: ANN201
         if HAS_BIAS:
             y += to_float32(tl.load(bias_ptr + start + tile, mask=covered, other=0.0))[:, None]
         tl.store(y_ptr + y_at + begin, from_float32(y, y_ptr.dtype.element_ty), mask=covered[:, None] & row_mask)
-
-
-def is_short(dtype: torch.dtype, summed: int, even: bool) -> bool:
-    """Whether the product runs here; `even` as by `is_even`. Without tensor cores loads are not what takes the time."""
-    return kind_of(dtype) == "half" and even and summed <= NARROW
-
-
-def short_tile(table: Table, dtype: torch.dtype, rows: int, features: int, programs: int) -> tuple[Tile, int]:
-    """The tile with most rows that makes `programs` programs, and how many tiles of the result each takes."""
-    tiles = table.tiles["forward", kind_of(dtype), "narrow"]
-    most = triton.cdiv(features, tiles[0].out)
-    count = min(TILES, most)
-    for tile in tiles:
-        if triton.cdiv(rows, tile.rows) * triton.cdiv(most, count) >= programs:
-            return tile, count
-    while count > 1 and triton.cdiv(rows, tiles[-1].rows) * triton.cdiv(most, count) < programs:
-        count //= 2
-    return tiles[-1]._replace(stages=min(tiles[-1].stages, count)), count
 
 
 def short_product(

@@ -5,47 +5,41 @@ from __future__ import annotations
 import torch
 
 from tss_kernels.backends.native import described, kernels
+from tss_kernels.importance.in_chunks import in_place, normalized, size_of, updated
 from tss_kernels.tensors import DTYPE_CODES
 
 
-def _run(raw: torch.Tensor, target: torch.Tensor, per: str, update: bool) -> None:
-    """Writes the importance of `raw`, or its maximum with what is there; both are contiguous."""
-    count = raw.numel()
-    if count == 0:
-        return
-    size = count if per == "tensor" else raw.shape[-1]
+def _run(raw: torch.Tensor, importance: torch.Tensor, per: str, update: bool) -> None:
+    size = size_of(raw, per)
     kernels.importance(
-        raw.data_ptr(), DTYPE_CODES[raw.dtype], target.data_ptr(), DTYPE_CODES[target.dtype], update, count // size,
-        size, torch.get_num_threads(),
+        raw.data_ptr(), DTYPE_CODES[raw.dtype], importance.data_ptr(), DTYPE_CODES[importance.dtype], update,
+        raw.numel() // size, size, torch.get_num_threads(),
     )  # fmt: skip
 
 
 def normalize_importance(raw: torch.Tensor, per: str) -> torch.Tensor:
     """I = |tanh((a - mean a) / (std a + 1e-6))|, mean and (population) deviation over the tensor or each row.
 
-    raw (out, in) of any supported dtype, per "tensor" or "row"; computed in float64, returned as float32.
+    raw (out, in) of any supported dtype or float64, per "tensor" or "row"; computed in float64, returned as float32.
     """
-    importance = torch.empty(raw.shape, dtype=torch.float32, device=raw.device)
-    _run(raw.contiguous(), importance, per, update=False)
-    return importance
+    return normalized(_run, raw, per)
 
 
 def update_importance_(total: torch.Tensor, raw: torch.Tensor, per: str) -> None:
     """total <- max(total, normalize_importance(raw, per)) in place; NaN in either stays visible."""
-    target = total.contiguous()
-    _run(raw.contiguous(), target, per, update=True)
-    if target is not total:
-        total.copy_(target)
+    updated(_run, total, raw, per)
 
 
 def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> None:
     """total <- max(total, new), elementwise and in place; NaN in either stays visible."""
-    target, other = total.contiguous(), new.to(total.dtype).contiguous()
-    kernels.accumulate(
-        target.data_ptr(), other.data_ptr(), DTYPE_CODES[target.dtype], target.numel(), torch.get_num_threads()
-    )
-    if target is not total:
-        total.copy_(target)
+    new = new.to(total.dtype).contiguous()
+
+    def write(whole: torch.Tensor) -> None:
+        kernels.accumulate(
+            whole.data_ptr(), new.data_ptr(), DTYPE_CODES[whole.dtype], whole.numel(), torch.get_num_threads()
+        )
+
+    in_place(total, write)
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:

@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 
 from tss_kernels.backends.triton import launch
+from tss_kernels.importance.in_chunks import BLOCK, CHUNK_BLOCKS, cut, in_place, normalized, size_of, updated
 from tss_kernels.importance.triton_kernels import accumulate_kernel, importance_kernel, statistics_kernel
 
-BLOCK = 1024  # elements that a program takes at a time
 WARPS = 4
-CHUNK_BLOCKS = 2  # blocks of the smallest chunk
-PROGRAMS = 1024  # as many chunks at most, unless there are more groups
-
-
-class Cut(NamedTuple):
-    """How the elements are shared out: groups of `size`, each in `chunks` of `chunk` elements, taken by `block`."""
-
-    groups: int
-    size: int
-    chunks: int
-    chunk: int
-    block: int
-
-
-def cut(shape: tuple[int, ...], per: str) -> Cut:
-    """A function of the shape (without a 0) alone, so that sums always have the same order."""
-    elements = torch.Size(shape).numel()
-    size = elements if per == "tensor" else shape[-1]
-    groups = elements // size
-    block = min(BLOCK, triton.next_power_of_2(size))
-    share = triton.cdiv(triton.cdiv(size, block), max(1, PROGRAMS // groups))
-    chunk = max(CHUNK_BLOCKS, share) * block
-    return Cut(groups, size, triton.cdiv(size, chunk), chunk, block)
 
 
 def _run(raw: torch.Tensor, importance: torch.Tensor, per: str, update: bool) -> None:
-    """Writes the importance of `raw`, or its maximum with what is there; both are contiguous."""
-    if raw.numel() == 0:
-        return
-    groups, size, chunks, chunk, block = cut(tuple(raw.shape), per)
+    block = min(BLOCK, triton.next_power_of_2(size_of(raw, per)))  # elements that a program takes at a time
+    groups, size, chunks, chunk = cut(raw, per, block)
     programs, partial = groups * chunks, raw
     if chunks > 1:
         partial = torch.empty((2, programs), dtype=torch.float64, device=raw.device)
@@ -58,30 +31,25 @@ def normalize_importance(raw: torch.Tensor, per: str) -> torch.Tensor:
 
     raw (out, in) of any supported dtype or float64, per "tensor" or "row"; computed in float64, returned as float32.
     """
-    importance = torch.empty(raw.shape, dtype=torch.float32, device=raw.device)
-    _run(raw.contiguous(), importance, per, update=False)
-    return importance
+    return normalized(_run, raw, per)
 
 
 def update_importance_(total: torch.Tensor, raw: torch.Tensor, per: str) -> None:
     """total <- max(total, normalize_importance(raw, per)) in place; NaN in either stays visible."""
-    target = total.contiguous()
-    _run(raw.contiguous(), target, per, update=True)
-    if target is not total:
-        total.copy_(target)
+    updated(_run, total, raw, per)
 
 
 def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> None:
     """total <- max(total, new), elementwise and in place; NaN in either stays visible."""
-    if total.numel() == 0:
-        return
-    target = total.contiguous()
-    launch(
-        accumulate_kernel, triton.cdiv(total.numel(), BLOCK),
-        target, new.to(total.dtype).contiguous(), total.numel(), BLOCK=BLOCK, num_warps=WARPS,
-    )  # fmt: skip
-    if target is not total:
-        total.copy_(target)
+    new = new.to(total.dtype).contiguous()
+
+    def write(whole: torch.Tensor) -> None:
+        launch(
+            accumulate_kernel, triton.cdiv(whole.numel(), BLOCK),
+            whole, new, whole.numel(), BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
+
+    in_place(total, write)
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.gpu
 
 # rows, in, out: BART-Large's, and a ragged end in every direction
 SHAPES = [(4096, 1024, 64), (4096, 64, 1024), (16384, 1024, 1024), (5001, 1016, 200)]
+# Few rows, whose sums are cut into ranges.
+DEEP = [(512, 1024, 64), (37, 4096, 64), (2048, 4096, 72)]
 HALVES = [torch.bfloat16, torch.float16]
 Tensors = dict[str, torch.Tensor]
 
@@ -40,12 +42,12 @@ def drawn(made, rows: int, inner: int, out: int) -> Tensors:
     }  # fmt: skip
 
 
-def products(t: Tensors, tiling: Tiling) -> list[torch.Tensor]:
+def products(t: Tensors, tiling: Tiling | None, ranges: int = 1) -> list[torch.Tensor]:
     from tss_kernels.gated_linear import cuda
 
     return [
-        cuda.packed_linear(t["x"], t["weight"], t["packed"], t["bias"], tiling, False),
-        cuda.input_grad(t["dy"], t["weight"], t["packed"], tiling, False),
+        cuda.packed_linear(t["x"], t["weight"], t["packed"], t["bias"], tiling, False, ranges),
+        cuda.input_grad(t["dy"], t["weight"], t["packed"], tiling, False, ranges),
     ]
 
 
@@ -66,6 +68,19 @@ def test_a_product_is_as_exact_as_pytorchs(draw, tiling, shape, dtype):
         found = products(t, tiling)
     for one, pytorch, exact in zip(found, by_formula(t, dtype), by_formula(t, torch.float64), strict=True):
         assert_as_exact_as_pytorch(one, pytorch, exact)
+
+
+@pytest.mark.parametrize("shape", DEEP, ids=str)
+@pytest.mark.parametrize("tiling", [None, *TILINGS], ids=lambda tiling: tiling.name if tiling else "chosen")
+def test_sums_in_ranges_are_as_exact_and_the_same_every_time(draw, tiling, shape):
+    needs(tiling)
+    t = drawn(draw(torch.device("cuda"), 2), *shape)
+    with poisoned_outputs():
+        found = products(t, tiling, 4)
+    for one, pytorch, exact in zip(found, by_formula(t, torch.bfloat16), by_formula(t, torch.float64), strict=True):
+        assert_as_exact_as_pytorch(one, pytorch, exact)
+    for _ in range(20):
+        assert all(torch.equal(one, other) for one, other in zip(products(t, tiling, 4), found, strict=True))
 
 
 @pytest.mark.parametrize("tiling", TILINGS, ids=lambda tiling: tiling.name)

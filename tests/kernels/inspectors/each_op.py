@@ -16,7 +16,7 @@ import tss_kernels
 from tss_kernels import use_backend
 from tss_kernels.backends.registry import why_not
 
-# rows, in, out: uneven, even with ragged tiles, a single element, rows that are summed in ranges
+# rows, in, out: unaligned, aligned with ragged tiles, a single element, rows that are summed in ranges
 SHAPES = ((33, 70, 41), (100, 96, 48), (1, 1, 1), (700, 64, 32))
 
 
@@ -116,6 +116,9 @@ def _cuda_tilings(t: dict[str, torch.Tensor]) -> int:
             continue
         _finite(cuda.packed_linear(x, weight, packed, t["bias"], tiling, False))
         calls += 1
+        if x.dtype != torch.float32:  # the sums in ranges
+            _finite(cuda.packed_linear(x, weight, packed, t["bias"], tiling, False, 2))
+            calls += 1
         if x.dtype == torch.float32 or tiling == GENERAL or cuda.is_aligned(t["dy"], weight):
             _finite(cuda.input_grad(t["dy"], weight, packed, tiling, False))
             calls += 1

@@ -41,14 +41,14 @@ class Case(NamedTuple):
     """One call of an operation's host functions.
 
     Attributes:
-        even: all rows start on 16-byte boundaries, so that 16 bytes may be loaded and stored at once.
+        aligned: all rows start on 16-byte boundaries, so that 16 bytes may be loaded and stored at once.
         everywhere: its products are compiled for all architectures, each with the tiles of its own table; the rest is
             compiled for sm_90 alone.
     """
 
     label: str
     call: Callable[[], object]
-    even: bool = False
+    aligned: bool = False
     everywhere: bool = False
 
 
@@ -58,7 +58,7 @@ class Kernel(NamedTuple):
     Attributes:
         product: 16-bit operands are multiplied on tensor cores.
         masked: its left operand is masked in registers and may not go back to shared memory (sm_90).
-        wide: even rows are loaded and stored 16 bytes at a time.
+        wide: aligned rows are loaded and stored 16 bytes at a time.
     """
 
     product: bool = False
@@ -98,12 +98,12 @@ class Resources(NamedTuple):
     loop_stores: int
     loop_barriers: int
     programs: int
-    even: bool
+    aligned: bool
     fast: bool
     serialised: bool
 
 
-COLUMNS = tuple(name for name in Resources._fields if name not in ("architecture", "even", "fast", "serialised"))
+COLUMNS = tuple(name for name in Resources._fields if name not in ("architecture", "aligned", "fast", "serialised"))
 
 
 def violations(seen: Resources, kernel: Kernel) -> list[str]:
@@ -117,13 +117,13 @@ def violations(seen: Resources, kernel: Kernel) -> list[str]:
     if kernel.product and seen.fast:
         if not seen.tensor_core:
             found.append(f"no tensor core: no {UNITS[seen.architecture]} instruction")
-        if seen.stages > 1 and seen.even and not seen.async_copies:
+        if seen.stages > 1 and seen.aligned and not seen.async_copies:
             found.append(f"{seen.stages} stages, but no asynchronous copy")
     if kernel.masked and seen.fast and seen.architecture >= 90 and (seen.a_shared or not seen.a_registers):
         found.append(f"masked operand: {seen.a_registers} products from registers, {seen.a_shared} from shared memory")
     if kernel.product and seen.serialised:
         found.append(f"serialised: {seen.waits} waits for {seen.loop_products} products in loops")
-    if kernel.wide and seen.even and not (seen.wide_loads and seen.wide_stores):
+    if kernel.wide and seen.aligned and not (seen.wide_loads and seen.wide_stores):
         found.append(f"{seen.wide_loads} loads and {seen.wide_stores} stores of 16 bytes, both must be there")
     return [f"sm_{seen.architecture} {seen.kernel}, {seen.launch}: {text}" for text in found]
 

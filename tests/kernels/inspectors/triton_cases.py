@@ -35,11 +35,11 @@ BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 # one pipeline stage less, ragged rows, and float32.
 PRODUCTS = (
     *((BFLOAT16, 128, *shape) for shape in ((1024, 64), (64, 1024), (1024, 1024), (100, 50))),
-    *((BFLOAT16, rows, 1024, 8192) for rows in (512, 256)),
+    *((BFLOAT16, rows, 1024, out) for rows, out in ((512, 8192), (256, 4096))),
     (FLOAT32, 128, 1024, 64),
-    *((BFLOAT16, rows, 1024, 64) for rows in (65536, 8448, 512)),
-    *((BFLOAT16, rows, 64, 1024) for rows in (65536, 8448, 512)),
-    *((BFLOAT16, rows, 1024, 1024) for rows in (4096, 1088, 512)),
+    *((BFLOAT16, rows, 1024, 64) for rows in (65536, 8192, 512)),
+    *((BFLOAT16, rows, 64, 1024) for rows in (65536, 8192, 512, 256)),
+    *((BFLOAT16, rows, 1024, 1024) for rows in (4096, 1024, 512)),
     (BFLOAT16, 4096, 128, 128),
     (BFLOAT16, 4096, 64, 64),
     (BFLOAT16, 512, 100, 50),
@@ -107,12 +107,13 @@ def gated_linear() -> Iterator[Case]:
 
     for shape in (*PRODUCTS, *ALIKE):
         dtype, rows, in_features, out_features = shape
-        label, even = f"{name_of(dtype)} {rows} x {in_features} -> {out_features}", shape[2] % 16 == shape[3] % 16 == 0
-        yield Case(label, lambda shape=shape: call(False, *shape), even, everywhere=shape in PRODUCTS)
-        yield Case(f"{label}, packed", lambda shape=shape: call(True, *shape), even)
+        label = f"{name_of(dtype)} {rows} x {in_features} -> {out_features}"
+        aligned = in_features % 16 == out_features % 16 == 0
+        yield Case(label, lambda shape=shape: call(False, *shape), aligned, everywhere=shape in PRODUCTS)
+        yield Case(f"{label}, packed", lambda shape=shape: call(True, *shape), aligned)
     dy, x, weight = empty(64, 512).t(), empty(1024, 512).t(), empty(64, 1024)
     yield Case("float32 512 x 1024 -> 64, columns", lambda: triton.scores_grad(dy, x, weight, weight))
-    yield Case("tf32 512 x 1024 -> 64", lambda: as_tf32(lambda: call(False, FLOAT32, 512, 1024, 64)), even=True)
+    yield Case("tf32 512 x 1024 -> 64", lambda: as_tf32(lambda: call(False, FLOAT32, 512, 1024, 64)), aligned=True)
 
 
 def gated_adapter() -> Iterator[Case]:
@@ -166,7 +167,7 @@ def importance() -> Iterator[Case]:
         yield Case(f"{label}, per row", lambda raw=raw: triton.normalize_importance(raw, "row"))
         yield Case(f"{label}, per tensor, maximum", lambda raw=raw: triton.update_importance_(raw, raw, "tensor"))
     total = empty(64, 1024)
-    yield Case("maximum alone", lambda: triton.accumulate_importance_(total, total), even=True)
+    yield Case("maximum alone", lambda: triton.accumulate_importance_(total, total), aligned=True)
 
 
 def adamw() -> Iterator[Case]:
@@ -188,7 +189,7 @@ def adamw() -> Iterator[Case]:
         (600, "update", FLOAT32),
     ):
         label, step = f"{count} of {name_of(dtype)} 64 x 1024, {site}", (count, site, dtype)
-        yield Case(label, lambda step=step: call(*step), even=True)
+        yield Case(label, lambda step=step: call(*step), aligned=True)
 
 
 OPERATIONS: dict[str, Callable[[], Iterator[Case]]] = {

@@ -43,7 +43,7 @@ class Launch(NamedTuple):
 
     architecture: int
     label: str
-    even: bool
+    aligned: bool
     source: ASTSource
     options: dict[str, object]
 
@@ -53,7 +53,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.launches: dict[tuple[object, ...], Launch] = {}
-        self.architecture, self.label, self.even = 0, "", False
+        self.architecture, self.label, self.aligned = 0, "", False
 
     def __call__(self, kernel: Any, *args: object, grid: object, warmup: object, **kwargs: Any) -> None:
         del grid, warmup
@@ -70,7 +70,7 @@ class Recorder:
                 attributes[(position,)] = [["tt.divisibility", 16]]
         key = (self.architecture, kernel.__name__, str((signature, constants, attributes, options)))
         source = ASTSource(kernel, signature, constants, attributes)
-        self.launches.setdefault(key, Launch(self.architecture, self.label, self.even, source, options))
+        self.launches.setdefault(key, Launch(self.architecture, self.label, self.aligned, source, options))
 
 
 def _specialize(parameter: Any, value: Any) -> tuple[str, object, bool]:
@@ -85,8 +85,14 @@ def _specialize(parameter: Any, value: Any) -> tuple[str, object, bool]:
     return ("i32" if -(2**31) <= value < 2**31 else "i64"), None, special and value % 16 == 0
 
 
-def record(architecture: int, kernels: dict[str, Kernel], operations: dict[str, Any]) -> list[Launch]:
-    """Every distinct launch of the operations' cases on one architecture that is compiled for it; nothing is yet."""
+def record(
+    architecture: int, kernels: dict[str, Kernel], operations: dict[str, Any], everything: bool = False
+) -> list[Launch]:
+    """Every distinct launch of the operations' cases on one architecture that is compiled for it; nothing is yet.
+
+    everything: also what is usually compiled for sm_90 alone.
+    """
+    everything = everything or architecture == 90
     recorder = Recorder()
     recorder.architecture = architecture
     with (
@@ -97,14 +103,14 @@ def record(architecture: int, kernels: dict[str, Kernel], operations: dict[str, 
     ):
         for cases in operations.values():
             for case in cases():
-                if architecture != 90 and not case.everywhere:
+                if not everything and not case.everywhere:
                     continue
-                recorder.label, recorder.even = case.label, case.even
+                recorder.label, recorder.aligned = case.label, case.aligned
                 case.call()
     return [
         launch
         for launch in recorder.launches.values()
-        if architecture == 90 or (launch.source.fn.__name__ in kernels and kernels[launch.source.fn.__name__].product)
+        if everything or (launch.source.fn.__name__ in kernels and kernels[launch.source.fn.__name__].product)
     ]
 
 
@@ -163,7 +169,7 @@ def _resources(launch: Launch, compiled: Compiled, instructions: str) -> Resourc
         narrow_stores=count(r"\bSTG\.E(?:\.[SU]?(?:8|16))? "),
         **_of_loops(instructions, UNITS[launch.architecture]),
         programs=programs_of(launch.architecture, compiled.warps, compiled.registers, compiled.shared),
-        even=launch.even,
+        aligned=launch.aligned,
         fast=_multiplies_fast(launch.source.signature, constants),
     )
 

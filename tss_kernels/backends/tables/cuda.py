@@ -1,6 +1,6 @@
 """The tilings of the CUDA C++ products, and where W * g written once for the vendor's product wins. Nothing here was
 
-measured: tilings were chosen by registers and shared memory as compiled, crossovers by counting bytes and operations.
+measured: tilings are chosen by counted instructions, crossovers by counting bytes and operations.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from tss_kernels.backends.cuda import kernels
 from tss_kernels.backends.tables import TABLES, table_for
 from tss_kernels.backends.tables.table import ALWAYS, Crossover, Table, crossovers_of
+from tss_kernels.backends.tile_choice import cuda_product
 
 
 class Tiling(NamedTuple):
@@ -33,13 +34,6 @@ WIDE_GROUPS = Tiling("wide_groups", 5, 128, 128)
 TILINGS = (GENERAL, SMALL, NARROW, WIDE, NARROW_GROUPS, WIDE_GROUPS)
 # float32 has one kernel for all shapes and strides.
 FLOAT32 = Tiling("float32", 0, 64, 64)
-
-# From so many blocks on a larger tiling is taken: three quarters of a large GPU's 132 multiprocessors. Predicted: alone
-# on one, a block waits for its copies whatever its size; up to three small ones beside each other take the same time,
-# and a fourth adds to it. A constant, so that sums do not depend on the device.
-BLOCKS = 99
-# Up to how many blocks of rows scores are compared inside the product, each block for itself; beyond, once before it.
-COMPARING_ROWS = 4
 
 _MEMORY = Crossover(ALWAYS, "predicted: both are limited by moving x and y once")
 # By `bounds.py`; as in sm_90.py a second launch from Python is worth a difference that is within what it is sure of.
@@ -77,18 +71,20 @@ def _has_warpgroups(index: int) -> bool:
     return kernels(torch.device("cuda", index)).has_warpgroups(index)
 
 
-def tiling_for(dtype: torch.dtype, rows: int, features: int, aligned: bool, warpgroups: bool) -> Tiling:
-    """The tiling of a gated product whose result is (rows, features); `aligned`: 16 bytes can be copied at once."""
+def tiling_for(
+    dtype: torch.dtype, rows: int, summed: int, features: int, aligned: bool, warpgroups: bool
+) -> tuple[Tiling, int]:
+    """The tiling of a gated product whose result is (rows, features), and in how many ranges it sums `summed` features.
+
+    aligned: 16 bytes can be copied at once. With ranges a second launch adds their sums in order.
+    """
     if dtype == torch.float32:
-        return FLOAT32
+        return FLOAT32, 1
     if not aligned:
-        return GENERAL
-
-    def blocks(tiling: Tiling) -> int:
-        return -(-rows // tiling.rows) * -(-features // tiling.features)
-
-    if blocks(NARROW) < BLOCKS:
-        return SMALL
-    if features > NARROW.features and blocks(WIDE) >= BLOCKS:
-        return WIDE_GROUPS if warpgroups else WIDE
-    return NARROW_GROUPS if warpgroups else NARROW
+        return GENERAL, 1
+    tile, ranges = cuda_product(rows, summed, features)
+    return next(
+        (tiling, ranges)
+        for tiling in (SMALL, *((NARROW_GROUPS, WIDE_GROUPS) if warpgroups else (NARROW, WIDE)))
+        if (tiling.features, tiling.rows) == (tile.features, tile.rows)
+    )

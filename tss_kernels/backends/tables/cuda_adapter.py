@@ -1,6 +1,6 @@
-"""The tiles of the CUDA C++ adapter and what runs as two products instead. Nothing here was measured: tiles were chosen
+"""The tiles of the CUDA C++ adapter and what runs as two products instead. Nothing here was measured: tiles are chosen
 
-by registers and shared memory as compiled, the crossover is the one of a single product.
+by counted instructions, the crossover is the one of a single product.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from tss_kernels.backends.tables.cuda import BLOCKS
+from tss_kernels.backends.tile_choice import adapter
 
 
 class AdapterTile(NamedTuple):
@@ -53,5 +53,6 @@ def tile_for(
     if not aligned and rows > UNALIGNED_ROWS:
         return None, f"predicted: loads of single elements in one kernel pay up to {UNALIGNED_ROWS} rows"
     tiles = NARROW if bottleneck <= NARROW[0].hidden else WIDE
-    tile = next((tile for tile in tiles if -(-rows // tile.rows) >= BLOCKS), tiles[-1])
+    best = adapter("cuda", rows, features, tuple(tile.rows for tile in tiles)).rows
+    tile = next(tile for tile in tiles if tile.rows == best)
     return tile, "x is read once from memory and y written once"

@@ -14,8 +14,8 @@ _SPILLS = Crossover(0, "compiled for sm_80 the float32 tiles run out of register
 TILES = {**sm_90.TILES}
 # A whole 128 x 128 tile of the score gradient spills on sm_80.
 TILES["scores_grad", "half", "wide"] = (Tile(64, 128, 64, 4, 3),)
-# So does Hopper's uneven float32 tile, by two registers, with 8 warps.
-TILES["scores_grad", "float32", "uneven"] = (Tile(64, 64, 16, 4, 2),)
+# So does Hopper's unaligned float32 tile, by two registers, with 8 warps.
+TILES["scores_grad", "float32", "unaligned"] = (Tile(64, 64, 16, 4, 2),)
 CROSSOVERS = {
     key: _SPILLS if key[1] == "float32" and key[0] != "scores_grad" else crossover
     for key, crossover in sm_90.CROSSOVERS.items()

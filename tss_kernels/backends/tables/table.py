@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 
 Kind = Literal["half", "float32"]
-Width = Literal["narrow", "wide", "uneven"]
+Width = Literal["narrow", "wide", "unaligned"]
 Masking = Literal["forward", "input_grad"]  # the products with W * g
 Product = Literal["forward", "input_grad", "scores_grad"]
 Bound = Literal["memory", "arithmetic"]
@@ -47,7 +47,7 @@ class Table(NamedTuple):
         shared_memory: bytes that one program may use.
         balance: operations per element moved, above which a product of 16-bit operands is bound by arithmetic.
         tiles: (product, kind, width) -> tiles in falling order of rows.
-        crossovers: (product, kind, even, bound) -> where the fused kernel ends.
+        crossovers: (product, kind, aligned, bound) -> where the fused kernel ends.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Table(NamedTuple):
 def crossovers_of(
     memory: Crossover,
     arithmetic: Crossover,
-    uneven: Crossover,
+    unaligned: Crossover,
     float32: Crossover,
     products: tuple[Product, ...] = MASKED,
 ) -> dict[tuple[Product, Kind, bool, Bound], Crossover]:
@@ -70,7 +70,7 @@ def crossovers_of(
     for product in products:
         for bound, crossover in bounds:
             found[product, "half", True, bound] = crossover
-            found[product, "half", False, bound] = uneven
+            found[product, "half", False, bound] = unaligned
             found[product, "float32", True, bound] = found[product, "float32", False, bound] = float32
     return found
 
@@ -80,10 +80,10 @@ def kind_of(dtype: torch.dtype) -> Kind:
     return "float32" if dtype == torch.float32 else "half"
 
 
-def width_of(features: int, even: bool) -> Width:
-    """The class of the tiled features; `even` says that 16 bytes can be loaded at once everywhere."""
-    if not even:
-        return "uneven"
+def width_of(features: int, aligned: bool) -> Width:
+    """The class of the tiled features; `aligned` says that 16 bytes can be loaded at once everywhere."""
+    if not aligned:
+        return "unaligned"
     return "narrow" if features <= NARROW else "wide"
 
 
@@ -94,11 +94,11 @@ def bound_of(table: Table, in_features: int, out_features: int) -> Bound:
 
 
 def materialises(
-    table: Table, product: Product, dtype: torch.dtype, rows: int, in_features: int, out_features: int, even: bool
+    table: Table, product: Product, dtype: torch.dtype, rows: int, in_features: int, out_features: int, aligned: bool
 ) -> tuple[bool, str]:
     """Whether the vendor's product should run, on W * g written once where it is masked, and why or why not."""
     bound = bound_of(table, in_features, out_features)
-    crossover = table.crossovers[product, kind_of(dtype), even, bound]
+    crossover = table.crossovers[product, kind_of(dtype), aligned, bound]
     chosen = rows > crossover.rows
     limit = "any number of" if crossover.rows == ALWAYS else f"up to {int(crossover.rows)}"
     return chosen, f"{bound}-bound: fused for {limit} rows on {table.name} ({crossover.basis})"

@@ -1,0 +1,61 @@
+"""What the compiled backends of importance share: how tensors are cut into chunks, and results in any layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+BLOCK = 1024  # elements of which chunks are made
+CHUNK_BLOCKS = 2  # of the smallest chunk
+CHUNKS = 1024  # at most, of all groups together, unless there are more groups
+
+# Writes the importance of its first operand into the second, or (True) the maximum with what is there; both contiguous
+# and not empty, "tensor" or "row".
+Run = Callable[[torch.Tensor, torch.Tensor, str, bool], None]
+
+
+class Cut(NamedTuple):
+    """How the elements are shared out: groups of `size`, each in `chunks` of `chunk` elements."""
+
+    groups: int
+    size: int
+    chunks: int
+    chunk: int
+
+
+def cut(raw: torch.Tensor, per: str, block: int = BLOCK) -> Cut:
+    """A function of the shape (without a 0) alone, so that sums always have the same order."""
+    size = size_of(raw, per)
+    groups, blocks = raw.numel() // size, -(-size // block)
+    chunk = max(CHUNK_BLOCKS, -(-blocks // max(1, CHUNKS // groups))) * block
+    return Cut(groups, size, -(-size // chunk), chunk)
+
+
+def size_of(raw: torch.Tensor, per: str) -> int:
+    """Elements that share a mean and a deviation."""
+    return raw.numel() if per == "tensor" else raw.shape[-1]
+
+
+def normalized(run: Run, raw: torch.Tensor, per: str) -> torch.Tensor:
+    """Importance of raw (out, in), float32."""
+    importance = torch.empty(raw.shape, dtype=torch.float32, device=raw.device)
+    if raw.numel():
+        run(raw.contiguous(), importance, per, False)
+    return importance
+
+
+def updated(run: Run, total: torch.Tensor, raw: torch.Tensor, per: str) -> None:
+    """total <- max(total, importance of raw) in place."""
+    in_place(total, lambda whole: run(raw.contiguous(), whole, per, True))
+
+
+def in_place(total: torch.Tensor, write: Callable[[torch.Tensor], None]) -> None:
+    """Has `write` change a tensor that it gets contiguous; nothing where there are no elements."""
+    if total.numel() == 0:
+        return
+    whole = total.contiguous()
+    write(whole)
+    if whole is not total:
+        total.copy_(whole)
