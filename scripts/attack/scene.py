@@ -89,6 +89,8 @@ class Scene:
         self._count += 1
         output = self.folder / "output" / f"{self._count:05d}"
         output.parent.mkdir(exist_ok=True)
+        for name in ("out", "err"):
+            Path(f"{output}.{name}").touch()
         armed = None if arm is None else [str(arm[0]), arm[1], arm[2]]
         answer = self._order(
             do="start", words=[str(word) for word in words], out=f"{output}.out", err=f"{output}.err", arm=armed,

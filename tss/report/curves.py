@@ -15,9 +15,9 @@ POINTS = 240
 """Points of a loss curve per task: long runs record hundreds of thousands, which no figure can show."""
 MOST_POINTS = 20_000
 """Points of all loss curves together."""
-MOST_LABELS = 120
+MOST_LABELS = 60
 """Tasks whose names fit on an axis."""
-MOST_PANELS = 60
+MOST_PANELS = 40
 """Panels of learning curves that a page has room for."""
 Curve = list[tuple[int, float]]
 
