@@ -37,6 +37,7 @@ def main() -> int:
         expected, operations, seconds = interruptions.reference(scene)
         places = range(1, operations + 1)
         spread = places[:: max(1, operations // args.disks)][: args.disks]
+        chosen = places[args.first - 1 :: args.every]
         attacks: dict[str, Callable[[], tuple[Any, ...]]] = {
             "operations": lambda: interruptions.kill_at_operations(
                 scene, expected, places[args.first - 1 :: args.every]
