@@ -39,9 +39,7 @@ def main() -> int:
         spread = places[:: max(1, operations // args.disks)][: args.disks]
         chosen = places[args.first - 1 :: args.every]
         attacks: dict[str, Callable[[], tuple[Any, ...]]] = {
-            "operations": lambda: interruptions.kill_at_operations(
-                scene, expected, places[args.first - 1 :: args.every]
-            ),
+            "operations": lambda: interruptions.kill_at_operations(scene, expected, chosen),
             "kills": lambda: interruptions.kill_at_random(scene, expected, args.kills, seconds, args.seed),
             "disks": lambda: interruptions.fill_disks(scene, expected, spread),
             "starts": lambda: interruptions.two_starts(scene, expected, [1, 2, 3, *places[8 :: operations // 7]]),
