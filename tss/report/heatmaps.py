@@ -25,7 +25,7 @@ MOST_ROWS = 40
 def matrix_picture(run: Run, name: str) -> Picture:
     """The matrix a[i][j] as a heat map, numbers printed, cells blank where nothing was measured."""
     count = len(run.tasks)
-    values = np.array([[np.nan if v is None else float(v) for v in row] for row in run.matrix], dtype=float)
+    values = np.array(run.matrix, dtype=float)  # None becomes NaN
     values = values.reshape(count, count)
     rows = [f"after {i + 1}  {shorten(t, 22)}" for i, t in enumerate(run.tasks)]
     figure = heat_map(
