@@ -50,6 +50,8 @@ class Scene:
         compile_ = ["cc", "-O1", "-shared", "-fPIC", str(HERE / "faults.c"), "-o", str(self.library), "-ldl"]
         subprocess.run(compile_, check=True)
         self._count = 0
+        self.operations = 0
+        """Operations on files in an undisturbed run; known once there was one."""
         make_backbone(self.backbone)
         make_data(self.data)
 
