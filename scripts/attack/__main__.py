@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="for everything; it is emptied first")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--every", type=int, default=1, help="kill at every so many operations on files")
+    parser.add_argument("--first", type=int, default=1, help="operation to begin at")
     parser.add_argument("--kills", type=int, default=100, help="random kills")
     parser.add_argument("--disks", type=int, default=20, help="full disks")
     parser.add_argument("--damages", type=int, default=200, help="damaged files")
@@ -36,8 +37,9 @@ def main() -> int:
         expected, operations, seconds = interruptions.reference(scene)
         places = range(1, operations + 1)
         spread = places[:: max(1, operations // args.disks)][: args.disks]
+        chosen = places[args.first - 1 :: args.every]
         attacks: dict[str, Callable[[], tuple[Any, ...]]] = {
-            "operations": lambda: interruptions.kill_at_operations(scene, expected, places[:: args.every]),
+            "operations": lambda: interruptions.kill_at_operations(scene, expected, chosen),
             "kills": lambda: interruptions.kill_at_random(scene, expected, args.kills, seconds, args.seed),
             "disks": lambda: interruptions.fill_disks(scene, expected, spread),
             "starts": lambda: interruptions.two_starts(scene, expected, [1, 2, 3, *places[8 :: operations // 7]]),

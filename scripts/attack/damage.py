@@ -108,7 +108,7 @@ def _copy(source: Path, target: Path) -> Path:
 
 def _inside_second_task(scene: Scene, folder: Path) -> int:
     """Kill a run where the first task is kept and the second has a saved place; gives the operation."""
-    for place in range(40, 1000, 2):
+    for place in range(scene.operations // 2, scene.operations, 3):
         shutil.rmtree(folder, ignore_errors=True)
         scene.go_on(folder, (folder, KILL, place))
         matrix, saved = folder / "matrix.json", folder / "state" / "learning.safetensors"

@@ -23,7 +23,8 @@ def reference(scene: Scene) -> tuple[dict[str, bytes], int, float]:
     done = scene.go_on(folder, (folder, NOTHING, 0))
     if done.code != 0:
         raise RuntimeError(f"the undisturbed run failed: {done}")
-    return contents(folder), int(re.findall(r"operations (\d+)", done.out)[-1]), time.monotonic() - started
+    scene.operations = int(re.findall(r"operations (\d+)", done.out)[-1])
+    return contents(folder), scene.operations, time.monotonic() - started
 
 
 def kill_at_operations(scene: Scene, expected: dict[str, bytes], places: Iterable[int]) -> tuple[int, Failures]:

@@ -50,6 +50,8 @@ class Scene:
         compile_ = ["cc", "-O1", "-shared", "-fPIC", str(HERE / "faults.c"), "-o", str(self.library), "-ldl"]
         subprocess.run(compile_, check=True)
         self._count = 0
+        self.operations = 0
+        """Operations on files in an undisturbed run; known once there was one."""
         make_backbone(self.backbone)
         make_data(self.data)
 
@@ -89,6 +91,8 @@ class Scene:
         self._count += 1
         output = self.folder / "output" / f"{self._count:05d}"
         output.parent.mkdir(exist_ok=True)
+        for name in ("out", "err"):
+            Path(f"{output}.{name}").touch()
         armed = None if arm is None else [str(arm[0]), arm[1], arm[2]]
         answer = self._order(
             do="start", words=[str(word) for word in words], out=f"{output}.out", err=f"{output}.err", arm=armed,

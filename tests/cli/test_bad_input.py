@@ -221,7 +221,7 @@ def test_a_hostile_configuration_file_is_one_line(tss, tmp_path, text, expected)
     assert expected in line
 
 
-@pytest.mark.parametrize("name", ["n" * 196, "a\nb", "a\tb", "a\u2028b"])
+@pytest.mark.parametrize("name", ["n" * 197, "a\nb", "a\tb", "a\u2028b"])
 def test_a_name_that_could_not_be_kept_is_refused_before_training(tss, tiny_options, cli_data, tmp_path, name):
     root = tmp_path / "data"
     shutil.copytree(cli_data, root)

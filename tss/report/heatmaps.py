@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FULL_WIDTH = 10.5
-MOST_CELLS, MOST_PIXELS, MOST_NAMES = 30_000, 500, 50
-"""Cells that are drawn one by one; above them, pixels of the image and names on each side."""
+MOST_CELLS, MOST_COLUMNS, MOST_PIXELS, MOST_NAMES = 30_000, 100, 500, 50
+"""Cells and columns that are drawn one by one; above them, pixels of an image and names on each side."""
 MOST_ROWS = 40
 """Above this many rows of many columns numbers are too small to read and too many to draw; the CSV has them."""
 
@@ -25,7 +25,7 @@ MOST_ROWS = 40
 def matrix_picture(run: Run, name: str) -> Picture:
     """The matrix a[i][j] as a heat map, numbers printed, cells blank where nothing was measured."""
     count = len(run.tasks)
-    values = np.array([[np.nan if v is None else float(v) for v in row] for row in run.matrix], dtype=float)
+    values = np.array(run.matrix, dtype=float)  # None becomes NaN
     values = values.reshape(count, count)
     rows = [f"after {i + 1}  {shorten(t, 22)}" for i, t in enumerate(run.tasks)]
     figure = heat_map(
@@ -114,7 +114,7 @@ def heat_map(
     import matplotlib
 
     count_rows, count_columns = grid.shape
-    if grid.size > MOST_CELLS:
+    if grid.size > MOST_CELLS or count_columns > MOST_COLUMNS:
         return _large_map(grid, rows, columns, bounds=bounds, bar=bar)
     margin = 0.075 * max(map(len, rows), default=1) + 1.1
     cell = min(wide, (FULL_WIDTH - margin) / max(count_columns, 1))

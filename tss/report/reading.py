@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -185,11 +184,10 @@ def _read_state(files: RunFolder, damage: list[str]) -> RunState | None:
 def _matrix(run: Run, matrix_file: dict[str, Any], state: RunState | None) -> Matrix:
     """What was measured: by the state, else by the events, else by the file; a cell that says otherwise is damage."""
     size, place = len(run.tasks), {task: index for index, task in enumerate(run.tasks)}
-    told: Matrix = [[None] * size for _ in range(size)]
     stored = matrix_file.get("matrix")
-    for i, row in enumerate(stored[:size] if isinstance(stored, list) else []):
-        for j, value in enumerate(row[:size] if isinstance(row, list) else []):
-            told[i][j] = value if isinstance(value, int | float) and math.isfinite(value) else None
+    rows = [row if isinstance(row, list) else [] for row in (stored if isinstance(stored, list) else [])[:size]]
+    told: Matrix = [[value if isinstance(value, (int, float)) else None for value in row[:size]] for row in rows]
+    told = [row + [None] * (size - len(row)) for row in told] + [[None] * size for _ in range(size - len(told))]
     measured: dict[tuple[int, int], float] = {}
     for event in run.of("evaluated"):
         after = event.get("after")

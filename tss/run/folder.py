@@ -62,7 +62,9 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise StateError(f"{self} is a file; a run needs a folder")
         if not holds_run and not self.lock_file.exists() and self.path.is_dir():
-            foreign = sorted(path.name for path in self.path.iterdir())
+            # a start that was killed before it had the lock leaves an empty state/
+            empty = self.state.parent.is_dir() and not any(self.state.parent.iterdir())
+            foreign = sorted(path.name for path in self.path.iterdir() if not (empty and path == self.state.parent))
             if foreign:
                 more = f" and {len(foreign) - SHOWN} more" if len(foreign) > SHOWN else ""
                 raise StateError(
