@@ -69,9 +69,13 @@ def problems_of_triton(
                 found.setdefault(str((key, launch.options)), launch)
     _launches[:] = found.values()
     # Forked, because launches hold functions that cannot be sent to another process.
+    problems = []
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        said = pool.map(_problem, range(len(_launches)), chunksize=1)
-    return len(_launches), [text for text in said if text is not None]
+        for text in pool.imap(_problem, range(len(_launches))):
+            if text is not None:
+                print(text, file=sys.stderr, flush=True)  # at once: the rest takes long
+                problems.append(text)
+    return len(_launches), problems
 
 
 def problems_of_cuda(architectures: Iterable[int], folder: Path) -> tuple[int, list[str]]:
