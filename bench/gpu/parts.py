@@ -23,8 +23,11 @@ from bench.gpu.result_file import ResultFile
 KERNEL_TESTS = ROOT / "tests" / "kernels"
 GPU_TESTS = KERNEL_TESTS / "gpu"
 # Tests that compile or count without a GPU: they take minutes, and show here what they show anywhere.
-ANYWHERE = ("test_triton_compile", "test_planted_faults", "test_instruction_counts", "test_native_guard_pages",
-            "test_triton_guard_pages")  # fmt: skip
+ANYWHERE = (
+    "test_bank_conflicts", "test_cuda_architectures", "test_cuda_compile", "test_cuda_loops",
+    "test_cuda_planted_faults", "test_cute_layouts", "test_instruction_counts", "test_native_guard_pages",
+    "test_planted_faults", "test_release_check", "test_triton_compile", "test_triton_guard_pages",
+)  # fmt: skip
 SANITIZER_FOUND = 86  # compute-sanitizer's exit code for a finding, which nothing else here uses
 LAST = 10.0  # seconds for the case that is being measured when no further one may begin, and for the file
 WORKERS = 8

@@ -15,7 +15,7 @@ from tss_kernels.backends.counts import STEP, Counts
 
 COMPARING_TILES = 4  # of rows, up to which scores are compared inside the product; beyond, in a launch before it
 MOST_RANGES = 16
-# A second launch costs time in Python that no prediction has: it is worth more than what is not known of one.
+# By how much ranges must be expected to win: what is not known of a prediction, which has no time of Python in it.
 SURE = 1.3
 _ROWS = 32  # of the smallest tile: between its multiples nothing changes
 _KEPT = 4096  # choices that are remembered: all of 131,072 rows
