@@ -39,7 +39,7 @@ class Fingerprints:
         self._known: dict[str, tuple[Any, dict[str, str]]] = {}
 
     def of(self, backbone: nn.Module, *, fresh: bool = False) -> Checksums:
-        """Checksums by name; tensors that are offloaded (on the meta device) are left out.
+        """Checksums by name; tensors that are not here whole are left out: offloaded (on the meta device), or sharded.
 
         Args:
             backbone: without adapters.
@@ -47,7 +47,7 @@ class Fingerprints:
         """
         found: Checksums = {}
         for name, tensor in backbone_tensors(backbone).items():
-            if tensor.is_meta:
+            if tensor.is_meta or is_sharded(tensor):
                 continue
             version = (tensor.data_ptr(), tensor._version, tensor.dtype)
             known = self._known.get(name)
@@ -58,6 +58,11 @@ class Fingerprints:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_known": {}}  # a copy's tensors lie elsewhere
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether each process holds a part of it, as FSDP leaves parameters between calls (a DTensor)."""
+    return hasattr(tensor, "full_tensor")
 
 
 def backbone_tensors(backbone: nn.Module) -> dict[str, torch.Tensor]:

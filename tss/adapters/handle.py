@@ -18,7 +18,7 @@ from tss.adapters import hub, importance, optimizers, saving, table, task_forwar
 from tss.adapters.checkpointing import forget_calls
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.frozen_prefix import FrozenPrefix, find_prefix, given
-from tss.adapters.learning import TasksLearned
+from tss.adapters.learning import TasksLearned, check_whole
 from tss.adapters.site_adapter import SiteAdapter
 from tss.adapters.storage import Tensors, digest
 from tss.adapters.task_call import NO_TASK, TaskCall, calling
@@ -176,6 +176,7 @@ class TssHandle:
         task = self.trainable
         if task is None or name not in (None, task):
             raise StateError(f"cannot seal {name or 'a task'}: the task being learned is {task or 'none'}")
+        check_whole(self.layers)
         self.check_finite()
         if self.options.soft_mask != "none":
             if data is not None:
@@ -367,6 +368,7 @@ class TssHandle:
         """
         if self.trainable is None:
             raise StateError("no task is being learned: call train_task(name) before making its optimizer")
+        check_whole(self.layers)
         masks: dict[torch.Tensor, torch.Tensor] = {}
         if self.options.soft_mask == "update" and self.config.gated:
             masks = {x.scores: x.importance for x in self.layers.values() if x.importance is not None}

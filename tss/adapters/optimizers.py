@@ -15,6 +15,7 @@ import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from tss.adapters.config import TssOptions
+from tss.adapters.learning import check_whole
 from tss.errors import StateError
 from tss_kernels import SoftMaskedAdamW
 
@@ -91,12 +92,13 @@ class StepCheck:
 
         Raises:
             StateError: the optimizer decays scores, carries moments of an earlier task, or does not apply the mask that
-                `soft_mask="update"` leaves to it.
+                `soft_mask="update"` leaves to it; or the adapters are sharded.
         """
         layers = {id(layer.scores): layer for layer in self._layers.values()}
         groups = [group for group in optimizer.param_groups if any(id(p) in layers for p in group["params"])]
         if not groups:
             return
+        check_whole(self._layers)
         if self._options.soft_mask != "none":
             self._check_mask(optimizer, groups, layers)
         if optimizer not in self._seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.fingerprints import Fingerprints, differing
-from tss.adapters.learning import LearningTask, TasksLearned
+from tss.adapters.learning import LearningTask, TasksLearned, check_whole
 from tss.adapters.optimizers import StepCheck
 from tss.adapters.saving import Saved
 from tss.adapters.site_adapter import SiteAdapter
@@ -152,6 +153,7 @@ class TaskTensors:
 
     def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> Saved:
         """What `save` writes."""
+        check_whole(self.layers)
         names = list(self.store.tasks) if tasks is None else [self.store.record(name).name for name in tasks]
         states = [self.task_state(name) for name in names]
         name = getattr(self.core.config, "_name_or_path", "")
@@ -197,7 +199,7 @@ class TaskTensors:
         """What a backbone must share with the one that tasks were learned on, besides every value."""
         shapes = [f"{name} {tuple(p.shape)}" for name, p in sorted(self.core.named_parameters())]
         return {
-            "class": type(self.core).__name__,
+            "class": _class_name(self.core),
             "parameters": len(shapes),
             "shapes_sha256": sha256("\n".join(shapes)),
             "sites": {site: adapter.width for site, adapter in self.adapters.items()},
@@ -324,6 +326,13 @@ class TaskTensors:
         """Where what is being learned is."""
         first = next(iter(self.adapters.values()))
         return next(first.parameters()).device
+
+
+def _class_name(model: nn.Module) -> str:
+    """The name of a model's class, or of the one that a tool such as FSDP has derived a nameless one from."""
+    classes = [c for c in type(model).__mro__ if issubclass(c, nn.Module)]
+    named = (c for c in classes if getattr(sys.modules.get(c.__module__), c.__name__, None) is c)
+    return next(named, type(model)).__name__
 
 
 def _named_head(head: nn.Module | None) -> Tensors:
