@@ -380,3 +380,40 @@ def test_tasks_go_to_the_hub_with_a_card_and_come_back_by_name(bart, tmp_path, m
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: 1 / 0)
     with pytest.raises(tss.StateError, match=r"'someone/tasks' is no folder, .*ZeroDivisionError"):
         tss.load(make_bart(), "someone/tasks")
+
+
+class Quantised(torch.Tensor):
+    """A weight that is made of two tensors and has no bytes of its own, as torchao's."""
+
+    @staticmethod
+    def __new__(cls, values, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=scale.dtype)
+
+    def __init__(self, values, scale):
+        self.values, self.scale = values, scale
+
+    def __tensor_flatten__(self):
+        return ["values", "scale"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].values, args[0].scale)
+        raise NotImplementedError(func)
+
+
+def test_a_backbone_of_quantised_weights_is_told_by_every_value_of_their_parts(tmp_path):
+    def quantised(model, last=3):
+        values = torch.full((16, 16), 3, dtype=torch.int8)
+        values[-1, -1] = last
+        layer = model.get_decoder().layers[-1].self_attn.q_proj
+        layer.weight = torch.nn.Parameter(Quantised(values, torch.tensor(0.01)), requires_grad=False)
+        layer.forward = lambda x: torch.nn.functional.linear(x, layer.weight.values * layer.weight.scale, layer.bias)
+        return model
+
+    handle = tss.attach(quantised(make_bart()), tss.AdapterConfig(bottleneck=4)).tss
+    learn(handle, "topics", TOPICS)
+    handle.save(tmp_path)
+    assert list(tss.load(quantised(make_bart()), tmp_path).tss.tasks) == ["topics"]
+    with pytest.raises(tss.StateError, match=r"the checksum of .*q_proj\.weight differs"):
+        tss.load(quantised(make_bart(), last=4), tmp_path)
