@@ -278,6 +278,7 @@ class TssHandle:
         """
         if isinstance(task, TaskCall):
             return task
+        self._check_attached()
         chosen = self.chosen if task is None else task
         if chosen is None:
             return NO_TASK

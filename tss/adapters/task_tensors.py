@@ -53,7 +53,7 @@ class TaskTensors:
         self.core, self.config, self.options, self.adapters = core, config, options, dict(adapters)
         self.store, self.learning, self.start = store, learning, Tensors()
         self._fingerprints = Fingerprints()
-        self._steps = StepCheck(self.layers if config.gated else {}, options)
+        self._steps = StepCheck(core, self.layers, options) if config.gated else None
 
     @property
     def layers(self) -> dict[str, Any]:
@@ -213,13 +213,15 @@ class TaskTensors:
         head = head if head is not None else self.make_head(name, self.store.record(name).kind)
         self.learning.put(name, LearningTask(head), self.device())
         self._require_grad(True)
-        self._steps.start(name)
+        if self._steps is not None:
+            self._steps.start(name)
 
     def end(self) -> None:
         """End learning: nothing requires gradients any more; scores stay as they are."""
         self.learning.clear_with(self._require_grad)
         self.start = Tensors()
-        self._steps.finish()
+        if self._steps is not None:
+            self._steps.finish()
 
     def _require_grad(self, flag: bool) -> None:
         trained = [parameter for adapter in self.adapters.values() for parameter in adapter.trained().values()]
