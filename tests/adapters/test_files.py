@@ -367,11 +367,19 @@ def test_tasks_go_to_the_hub_with_a_card_and_come_back_by_name(bart, tmp_path, m
     model = tss.attach(bart, tss.AdapterConfig(bottleneck=4))
     learn(model.tss, "asc/laptop", TOPICS)
     learn(model.tss, "ner", NAMES)
-    assert "someone/tasks" in model.push_to_hub("someone/tasks", private=True)
+    scores = {"ner": {"f1": 61.25, "precision": 60.0}}
+    assert "someone/tasks" in model.push_to_hub("someone/tasks", scores=scores, private=True)
     assert model.tss.push_to_hub("someone/one", tasks=["ner"], private=True)
     card = (hub / "someone/tasks/README.md").read_text()
-    assert "| asc/laptop | classification | macro_f1 | " in card
-    assert "| ner | extraction | f1 | " in card
+    assert "| asc/laptop | classification | macro_f1 | - | " in card
+    assert "| ner | extraction | f1 | 61.25 | " in card
+    data = huggingface_hub.ModelCard(card).data
+    assert (data.library_name, data.model_name) == ("tss", "tasks")
+    assert {(r.task_type, r.dataset_name, r.metric_type, r.metric_value) for r in data.eval_results} == {
+        ("token-classification", "ner", "f1", 61.25), ("token-classification", "ner", "precision", 60.0)
+    }  # fmt: skip
+    with pytest.raises(tss.StateError, match="scores of 'nobody', which is not among the tasks: asc/laptop, ner"):
+        model.push_to_hub("someone/tasks", scores={"nobody": {}}, private=True)
     assert "BartForConditionalGeneration" in card
     again = tss.load(make_bart(), "someone/tasks")
     assert again.tss.fingerprint("ner") == model.tss.fingerprint("ner")

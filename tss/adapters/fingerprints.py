@@ -24,8 +24,8 @@ def checksum(tensor: torch.Tensor) -> str:
     Sums of 64-bit words times odd random numbers, modulo 2**64: one pass, at the speed of the memory. Of a class that
     is made of other tensors, as torchao's quantised weights are, those of its parts.
     """
-    if hasattr(tensor, "__tensor_flatten__"):
-        parts = [f"{name} {checksum(getattr(tensor, name))}" for name in tensor.__tensor_flatten__()[0]]
+    if flatten := getattr(tensor, "__tensor_flatten__", None):
+        parts = [f"{name} {checksum(getattr(tensor, name))}" for name in flatten()[0]]
         return sha256(f"{type(tensor).__name__}|{tuple(tensor.shape)}|{parts}")[:16]
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if rest := flat.numel() % 8:

@@ -461,15 +461,23 @@ class TssHandle:
         """
         saving.save(Path(directory), self.saved(tasks))
 
-    def push_to_hub(self, repository: str, tasks: Sequence[str] | None = None, **settings: Any) -> str:
+    def push_to_hub(
+        self,
+        repository: str,
+        tasks: Sequence[str] | None = None,
+        *,
+        scores: hub.Scores | None = None,
+        **settings: Any,
+    ) -> str:
         """Upload what `save` writes to the Hugging Face hub, with a card; `tss.load(backbone, repository)` reads it.
 
         Args:
             repository: "owner/name".
             tasks: some of them; None: all.
+            scores: task -> metric -> value, as the task's kind scores it, for the card and the hub's model index.
             settings: of the client's `create_repo`: private, token.
         """
-        return hub.push(self.saved(tasks), repository, **settings)
+        return hub.push(self.saved(tasks), repository, scores, **settings)
 
     def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> saving.Saved:
         """What `save` writes, and `extra` tensors beside it."""
