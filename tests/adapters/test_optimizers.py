@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers as hf
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 
 import tss
 from tss_kernels import SoftMaskedAdamW
@@ -38,6 +39,13 @@ def scores(handle):
 
 def by_hand(handle, make=torch.optim.AdamW, **settings):
     step(handle, make_batch(NAMES), make(trained(handle), **settings))
+
+
+@pytest.fixture(autouse=True)
+def _accelerators_state_is_the_processes():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
 
 
 def by_accelerate(handle, **settings):
