@@ -152,7 +152,7 @@ class TssHandle:
         self.store.start(name)
         if begins:
             sealed = any(record.state is State.SEALED for record in self.tasks.values())
-            self._tensors.begin(name, fresh=sealed and not self.options.score_copy)
+            self._tensors.start(name, fresh=sealed and not self.options.score_copy)
         self.use(name)
 
     def seal_task(self, data: Any = None, *, name: str | None = None, batch_size: int = 32) -> None:
@@ -323,20 +323,20 @@ class TssHandle:
 
     @cached_property
     def prefix(self) -> FrozenPrefix | None:
-        """What lies below the first adapter; None where nothing does that could be skipped."""
+        """The frozen layers before the first adapter; None where there are none that could be skipped."""
         return find_prefix(self.core, self.adapters)
 
-    def loss(self, *, below: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
+    def loss(self, *, prefix_states: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
         """The loss of the active task: what `model(**inputs).loss` is, but without logits that no label asks for.
 
         Args:
-            below: what `prefix.compute` gave for these inputs; what it holds is then not computed again.
+            prefix_states: what `prefix.compute` gave for these inputs; what it holds is then not computed again.
             inputs: of the model's forward pass, with labels; ValueError without.
         """
         if inputs.get("labels") is None:
             raise ValueError(f"a loss needs labels, got only {', '.join(inputs) or 'nothing'}")
         call = self.resolve(None)
-        with given(self.prefix if below is not None else None, below):
+        with given(self.prefix if prefix_states is not None else None, prefix_states):
             if not call.active or call.rows is not None or "forward" in vars(self.model):
                 return self.model(**inputs).loss  # with what others put around its forward: accelerate's autocast
             with calling(call):

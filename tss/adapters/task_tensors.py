@@ -38,7 +38,7 @@ class TaskTensors:
         adapters: site -> its adapter.
         store: the tasks.
         learning: holds the head being learned.
-        start: what was handed on to the task being learned, so that it can be abandoned.
+        handed_on: the scores that the task being learned began with, so that it can be abandoned.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class TaskTensors:
         learning: TasksLearned,
     ) -> None:
         self.core, self.config, self.options, self.adapters = core, config, options, dict(adapters)
-        self.store, self.learning, self.start = store, learning, Tensors()
+        self.store, self.learning, self.handed_on = store, learning, Tensors()
         self._fingerprints = Fingerprints()
         self._steps = StepCheck(core, self.layers, options) if config.gated else None
 
@@ -103,7 +103,7 @@ class TaskTensors:
             tensors = self.store.sealed(name).tensors()
         if record.state is State.LEARNING:
             self.check_finite()
-            tensors = _named_head(self.head) | {f"start.{key}": tensor for key, tensor in self.start.items()}
+            tensors = _named_head(self.head) | {f"start.{key}": tensor for key, tensor in self.handed_on.items()}
         about = {
             "name": name, "kind": record.kind.to_dict(), "state": str(record.state), "density": record.density,
             "hash": record.hash, "bytes": self.bytes_per_task(name),
@@ -137,8 +137,8 @@ class TaskTensors:
             self.store.seal(name, value, self.density_of(value.gates))
         if state is State.LEARNING:
             self.store.start(name)
-            self.begin(name, fresh=False, head=head)
-            self.start = {k.removeprefix("start."): v for k, v in tensors.items() if k.startswith("start.")}
+            self.start(name, fresh=False, head=head)
+            self.handed_on = {k.removeprefix("start."): v for k, v in tensors.items() if k.startswith("start.")}
 
     def bytes_per_task(self, name: str) -> dict[str, int]:
         """Bytes kept for a task: {"gates", "head", "total"}."""
@@ -190,7 +190,7 @@ class TaskTensors:
         except Exception:
             for name in added:
                 if name == self.store.learning:
-                    self.end()
+                    self.finish()
                     self.store.abandon()
                 self.store.delete(name)
             raise
@@ -205,9 +205,11 @@ class TaskTensors:
             "sites": {site: adapter.width for site, adapter in self.adapters.items()},
         }
 
-    def begin(self, name: str, *, fresh: bool, head: nn.Module | None = None) -> None:
+    def start(self, name: str, *, fresh: bool, head: nn.Module | None = None) -> None:
         """Begin to learn a task: its head is made, or `head` taken; scores start afresh or stay as they are."""
-        self.start = {key: tensor.clone() for key, tensor in self.shared_state().items() if "importance." not in key}
+        self.handed_on = {
+            key: tensor.clone() for key, tensor in self.shared_state().items() if "importance." not in key
+        }
         for adapter in self.adapters.values():
             adapter.start(name, fresh=fresh, masked=self.options.soft_mask == "gradient")
         head = head if head is not None else self.make_head(name, self.store.record(name).kind)
@@ -216,10 +218,10 @@ class TaskTensors:
         if self._steps is not None:
             self._steps.start(name)
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """End learning: nothing requires gradients any more; scores stay as they are."""
         self.learning.clear_with(self._require_grad)
-        self.start = Tensors()
+        self.handed_on = Tensors()
         if self._steps is not None:
             self._steps.finish()
 
@@ -234,13 +236,13 @@ class TaskTensors:
         head = self.head
         gates = {layer: packed for adapter in self.adapters.values() for layer, packed in adapter.packed().items()}
         values = None if head is None else {key: tensor.detach().clone() for key, tensor in head.state_dict().items()}
-        self.end()
+        self.finish()
         self.store.seal(name, SealedTask(gates, values), self.density_of(gates))
 
     def abandon(self) -> str:
         """learning -> new: scores become what they were before; gives the task's name."""
-        name, start = self.store.abandon(), self.start
-        self.end()
+        name, start = self.store.abandon(), self.handed_on
+        self.finish()
         for adapter in self.adapters.values():
             shared = adapter.shared()
             adapter.load_shared(shared | {key: start[key] for key in shared if key in start})

@@ -88,7 +88,7 @@ def collate(
     if split.below is not None:
         index = [range(split.starts[i], split.starts[i] + len(split.encoded[i]["input_ids"])) for i in rows]
         places = pad_rows(index, len(split.below) - 1, runtime.pad_multiple)
-        batch["below"] = split.below[places.to(split.below.device)]
+        batch["prefix_states"] = split.below[places.to(split.below.device)]
     return runtime.to_device(batch)
 
 
