@@ -81,6 +81,24 @@ def test_one_model_inside_anothers_call_keeps_to_itself(model):
     assert torch.equal(inside[0], alone)
 
 
+def test_a_name_that_is_gone_is_an_error_everywhere(model):
+    batch = inputs_of(make_batch(TOPICS))
+    model.tss.use("topics 0")
+    with model.tss.using("topics 1"):
+        model.tss.rename_task("topics 0", "other")
+    for ask in (lambda: model(**batch), lambda: model.config, model.can_generate, lambda: model.loss_type):
+        with pytest.raises(tss.StateError, match="there is no task 'topics 0'; the tasks are: other"):
+            ask()
+
+
+def test_a_model_whose_adapters_were_taken_off_answers_nothing(model):
+    batch = inputs_of(make_batch(TOPICS))
+    model.tss.detach()
+    for ask in (lambda: model(**batch), lambda: model(**batch, task="topics 0"), lambda: model.generate(**batch)):
+        with pytest.raises(tss.StateError, match="these adapters were taken off their model"):
+            ask()
+
+
 def test_two_names_for_four_rows_are_refused(model):
     batch = inputs_of(make_batch(TOPICS))
     with pytest.raises(ValueError, match="a batch of 4 rows for 2 task names: give one name per row"):

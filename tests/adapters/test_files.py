@@ -367,11 +367,19 @@ def test_tasks_go_to_the_hub_with_a_card_and_come_back_by_name(bart, tmp_path, m
     model = tss.attach(bart, tss.AdapterConfig(bottleneck=4))
     learn(model.tss, "asc/laptop", TOPICS)
     learn(model.tss, "ner", NAMES)
-    assert "someone/tasks" in model.push_to_hub("someone/tasks", private=True)
+    scores = {"ner": {"f1": 61.25, "precision": 60.0}}
+    assert "someone/tasks" in model.push_to_hub("someone/tasks", scores=scores, private=True)
     assert model.tss.push_to_hub("someone/one", tasks=["ner"], private=True)
     card = (hub / "someone/tasks/README.md").read_text()
-    assert "| asc/laptop | classification | macro_f1 | " in card
-    assert "| ner | extraction | f1 | " in card
+    assert "| asc/laptop | classification | macro_f1 | - | " in card
+    assert "| ner | extraction | f1 | 61.25 | " in card
+    data = huggingface_hub.ModelCard(card).data
+    assert (data.library_name, data.model_name) == ("tss", "tasks")
+    assert {(r.task_type, r.dataset_name, r.metric_type, r.metric_value) for r in data.eval_results} == {
+        ("token-classification", "ner", "f1", 61.25), ("token-classification", "ner", "precision", 60.0)
+    }  # fmt: skip
+    with pytest.raises(tss.StateError, match="scores of 'nobody', which is not among the tasks: asc/laptop, ner"):
+        model.push_to_hub("someone/tasks", scores={"nobody": {}}, private=True)
     assert "BartForConditionalGeneration" in card
     again = tss.load(make_bart(), "someone/tasks")
     assert again.tss.fingerprint("ner") == model.tss.fingerprint("ner")
@@ -485,3 +493,40 @@ def test_renames_are_flushed_with_their_directories(tmp_path, monkeypatch):
     assert done[:2] == [str(tmp_path), str(tmp_path / "a")]
     assert done[2].endswith(".partial")
     assert done[3:] == ["rename", str(tmp_path / "a" / "b")]
+
+
+class Quantised(torch.Tensor):
+    """A weight that is made of two tensors and has no bytes of its own, as torchao's."""
+
+    @staticmethod
+    def __new__(cls, values, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=scale.dtype)
+
+    def __init__(self, values, scale):
+        self.values, self.scale = values, scale
+
+    def __tensor_flatten__(self):
+        return ["values", "scale"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].values, args[0].scale)
+        raise NotImplementedError(func)
+
+
+def test_a_backbone_of_quantised_weights_is_told_by_every_value_of_their_parts(tmp_path):
+    def quantised(model, last=3):
+        values = torch.full((16, 16), 3, dtype=torch.int8)
+        values[-1, -1] = last
+        layer = model.get_decoder().layers[-1].self_attn.q_proj
+        layer.weight = torch.nn.Parameter(Quantised(values, torch.tensor(0.01)), requires_grad=False)
+        layer.forward = lambda x: torch.nn.functional.linear(x, layer.weight.values * layer.weight.scale, layer.bias)
+        return model
+
+    handle = tss.attach(quantised(make_bart()), tss.AdapterConfig(bottleneck=4)).tss
+    learn(handle, "topics", TOPICS)
+    handle.save(tmp_path)
+    assert list(tss.load(quantised(make_bart()), tmp_path).tss.tasks) == ["topics"]
+    with pytest.raises(tss.StateError, match=r"the checksum of .*q_proj\.weight differs"):
+        tss.load(quantised(make_bart(), last=4), tmp_path)

@@ -1,4 +1,4 @@
-"""What lies below the first adapter is skipped where its hidden states are given, and nothing else changes."""
+"""The layers before the first adapter are skipped where its hidden states are given, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -37,31 +37,31 @@ def test_loss_and_gradients_are_those_of_the_whole_pass(kind, gated):
     handle.head.double() if handle.head is not None else None
     batch = ragged(kind)
     parameters = [p for group in handle.trainable_parameters().values() for p in group]
-    below = handle.prefix.compute(batch)
+    states = handle.prefix.compute(batch)
     whole = handle.model(**batch).loss
-    skipped = handle.loss(**batch, below=below)
+    skipped = handle.loss(**batch, prefix_states=states)
     torch.testing.assert_close(skipped, whole)
     gradients = torch.autograd.grad(skipped, parameters)
     torch.testing.assert_close(gradients, torch.autograd.grad(whole, parameters))
     assert any(gradient.abs().sum() > 0 for gradient in gradients)
 
 
-def test_given_states_stand_for_the_layers_below():
+def test_given_states_stand_for_the_layers_before_it():
     handle = attached(sites=r"model\.encoder\.layers\.1\.final_layer_norm|model\.decoder.*final_layer_norm")
     learn(handle, "topics", TOPICS)
     model, batch, ran = handle.model, ragged(TOPICS), []
     for i, layer in enumerate(model.model.encoder.layers):
         layer.fc1.register_forward_hook(lambda *_, i=i: ran.append(i))
-    below = handle.prefix.compute(batch)
+    states = handle.prefix.compute(batch)
     assert ran == [0, 1]
     with handle.using("topics"):
         expected = model(**inputs_of(batch)).logits
         ran.clear()
-        with given(handle.prefix, below):
+        with given(handle.prefix, states):
             torch.testing.assert_close(model(**inputs_of(batch)).logits, expected)
         assert ran == []
         assert torch.equal(model(**inputs_of(batch)).logits, expected)
-        with given(handle.prefix, below + 1):
+        with given(handle.prefix, states + 1):
             assert not torch.allclose(model(**inputs_of(batch)).logits, expected)
         with given(handle.prefix, None):
             assert torch.equal(model(**inputs_of(batch)).logits, expected)

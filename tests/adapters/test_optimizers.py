@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers as hf
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 
 import tss
 from tss_kernels import SoftMaskedAdamW
@@ -38,6 +39,13 @@ def scores(handle):
 
 def by_hand(handle, make=torch.optim.AdamW, **settings):
     step(handle, make_batch(NAMES), make(trained(handle), **settings))
+
+
+@pytest.fixture(autouse=True)
+def _accelerators_state_is_the_processes():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
 
 
 def by_accelerate(handle, **settings):
@@ -127,6 +135,30 @@ def test_masking_at_the_update_needs_the_optimizer_that_does_it():
         step(handle, make_batch(NAMES), half)
     # whose whole step, decay included, is masked
     step(handle, make_batch(NAMES), SoftMaskedAdamW(trained(handle), lr=0.1, importance=own.importance))
+
+
+def test_importance_that_was_loaded_after_the_optimizer_was_made_is_not_passed_by():
+    handle = learning("update")
+    optimizer = handle.optimizer(score_lr=0.1, head_lr=0.1)
+    shared = handle.shared_state()
+    handle.load_shared_state(
+        {n: torch.ones_like(t) if n.startswith("importance.") else t.clone() for n, t in shared.items()}
+    )
+    with pytest.raises(tss.StateError, match="is applied by the optimizer, which SoftMaskedAdamW does not"):
+        step(handle, make_batch(NAMES), optimizer)
+
+
+@pytest.mark.parametrize("what", ["backbone", "adapters", "apart"])
+def test_what_sealed_tasks_rely_on_is_not_trained(what):
+    """As after model.requires_grad_(True), or with PEFT's weights in the backbone."""
+    handle = learning()
+    frozen = handle.frozen_fingerprint()
+    part = handle.backbone if what == "apart" else handle.model if what == "backbone" else handle.model.adapters
+    part.requires_grad_(True)
+    parameters = part.parameters() if what == "apart" else handle.model.parameters()
+    with pytest.raises(tss.StateError, match=r"AdamW would train .* more tensors that are frozen"):
+        step(handle, make_batch(NAMES), torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.0))
+    assert handle.frozen_fingerprint() == frozen
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD])

@@ -72,7 +72,7 @@ def test_states_below_the_adapters_follow_their_rows(plain_backbone, tiny_tokeni
     split = Split([{}] * 4, encoded)
     kept = cache_prefix(split, Generation(), tiny_tokenizer, CPU, handle, 2)
     batch = collate(kept, [2, 1], Generation(), tiny_tokenizer, CPU)
-    below = batch.pop("below")
+    below = batch.pop("prefix_states")
     assert below.shape == (2, 8, 16)
     assert not below[1, 3:].any()
     for row, states in zip((2, 1), below, strict=True):

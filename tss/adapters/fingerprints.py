@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tss.io import sha256
+
 CHUNK = 2**17
 """Numbers of 8 bytes that are multiplied at a time."""
 WIDTHS = {torch.float64: 3, torch.float32: 2, torch.bfloat16: 1, torch.float16: 1}
@@ -19,8 +21,12 @@ Checksums = dict[str, dict[str, str]]
 def checksum(tensor: torch.Tensor) -> str:
     """16 hexadecimal digits over all bytes of a tensor, wherever it lies; a single other value always changes them.
 
-    Sums of 64-bit words times odd random numbers, modulo 2**64: one pass, at the speed of the memory.
+    Sums of 64-bit words times odd random numbers, modulo 2**64: one pass, at the speed of the memory. Of a class that
+    is made of other tensors, as torchao's quantised weights are, those of its parts.
     """
+    if flatten := getattr(tensor, "__tensor_flatten__", None):
+        parts = [f"{name} {checksum(getattr(tensor, name))}" for name in flatten()[0]]
+        return sha256(f"{type(tensor).__name__}|{tuple(tensor.shape)}|{parts}")[:16]
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if rest := flat.numel() % 8:
         flat = torch.cat([flat, flat.new_zeros(8 - rest)])
@@ -39,7 +45,7 @@ class Fingerprints:
         self._known: dict[str, tuple[Any, dict[str, str]]] = {}
 
     def of(self, backbone: nn.Module, *, fresh: bool = False) -> Checksums:
-        """Checksums by name; tensors that are offloaded (on the meta device) are left out.
+        """Checksums by name; tensors that are not here whole are left out: offloaded (on the meta device), or sharded.
 
         Args:
             backbone: without adapters.
@@ -47,7 +53,7 @@ class Fingerprints:
         """
         found: Checksums = {}
         for name, tensor in backbone_tensors(backbone).items():
-            if tensor.is_meta:
+            if tensor.is_meta or is_sharded(tensor):
                 continue
             version = (tensor.data_ptr(), tensor._version, tensor.dtype)
             known = self._known.get(name)
@@ -58,6 +64,11 @@ class Fingerprints:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_known": {}}  # a copy's tensors lie elsewhere
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether each process holds a part of it, as FSDP leaves parameters between calls (a DTensor)."""
+    return hasattr(tensor, "full_tensor")
 
 
 def backbone_tensors(backbone: nn.Module) -> dict[str, torch.Tensor]:
@@ -82,7 +93,8 @@ def differing(saved: Mapping[str, Mapping[str, str]], here: Checksums) -> str | 
 
 
 def _by_dtype(tensor: torch.Tensor) -> dict[str, str]:
-    narrower = [dtype for dtype, width in WIDTHS.items() if width < WIDTHS.get(tensor.dtype, 0)]
+    known = 0 if hasattr(tensor, "__tensor_flatten__") else WIDTHS.get(tensor.dtype, 0)  # what is quantised is not cast
+    narrower = [dtype for dtype, width in WIDTHS.items() if width < known]
     return {str(dtype): checksum(tensor.to(dtype)) for dtype in (tensor.dtype, *narrower)}
 
 

@@ -1,4 +1,4 @@
-"""What lies below the first adapter: frozen, so that an example's hidden states there are the same in every epoch."""
+"""The layers before the first adapter: frozen, so that an example's hidden states there are the same in every epoch."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class FrozenPrefix:
 
 
 def find_prefix(model: Any, adapters: Mapping[str, SiteAdapter]) -> FrozenPrefix | None:
-    """What lies below the first adapter that a batch meets.
+    """The layers before the first adapter that a batch meets.
 
     None where nothing that can be skipped does: an adapter inside the first layers or before them, or dropout.
 

@@ -18,7 +18,7 @@ from tss.adapters import hub, importance, optimizers, saving, table, task_forwar
 from tss.adapters.checkpointing import forget_calls
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.frozen_prefix import FrozenPrefix, find_prefix, given
-from tss.adapters.learning import TasksLearned
+from tss.adapters.learning import TasksLearned, check_whole
 from tss.adapters.site_adapter import SiteAdapter
 from tss.adapters.storage import Tensors, digest
 from tss.adapters.task_call import NO_TASK, TaskCall, calling
@@ -152,7 +152,7 @@ class TssHandle:
         self.store.start(name)
         if begins:
             sealed = any(record.state is State.SEALED for record in self.tasks.values())
-            self._tensors.begin(name, fresh=sealed and not self.options.score_copy)
+            self._tensors.start(name, fresh=sealed and not self.options.score_copy)
         self.use(name)
 
     def seal_task(self, data: Any = None, *, name: str | None = None, batch_size: int = 32) -> None:
@@ -176,6 +176,7 @@ class TssHandle:
         task = self.trainable
         if task is None or name not in (None, task):
             raise StateError(f"cannot seal {name or 'a task'}: the task being learned is {task or 'none'}")
+        check_whole(self.layers)
         self.check_finite()
         if self.options.soft_mask != "none":
             if data is not None:
@@ -277,6 +278,7 @@ class TssHandle:
         """
         if isinstance(task, TaskCall):
             return task
+        self._check_attached()
         chosen = self.chosen if task is None else task
         if chosen is None:
             return NO_TASK
@@ -321,20 +323,20 @@ class TssHandle:
 
     @cached_property
     def prefix(self) -> FrozenPrefix | None:
-        """What lies below the first adapter; None where nothing does that could be skipped."""
+        """The frozen layers before the first adapter; None where there are none that could be skipped."""
         return find_prefix(self.core, self.adapters)
 
-    def loss(self, *, below: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
+    def loss(self, *, prefix_states: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
         """The loss of the active task: what `model(**inputs).loss` is, but without logits that no label asks for.
 
         Args:
-            below: what `prefix.compute` gave for these inputs; what it holds is then not computed again.
+            prefix_states: what `prefix.compute` gave for these inputs; what it holds is then not computed again.
             inputs: of the model's forward pass, with labels; ValueError without.
         """
         if inputs.get("labels") is None:
             raise ValueError(f"a loss needs labels, got only {', '.join(inputs) or 'nothing'}")
         call = self.resolve(None)
-        with given(self.prefix if below is not None else None, below):
+        with given(self.prefix if prefix_states is not None else None, prefix_states):
             if not call.active or call.rows is not None or "forward" in vars(self.model):
                 return self.model(**inputs).loss  # with what others put around its forward: accelerate's autocast
             with calling(call):
@@ -367,6 +369,7 @@ class TssHandle:
         """
         if self.trainable is None:
             raise StateError("no task is being learned: call train_task(name) before making its optimizer")
+        check_whole(self.layers)
         masks: dict[torch.Tensor, torch.Tensor] = {}
         if self.options.soft_mask == "update" and self.config.gated:
             masks = {x.scores: x.importance for x in self.layers.values() if x.importance is not None}
@@ -458,15 +461,23 @@ class TssHandle:
         """
         saving.save(Path(directory), self.saved(tasks))
 
-    def push_to_hub(self, repository: str, tasks: Sequence[str] | None = None, **settings: Any) -> str:
+    def push_to_hub(
+        self,
+        repository: str,
+        tasks: Sequence[str] | None = None,
+        *,
+        scores: hub.Scores | None = None,
+        **settings: Any,
+    ) -> str:
         """Upload what `save` writes to the Hugging Face hub, with a card; `tss.load(backbone, repository)` reads it.
 
         Args:
             repository: "owner/name".
             tasks: some of them; None: all.
+            scores: task -> metric -> value, as the task's kind scores it, for the card and the hub's model index.
             settings: of the client's `create_repo`: private, token.
         """
-        return hub.push(self.saved(tasks), repository, **settings)
+        return hub.push(self.saved(tasks), repository, scores, **settings)
 
     def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> saving.Saved:
         """What `save` writes, and `extra` tensors beside it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +13,74 @@ from tss.io import write_text
 from tss.tasks.base import kind_from_dict
 
 CARD = "README.md"
+Scores = Mapping[str, Mapping[str, float]]
+HUB_TASKS = {
+    "classification": "text-classification", "extraction": "token-classification", "generation": "text2text-generation"
+}  # fmt: skip
 
 
-def card(saved: saving.Saved) -> str:
-    """The model card: base model, how to load, and each task with its kind, metric, density and size."""
-    base = saved.backbone.get("name") or saved.backbone["class"]
-    lines = ["---", "library_name: tss", "tags:", "- continual-learning", "- adapters"]
-    if saved.backbone.get("name"):
-        lines.append(f"base_model: {base}")
-    lines += ["---", "", f"# Tasks on {base}", "", "Gates over a frozen model; the model itself is not in here.", ""]
-    lines += ["```python", 'model = tss.load(backbone, "this repository")', 'model(**batch, task="a name")', "```", ""]
-    lines += ["| task | kind | main metric | gates on | bytes |", "|---|---|---|---:|---:|"]
+def card(saved: saving.Saved, repository: str, scores: Scores | None = None) -> str:
+    """The model card: base model, how to load, and each task with its kind, metric, density and size.
+
+    Args:
+        saved: the tasks.
+        repository: "owner/name".
+        scores: task -> metric -> value, 0 to 100; what is known is in the table and in the hub's model index.
+
+    Raises:
+        StateError: scores of a task that is not among them.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    scores = scores or {}
+    kinds = {about["name"]: kind_from_dict(about["kind"]) for _, about in saved.tasks}
+    if unknown := sorted(set(scores) - set(kinds)):
+        raise StateError(f"scores of {unknown[0]!r}, which is not among the tasks: {', '.join(kinds)}")
+    results = [
+        EvalResult(HUB_TASKS[kinds[task].kind], task, task, metric, value)
+        for task, values in scores.items()
+        for metric, value in values.items()
+    ]
+    name = saved.backbone.get("name")
+    data = ModelCardData(
+        library_name="tss", tags=["continual-learning", "adapters"], base_model=name or None,
+        model_name=repository.rpartition("/")[2], eval_results=results or None,
+    )  # fmt: skip
+    base = name or saved.backbone["class"]
+    lines = ["---", data.to_yaml(), "---", "", f"# Tasks on {base}", ""]
+    lines += ["Gates over a frozen model; the model itself is not in here.", "", "```python"]
+    lines += [f'model = tss.load(backbone, "{repository}")', 'model(**batch, task="a name")', "```", ""]
+    lines += ["| task | kind | main metric | value | gates on | bytes |", "|---|---|---|---:|---:|---:|"]
     for _, about in saved.tasks:
-        kind = kind_from_dict(about["kind"])
+        kind = kinds[about["name"]]
+        value = scores.get(about["name"], {}).get(kind.main_metric)
         share = "-" if about["density"] is None else f"{100 * about['density']:.1f} %"
-        size = about["bytes"]["total"]
-        lines.append(f"| {about['name']} | {kind.kind} | {kind.main_metric} | {share} | {size:,} |")
+        cells = (about["name"], kind.kind, kind.main_metric, "-" if value is None else f"{value:.2f}", share)
+        lines.append(f"| {' | '.join(cells)} | {about['bytes']['total']:,} |")
     return "\n".join([*lines, ""])
 
 
-def push(saved: saving.Saved, repository: str, **settings: Any) -> str:
+def push(saved: saving.Saved, repository: str, scores: Scores | None = None, **settings: Any) -> str:
     """Upload what `model.tss.save` would write, and a card; gives the address.
 
     Args:
         saved: the tasks.
         repository: "owner/name".
+        scores: for the card.
         settings: of the client's `create_repo`: private, token.
 
     Raises:
+        StateError: scores of a task that is not among them.
         OSError, and what the client raises.
     """
     from huggingface_hub import HfApi
 
+    text = card(saved, repository, scores)
     api = HfApi(token=settings.pop("token", None))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         saving.save(folder, saved)
-        write_text(folder / CARD, card(saved))
+        write_text(folder / CARD, text)
         created = api.create_repo(repository, exist_ok=True, **settings)
         patterns = [saving.MANIFEST, CARD, "adapters/*", "tasks/*"]
         api.upload_folder(

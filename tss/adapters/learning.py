@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import quote, unquote
 
 import torch
 from torch import nn
 
+from tss.adapters.fingerprints import is_sharded
 from tss.adapters.float32 import Float32Module
+from tss.errors import StateError
 
 PREFIX = "task-"
 
@@ -52,3 +54,13 @@ def module_name(task: str) -> str:
 def tasks_in(keys: Iterable[str]) -> set[str]:
     """The tasks that the keys of a state dictionary, less their prefix, belong to."""
     return {unquote(key.split(".", 1)[0].removeprefix(PREFIX)) for key in keys if key.startswith(PREFIX)}
+
+
+def check_whole(layers: Mapping[str, nn.Module]) -> None:
+    """Raise StateError if adapters lie in parts on several processes: gates could be neither read nor kept."""
+    if sharded := [name for name, layer in layers.items() if any(map(is_sharded, layer.parameters()))]:
+        raise StateError(
+            f"{sharded[0]} is sharded over processes, so its gates cannot be read: shard the backbone alone, with "
+            "fully_shard(model.backbone), and average the gradients of model.tss.trainable_parameters() over the "
+            "processes; adapters take a few megabytes"
+        )

@@ -140,13 +140,13 @@ class TssModel(PreTrainedModel):
 
     def _active_labelled(self) -> bool:
         active = self.tss.active
-        return active is not None and self.tss.tasks[active].kind.kind != "generation"
+        return active is not None and self.tss.store.record(active).kind.kind != "generation"
 
     @property
     def config(self) -> Any:  # type: ignore[override]
         """The backbone's; while a labelled task is active a copy with the task's label names."""
         base, active = self.backbone.config, self.tss.active
-        if active is None or not (labels := getattr(self.tss.tasks[active].kind, "labels", ())):
+        if active is None or not (labels := getattr(self.tss.store.record(active).kind, "labels", ())):
             return base
         key = (active, labels, repr(base.__dict__))
         known, made = self.__dict__["_task_config"]

@@ -15,6 +15,7 @@ import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from tss.adapters.config import TssOptions
+from tss.adapters.learning import check_whole
 from tss.errors import StateError
 from tss_kernels import SoftMaskedAdamW
 
@@ -44,18 +45,20 @@ class StepCheck:
     By torch's own hook for the steps of any optimizer, which is there only that long.
 
     Args:
+        backbone: which nothing may step: sealed tasks rely on it.
         layers: gated, by name.
         options: how they are learned.
     """
 
-    def __init__(self, layers: Mapping[str, Any], options: TssOptions) -> None:
-        self._layers, self._options = dict(layers), options
+    def __init__(self, backbone: torch.nn.Module, layers: Mapping[str, Any], options: TssOptions) -> None:
+        self._backbone, self._layers, self._options = backbone, dict(layers), options
         self._task: str | None = None
         self._begin_watching()
 
     def _begin_watching(self) -> None:
         self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that have stepped the scores of this task
         self._used: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # and of earlier ones
+        self._apart: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that step nothing frozen, in this task
         self._stop: weakref.finalize | None = None
 
     def start(self, task: str) -> None:
@@ -75,10 +78,12 @@ class StepCheck:
             self._stop()
         self._used |= self._seen
         self._seen.clear()
+        self._apart.clear()
         self._task, self._stop = None, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_layers": self._layers, "_options": self._options, "_task": self._task}
+        kept = ("_backbone", "_layers", "_options", "_task")
+        return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -91,24 +96,41 @@ class StepCheck:
 
         Raises:
             StateError: the optimizer decays scores, carries moments of an earlier task, or does not apply the mask that
-                `soft_mask="update"` leaves to it.
+                `soft_mask="update"` leaves to it; or it steps what is frozen, or the adapters are sharded.
         """
+        if optimizer not in self._apart:
+            self._check_frozen(optimizer)
+            self._apart.add(optimizer)
         layers = {id(layer.scores): layer for layer in self._layers.values()}
         groups = [group for group in optimizer.param_groups if any(id(p) in layers for p in group["params"])]
         if not groups:
             return
+        check_whole(self._layers)
         if self._options.soft_mask != "none":
             self._check_mask(optimizer, groups, layers)
         if optimizer not in self._seen:
             self._seen.add(optimizer)
             self._warn_of_rates(optimizer, groups, layers)
 
+    def _check_frozen(self, optimizer: Optimizer) -> None:
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+        named = [*self._backbone.named_parameters()]
+        named += [
+            (f"{n}.{key}", p) for n, x in self._layers.items() for key, p in x.named_parameters() if p is not x.scores
+        ]
+        if moved := [name for name, parameter in named if id(parameter) in stepped]:
+            raise StateError(
+                f"{type(optimizer).__name__} would train {moved[0]} and {len(moved) - 1} more tensors that are frozen: "
+                "every task relies on them. Call requires_grad_(False) on the backbone and on what is frozen in the "
+                "adapters, and give the optimizer model.tss.trainable_parameters()"
+            )
+
     def _check_mask(self, optimizer: Optimizer, groups: list[dict[str, Any]], layers: dict[int, Any]) -> None:
         name, own = type(optimizer).__name__, [(g, p) for g in groups for p in g["params"] if id(p) in layers]
         masked = optimizer.importance if isinstance(optimizer, SoftMaskedAdamW) else {}
         updates = self._options.soft_mask == "update"
         covered = updates and all(
-            group.get("site") == "update" and (layers[id(p)].importance is None or p in masked) for group, p in own
+            group.get("site") == "update" and _is_same(layers[id(p)].importance, masked.get(p)) for group, p in own
         )
         if updates and not covered and any(layer.importance is not None for layer in layers.values()):
             raise StateError(
@@ -143,6 +165,13 @@ class StepCheck:
                     f"gate, so little will be learned; give scores a rate of their own, with {MAKE_ONE}",
                     stacklevel=2,
                 )
+
+
+def _is_same(importance: torch.Tensor | None, held: torch.Tensor | None) -> bool:
+    """Whether an optimizer holds the importance that there is now: it may have been loaded since."""
+    if importance is None or held is None:
+        return importance is held
+    return importance.data_ptr() == held.data_ptr() or torch.equal(importance, held.to(importance))
 
 
 def _has_moments(optimizer: Optimizer, parameters: Iterable[torch.Tensor]) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tss.adapters.config import AdapterConfig
+from tss.adapters.fingerprints import checksum, is_sharded
 
 
 @dataclass(frozen=True)
@@ -152,14 +153,13 @@ def check_backbone(model: nn.Module, core: nn.Module) -> None:
             "changes layers, or unload it"
         )
     for name, tensor in (*core.named_parameters(), *core.named_buffers()):
-        if type(tensor) not in (torch.Tensor, nn.Parameter) and not tensor.is_meta:
+        if type(tensor) not in (torch.Tensor, nn.Parameter) and not tensor.is_meta and not is_sharded(tensor):
             try:
-                tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+                checksum(tensor)
             except Exception as error:
                 raise ValueError(
                     f"{name} is a {type(tensor).__name__}, whose bytes cannot be read ({type(error).__name__}): what "
-                    "is learned on it could not be saved; attach first and quantise the backbone after, or use another "
-                    "quantiser"
+                    "is learned on it could not be saved; use another quantiser"
                 ) from error
 
 

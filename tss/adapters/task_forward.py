@@ -71,11 +71,11 @@ def loss(backbone: nn.Module, call: TaskCall, inputs: Inputs, labels: torch.Tens
 def part_caller(backbone: Any) -> Callable[..., Any] | None:
     """How to run a part of the backbone so that what others put around its forward is not skipped; None: call it.
 
-    Autocast and offloading of accelerate sit on the instance's `forward`: then the whole backbone runs, and the part's
-    output is caught on its way.
+    Autocast and offloading of accelerate sit on the instance's `forward`, FSDP and profilers in hooks: then the whole
+    backbone runs, and the part's output is caught on its way.
     """
     core = core_of(backbone)
-    if "forward" not in vars(backbone) and "forward" not in vars(core):
+    if not any("forward" in vars(x) or x._forward_pre_hooks or x._forward_hooks for x in (backbone, core)):
         return None
 
     def call(part: nn.Module, **inputs: Any) -> Any:

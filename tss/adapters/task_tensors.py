@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.fingerprints import Fingerprints, differing
-from tss.adapters.learning import LearningTask, TasksLearned
+from tss.adapters.learning import LearningTask, TasksLearned, check_whole
 from tss.adapters.optimizers import StepCheck
 from tss.adapters.saving import Saved
 from tss.adapters.site_adapter import SiteAdapter
@@ -37,7 +38,7 @@ class TaskTensors:
         adapters: site -> its adapter.
         store: the tasks.
         learning: holds the head being learned.
-        start: what was handed on to the task being learned, so that it can be abandoned.
+        handed_on: the scores that the task being learned began with, so that it can be abandoned.
     """
 
     def __init__(
@@ -50,9 +51,9 @@ class TaskTensors:
         learning: TasksLearned,
     ) -> None:
         self.core, self.config, self.options, self.adapters = core, config, options, dict(adapters)
-        self.store, self.learning, self.start = store, learning, Tensors()
+        self.store, self.learning, self.handed_on = store, learning, Tensors()
         self._fingerprints = Fingerprints()
-        self._steps = StepCheck(self.layers if config.gated else {}, options)
+        self._steps = StepCheck(core, self.layers, options) if config.gated else None
 
     @property
     def layers(self) -> dict[str, Any]:
@@ -102,7 +103,7 @@ class TaskTensors:
             tensors = self.store.sealed(name).tensors()
         if record.state is State.LEARNING:
             self.check_finite()
-            tensors = _named_head(self.head) | {f"start.{key}": tensor for key, tensor in self.start.items()}
+            tensors = _named_head(self.head) | {f"start.{key}": tensor for key, tensor in self.handed_on.items()}
         about = {
             "name": name, "kind": record.kind.to_dict(), "state": str(record.state), "density": record.density,
             "hash": record.hash, "bytes": self.bytes_per_task(name),
@@ -136,8 +137,8 @@ class TaskTensors:
             self.store.seal(name, value, self.density_of(value.gates))
         if state is State.LEARNING:
             self.store.start(name)
-            self.begin(name, fresh=False, head=head)
-            self.start = {k.removeprefix("start."): v for k, v in tensors.items() if k.startswith("start.")}
+            self.start(name, fresh=False, head=head)
+            self.handed_on = {k.removeprefix("start."): v for k, v in tensors.items() if k.startswith("start.")}
 
     def bytes_per_task(self, name: str) -> dict[str, int]:
         """Bytes kept for a task: {"gates", "head", "total"}."""
@@ -152,6 +153,7 @@ class TaskTensors:
 
     def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> Saved:
         """What `save` writes."""
+        check_whole(self.layers)
         names = list(self.store.tasks) if tasks is None else [self.store.record(name).name for name in tasks]
         states = [self.task_state(name) for name in names]
         name = getattr(self.core.config, "_name_or_path", "")
@@ -188,7 +190,7 @@ class TaskTensors:
         except Exception:
             for name in added:
                 if name == self.store.learning:
-                    self.end()
+                    self.finish()
                     self.store.abandon()
                 self.store.delete(name)
             raise
@@ -197,27 +199,31 @@ class TaskTensors:
         """What a backbone must share with the one that tasks were learned on, besides every value."""
         shapes = [f"{name} {tuple(p.shape)}" for name, p in sorted(self.core.named_parameters())]
         return {
-            "class": type(self.core).__name__,
+            "class": _class_name(self.core),
             "parameters": len(shapes),
             "shapes_sha256": sha256("\n".join(shapes)),
             "sites": {site: adapter.width for site, adapter in self.adapters.items()},
         }
 
-    def begin(self, name: str, *, fresh: bool, head: nn.Module | None = None) -> None:
+    def start(self, name: str, *, fresh: bool, head: nn.Module | None = None) -> None:
         """Begin to learn a task: its head is made, or `head` taken; scores start afresh or stay as they are."""
-        self.start = {key: tensor.clone() for key, tensor in self.shared_state().items() if "importance." not in key}
+        self.handed_on = {
+            key: tensor.clone() for key, tensor in self.shared_state().items() if "importance." not in key
+        }
         for adapter in self.adapters.values():
             adapter.start(name, fresh=fresh, masked=self.options.soft_mask == "gradient")
         head = head if head is not None else self.make_head(name, self.store.record(name).kind)
         self.learning.put(name, LearningTask(head), self.device())
         self._require_grad(True)
-        self._steps.start(name)
+        if self._steps is not None:
+            self._steps.start(name)
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """End learning: nothing requires gradients any more; scores stay as they are."""
         self.learning.clear_with(self._require_grad)
-        self.start = Tensors()
-        self._steps.finish()
+        self.handed_on = Tensors()
+        if self._steps is not None:
+            self._steps.finish()
 
     def _require_grad(self, flag: bool) -> None:
         trained = [parameter for adapter in self.adapters.values() for parameter in adapter.trained().values()]
@@ -230,13 +236,13 @@ class TaskTensors:
         head = self.head
         gates = {layer: packed for adapter in self.adapters.values() for layer, packed in adapter.packed().items()}
         values = None if head is None else {key: tensor.detach().clone() for key, tensor in head.state_dict().items()}
-        self.end()
+        self.finish()
         self.store.seal(name, SealedTask(gates, values), self.density_of(gates))
 
     def abandon(self) -> str:
         """learning -> new: scores become what they were before; gives the task's name."""
-        name, start = self.store.abandon(), self.start
-        self.end()
+        name, start = self.store.abandon(), self.handed_on
+        self.finish()
         for adapter in self.adapters.values():
             shared = adapter.shared()
             adapter.load_shared(shared | {key: start[key] for key in shared if key in start})
@@ -324,6 +330,13 @@ class TaskTensors:
         """Where what is being learned is."""
         first = next(iter(self.adapters.values()))
         return next(first.parameters()).device
+
+
+def _class_name(model: nn.Module) -> str:
+    """The name of a model's class, or of the one that a tool such as FSDP has derived a nameless one from."""
+    classes = [c for c in type(model).__mro__ if issubclass(c, nn.Module)]
+    named = (c for c in classes if getattr(sys.modules.get(c.__module__), c.__name__, None) is c)
+    return next(named, type(model)).__name__
 
 
 def _named_head(head: nn.Module | None) -> Tensors:

@@ -44,8 +44,8 @@ def predict(
         cost = None if kind.kind == "generation" else runtime.batch_cost
         for rows in by_length(split, batch_size, cost):
             batch = collate(split, rows, kind, tokenizer, runtime)
-            below = batch.pop("below", None)
-            with given(None if below is None else model.tss.prefix, below):
+            prefix_states = batch.pop("prefix_states", None)
+            with given(None if prefix_states is None else model.tss.prefix, prefix_states):
                 answers = kind.predict(model, batch, tokenizer, examples=[split.examples[i] for i in rows])
             for row, answer in zip(rows, answers, strict=True):
                 predictions[row] = answer

@@ -88,7 +88,7 @@ def collate(
     if split.prefix_states is not None:
         index = [range(split.starts[i], split.starts[i] + len(split.encoded[i]["input_ids"])) for i in rows]
         places = pad_rows(index, len(split.prefix_states) - 1, runtime.pad_multiple)
-        batch["below"] = split.prefix_states[places.to(split.prefix_states.device)]
+        batch["prefix_states"] = split.prefix_states[places.to(split.prefix_states.device)]
     return runtime.to_device(batch)
 
 
