@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 PLACEMENTS = ("feed_forward", "attention", "both")
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 WEIGHT_INITS = ("normal", "signed_constant")
 PRESET_NAMES = ("bart", "mbart", "t5", "bert", "roberta", "distilbert", "modernbert", "gpt2", "opt", "llama", "vit")
 SOFT_MASKS = ("gradient", "update", "none")
+TRAINED = ("shared", "own", "backbone")
 
 
 def _check(owner: str, key: str, value: object, allowed: Sequence[str]) -> None:
@@ -118,3 +120,36 @@ class TssOptions:
         _check("TssOptions", "importance_scale", self.importance_scale, ("paper", "relative"))
         if not isinstance(self.score_copy, bool):
             raise ValueError(f"TssOptions: score_copy must be true or false, got {self.score_copy!r}")
+
+
+@dataclass(frozen=True)
+class PlainOptions(TssOptions):
+    """What is trained, and what is kept of each task, without gates.
+
+    Attributes:
+        trained: the weights of the adapters, one "shared" set that every task moves; or an adapter of each task's
+            "own", kept when it is sealed; or every parameter of the "backbone", without adapters.
+        soft_mask: "none", as there is nothing to mask.
+
+    Raises:
+        ValueError: names the setting, its value and what is allowed.
+    """
+
+    soft_mask: str = "none"
+    trained: str = "shared"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("PlainOptions", "soft_mask", self.soft_mask, ("none",))
+        _check("PlainOptions", "trained", self.trained, TRAINED)
+
+
+def options_from(values: Mapping[str, Any]) -> TssOptions:
+    """The options whose fields `dataclasses.asdict` gave.
+
+    Raises:
+        TypeError: they are of none.
+        ValueError: one of them is not allowed.
+    """
+    known = {frozenset(field.name for field in fields(kind)): kind for kind in (TssOptions, PlainOptions)}
+    return known.get(frozenset(values), TssOptions)(**values)

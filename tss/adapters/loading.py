@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tss.adapters import hub, saving
-from tss.adapters.config import AdapterConfig, TssOptions
+from tss.adapters.config import AdapterConfig, options_from
 from tss.adapters.model import TssModel, attach
 from tss.errors import StateError
 
@@ -27,7 +27,7 @@ def load(model: Any, source: str | Path) -> TssModel:
     """
     directory = _folder(source)
     saved = saving.read(directory)
-    config, options = AdapterConfig(**saved.config), TssOptions(**saved.options)
+    config, options = AdapterConfig(**saved.config), options_from(saved.options)
     if not isinstance(model, TssModel):
         model = attach(model, config, options)
         try:
