@@ -13,7 +13,7 @@ ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 WEIGHT_INITS = ("normal", "signed_constant")
 PRESET_NAMES = ("bart", "mbart", "t5", "bert", "roberta", "distilbert", "modernbert", "gpt2", "opt", "llama", "vit")
 SOFT_MASKS = ("gradient", "update", "none")
-TRAINED = ("shared", "own", "backbone")
+TRAINED = ("shared", "own", "lora", "backbone")
 
 
 def _check(owner: str, key: str, value: object, allowed: Sequence[str]) -> None:
@@ -84,10 +84,7 @@ class AdapterConfig:
         if self.preset is not None:
             _check("AdapterConfig", "preset", self.preset, PRESET_NAMES)
         if self.sites is not None:
-            try:
-                re.compile(self.sites)
-            except re.error as error:
-                raise ValueError(f"AdapterConfig: sites={self.sites!r} is no regular expression: {error}") from error
+            _check_pattern("AdapterConfig", "sites", self.sites)
 
 
 @dataclass(frozen=True)
@@ -128,8 +125,13 @@ class PlainOptions(TssOptions):
 
     Attributes:
         trained: the weights of the adapters, one "shared" set that every task moves; or an adapter of each task's
-            "own", kept when it is sealed; or every parameter of the "backbone", without adapters.
+            "own", kept when it is sealed; or a "lora" of each task's own beside linear maps of the backbone, in place of
+            adapters, which needs the package peft; or every parameter of the "backbone", without adapters.
         soft_mask: "none", as there is nothing to mask.
+        rank: of "lora"; None: the one with which it trains as many parameters as the adapters would, or nearly.
+        alpha: of "lora", whose product is scaled by alpha / rank; None: by 1.
+        targets: of "lora": regular expression that a linear map's whole name must match; None: what peft targets in
+            models of this type.
 
     Raises:
         ValueError: names the setting, its value and what is allowed.
@@ -137,11 +139,34 @@ class PlainOptions(TssOptions):
 
     soft_mask: str = "none"
     trained: str = "shared"
+    rank: int | None = None
+    alpha: float | None = None
+    targets: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check("PlainOptions", "soft_mask", self.soft_mask, ("none",))
         _check("PlainOptions", "trained", self.trained, TRAINED)
+        check_lora("PlainOptions", self.rank, self.alpha, self.targets)
+
+
+def check_lora(owner: str, rank: object, alpha: object, targets: object) -> None:
+    """Raise ValueError naming the option and its value unless each is None or can be used."""
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise ValueError(f"{owner}: rank must be a whole number of at least 1, or None, got {rank!r}")
+    if alpha is not None and (
+        isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf
+    ):
+        raise ValueError(f"{owner}: alpha must be a number above 0, or None, got {alpha!r}")
+    if targets is not None:
+        _check_pattern(owner, "targets", targets)
+
+
+def _check_pattern(owner: str, key: str, value: Any) -> None:
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{owner}: {key}={value!r} is no regular expression: {error}") from error
 
 
 def options_from(values: Mapping[str, Any]) -> TssOptions:
