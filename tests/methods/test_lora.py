@@ -1,4 +1,4 @@
-"""One LoRA per task is peft's: the same answers, gradients and initialisation; its rank makes it as large as adapters."""
+"""One LoRA per task is peft's: the same answers, gradients and start; its rank makes it as large as adapters."""
 
 from __future__ import annotations
 

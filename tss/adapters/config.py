@@ -125,8 +125,8 @@ class PlainOptions(TssOptions):
 
     Attributes:
         trained: the weights of the adapters, one "shared" set that every task moves; or an adapter of each task's
-            "own", kept when it is sealed; or a "lora" of each task's own beside linear maps of the backbone, in place of
-            adapters, which needs the package peft; or every parameter of the "backbone", without adapters.
+            "own", kept when it is sealed; or a "lora" of each task's own beside linear maps of the backbone, in place
+            of adapters, which needs the package peft; or every parameter of the "backbone", without adapters.
         soft_mask: "none", as there is nothing to mask.
         rank: of "lora"; None: the one with which it trains as many parameters as the adapters would, or nearly.
         alpha: of "lora", whose product is scaled by alpha / rank; None: by 1.

@@ -25,8 +25,8 @@ class LoraSite(SiteAdapter, Float32Module):
     """y + scaling * B A x, where y is what the backbone's linear map makes of x: what peft's own layer computes.
 
     peft would put its layer in the map's place, and a backbone whose modules are swapped is no longer the one that is
-    promised to stay as it is. So peft makes A, B, the scaling and their initialisation on a map of the same sizes, and
-    they run in a hook. A task starts from a draw by its name alone; a sealed one runs on the A and B it was sealed with.
+    promised to stay as it is. So peft makes A, B and the scaling on a map of the same sizes, and they run in a hook. A
+    task starts from a draw by its name alone; a sealed one runs on the A and B that it was sealed with.
 
     Args:
         index, site, store: as attributes of every `SiteAdapter`.
