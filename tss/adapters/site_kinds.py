@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from tss.adapters.backbone_site import BackboneSite
 from tss.adapters.config import AdapterConfig, PlainOptions, TssOptions
 from tss.adapters.lora_site import LoraSite, import_peft
+from tss.adapters.masked_site import MaskedSite
 from tss.adapters.own_site import OwnSite
 from tss.adapters.site_adapter import GatedSite, PlainSite, SiteAdapter
 from tss.adapters.sites import find_sites, hidden_size
@@ -38,13 +39,14 @@ def make_adapters(core: Any, config: AdapterConfig, options: TssOptions, store: 
         return {"": BackboneSite(core, config, store)}
     if isinstance(options, PlainOptions) and trained == "lora":
         return _make_loras(core, config, options, store)
-    kind = GatedSite if config.gated else PLAIN[trained]
+    kind: Callable[..., SiteAdapter] = GatedSite if config.gated else PLAIN.get(trained, MaskedSite)
+    extra = [options.steepness] if isinstance(options, PlainOptions) and trained == "masked" else []
     fallback = next(core.parameters())
     adapters: dict[str, SiteAdapter] = {}
     for index, (name, site) in enumerate(find_sites(core, config).items()):
         # A block's last parameters shape its output: T5 keeps those in float32 where the rest is half precision.
         like = ([p for p in site.parameters() if p.is_floating_point()] or [fallback])[-1]
-        adapter = kind(index, name, hidden_size(core, name, site), config, store, like.dtype)
+        adapter = kind(index, name, hidden_size(core, name, site), config, store, like.dtype, *extra)
         adapters[name] = adapter if like.is_meta else adapter.to(like.device)
     return adapters
 

@@ -3,6 +3,7 @@
 from tss.methods.base import Method
 from tss.methods.ewc import Ewc
 from tss.methods.full import Full
+from tss.methods.hat import Hat
 from tss.methods.lora import Lora
 from tss.methods.lwf import Lwf
 from tss.methods.ncl import Ncl
@@ -12,7 +13,7 @@ from tss.methods.supsup import SupSup
 from tss.methods.tss import Tss
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Tss, One, Lora, SupSup, Piggyback, Ewc, Lwf, Ncl, Full)
+    method.name: method for method in (Tss, One, Lora, SupSup, Piggyback, Hat, Ewc, Lwf, Ncl, Full)
 }
 
 __all__ = ["METHODS", "Method"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -94,9 +93,3 @@ class Method(ABC):
 def adapter_weights(handle: TssHandle) -> dict[str, torch.nn.Parameter]:
     """What is trained besides the heads, by names that are the same in every process."""
     return {name: p for adapter in handle.adapters.values() for name, p in adapter.trained().items()}
-
-
-def check_number(owner: str, key: str, value: object, *, above: float) -> None:
-    """Raise ValueError naming the option and its value unless it is a finite number greater than `above`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value < math.inf:
-        raise ValueError(f"{owner}: {key} must be a number above {above:g}, got {value!r}")

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tss.methods.base import Batch, Method, adapter_weights, check_number
+from tss.adapters.config import check_above
+from tss.methods.base import Batch, Method, adapter_weights
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,7 @@ class EwcOptions:
     strength: float = 5000.0
 
     def __post_init__(self) -> None:
-        check_number("EwcOptions", "strength", self.strength, above=0)
+        check_above("EwcOptions", "strength", self.strength, 0)
 
 
 class Ewc(Method):

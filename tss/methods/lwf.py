@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tss.methods.base import Batch, Method, check_number
+from tss.adapters.config import check_above
+from tss.methods.base import Batch, Method
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +31,8 @@ class LwfOptions:
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
-        check_number("LwfOptions", "strength", self.strength, above=0)
-        check_number("LwfOptions", "temperature", self.temperature, above=0)
+        check_above("LwfOptions", "strength", self.strength, 0)
+        check_above("LwfOptions", "temperature", self.temperature, 0)
 
 
 class Lwf(Method):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tss.adapters.config import TssOptions
-from tss.methods.base import Method, check_number
+from tss.adapters.config import TssOptions, check_above
+from tss.methods.base import Method
 
 if TYPE_CHECKING:
     from tss.adapters import TssHandle
@@ -29,8 +29,8 @@ class PiggybackOptions:
     mask_scale: float = 1e-2
 
     def __post_init__(self) -> None:
-        check_number("PiggybackOptions", "threshold", self.threshold, above=0)
-        check_number("PiggybackOptions", "mask_scale", self.mask_scale, above=self.threshold)
+        check_above("PiggybackOptions", "threshold", self.threshold, 0)
+        check_above("PiggybackOptions", "mask_scale", self.mask_scale, self.threshold)
 
 
 class Piggyback(Method):
