@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.methods.conftest import KINDS, RATES, changed, learn, logits, make_batches, start, weights
+from tss.adapters import AdapterConfig, PlainOptions, attach
 from tss.methods import METHODS
 from tss.methods.base import NoOptions
 from tss.run.config import TaskSettings
@@ -86,3 +87,15 @@ def test_a_method_without_state_refuses_that_of_another():
 def test_options_that_cannot_work_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         METHODS[name].options_type(**options)
+
+
+@pytest.mark.parametrize("trained", ["shared", "masked", "own", "lora", "backbone"])
+def test_what_trains_weights_refuses_adapters_with_gates(trained, tiny_bart):
+    with pytest.raises(ValueError, match=rf"trained='{trained}'\) train weights, but AdapterConfig has gated=True"):
+        attach(tiny_bart, AdapterConfig(), PlainOptions(trained=trained))
+    assert not any(module._forward_hooks for module in tiny_bart.modules())
+
+
+def test_full_fine_tuning_needs_float32(tiny_bart):
+    with pytest.raises(ValueError, match=r"needs it in float32, but .* is torch.bfloat16"):
+        start(tiny_bart.bfloat16(), "full")

@@ -31,9 +31,14 @@ def make_adapters(core: Any, config: AdapterConfig, options: TssOptions, store: 
         store: of the model's tasks.
 
     Raises:
-        ValueError: no site, or one of unknown width.
+        ValueError: no site, or one of unknown width; options that do not go with the adapters.
         TssError: a package is missing.
     """
+    if config.gated and isinstance(options, PlainOptions):
+        raise ValueError(
+            f"PlainOptions(trained={options.trained!r}) train weights, but AdapterConfig has gated=True, which freezes "
+            "them: give AdapterConfig(gated=False), or TssOptions"
+        )
     trained = options.trained if isinstance(options, PlainOptions) else "shared"
     if trained == "backbone":
         return {"": BackboneSite(core, config, store)}
