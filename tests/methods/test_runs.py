@@ -67,7 +67,7 @@ def test_a_run_is_stopped_resumed_to_the_same_bytes_and_predicts(name, data, tin
     config = load_config(values, OPTIONS.get(name, []))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     result = run_sequence(config, whole)
-    for task, epoch, step in ((TASKS[0], 1, 2), (TASKS[1], 0, 3), (TASKS[2], 1, 1)):
+    for task, epoch, step in ((TASKS[1], 0, 3), (TASKS[2], 1, 1)):
         with pytest.raises(Stop):
             run_sequence(config, stopped, resume=stopped.is_dir(), progress=stop_at(task, epoch, step))
     run_sequence(config, stopped, resume=True)
