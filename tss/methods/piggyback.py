@@ -39,6 +39,10 @@ class Piggyback(Method):
     Scores, straight-through gradients and frozen weights are those of TSS; the threshold, the constant first scores and
     that nothing is handed on are Piggyback's. The paper masks a pretrained network. Here the adapters' random weights
     are masked, as in every method that this one is compared with; the authors' code has its own layers and no others.
+
+    First scores lie mask_scale - threshold above the edge of their gates, and a step of Adam is about `score_lr` long:
+    one of that size, such as the quick presets', flips gates at once by the signs of single gradients. Take a tenth of
+    it or less.
     """
 
     name = "piggyback"
