@@ -67,6 +67,16 @@ def test_presets_run_by_the_method_to_compare_with_too(name):
     assert load_config(name, ["method=ncl"]).method == "ncl"
 
 
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith("ablation-")])
+def test_an_ablation_differs_from_quick_in_one_choice_and_its_label(name):
+    quick, ablation = load_config("quick").resolved(), load_config(name).resolved()
+    assert ablation.pop("label") != quick.pop("label")
+    parts = {key for key in quick if quick[key] != ablation[key]}
+    changes = [key for part in parts for key in quick[part] if quick[part][key] != ablation[part][key]]
+    assert parts <= {"adapters", "method_options"}
+    assert len(changes) == (name != "ablation-weights-signed-constant")
+
+
 @pytest.mark.parametrize("name", [*(f"{family}.quick" for family in FAMILIES), "mixed.quick"])
 def test_quick_presets_name_tasks_of_the_real_data(name, data_dir):
     assert resolve_order(load_config(name).tasks, list_tasks(data_dir)).missing == []

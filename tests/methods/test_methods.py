@@ -1,103 +1,101 @@
-"""What tells the methods apart: TSS cannot change an old task's answers, naive training does."""
+"""What holds for every method, and what tells them apart."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tss.adapters import AdapterConfig, attach
+from tests.methods.conftest import KINDS, RATES, changed, learn, logits, make_batches, start, weights
+from tss.adapters import AdapterConfig, PlainOptions, attach
 from tss.methods import METHODS
 from tss.methods.base import NoOptions
 from tss.run.config import TaskSettings
-from tss.tasks import Classification
-
-KIND = Classification(labels=("no", "yes"))
-
-
-def batches(seed: int, count: int = 4) -> list[dict[str, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    made = []
-    for _ in range(count):
-        ids = torch.randint(5, 40, (6, 8), generator=generator)
-        ids[:, -1] = 2
-        made.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": (ids[:, 0] + seed) % 2})
-    return made
-
-
-def learn(handle, method, name: str, data) -> None:
-    """One pass of plain training with the method's hooks, as the runner does it."""
-    torch.manual_seed(0)
-    method.begin_task(handle, name, KIND)
-    optimizer = method.make_optimizer(handle, TaskSettings(score_lr=0.05, adapter_lr=0.01, head_lr=0.01))
-    handle.model.train()
-    for batch in data:
-        loss = handle.model(**batch).loss
-        assert method.penalty(handle, batch) is None
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    method.end_task(handle, name, data)
-    handle.model.eval()
-
-
-def logits(handle, name: str, batch) -> torch.Tensor:
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    with handle.using(name), torch.no_grad():
-        return handle.model(**inputs).logits.clone()
 
 
 @pytest.fixture(params=list(METHODS))
 def learned(request, tiny_bart):
     """A method, its handle with one task learned, and that task's logits."""
-    cls = METHODS[request.param]
-    method = cls(cls.options_type())
-    handle = attach(tiny_bart, AdapterConfig(bottleneck=4, gated=cls.gated), method.layer_options()).tss
-    learn(handle, method, "asc/first", batches(1))
-    return method, handle, logits(handle, "asc/first", batches(1)[0])
+    method, handle = start(tiny_bart, request.param)
+    learn(handle, method, "asc/first", make_batches(1))
+    return method, handle, logits(handle, "asc/first", make_batches(1)[0])
 
 
 def test_a_later_task_changes_old_answers_exactly_where_nothing_guards_them(learned):
     method, handle, before = learned
     for seed, name in ((2, "asc/second"), (3, "asc/third")):
-        learn(handle, method, name, batches(seed))
-    after = logits(handle, "asc/first", batches(1)[0])
+        learn(handle, method, name, make_batches(seed))
+    after = logits(handle, "asc/first", make_batches(1)[0])
     assert torch.equal(after, before) == method.never_forgets
 
 
-def test_learning_moves_the_adapters_and_only_what_the_method_trains(learned):
+def test_learning_moves_only_what_the_method_trains(learned):
     method, handle, _ = learned
-    tensors = {name: value.detach().clone() for name, value in handle.model.named_parameters()}
-    method.begin_task(handle, "asc/second", KIND)
+    before = weights(handle)
+    method.begin_task(handle, "asc/second", KINDS["classification"])
     groups = handle.trainable_parameters()
     trainable = {id(parameter) for group in groups.values() for parameter in group}
-    optimizer = method.make_optimizer(handle, TaskSettings(score_lr=0.05, adapter_lr=0.01, head_lr=0.01))
+    optimizer = method.make_optimizer(handle, RATES)
     assert {id(parameter) for group in optimizer.param_groups for parameter in group["params"]} == trainable
-    for batch in batches(2):
+    begun = weights(handle)
+    for batch in make_batches(2):
         handle.model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     now = dict(handle.model.named_parameters())
-    moved = {name for name, value in tensors.items() if not torch.equal(now[name], value)}
-    assert moved
+    moved = changed(begun, now)
+    assert any(name in before for name in moved)  # adapters or the backbone, not the head alone
     assert all(id(now[name]) in trainable for name in moved)
 
 
 def test_the_configured_learning_rates_reach_the_optimizer(learned):
     method, handle, _ = learned
-    method.begin_task(handle, "asc/second", KIND)
+    method.begin_task(handle, "asc/second", KINDS["classification"])
     rates = TaskSettings(score_lr=0.5, adapter_lr=0.25, head_lr=0.125, beta1=0.8, beta2=0.9, eps=1e-4)
     groups = method.make_optimizer(handle, rates).param_groups
-    assert [group["lr"] for group in groups] == [0.5 if method.gated else 0.25, 0.125]
+    assert [group["lr"] for group in groups[:2]] == [0.5 if method.gated else 0.25, 0.125]
     assert all(group["betas"] == (0.8, 0.9) and group["eps"] == 1e-4 for group in groups)
     assert all(group["weight_decay"] == 0 for group in groups)
 
 
-def test_methods_say_what_they_are():
-    for name, cls in METHODS.items():
-        assert cls.name == name
-    assert METHODS["ncl"].options_type is NoOptions
-    method = METHODS["ncl"](NoOptions())
+@pytest.mark.parametrize("name", list(METHODS))
+def test_methods_say_what_they_are(name):
+    cls = METHODS[name]
+    assert cls.name == name
+    method = cls(cls.options_type())
     assert method.state() == {}
     method.load_state({})
-    with pytest.raises(ValueError, match="keeps no state"):
-        method.load_state({"fisher": torch.zeros(1)})
+
+
+def test_a_method_without_state_refuses_that_of_another():
+    with pytest.raises(ValueError, match="ncl keeps no state of its own, got"):
+        METHODS["ncl"](NoOptions()).load_state({"fisher": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("piggyback", {"threshold": 0.0}, "threshold must be a number above 0, got 0.0"),
+        ("piggyback", {"mask_scale": 1e-3}, "mask_scale must be a number above 0.005, got 0.001"),
+        ("ewc", {"strength": -1.0}, "strength must be a number above 0, got -1.0"),
+        ("lwf", {"strength": True}, "strength must be a number above 0, got True"),
+        ("lwf", {"temperature": float("inf")}, "temperature must be a number above 0, got inf"),
+        ("hat", {"steepness": 1}, "steepness must be a number above 1, got 1"),
+        ("hat", {"sparsity": "much"}, "sparsity must be a number above 0, got 'much'"),
+        ("hat", {"anneal_steps": 1}, "anneal_steps must be a whole number of at least 2, got 1"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        METHODS[name].options_type(**options)
+
+
+@pytest.mark.parametrize("trained", ["shared", "masked", "own", "lora", "backbone"])
+def test_what_trains_weights_refuses_adapters_with_gates(trained, tiny_bart):
+    with pytest.raises(ValueError, match=rf"trained='{trained}'\) train weights, but AdapterConfig has gated=True"):
+        attach(tiny_bart, AdapterConfig(), PlainOptions(trained=trained))
+    assert not any(module._forward_hooks for module in tiny_bart.modules())
+
+
+def test_full_fine_tuning_needs_float32(tiny_bart):
+    with pytest.raises(ValueError, match=r"needs it in float32, but .* is torch.bfloat16"):
+        start(tiny_bart.bfloat16(), "full")

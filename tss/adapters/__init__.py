@@ -6,17 +6,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tss.adapters.config import AdapterConfig, TssOptions
+    from tss.adapters.config import AdapterConfig, PlainOptions, TssOptions
     from tss.adapters.handle import TssHandle
     from tss.adapters.loading import load
     from tss.adapters.model import TssModel, attach
     from tss.adapters.task_store import TaskRecord
 
-__all__ = ["AdapterConfig", "TaskRecord", "TssHandle", "TssModel", "TssOptions", "attach", "load"]
+__all__ = ["AdapterConfig", "PlainOptions", "TaskRecord", "TssHandle", "TssModel", "TssOptions", "attach", "load"]
 
 # A configuration can be checked without torch: what needs torch is loaded when first used.
 _MODULES = {
     "AdapterConfig": "config",
+    "PlainOptions": "config",
     "TaskRecord": "task_store",
     "TssHandle": "handle",
     "TssModel": "model",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 PLACEMENTS = ("feed_forward", "attention", "both")
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 WEIGHT_INITS = ("normal", "signed_constant")
 PRESET_NAMES = ("bart", "mbart", "t5", "bert", "roberta", "distilbert", "modernbert", "gpt2", "opt", "llama", "vit")
 SOFT_MASKS = ("gradient", "update", "none")
+TRAINED = ("shared", "masked", "own", "lora", "backbone")
 
 
 def _check(owner: str, key: str, value: object, allowed: Sequence[str]) -> None:
@@ -83,10 +85,7 @@ class AdapterConfig:
         if self.preset is not None:
             _check("AdapterConfig", "preset", self.preset, PRESET_NAMES)
         if self.sites is not None:
-            try:
-                re.compile(self.sites)
-            except re.error as error:
-                raise ValueError(f"AdapterConfig: sites={self.sites!r} is no regular expression: {error}") from error
+            _check_pattern("AdapterConfig", "sites", self.sites)
 
 
 @dataclass(frozen=True)
@@ -119,3 +118,72 @@ class TssOptions:
         _check("TssOptions", "importance_scale", self.importance_scale, ("paper", "relative"))
         if not isinstance(self.score_copy, bool):
             raise ValueError(f"TssOptions: score_copy must be true or false, got {self.score_copy!r}")
+
+
+@dataclass(frozen=True)
+class PlainOptions(TssOptions):
+    """What is trained, and what is kept of each task, without gates.
+
+    Attributes:
+        trained: the weights of the adapters, one "shared" set that every task moves; or the same "masked", each hidden
+            unit by a gate between 0 and 1 that a task learns and keeps; or an adapter of each task's
+            "own", kept when it is sealed; or a "lora" of each task's own beside linear maps of the backbone, in place
+            of adapters, which needs the package peft; or every parameter of the "backbone", without adapters.
+        soft_mask: "none", as there is nothing to mask.
+        rank: of "lora"; None: the one with which it trains as many parameters as the adapters would, or nearly.
+        alpha: of "lora", whose product is scaled by alpha / rank; None: by 1.
+        targets: of "lora": regular expression that a linear map's whole name must match; None: what peft targets in
+            models of this type.
+        steepness: of "masked": a gate is sigmoid(steepness * e), e trained; while training, the slope may be smaller.
+
+    Raises:
+        ValueError: names the setting, its value and what is allowed.
+    """
+
+    soft_mask: str = "none"
+    trained: str = "shared"
+    rank: int | None = None
+    alpha: float | None = None
+    targets: str | None = None
+    steepness: float = 400.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_above("PlainOptions", "steepness", self.steepness, 0)
+        _check("PlainOptions", "soft_mask", self.soft_mask, ("none",))
+        _check("PlainOptions", "trained", self.trained, TRAINED)
+        check_lora("PlainOptions", self.rank, self.alpha, self.targets)
+
+
+def check_above(owner: str, key: str, value: object, least: float) -> None:
+    """Raise ValueError naming the option and its value unless it is a finite number greater than `least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least < value < math.inf:
+        raise ValueError(f"{owner}: {key} must be a number above {least:g}, got {value!r}")
+
+
+def check_lora(owner: str, rank: object, alpha: object, targets: object) -> None:
+    """Raise ValueError naming the option and its value unless each is None or can be used."""
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise ValueError(f"{owner}: rank must be a whole number of at least 1, or None, got {rank!r}")
+    if alpha is not None:
+        check_above(owner, "alpha", alpha, 0)
+    if targets is not None:
+        _check_pattern(owner, "targets", targets)
+
+
+def _check_pattern(owner: str, key: str, value: Any) -> None:
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{owner}: {key}={value!r} is no regular expression: {error}") from error
+
+
+def options_from(values: Mapping[str, Any]) -> TssOptions:
+    """The options whose fields `dataclasses.asdict` gave.
+
+    Raises:
+        TypeError: they are of none.
+        ValueError: one of them is not allowed.
+    """
+    known = {frozenset(field.name for field in fields(kind)): kind for kind in (TssOptions, PlainOptions)}
+    return known.get(frozenset(values), TssOptions)(**values)

@@ -72,7 +72,8 @@ class FrozenPrefix:
 def find_prefix(model: Any, adapters: Mapping[str, SiteAdapter]) -> FrozenPrefix | None:
     """The layers before the first adapter that a batch meets.
 
-    None where nothing that can be skipped does: an adapter inside the first layers or before them, or dropout.
+    None where nothing that can be skipped does: an adapter inside the first layers or before them, one that reads more
+    than the output that it changes, or dropout.
 
     Args:
         model: the backbone.
@@ -80,6 +81,8 @@ def find_prefix(model: Any, adapters: Mapping[str, SiteAdapter]) -> FrozenPrefix
     """
     settings = model.config.to_dict()
     if any(value for key, value in settings.items() if "drop" in key and key != "classifier_dropout"):
+        return None
+    if not all(adapter.reads_output for adapter in adapters.values()):
         return None
     adapted = {model.get_submodule(name): adapter for name, adapter in adapters.items()}
     stack: nn.Module = model.get_encoder() if model.config.is_encoder_decoder else model.base_model

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tss.adapters import hub, saving
-from tss.adapters.config import AdapterConfig, TssOptions
+from tss.adapters.config import AdapterConfig, options_from
 from tss.adapters.model import TssModel, attach
 from tss.errors import StateError
 
@@ -32,7 +32,7 @@ def load(model: Any, source: str | Path) -> TssModel:
 def restore(model: Any, saved: saving.Saved, origin: str) -> TssModel:
     """`load` of what was read already; `origin` names its folder in messages."""
     try:
-        config, options = AdapterConfig(**saved.config), TssOptions(**saved.options)
+        config, options = AdapterConfig(**saved.config), options_from(saved.options)
     except (TypeError, ValueError) as error:
         raise StateError(f"{origin}: its settings are not those of tss ({error}); save it again") from error
     if not isinstance(model, TssModel):

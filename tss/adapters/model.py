@@ -24,8 +24,9 @@ from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.float32 import keeping_dtype
 from tss.adapters.handle import Task, TssHandle
 from tss.adapters.learning import TasksLearned, tasks_in
-from tss.adapters.site_adapter import SiteAdapter, make_adapters
-from tss.adapters.sites import check_backbone, find_sites, hidden_size
+from tss.adapters.site_adapter import SiteAdapter
+from tss.adapters.site_kinds import make_adapters
+from tss.adapters.sites import check_backbone
 from tss.adapters.task_call import TaskCall, calling
 from tss.adapters.task_store import TaskStore
 from tss.errors import StateError
@@ -61,16 +62,14 @@ class TssModel(PreTrainedModel):
         """Put adapters on a backbone; the caller has made the object without calling `__init__`."""
         nn.Module.__init__(self)
         core, store = task_forward.core_of(backbone), TaskStore()
-        sites = find_sites(core, config)
-        widths = {name: hidden_size(core, name, site) for name, site in sites.items()}
-        adapters = make_adapters(sites, widths, config, store, next(core.parameters()))
+        adapters = make_adapters(core, config, options, store)
         self.backbone = backbone
         self.adapters, self.learning = nn.ModuleList(list(adapters.values())), TasksLearned()
         self.__dict__["tss"] = TssHandle(self, backbone, config, options, adapters, store, self.learning)
         self.__dict__["_task_config"] = (None, None)
         backbone.requires_grad_(False)
         for name, adapter in adapters.items():
-            sites[name].register_forward_hook(adapter.hook)
+            core.get_submodule(name).register_forward_hook(adapter.hook)
         self.training = backbone.training
         self.adapters.train(self.training)
         self.learning.train(self.training)

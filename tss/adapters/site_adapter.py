@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 
 from tss.adapters.config import AdapterConfig
 from tss.adapters.float32 import Float32Module
@@ -34,6 +35,8 @@ class SiteAdapter(nn.Module, ABC):
     """
 
     gated: ClassVar[bool]
+    reads_output: ClassVar[bool] = True
+    """The adapter is a function of its site's output alone."""
     down: Any
     up: Any
 
@@ -49,16 +52,27 @@ class SiteAdapter(nn.Module, ABC):
 
     def hook(self, site: nn.Module, inputs: Any, output: Any) -> Any:
         """Forward hook of the site; a bound method, so that a deep copy of the model finds its own adapter."""
-        call = current_call()
-        if call is None or call.owner is not self.store:
-            if call is None and self.store.learning is not None and _in_backward():
-                raise StateError(
-                    "a checkpointed layer runs again in the backward pass with no active task while "
-                    f"{self.store.learning!r} is being learned: enable checkpointing on the model that tss.attach "
-                    "gave, with model.gradient_checkpointing_enable(), which remembers the task of the forward pass"
-                )
+        if not self._called():
             return None
         return (self(output[0]), *output[1:]) if isinstance(output, tuple) else self(output)
+
+    def _called(self) -> bool:
+        """Whether the current call is of this model and has a task."""
+        call = current_call()
+        if call is not None and call.owner is self.store:
+            return True
+        if call is None and self.store.learning is not None and _in_backward():
+            raise StateError(
+                "a checkpointed layer runs again in the backward pass with no active task while "
+                f"{self.store.learning!r} is being learned: enable checkpointing on the model that tss.attach "
+                "gave, with model.gradient_checkpointing_enable(), which remembers the task of the forward pass"
+            )
+        return False
+
+    def _own(self) -> tuple[torch.Tensor, ...] | None:
+        """What the sealed task of the current call keeps at this site; None while the live tensors run."""
+        call = current_call()
+        return None if call is None or call.gates is None else call.gates[self.index]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (B, ..., width) -> the same shape and dtype, each row through its task's adapter."""
@@ -78,7 +92,7 @@ class SiteAdapter(nn.Module, ABC):
         for of_task, rows in groups:
             with calling(of_task):
                 parts.append(self.adapt(hidden[rows]))
-        return torch.cat(parts)[back].view(shape)
+        return torch.cat(parts)[back].view(*shape[:-1], -1)
 
     @abstractmethod
     def adapt(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -114,9 +128,17 @@ class SiteAdapter(nn.Module, ABC):
     def frozen(self) -> Tensors:
         """The adapter's tensors that never change, by full name."""
 
+    def kept(self) -> Tensors:
+        """Copies of the live weights that a sealed task keeps at this site, by name; empty where they are shared."""
+        return {}
+
+    def trained_below(self) -> frozenset[str]:
+        """Names of the backbone's own parameters that learning moves."""
+        return frozenset()
+
     def gate_bytes(self) -> int:
-        """Bytes of gates kept here for a sealed task."""
-        return 0
+        """Bytes of gates or weights kept here for a sealed task."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.kept().values())
 
     def _load(self, tensors: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]) -> None:
         load_exactly(targets, tensors, f"adapter at {self.site}")
@@ -205,7 +227,8 @@ class GatedSite(SiteAdapter):
 class PlainSite(SiteAdapter, Float32Module):
     """A plain adapter for all tasks: old or new, they run on the trained float32 weights as they are now.
 
-    x + up(activation(down(x))); down starts as N(0, 0.02²) and up as zero, so that it starts as the identity.
+    x + up(activation(down(x))); down starts as N(0, 0.02²) and up as zero, so that it starts as the identity. A call
+    that brings weights (down and its bias, up and its bias, for each site) runs on those.
     """
 
     gated = False
@@ -219,15 +242,23 @@ class PlainSite(SiteAdapter, Float32Module):
         with torch.random.fork_rng(devices=[]):
             self.down = nn.Linear(width, config.bottleneck, device="cpu", dtype=torch.float32)
             self.up = nn.Linear(config.bottleneck, width, device="cpu", dtype=torch.float32)
-        with torch.no_grad():
-            self.down.weight.normal_(0.0, WEIGHT_STD, generator=tensor_stream(config.seed, "adapter", site))
-            for tensor in (self.down.bias, self.up.weight, self.up.bias):
-                tensor.zero_()
+        self.draw(tensor_stream(config.seed, "adapter", site))
         self.requires_grad_(False)
 
+    @torch.no_grad()
+    def draw(self, stream: torch.Generator) -> None:
+        """Draw the weights with which the adapter starts, from a stream of the CPU."""
+        self.down.weight.copy_(torch.empty(self.down.weight.shape).normal_(0.0, WEIGHT_STD, generator=stream))
+        for tensor in (self.down.bias, self.up.weight, self.up.bias):
+            tensor.zero_()
+
     def adapt(self, hidden: torch.Tensor) -> torch.Tensor:
-        inner = ACTIVATIONS[self.activation](self.down(hidden.float()))
-        return hidden + self.up(inner).to(hidden.dtype)
+        activate, own = ACTIVATIONS[self.activation], self._own()
+        if own is None:
+            return hidden + self.up(activate(self.down(hidden.float()))).to(hidden.dtype)
+        down, down_bias, up, up_bias = (tensor.to(hidden.device) for tensor in own)
+        inner = activate(linear(hidden.float(), down, down_bias))
+        return hidden + linear(inner, up, up_bias).to(hidden.dtype)
 
     def start(self, task: str, *, fresh: bool, masked: bool) -> None:
         """Nothing: there is one set of weights."""
@@ -247,24 +278,6 @@ class PlainSite(SiteAdapter, Float32Module):
 
     def frozen(self) -> Tensors:
         return {}
-
-
-def make_adapters(
-    sites: Mapping[str, nn.Module],
-    widths: Mapping[str, int],
-    config: AdapterConfig,
-    store: TaskStore,
-    fallback: torch.Tensor,
-) -> dict[str, SiteAdapter]:
-    """An adapter for every site, on the site's device and in its dtype."""
-    adapters: dict[str, SiteAdapter] = {}
-    for index, (name, site) in enumerate(sites.items()):
-        # A block's last parameters shape its output: T5 keeps those in float32 where the rest is half precision.
-        like = ([p for p in site.parameters() if p.is_floating_point()] or [fallback])[-1]
-        kind = GatedSite if config.gated else PlainSite
-        adapter = kind(index, name, widths[name], config, store, like.dtype)
-        adapters[name] = adapter if like.is_meta else adapter.to(like.device)
-    return adapters
 
 
 def _in_backward() -> bool:

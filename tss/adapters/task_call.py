@@ -11,7 +11,7 @@ import torch
 
 from tss.tasks.base import TaskKind
 
-SiteGates = Sequence[tuple[torch.Tensor, torch.Tensor]]
+SiteGates = Sequence[tuple[torch.Tensor, ...]]
 
 
 class TaskCall:
@@ -21,7 +21,7 @@ class TaskCall:
         owner: the store of the model that was called; other models' adapters have nothing to do with this call.
         names: the task, or the task of each row.
         kind: of the task, or of the first row's.
-        gates: packed gates (down, up) by site; None: the live tensors of the adapters run.
+        gates: packed gates (down, up), or the task's own weights, by site; None: the live tensors of the adapters run.
         head: the head being learned, a module; or a sealed head's tensors; or None.
         active: whether there is a task.
         rows: None, or for tasks by row: the call of each task and its rows.

@@ -7,7 +7,7 @@ Nothing here knows a model: a sealed task is a value, packed gates and a head as
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -50,21 +50,27 @@ class SealedTask:
     """The value of a sealed task.
 
     Attributes:
-        gates: packed gates, uint8 (out, ceil(in / 8)), by layer, down before up for each site.
+        gates: packed gates, uint8 (out, ceil(in / 8)), by layer, down before up for each site; empty without gates.
         head: the head's tensors by the names of its `state_dict`; None without a head of its own.
+        weights: the task's own weights by name, as many for each site as for another; empty where it has none.
+        sites: how many there are.
     """
 
     gates: Tensors
     head: Tensors | None
+    weights: Tensors = field(default_factory=dict)
+    sites: int = 1
 
     def tensors(self) -> Tensors:
         """All that its answers depend on, besides what is frozen: "gates.<layer>" and "head.<parameter>"."""
-        return {f"gates.{k}": v for k, v in self.gates.items()} | {f"head.{k}": v for k, v in (self.head or {}).items()}
+        parts = {"gates": self.gates, "weights": self.weights, "head": self.head or {}}
+        return {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
 
-    def by_site(self) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
-        """(down, up) for each site; None for plain adapters."""
-        packed = list(self.gates.values())
-        return list(zip(packed[::2], packed[1::2], strict=True)) if packed else None
+    def by_site(self) -> list[tuple[torch.Tensor, ...]] | None:
+        """What each site runs for the task, (down, up) gates or its own weights; None where it runs shared weights."""
+        kept = list((self.gates or self.weights).values())
+        size = len(kept) // self.sites
+        return [tuple(kept[start : start + size]) for start in range(0, len(kept), size)] if kept else None
 
 
 class TaskStore:
@@ -78,7 +84,7 @@ class TaskStore:
         self.learning: str | None = None
         self._records: dict[str, TaskRecord] = {}
         self._sealed: dict[str, SealedTask] = {}
-        self._site_gates: dict[str, list[tuple[torch.Tensor, torch.Tensor]] | None] = {}
+        self._site_gates: dict[str, list[tuple[torch.Tensor, ...]] | None] = {}
 
     @property
     def tasks(self) -> Mapping[str, TaskRecord]:
@@ -184,8 +190,8 @@ class TaskStore:
             raise StateError(f"task {name!r} is {self.record(name).state}: only what is sealed has a fingerprint")
         return self._sealed[name]
 
-    def site_gates(self, name: str) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
-        """A sealed task's packed gates (down, up) for each site."""
+    def site_gates(self, name: str) -> list[tuple[torch.Tensor, ...]] | None:
+        """What `SealedTask.by_site` gives of a sealed task."""
         return self._site_gates[name]
 
     def verify(self, name: str) -> None:
@@ -200,8 +206,10 @@ class TaskStore:
     def move(self, place: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Put the tensors of all sealed tasks elsewhere; `place` may not change a value."""
         for name, value in self._sealed.items():
-            moved = SealedTask(
-                {key: place(tensor) for key, tensor in value.gates.items()},
-                None if value.head is None else {key: place(tensor) for key, tensor in value.head.items()},
+            moved = replace(
+                value,
+                gates={key: place(tensor) for key, tensor in value.gates.items()},
+                weights={key: place(tensor) for key, tensor in value.weights.items()},
+                head=None if value.head is None else {key: place(tensor) for key, tensor in value.head.items()},
             )
             self._sealed[name], self._site_gates[name] = moved, moved.by_site()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tss.adapters.config import AdapterConfig, TssOptions
-from tss.adapters.fingerprints import Fingerprints, differing
+from tss.adapters.fingerprints import Checksums, Fingerprints, differing
 from tss.adapters.learning import LearningTask, TasksLearned, check_whole
 from tss.adapters.optimizers import StepCheck
 from tss.adapters.saving import Saved
@@ -129,7 +129,8 @@ class TaskTensors:
         value = None
         if state is State.SEALED:
             values = None if head is None else {k: v.detach().clone() for k, v in head.state_dict().items()}
-            value = SealedTask(self._fitting_gates(name, tensors), values)
+            gates, weights = self._fitting_gates(name, tensors), self._fitting_weights(name, tensors)
+            value = SealedTask(gates, values, weights, len(self.adapters))
             if metadata.get("hash") not in (None, digest(value.tensors())):
                 raise StateError(f"task {name!r}: gates and head are not those that were sealed; restore them")
         self.store.add(name, kind, self.bytes_with(head))
@@ -146,8 +147,8 @@ class TaskTensors:
         return {"gates": gates, "head": total - gates, "total": total}
 
     def frozen_fingerprint(self) -> str:
-        """sha256 over what never changes, read anew: all values of the backbone, and the adapters' frozen tensors."""
-        values = self._fingerprints.of(self.core, fresh=True)
+        """sha256 over what never changes, read anew: the backbone, less what is trained of it, and the adapters'."""
+        values = self._checksums(fresh=True)
         own = [f"{name} {sums[str(dtype)]}" for name, sums in values.items() for dtype in [next(iter(sums))]]
         return sha256("\n".join([*own, digest(self.frozen())]))
 
@@ -157,7 +158,7 @@ class TaskTensors:
         names = list(self.store.tasks) if tasks is None else [self.store.record(name).name for name in tasks]
         states = [self.task_state(name) for name in names]
         name = getattr(self.core.config, "_name_or_path", "")
-        backbone = self.geometry() | {"checksums": self._fingerprints.of(self.core), "name": name}
+        backbone = self.geometry() | {"checksums": self._checksums(), "name": name}
         return Saved(
             asdict(self.config), asdict(self.options), backbone, self.frozen(), self.shared_state(), states,
             extra or {},
@@ -237,7 +238,8 @@ class TaskTensors:
         gates = {layer: packed for adapter in self.adapters.values() for layer, packed in adapter.packed().items()}
         values = None if head is None else {key: tensor.detach().clone() for key, tensor in head.state_dict().items()}
         self.finish()
-        self.store.seal(name, SealedTask(gates, values), self.density_of(gates))
+        weights = {key: tensor for adapter in self.adapters.values() for key, tensor in adapter.kept().items()}
+        self.store.seal(name, SealedTask(gates, values, weights, len(self.adapters)), self.density_of(gates))
 
     def abandon(self) -> str:
         """learning -> new: scores become what they were before; gives the task's name."""
@@ -289,7 +291,7 @@ class TaskTensors:
                 f"{origin} was saved from another backbone: {key} {then} there, {now} in this {here['class']}; "
                 "load it on the model that it was learned on"
             )
-        if name := differing(saved["checksums"], self._fingerprints.of(self.core)):
+        if name := differing(saved["checksums"], self._checksums()):
             raise StateError(
                 f"{origin} was saved from another backbone, of these sizes but other weights: the checksum of {name} "
                 "differs from that of this model (in the widest dtype that both have); load it on the weights that it "
@@ -310,12 +312,23 @@ class TaskTensors:
             gates[name] = packed.to(layer.scores.device, copy=True)
         return gates
 
+    def _fitting_weights(self, task: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+        kept = {key: tensor for adapter in self.adapters.values() for key, tensor in adapter.kept().items()}
+        load_exactly({f"weights.{key}": tensor for key, tensor in kept.items()}, tensors, f"task {task!r}")
+        return kept
+
+    def _checksums(self, *, fresh: bool = False) -> Checksums:
+        """Of the backbone, less what is trained of it."""
+        trained = {name for adapter in self.adapters.values() for name in adapter.trained_below()}
+        found = self._fingerprints.of(self.core, fresh=fresh)
+        return {name: sums for name, sums in found.items() if name not in trained}
+
     def frozen(self) -> Tensors:
         """The adapters' tensors that never change."""
         return {name: tensor for adapter in self.adapters.values() for name, tensor in adapter.frozen().items()}
 
     def gate_bytes(self) -> int:
-        """Bytes of gates kept for a task."""
+        """Bytes of gates, or of its own weights, kept for a task."""
         return sum(adapter.gate_bytes() for adapter in self.adapters.values())
 
     def size(self, layer: str) -> int:
@@ -329,7 +342,7 @@ class TaskTensors:
     def device(self) -> torch.device:
         """Where what is being learned is."""
         first = next(iter(self.adapters.values()))
-        return next(first.parameters()).device
+        return next(iter(first.trained().values())).device
 
 
 def _class_name(model: nn.Module) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from tss.adapters.config import TssOptions
+from tss.adapters.config import PlainOptions, TssOptions
 
 if TYPE_CHECKING:
     import torch
@@ -59,25 +59,26 @@ class Method(ABC):
         self.options = options
 
     def layer_options(self) -> TssOptions:
-        """How `tss.attach` sets up the gated layers."""
-        return TssOptions()
+        """What `tss.attach` is told: how tasks are learned in the adapters."""
+        return TssOptions() if self.gated else PlainOptions()
 
     def begin_task(self, handle: TssHandle, name: str, kind: TaskKind) -> None:
         """Make the task known and its parameters trainable."""
         handle.add_task(name, kind)
         handle.train_task(name)
 
-    @abstractmethod
     def make_optimizer(self, handle: TssHandle, rates: LearningRates) -> torch.optim.Optimizer:
         """A fresh optimizer over the trainable parameters; the groups' `lr` are the peaks of the schedule."""
+        rate = rates.score_lr if self.gated else rates.adapter_lr
+        return handle.optimizer(score_lr=rate, head_lr=rates.head_lr, betas=(rates.beta1, rates.beta2), eps=rates.eps)
 
     def penalty(self, handle: TssHandle, batch: Batch) -> torch.Tensor | None:
         """A scalar added to the loss of a batch, or None."""
         return None
 
-    @abstractmethod
     def end_task(self, handle: TssHandle, name: str, batches: Iterable[Batch]) -> None:
-        """Seal the task, its best state restored; `batches` is one pass over its training data."""
+        """Seal the task, its best state restored; `batches` is one pass over its training data, perhaps not needed."""
+        handle.seal_task(name=name)
 
     def state(self) -> dict[str, torch.Tensor]:
         """What the method itself keeps between tasks, besides the handle's shared state."""
@@ -87,3 +88,8 @@ class Method(ABC):
         """Take back what `state` gave."""
         if state:
             raise ValueError(f"method {self.name} keeps no state of its own, got {sorted(state)}")
+
+
+def adapter_weights(handle: TssHandle) -> dict[str, torch.nn.Parameter]:
+    """What is trained besides the heads, by names that are the same in every process."""
+    return {name: p for adapter in handle.adapters.values() for name, p in adapter.trained().items()}

@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tss.adapters.config import TssOptions
-from tss.methods.base import Batch, LearningRates, Method
+from tss.methods.base import Batch, Method
 
 if TYPE_CHECKING:
-    import torch
-
     from tss.adapters import TssHandle
 
 
@@ -24,11 +22,6 @@ class Tss(Method):
 
     def layer_options(self) -> TssOptions:
         return self.options
-
-    def make_optimizer(self, handle: TssHandle, rates: LearningRates) -> torch.optim.Optimizer:
-        return handle.optimizer(
-            score_lr=rates.score_lr, head_lr=rates.head_lr, betas=(rates.beta1, rates.beta2), eps=rates.eps
-        )
 
     def end_task(self, handle: TssHandle, name: str, batches: Iterable[Batch]) -> None:
         handle.seal_task(batches, name=name)

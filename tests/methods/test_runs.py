@@ -1,0 +1,91 @@
+"""Every method through the runner: tasks of all kinds learned, stopped and resumed to the same bytes, and predicted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+import tss
+from tests.run.conftest import TASKS, examples
+from tss.methods import METHODS
+from tss.run.config import load_config
+from tss.run.sequence import run_sequence
+
+OPTIONS = {"full": ["training.adapter_lr=1e-3"], "ewc": ["method_options.strength=10"]}
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(task: str, epoch: int, step: int):
+    """A listener that ends the process's run right after a step."""
+
+    def listen(event) -> None:
+        if event["event"] == "step" and (event["task"], event["epoch"], event["step"]) == (task, epoch, step):
+            raise Stop
+
+    return listen
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = [folder / "matrix.json", folder / "tss.json"]
+    for pattern in ("tasks/*", "predictions/*", "adapters/*"):
+        paths += sorted(folder.glob(pattern))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for task in TASKS:
+        (root / task).mkdir(parents=True)
+        for split, count, offset in (("train", 20, 0), ("validation", 6, 20), ("test", 6, 26)):
+            rows = "".join(json.dumps(row) + "\n" for row in examples(task, count, offset))
+            (root / task / f"{split}.jsonl").write_text(rows)
+    return root
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_run_is_stopped_resumed_to_the_same_bytes_and_predicts(name, data, tiny_backbone, tmp_path):
+    values = {
+        "method": name,
+        "backbone": str(tiny_backbone),
+        "data": str(data),
+        "tasks": TASKS,
+        "adapters": {"bottleneck": 4},
+        "training": {"epochs": 2, "batch_size": 4, "score_lr": 0.05, "source_length": 24, "target_length": 16},
+        "generation": {"num_beams": 1, "min_new_tokens": 1, "max_new_tokens": 4},
+        "precision": "float32",
+        "device": "cpu",
+        "checkpoint_steps": 2,
+        "log_seconds": 0,
+    }
+    config = load_config(values, OPTIONS.get(name, []))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    result = run_sequence(config, whole)
+    for task, epoch, step in ((TASKS[1], 0, 3), (TASKS[2], 1, 1)):
+        with pytest.raises(Stop):
+            run_sequence(config, stopped, resume=stopped.is_dir(), progress=stop_at(task, epoch, step))
+    run_sequence(config, stopped, resume=True)
+    assert contents(stopped) == contents(whole)
+    if METHODS[name].never_forgets:
+        assert result.summary["forgetting"] == 0.0
+
+    model = tss.load(AutoModelForSeq2SeqLM.from_pretrained(tiny_backbone), whole)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
+    for number, task in enumerate(TASKS, start=1):
+        kind, rows = model.tss.tasks[task].kind, examples(task, 6, 26)
+        encoded = kind.encode_all(rows, tokenizer, source_length=24, target_length=16)
+        (path,) = (whole / "predictions").glob(f"{number:02d}-*")
+        told = [json.loads(line)["prediction"] for line in path.read_text().splitlines()]
+        model.eval()
+        with model.tss.using(task):
+            found = [
+                kind.predict(model, kind.collate([row], pad_id=1), tokenizer, examples=[one])[0]
+                for row, one in zip(encoded, rows, strict=True)
+            ]
+        assert found == told

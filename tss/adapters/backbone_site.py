@@ -1,0 +1,75 @@
+"""The whole backbone as what is trained: no adapter, one set of weights that every task moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from tss.adapters.config import AdapterConfig
+from tss.adapters.site_adapter import SiteAdapter
+from tss.adapters.sites import model_width
+from tss.adapters.storage import Tensors
+from tss.adapters.task_store import TaskStore
+
+
+class BackboneSite(SiteAdapter):
+    """Adds nothing to the backbone's output and trains its parameters in place; detaching does not bring them back.
+
+    Args:
+        core: the transformers model.
+        config: of it only the seed matters.
+        store: of the model's tasks.
+
+    Raises:
+        ValueError: parameters that are not float32, in which the steps of an optimizer would be lost.
+    """
+
+    gated = False
+    reads_output = False
+    core: Any
+
+    def __init__(self, core: nn.Module, config: AdapterConfig, store: TaskStore) -> None:
+        super().__init__(0, "", model_width(core, "of the backbone"), config, store)
+        narrow = {name: p.dtype for name, p in core.named_parameters() if p.dtype != torch.float32}
+        if narrow:
+            name = next(iter(narrow))
+            raise ValueError(
+                f"training the whole backbone needs it in float32, but {name} is {narrow[name]}: load it with "
+                "precision=float32"
+            )
+        object.__setattr__(self, "core", core)  # not a submodule: it has its place in the model already
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        return {}
+
+    def hook(self, site: nn.Module, inputs: Any, output: Any) -> None:
+        """Nothing changes."""
+        self._called()
+
+    def adapt(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+    def start(self, task: str, *, fresh: bool, masked: bool) -> None:
+        """Nothing: there is one set of weights."""
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {f"weights.{name}": parameter for name, parameter in self.core.named_parameters()}
+
+    def trained_below(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.core.named_parameters())
+
+    def packed(self) -> Tensors:
+        return {}
+
+    def shared(self) -> Tensors:
+        return {name: parameter.detach() for name, parameter in self.trained().items()}
+
+    def load_shared(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._load(tensors, self.trained())
+
+    def frozen(self) -> Tensors:
+        return {}

@@ -1,0 +1,120 @@
+"""A LoRA of each task's own beside one linear map of the backbone; its parameters are made by the package peft."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from tss.adapters.config import AdapterConfig
+from tss.adapters.float32 import Float32Module
+from tss.adapters.site_adapter import SiteAdapter
+from tss.adapters.storage import Tensors
+from tss.adapters.task_store import TaskStore
+from tss.errors import TssError
+from tss.seeding import tensor_stream
+
+ADAPTER, TARGET = "default", "target"
+
+
+class LoraSite(SiteAdapter, Float32Module):
+    """y + scaling * B A x, where y is what the backbone's linear map makes of x: what peft's own layer computes.
+
+    peft would put its layer in the map's place, and a backbone whose modules are swapped is no longer the one that is
+    promised to stay as it is. So peft makes A, B and the scaling on a map of the same sizes, and they run in a hook. A
+    task starts from a draw by its name alone; a sealed one runs on the A and B that it was sealed with.
+
+    Args:
+        index, site, store: as attributes of every `SiteAdapter`.
+        sizes: (in, out) of the linear map.
+        rank, alpha: of LoRA.
+        config: of it only the seed matters.
+
+    Raises:
+        TssError: the package peft is not installed.
+    """
+
+    gated = False
+    reads_output = False
+
+    def __init__(
+        self,
+        index: int,
+        site: str,
+        sizes: tuple[int, int],
+        config: AdapterConfig,
+        store: TaskStore,
+        rank: int,
+        alpha: float,
+    ) -> None:
+        super().__init__(index, site, sizes[0], config, store)
+        peft = import_peft()
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            made = nn.ModuleDict({TARGET: nn.Linear(*sizes, bias=False, dtype=torch.float32)})
+            lora = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=[TARGET], lora_dropout=0.0)
+            peft.inject_adapter_in_model(lora, made, ADAPTER)
+        layer: Any = made[TARGET]
+        self.lora_A, self.lora_B = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+        self.scaling: float = layer.scaling[ADAPTER]
+        self._draw(tensor_stream(config.seed, "lora", site))
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def _draw(self, stream: torch.Generator) -> None:
+        """peft's default: kaiming_uniform(a = sqrt 5) for A, zeros for B, so that LoRA starts as nothing added."""
+        drawn = nn.init.kaiming_uniform_(torch.empty(self.lora_A.weight.shape), a=math.sqrt(5), generator=stream)
+        self.lora_A.weight.copy_(drawn)
+        self.lora_B.weight.zero_()
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        return {f"{self.site}.lora_A": self.lora_A, f"{self.site}.lora_B": self.lora_B}
+
+    def hook(self, site: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+        return output + self(inputs[0]).to(output.dtype) if self._called() else None
+
+    def adapt(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The map's input (..., in) -> what is added to its output (..., out)."""
+        own, x = self._own(), hidden.to(self.lora_A.weight.dtype)
+        if own is None:
+            return self.lora_B(self.lora_A(x)) * self.scaling
+        a, b = (tensor.to(hidden.device) for tensor in own)
+        return linear(linear(x, a), b) * self.scaling
+
+    def start(self, task: str, *, fresh: bool, masked: bool) -> None:
+        self._draw(tensor_stream(self.seed, "lora", self.site, task))
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {f"weights.{name}": layer.weight for name, layer in self.layers.items()}
+
+    def kept(self) -> Tensors:
+        return {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
+
+    def packed(self) -> Tensors:
+        return {}
+
+    def shared(self) -> Tensors:
+        return {name: parameter.detach() for name, parameter in self.trained().items()}
+
+    def load_shared(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._load(tensors, self.trained())
+
+    def frozen(self) -> Tensors:
+        return {}
+
+
+def import_peft() -> Any:
+    """The package peft.
+
+    Raises:
+        TssError: it is not installed.
+    """
+    try:
+        import peft  # pyright: ignore[reportMissingImports]  -- optional, and it takes seconds
+    except ImportError as error:
+        raise TssError(f"one LoRA per task is made by the package peft ({error}): pip install 'tss[lora]'") from error
+    return peft

@@ -1,0 +1,117 @@
+"""Which adapter runs at which site of a model: that of the gates, or what `PlainOptions.trained` names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tss.adapters.backbone_site import BackboneSite
+from tss.adapters.config import AdapterConfig, PlainOptions, TssOptions
+from tss.adapters.lora_site import LoraSite, import_peft
+from tss.adapters.masked_site import MaskedSite
+from tss.adapters.own_site import OwnSite
+from tss.adapters.site_adapter import GatedSite, PlainSite, SiteAdapter
+from tss.adapters.sites import find_sites, hidden_size
+from tss.adapters.task_store import TaskStore
+
+PLAIN = {"shared": PlainSite, "own": OwnSite}
+
+
+def make_adapters(core: Any, config: AdapterConfig, options: TssOptions, store: TaskStore) -> dict[str, SiteAdapter]:
+    """An adapter for every site, on the site's device and in its dtype; the caller hooks them in.
+
+    Args:
+        core: the transformers model.
+        config: where adapters go and what they look like.
+        options: what is trained in them.
+        store: of the model's tasks.
+
+    Raises:
+        ValueError: no site, or one of unknown width; options that do not go with the adapters.
+        TssError: a package is missing.
+    """
+    if config.gated and isinstance(options, PlainOptions):
+        raise ValueError(
+            f"PlainOptions(trained={options.trained!r}) train weights, but AdapterConfig has gated=True, which freezes "
+            "them: give AdapterConfig(gated=False), or TssOptions"
+        )
+    trained = options.trained if isinstance(options, PlainOptions) else "shared"
+    if trained == "backbone":
+        return {"": BackboneSite(core, config, store)}
+    if isinstance(options, PlainOptions) and trained == "lora":
+        return _make_loras(core, config, options, store)
+    kind: Callable[..., SiteAdapter] = GatedSite if config.gated else PLAIN.get(trained, MaskedSite)
+    extra = [options.steepness] if isinstance(options, PlainOptions) and trained == "masked" else []
+    fallback = next(core.parameters())
+    adapters: dict[str, SiteAdapter] = {}
+    for index, (name, site) in enumerate(find_sites(core, config).items()):
+        # A block's last parameters shape its output: T5 keeps those in float32 where the rest is half precision.
+        like = ([p for p in site.parameters() if p.is_floating_point()] or [fallback])[-1]
+        adapter = kind(index, name, hidden_size(core, name, site), config, store, like.dtype, *extra)
+        adapters[name] = adapter if like.is_meta else adapter.to(like.device)
+    return adapters
+
+
+def _make_loras(core: Any, config: AdapterConfig, options: PlainOptions, store: TaskStore) -> dict[str, SiteAdapter]:
+    targets = find_targets(core, options.targets)
+    rank = options.rank or equal_rank(core, config, targets.values())
+    alpha = rank if options.alpha is None else options.alpha
+    fallback = next(core.parameters())
+    adapters: dict[str, SiteAdapter] = {}
+    for index, (name, target) in enumerate(targets.items()):
+        like = next(target.parameters(), fallback)
+        adapter = LoraSite(index, name, sizes_of(target), config, store, rank, alpha)
+        adapters[name] = adapter if like.is_meta else adapter.to(like.device)
+    return adapters
+
+
+def find_targets(core: Any, pattern: str | None) -> dict[str, nn.Module]:
+    """Linear maps by name that get a LoRA, in the model's order.
+
+    Args:
+        core: the transformers model.
+        pattern: regular expression of whole names; None: what peft targets in models of this type.
+
+    Raises:
+        ValueError: peft knows no targets for this type of model; nothing matches, or something that is no linear map.
+        TssError: the package peft is not installed.
+    """
+    if pattern is None:
+        known = import_peft().utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+        if core.config.model_type not in known:
+            raise ValueError(
+                f"peft has no default targets for a model of type {core.config.model_type!r}: give targets, a regular "
+                r"expression of the names of its linear maps, such as .*\.(q_proj|v_proj)"
+            )
+        pattern = r"(.*\.)?(" + "|".join(map(re.escape, known[core.config.model_type])) + ")"
+    targets = {name: module for name, module in core.named_modules() if name and re.fullmatch(pattern, name)}
+    if not targets:
+        raise ValueError(f"no module name of {type(core).__name__} matches targets={pattern!r}")
+    for name, module in targets.items():
+        if not isinstance(module, (nn.Linear, Conv1D)):
+            raise ValueError(
+                f"a LoRA goes beside a linear map, but {name} is a {type(module).__name__}: change targets"
+            )
+    return targets
+
+
+def equal_rank(core: Any, config: AdapterConfig, targets: Iterable[nn.Module]) -> int:
+    """The rank whose LoRAs have the number of parameters nearest to that of the plain adapters of `config`; at least 1.
+
+    An adapter of width w and bottleneck b has 2wb + w + b parameters, a LoRA rank * (in + out).
+    """
+    widths = [hidden_size(core, name, site) for name, site in find_sites(core, config).items()]
+    wanted = sum(2 * width * config.bottleneck + width + config.bottleneck for width in widths)
+    return max(1, round(wanted / sum(sum(sizes_of(target)) for target in targets)))
+
+
+def sizes_of(target: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear map."""
+    if isinstance(target, nn.Linear):
+        return target.in_features, target.out_features
+    assert isinstance(target, Conv1D)
+    return target.nx, target.nf

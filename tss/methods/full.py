@@ -1,0 +1,21 @@
+"""FULL: the whole backbone is trained on task after task; nothing guards the old ones."""
+
+from __future__ import annotations
+
+from tss.adapters.config import PlainOptions
+from tss.methods.base import Method
+
+
+class Full(Method):
+    """Full fine-tuning in sequence, the worst case of forgetting: every parameter moves, each task has a head.
+
+    The backbone's parameters learn with `adapter_lr`, which has to be far smaller here than for adapters (1e-5 to 5e-5
+    for pretrained models). There are no adapters, and the backbone has to be in float32.
+    """
+
+    name = "full"
+    gated = False
+    never_forgets = False
+
+    def layer_options(self) -> PlainOptions:
+        return PlainOptions(trained="backbone")

@@ -1,0 +1,122 @@
+"""HAT: hidden units are gated by task, and units that a past task relies on no longer move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from tss.adapters.config import PlainOptions, check_above
+from tss.methods.base import Batch, LearningRates, Method
+
+if TYPE_CHECKING:
+    import torch
+
+    from tss.adapters import TssHandle
+    from tss.adapters.masked_site import MaskedSite
+
+LARGEST = 6.0
+"""Bound of the embeddings, as in the authors' code: beyond it their gradient vanishes."""
+
+
+@dataclass(frozen=True)
+class HatOptions:
+    """What HAT has to choose.
+
+    Attributes:
+        steepness: s_max, at which masks are nearly 0 or 1.
+        sparsity: c, the factor of the regulariser that leaves units for later tasks.
+        anneal_steps: optimizer steps in which the slope rises from 1 / s_max to s_max; then it begins again.
+
+    Raises:
+        ValueError: names the option and its value.
+    """
+
+    steepness: float = 400.0
+    sparsity: float = 0.75
+    anneal_steps: int = 100
+
+    def __post_init__(self) -> None:
+        check_above("HatOptions", "steepness", self.steepness, 1)
+        check_above("HatOptions", "sparsity", self.sparsity, 0)
+        steps = self.anneal_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
+            raise ValueError(f"HatOptions: anneal_steps must be a whole number of at least 2, got {steps!r}")
+
+
+class Hat(Method):
+    """Serra et al., ICML 2018 (arXiv 1801.01423), on the plain adapters that all tasks share.
+
+    Each task gates the hidden units of every adapter by sigmoid(slope * e). Later tasks' steps of what leads into and
+    out of a unit are scaled by 1 - its largest past mask; the bias of the up map, which no unit gates, moves with the
+    first task alone. Steps are scaled and not gradients, because Adam's steps hardly depend on the size of gradients,
+    which the paper's SGD does; for a unit fully claimed it is the same. The paper anneals over the batches of an epoch,
+    here it is over `anneal_steps`, whatever the size of a task. Adapter weights learn with `adapter_lr`, embeddings,
+    which are scores of units, with `score_lr`.
+
+    Avalanche has layers for HAT, to be built into a network of one's own; adapters with gates by call are not among
+    them.
+    """
+
+    name = "hat"
+    options_type = HatOptions
+    gated = False
+    never_forgets = False
+
+    def layer_options(self) -> PlainOptions:
+        return PlainOptions(trained="masked", steepness=self.options.steepness)
+
+    def make_optimizer(self, handle: TssHandle, rates: LearningRates) -> torch.optim.Optimizer:
+        sites, optimizer = masked_sites(handle), cast("Any", super().make_optimizer(handle, rates))
+        embeddings = [site.embedding for site in sites]
+        weights = optimizer.param_groups[0]
+        weights["params"] = [p for p in weights["params"] if not any(p is one for one in embeddings)]
+        optimizer.add_param_group({"name": "embeddings", "params": embeddings, "lr": rates.score_lr})
+        sealed = any(record.state == "sealed" for record in handle.tasks.values())
+        for site in sites:
+            down, up = site.down, site.up
+            blocked = {
+                down.weight: site.claimed[:, None].expand_as(down.weight),
+                down.bias: site.claimed,
+                up.weight: site.claimed[None, :].expand_as(up.weight),
+                up.bias: site.claimed.new_full(up.bias.shape, float(sealed)),
+            }
+            for parameter, claimed in blocked.items():
+                optimizer.set_importance(parameter, claimed.contiguous())
+
+        def after_step(optimizer: Any, *_: Any) -> None:
+            for embedding in embeddings:
+                embedding.data.clamp_(-LARGEST, LARGEST)
+            self._anneal(sites, optimizer)
+
+        optimizer.register_step_post_hook(after_step)
+        optimizer.register_load_state_dict_post_hook(lambda optimizer: self._anneal(sites, optimizer))
+        self._anneal(sites, optimizer)
+        return optimizer
+
+    def _anneal(self, sites: list[MaskedSite], optimizer: torch.optim.Optimizer) -> None:
+        """The slope of the next step, by how many the optimizer has made: a resumed run goes on where it was."""
+        done = int(optimizer.state[sites[0].embedding].get("step", 0)) % self.options.anneal_steps
+        least, most = 1 / self.options.steepness, self.options.steepness
+        for site in sites:
+            site.slope = least + (most - least) * done / (self.options.anneal_steps - 1)
+
+    def penalty(self, handle: TssHandle, batch: Batch) -> torch.Tensor | None:
+        """sparsity * sum of m * (1 - claimed) / sum of (1 - claimed), over the hidden units of all adapters."""
+        import torch  # a configuration is checked without it
+
+        sites = masked_sites(handle)
+        free = torch.cat([1 - site.claimed for site in sites])
+        used = torch.cat([site.mask() for site in sites]) * free
+        return self.options.sparsity * used.sum() / free.sum().clamp(min=1e-6)
+
+    def end_task(self, handle: TssHandle, name: str, batches: Iterable[Batch]) -> None:
+        """Seal the task with its masks, and claim the units that they are open for."""
+        super().end_task(handle, name, batches)
+        for site in masked_sites(handle):
+            site.claim()
+
+
+def masked_sites(handle: TssHandle) -> list[MaskedSite]:
+    """The adapters of a model that was attached with HAT's options."""
+    return cast("list[MaskedSite]", list(handle.adapters.values()))

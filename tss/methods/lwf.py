@@ -1,0 +1,74 @@
+"""LwF: while a task is learned, the answers that past tasks give on its inputs are held to what they were."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tss.adapters.config import check_above
+from tss.methods.base import Batch, Method
+
+if TYPE_CHECKING:
+    import torch
+
+    from tss.adapters import TssHandle
+    from tss.tasks.base import TaskKind
+
+
+@dataclass(frozen=True)
+class LwfOptions:
+    """What LwF has to choose.
+
+    Attributes:
+        strength: factor of the distillation loss beside the task's own; the paper's is 1.
+        temperature: divides the logits of teacher and student; the paper's is 2.
+
+    Raises:
+        ValueError: names the option and its value.
+    """
+
+    strength: float = 1.0
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_above("LwfOptions", "strength", self.strength, 0)
+        check_above("LwfOptions", "temperature", self.temperature, 0)
+
+
+class Lwf(Method):
+    """Li and Hoiem, TPAMI 2018 (arXiv 1606.09282), on the plain adapters that all tasks share.
+
+    The teacher is the adapters as they were when the task began, frozen. On every batch of the new task the answers of
+    the past tasks' heads are compared between teacher and live adapters: the Kullback-Leibler divergence at the
+    temperature, times its square, averaged over rows (extraction: over real tokens) and added up over tasks. Heads
+    differ from task to task, so that each is distilled by itself. Past generation tasks share the language model's head
+    and so one distribution, compared at every token of the new task's targets, or of its sources where it has none.
+    Teacher and student run without dropout, so that the loss measures what learning has changed and nothing else. Past
+    heads are sealed and stay as they were; the paper goes on training them.
+
+    Avalanche has an implementation, for its own training loop and outputs of one shape; heads of several kinds on
+    shared features have to be written here.
+    """
+
+    name = "lwf"
+    options_type = LwfOptions
+    gated = False
+    never_forgets = False
+
+    def __init__(self, options: LwfOptions) -> None:
+        super().__init__(options)
+        self._teacher: list[tuple[torch.Tensor, ...]] = []
+
+    def begin_task(self, handle: TssHandle, name: str, kind: TaskKind) -> None:
+        """As every method; a run that is resumed inside a task comes by here before the task's own state is loaded."""
+        super().begin_task(handle, name, kind)
+        sites = (adapter.trained().values() for adapter in handle.adapters.values())
+        self._teacher = [tuple(weight.detach().clone() for weight in weights) for weights in sites]
+
+    def penalty(self, handle: TssHandle, batch: Batch) -> torch.Tensor | None:
+        from tss.methods.distillation import distillation_loss  # a configuration is checked without torch
+
+        past = [name for name, record in handle.tasks.items() if record.state == "sealed"]
+        if not past:
+            return None
+        return self.options.strength * distillation_loss(handle, past, self._teacher, batch, self.options.temperature)

@@ -1,0 +1,20 @@
+"""ONE: a plain adapter and a head of its own for every task; nothing is shared, so nothing is forgotten."""
+
+from __future__ import annotations
+
+from tss.adapters.config import PlainOptions
+from tss.methods.base import Method
+
+
+class One(Method):
+    """Each task alone: what a method that hands on from task to task has to beat, at the price of one adapter per task.
+
+    A task learns the same in any sequence: its adapter and head start from draws that depend on its name alone.
+    """
+
+    name = "one"
+    gated = False
+    never_forgets = True
+
+    def layer_options(self) -> PlainOptions:
+        return PlainOptions(trained="own")

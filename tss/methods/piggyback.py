@@ -1,0 +1,76 @@
+"""Piggyback: each task switches off a part of a frozen network that starts with everything on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tss.adapters.config import TssOptions, check_above
+from tss.methods.base import Method
+
+if TYPE_CHECKING:
+    from tss.adapters import TssHandle
+    from tss.tasks.base import TaskKind
+
+
+@dataclass(frozen=True)
+class PiggybackOptions:
+    """The numbers of the paper's code.
+
+    Attributes:
+        threshold: a gate is on where its score is greater than this (equal is off).
+        mask_scale: what every score of every task starts from; above the threshold, so that every gate starts on.
+
+    Raises:
+        ValueError: names the option and its value.
+    """
+
+    threshold: float = 5e-3
+    mask_scale: float = 1e-2
+
+    def __post_init__(self) -> None:
+        check_above("PiggybackOptions", "threshold", self.threshold, 0)
+        check_above("PiggybackOptions", "mask_scale", self.mask_scale, self.threshold)
+
+
+class Piggyback(Method):
+    """Mallya et al., ECCV 2018 (arXiv 1801.06519), on the frozen adapters of this project.
+
+    Scores, straight-through gradients and frozen weights are those of TSS; the threshold, the constant first scores and
+    that nothing is handed on are Piggyback's. The paper masks a pretrained network. Here the adapters' random weights
+    are masked, as in every method that this one is compared with; the authors' code has its own layers and no others.
+
+    First scores lie mask_scale - threshold above the edge of their gates, and a step of Adam is about `score_lr` long:
+    one of that size, such as the quick presets', flips gates at once by the signs of single gradients. Take a tenth of
+    it or less.
+    """
+
+    name = "piggyback"
+    options_type = PiggybackOptions
+    gated = True
+    never_forgets = True
+
+    def layer_options(self) -> TssOptions:
+        return TssOptions(soft_mask="none", score_copy=False)
+
+    def begin_task(self, handle: TssHandle, name: str, kind: TaskKind) -> None:
+        """As every method, then the scores and the threshold of Piggyback.
+
+        Raises:
+            ValueError: the adapters were given a threshold too.
+        """
+        if handle.config.threshold != 0:
+            raise ValueError(
+                f"piggyback has a threshold of its own, {self.options.threshold}, so adapters.threshold="
+                f"{handle.config.threshold} would do nothing: set method_options.threshold in its place"
+            )
+        import torch  # a configuration is checked without it
+
+        super().begin_task(handle, name, kind)
+        threshold = torch.tensor(self.options.threshold, dtype=torch.float32)
+        # Layers compare by >=: the next float32 makes it > for every score.
+        above = torch.nextafter(threshold, torch.tensor(torch.inf)).item()
+        for layer in handle.layers.values():
+            layer.threshold = above
+            with torch.no_grad():
+                layer.scores.fill_(self.options.mask_scale)
