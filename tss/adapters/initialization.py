@@ -39,8 +39,9 @@ def draw_weights(down: GatedAdapterLinear, up: GatedAdapterLinear, site: str, co
     """Draw the weights and the first scores of the two layers at a site, each layer from a stream of its own."""
     scale = 1.0
     if config.share is not None:
-        sizes = [_size(layer) for layer in (down, up)]
-        scale = config.share / natural_share(down.in_features, down.out_features, *sizes, config.activation)
+        scale = config.share / natural_share(
+            down.in_features, down.out_features, _size(down), _size(up), config.activation
+        )
     down.reset_parameters(tensor_stream(config.seed, "adapter", f"{site}.down"))
     up.reset_parameters(tensor_stream(config.seed, "adapter", f"{site}.up"), scale=scale)
     if config.pairs:

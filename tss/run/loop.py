@@ -218,10 +218,10 @@ def finish_epoch(job: Job, progress: TaskProgress) -> None:
     if not math.isfinite(value):
         raise not_finite(job, f"the validation {metric} is {value}", progress.epoch)
     higher_is_better = -value if metric == "loss" else value
-    first = progress.best_value is None or progress.best_loss is None
-    better = first or higher_is_better > progress.best_value
+    best, best_loss = progress.best_value, progress.best_loss
+    better = best is None or best_loss is None or higher_is_better > best
     progress.stale = 0 if better else progress.stale + 1
-    if better or (higher_is_better == progress.best_value and loss < progress.best_loss):
+    if better or (higher_is_better == best and loss < best_loss):
         progress.best_value, progress.best_loss, progress.best_epoch = higher_is_better, loss, progress.epoch
         progress.best = {name: tensor.detach().clone() for name, tensor in job.handle.learning_state().items()}
     job.log.emit(
