@@ -219,9 +219,10 @@ def finish_epoch(job: Job, progress: TaskProgress) -> None:
         raise not_finite(job, f"the validation {metric} is {value}", progress.epoch)
     higher_is_better = -value if metric == "loss" else value
     best, best_loss = progress.best_value, progress.best_loss
-    better = best is None or best_loss is None or higher_is_better > best
+    better = best is None or higher_is_better > best
+    tied = higher_is_better == best and (best_loss is None or loss < best_loss)
     progress.stale = 0 if better else progress.stale + 1
-    if better or (higher_is_better == best and loss < best_loss):
+    if better or tied:
         progress.best_value, progress.best_loss, progress.best_epoch = higher_is_better, loss, progress.epoch
         progress.best = {name: tensor.detach().clone() for name, tensor in job.handle.learning_state().items()}
     job.log.emit(
