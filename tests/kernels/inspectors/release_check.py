@@ -1,6 +1,6 @@
 """What is compiled once a release, because it takes long: odd shapes, and architectures that no table is about.
 
-    python -m tests.kernels.inspectors.release_check                          # everything; half an hour on two cores
+    python -m tests.kernels.inspectors.release_check                          # everything; over an hour on two cores
     python -m tests.kernels.inspectors.release_check --only triton cuda       # one of them, or both
     python -m tests.kernels.inspectors.release_check --architectures 89 120   # some of the architectures
 
