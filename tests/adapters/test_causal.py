@@ -7,8 +7,9 @@ import torch
 import transformers as hf
 
 import tss
+from tss.adapters.importance import raw_importance
 
-from .conftest import ARCHITECTURES, SIZES, TOKENS, VOCABULARY, learn, logits
+from .conftest import ARCHITECTURES, SIZES, TOKENS, VOCABULARY, learn, logits, make_batch
 
 KIND = tss.Generation(num_beams=2, max_new_tokens=4, no_repeat_ngram_size=0)
 
@@ -90,3 +91,33 @@ def test_the_adapted_kind_is_what_is_kept(model, tiny_tokenizer, tmp_path):
     model.tss.save(tmp_path)
     again = tss.load(model.tss.detach(), tmp_path)
     assert again.tss.tasks["one"].kind.causal
+
+
+def test_beams_of_left_padded_rows_are_those_of_each_row_alone(model):
+    for seed, name in enumerate(("one", "two")):
+        learn(model.tss, name, tss.Generation(), seed=seed)
+    ids = torch.randint(5, VOCABULARY, (4, 8), generator=torch.Generator().manual_seed(0))
+    mask, names = torch.ones_like(ids), ["one", "two", "two", "one"]
+    for row, padding in ((0, 3), (2, 5)):
+        ids[row, :padding], mask[row, :padding] = 1, 0
+    settings = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 4, "min_new_tokens": 4}
+    mixed = model.generate(input_ids=ids, attention_mask=mask, task=names, **settings)
+    for i, name in enumerate(names):
+        start = int((mask[i] == 0).sum())
+        row = {"input_ids": ids[i : i + 1, start:], "attention_mask": mask[i : i + 1, start:]}
+        alone = model.generate(**row, task=name, **settings)
+        assert torch.equal(alone[:, 8 - start :], mixed[2 * i : 2 * i + 2, 8:])
+
+
+def test_importance_of_a_batch_is_the_mean_over_its_rows(model):
+    """All rows have as many labels, so that the mean over tokens is the mean over rows."""
+    model.tss.add_task("one", tss.Generation())
+    model.tss.train_task("one")
+    batch = make_batch(tss.Generation())
+    rows = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(4)]
+    of_batch, of_rows = (
+        raw_importance(model.tss.layers, (model(**part).loss for part in parts), "signed") for parts in ([batch], rows)
+    )
+    for name, importance in of_batch.items():
+        assert importance.abs().max() > 0
+        assert (importance - of_rows[name]).abs().max() <= 1e-5 * importance.abs().max()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -168,3 +169,32 @@ def test_generation_tasks(name):
         assert torch.equal(alone[0], mixed[row])
     teach(model, name, "three", REPLIES, seed=3)
     assert torch.equal(model.generate(**inputs, task="one", **settings), first)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_modes_copies_autocast_and_precision(name):
+    model, batch = tss.attach(make(name), CONFIG), batch_of(name, TOPICS)
+    teach(model, name, "old", TOPICS)
+    model.tss.add_task("topics", TOPICS)
+    model.tss.train_task("topics")
+    first, old = answer(model, batch), answer(model, batch, task="old")
+    assert torch.equal(answer(model, batch), first)  # evaluating, also the head that is new
+    twin = pickle.loads(pickle.dumps(model))
+    for one in (twin, copy.deepcopy(model)):
+        assert torch.equal(answer(one, batch), first)
+        assert torch.equal(answer(one, batch, task="old"), old)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(**batch).loss
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss)
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+    twin.bfloat16()
+    assert {p.dtype for p in twin.parameters() if p.requires_grad} == {torch.float32}
+    pixels = {key: value.bfloat16() for key, value in batch.items() if value.is_floating_point()}
+    loss = twin(**batch | pixels).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    twin.tss.seal_task([batch | pixels])
+    twin.tss.verify()
+    assert torch.isfinite(answer(twin, batch | pixels, task="old").float()).all()
