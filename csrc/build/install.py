@@ -46,7 +46,7 @@ class Plan:
 
     def _steps(self) -> list[Step]:
         if self.settings.parts == "off":
-            asked = Missing("TSS_KERNELS_BUILD is off", "unset it and install again")
+            asked = Missing("TSS_KERNELS_BUILD is off", "unset it")
             return [_skipped("_native", asked), _skipped("_cuda", asked)]
         cxx = find_cxx(self.settings)
         if isinstance(cxx, Missing):
@@ -56,7 +56,7 @@ class Plan:
 
     def _cuda(self, cxx: Tool) -> Step:
         if self.settings.parts == "cpu":
-            return _skipped("_cuda", Missing("TSS_KERNELS_BUILD is cpu", "set it to auto and install again"))
+            return _skipped("_cuda", Missing("TSS_KERNELS_BUILD is cpu", "set it to auto"))
         nvcc = find_nvcc(self.settings)
         if isinstance(nvcc, Missing):
             return _skipped("_cuda", nvcc)

@@ -342,3 +342,19 @@ def test_padded_rows_keep_their_mask_and_lists_and_arrays_are_batches(kind):
     learn(handle, "topics", kind, seal=False)
     with pytest.raises(ValueError, match="input_ids cannot become a tensor"):
         handle.seal_task([ragged])
+
+
+@pytest.mark.parametrize(
+    ("mistake", "expected"),
+    [
+        (lambda: tss.attach(make_bart(), 64), r"config must be a tss\.AdapterConfig or None, got 64"),
+        (lambda: tss.attach(make_bart(), None, {}), r"options must be a tss\.TssOptions or None, got {}"),
+        (lambda: tss.attach(make_bart()).tss.add_task("z", "classification"), "kind must be .* got 'classification'"),
+        (lambda: tss.attach(make_bart()).tss.add_task("z", tss.Classification), "kind must be a tss.Classification"),
+        (lambda: tss.Classification(labels=3), "labels must be a list of strings, not 3"),
+        (lambda: tss.attach(make_bart())(task=3), "the name of a task, or one name per row, got 3"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_named(mistake, expected):
+    with pytest.raises((TypeError, ValueError), match=expected):
+        mistake()

@@ -100,3 +100,18 @@ def test_accumulated_gradients_are_the_mean_over_parts(bart, tmp_path):
         step = (whole - start[name]).abs().max()
         assert (whole - ends[1][name]).abs().max() <= 1e-3 * step + 2.0**-23
         assert not torch.equal(whole, start[name]) or step == 0
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", ["bart", "t5", "llama"])
+@pytest.mark.parametrize("argument", ["gradient_checkpointing", "activation_checkpointing"])
+def test_checkpointing_by_its_arguments_changes_nothing(name, argument, tmp_path):
+    found = []
+    for settings in ({}, {argument: True}):
+        handle = tss.attach(ARCHITECTURES[name][0](), tss.AdapterConfig(bottleneck=4)).tss
+        handle.add_task("topics", TOPICS)
+        handle.train_task("topics")
+        train(handle.model, TOPICS, tmp_path, **settings)
+        found.append({name: layer.scores.detach().clone() for name, layer in handle.layers.items()})
+    plain, checkpointed = found
+    assert all(torch.equal(plain[name], scores) for name, scores in checkpointed.items())

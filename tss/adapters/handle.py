@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -134,8 +134,13 @@ class TssHandle:
         Raises:
             StateError: the name is taken.
             ValueError: it is no name, or the model cannot learn tasks of this kind.
+            TypeError: `kind` is no kind of task.
         """
         self.store.check_free(name)
+        if not isinstance(kind, TaskKind):
+            raise TypeError(
+                f"add_task: kind must be a tss.Classification(labels=[...]), Extraction or Generation, got {kind!r}"
+            )
         kind = kind.for_model(self.core)
         self.store.add(name, kind, self._tensors.bytes_with(self._tensors.make_head(name, kind)))
 
@@ -303,8 +308,8 @@ class TssHandle:
         return name
 
     def _checked_rows(self, names: Sequence[str]) -> tuple[str, ...]:
-        if isinstance(names, str) or not len(names):
-            raise ValueError(f"rows: expected one task name per row, got {names!r}")
+        if isinstance(names, str) or not isinstance(names, Sized) or not len(names):
+            raise ValueError(f"expected the name of a task, or one name per row, got {names!r}")
         return tuple(self._runnable(name) for name in names)
 
     @contextmanager

@@ -187,12 +187,15 @@ class TssModel(PreTrainedModel):
 
     # Modes, places and names.
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """The backbone's; layers that run again see the task of their forward pass."""
-        self.core.gradient_checkpointing_enable(*args, **kwargs)
+        self.core.activation_checkpointing_enable(*args, **kwargs)
         remember_calls(self.core)
 
-    activation_checkpointing_enable = gradient_checkpointing_enable
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """The backbone's older name for the same, whose argument has another name too."""
+        self.core.gradient_checkpointing_enable(*args, **kwargs)
+        remember_calls(self.core)
 
     def _apply(self, fn: Any, recurse: bool = True) -> TssModel:
         super()._apply(fn, recurse)
@@ -267,7 +270,11 @@ def attach(model: Any, config: AdapterConfig | None = None, options: TssOptions 
     Raises:
         StateError: the model has adapters already.
         ValueError: no site, a site of unknown width, or a model that tasks could not be learned or kept on.
+        TypeError: settings of another type.
     """
+    for name, given, kind in (("config", config, AdapterConfig), ("options", options, TssOptions)):
+        if given is not None and not isinstance(given, kind):
+            raise TypeError(f"attach: {name} must be a tss.{kind.__name__} or None, got {given!r}")
     core = task_forward.core_of(model)
     if isinstance(model, TssModel) or any(
         isinstance(getattr(hook, "__self__", None), SiteAdapter)

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone", metavar="X", help="embedded, bart-large (either with -random), a model folder or a hub name"
     )
-    parser.add_argument("--method", metavar="M", help="tss, or ncl for plain sequential training")
+    parser.add_argument(
+        "--method", metavar="M", help="tss; or, to compare: one, lora, supsup, piggyback, hat, ewc, lwf, ncl or full"
+    )
     parser.add_argument(
         "--available-only",
         action="store_true",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
@@ -175,7 +175,8 @@ def check_choice(owner: str, key: str, value: object, allowed: Sequence[str]) ->
 
 def check_labels(owner: str, labels: Sequence[str]) -> tuple[str, ...]:
     """Labels as a tuple; raises ValueError unless they are at least one, all strings, and different."""
-    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+    listed = isinstance(labels, Iterable) and not isinstance(labels, str)
+    if not listed or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"{owner}: labels must be a list of strings, not {labels!r}")
     if not labels or len(set(labels)) != len(labels):
         raise ValueError(f"{owner}: labels must be at least one and all different, not {list(labels)!r}")
