@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -198,7 +197,7 @@ def test_a_resume_without_a_folder_names_the_last_run(tss, tmp_path, monkeypatch
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_says_how_to_go_on(tss, tiny_options, tmp_path, monkeypatch, name):
     number = signal.Signals[name]
-    monkeypatch.setattr("tss.run.sequence.learn", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr("tss.run.sequence.learn", lambda *_: signal.raise_signal(number))
     before = signal.getsignal(number)
     done = tss("run", *tiny_options, "--out", tmp_path / "run", "--quiet")
     assert done.code == 128 + number

@@ -54,7 +54,7 @@ def test_a_task_gets_its_familys_settings_and_then_its_own():
         ("adapters.botleneck=8", "'adapters.botleneck'; did you mean 'bottleneck'?"),
         ("adapters.bottleneck=0", "bottleneck"),
         ("training.batch_size=0", "training.batch_size: Input should be greater than or equal to 1, got 0"),
-        ("method=ewc", "no method 'ewc'; there are: tss, ncl"),
+        ("method=si", "no method 'si'; there are: tss, one"),
         ("precision=float61", "precision: Input should be 'auto', 'float32' or 'bfloat16', got 'float61'"),
         ("adapters.gated=false", "adapters.gated: method tss needs True, got False"),
         ("qqqq=1", "unknown key 'qqqq'; known keys here: method, method_options, backbone"),

@@ -46,7 +46,7 @@ def test_one_gradient_stops_the_task(tiny_config, tmp_path, monkeypatch, method,
 
 
 def test_a_validation_that_is_not_finite_stops_the_task(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "validate", lambda job: (float("nan"), "loss"))
+    monkeypatch.setattr(loop, "validate", lambda job: (float("nan"), float("nan"), "loss"))
     with pytest.raises(TssError, match="task asc/phones: the validation loss is nan at epoch 0"):
         run_sequence(tiny_config(ONE), tmp_path / "run")
 
