@@ -44,6 +44,7 @@ def main(folder: str | None) -> None:
         print(model.tss)
         if folder is not None:
             model.tss.save(folder)
+    accelerator.wait_for_everyone()  # none leaves while another still saves
     accelerator.end_training()
 
 
