@@ -103,7 +103,7 @@ def test_what_rows_cannot_do(handle):
         model(**inputs, task=["topics", "r1", "topics", "r1"])
     with pytest.raises(ValueError, match="a batch of 4 rows for 3 task names"):
         model(**inputs, decoder_input_ids=inputs["input_ids"], task=["r1", "r2", "r1"])
-    with pytest.raises(ValueError, match="one task name per row, got"):
+    with pytest.raises(ValueError, match="one name per row, got"):
         model(**inputs, task=[])
     with pytest.raises(tss.StateError, match="there is no task 'nobody'; the tasks are: r1, r2"):
         model(**inputs, task=["r1", "nobody", "r1", "r1"])
