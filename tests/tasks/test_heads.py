@@ -111,5 +111,16 @@ def test_a_head_computes_in_float32_whatever_it_reads():
 def test_a_head_is_dropout_dense_tanh_dropout_out():
     head = Head(8, 3, dropout=0.5).eval()
     x = torch.randn(4, 8)
+    assert head.dense is not None
     assert torch.allclose(head(x), head.out(torch.tanh(head.dense(x))))
+    assert torch.equal(Head.apply(head.state_dict(), x), head(x))
     assert not torch.equal(head.train()(x), head(x))
+
+
+def test_a_linear_head_is_dropout_out():
+    head = Head(8, 3, dropout=0.5, head="linear").eval()
+    x = torch.randn(4, 8).bfloat16()
+    assert torch.equal(head(x), head.out(x.float()))
+    assert torch.equal(Head.apply(head.state_dict(), x), head(x))
+    assert not torch.equal(head.train()(x), head(x))
+    assert sum(tensor.numel() for tensor in head.state_dict().values()) == 3 * (8 + 1)

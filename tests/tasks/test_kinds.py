@@ -13,7 +13,7 @@ from tss.tasks.generation import prompts_of
 
 ALL = [
     Classification(labels=["bad", "good"]),
-    Classification(labels=["bad", "good", "great"], metric="accuracy", features="encoder_mean"),
+    Classification(labels=["bad", "good", "great"], metric="accuracy", features="encoder_mean", head="linear"),
     Extraction(labels=["B-PER", "I-PER", "O"], features="encoder"),
     Generation(metric="bleu", num_beams=2, min_new_tokens=1, max_new_tokens=6, no_repeat_ngram_size=0),
 ]
@@ -124,7 +124,7 @@ def test_labels_are_in_all_rows_or_in_none(kind, tiny_tokenizer):
         ({"labels": ["a"]}, "unknown kind of task None"),
         (
             {"kind": "classification", "labels": ["a"], "classes": 2},
-            "no setting classes; it has: features, labels, metric",
+            "no setting classes; it has: features, head, labels, metric",
         ),
         ({"kind": "classification", "labels": ["a"], "metric": "f1"}, "metric='f1' is not one of macro_f1, accuracy"),
         ({"kind": "classification", "labels": ["a"], "features": "cls"}, "features='cls' is not one of auto"),
@@ -132,6 +132,7 @@ def test_labels_are_in_all_rows_or_in_none(kind, tiny_tokenizer):
         ({"kind": "classification", "labels": ["a", "a"]}, "at least one and all different"),
         ({"kind": "classification", "labels": "ab"}, "must be a list of strings"),
         ({"kind": "extraction", "labels": ["B-X", "I-X"]}, 'labels must hold "O"'),
+        ({"kind": "classification", "labels": ["a"], "head": "mlp"}, "head='mlp' is not one of dense, linear"),
         ({"kind": "extraction", "labels": ["O"], "features": "decoder_last"}, "is not one of auto, encoder, decoder"),
         ({"kind": "generation", "metric": "rouge"}, "metric='rouge' is not one of rouge1"),
         ({"kind": "generation", "num_beams": 0}, "num_beams=0 must be at least 1"),

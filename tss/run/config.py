@@ -51,6 +51,8 @@ class Training(_Section):
     """Main metric of the task's kind; None: the kind's default."""
     features: str | None = None
     """Hidden states that the head reads; None: the kind's default."""
+    head: str | None = None
+    """Of labelled tasks, "dense" or "linear"; None: the kind's default."""
     validate_by: Literal["auto", "metric", "loss"] = "auto"
     """What chooses the best epoch; auto: the main metric, and the loss for generation (decoding is slow)."""
 

@@ -32,7 +32,7 @@ def with_settings(kind: TaskKind, settings: TaskSettings, task: str) -> TaskKind
     Raises:
         ConfigError: if the kind has no such setting or refuses the value.
     """
-    changes: dict[str, Any] = {"metric": settings.metric, "features": settings.features}
+    changes: dict[str, Any] = {"metric": settings.metric, "features": settings.features, "head": settings.head}
     if kind.kind == "generation":
         changes |= settings.generation.model_dump()
     changes = {key: value for key, value in changes.items() if value is not None}

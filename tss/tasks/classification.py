@@ -13,7 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from tss.metrics import classification as metrics
 from tss.tasks import base
 from tss.tasks.headed import HeadedKind
-from tss.tasks.heads import Features, Head, architecture, pool
+from tss.tasks.heads import HEADS, Features, Head, architecture, pool
 
 # features -> (stack, pooling); "auto" depends on the architecture
 PLANS = {
@@ -33,17 +33,21 @@ class Classification(HeadedKind):
         metric: the main metric, "macro_f1" or "accuracy".
         features: what the head reads. "auto": the decoder's last real token (encoder-decoder and decoder-only models)
             or the first token (encoders). Or "encoder_mean", "encoder_first", "decoder_last".
+        head: "dense", a layer of the backbone's width before the outputs as in BART's own classifier, or "linear", the
+            outputs alone.
     """
 
     kind: ClassVar[str] = "classification"
     labels: tuple[str, ...] = ()
     metric: str = "macro_f1"
     features: str = "auto"
+    head: str = "dense"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", base.check_labels("Classification", self.labels))
         base.check_choice("Classification", "metric", self.metric, metrics.METRICS)
         base.check_choice("Classification", "features", self.features, ("auto", *PLANS))
+        base.check_choice("Classification", "head", self.head, HEADS)
 
     @property
     def main_metric(self) -> str:
@@ -81,7 +85,7 @@ class Classification(HeadedKind):
 
     def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> nn.Module:
         """A `Head` with one output per label."""
-        return Head(hidden_size, len(self.labels), dropout, generator)
+        return Head(hidden_size, len(self.labels), dropout, generator, self.head)
 
     def stack(self, model: Any) -> str:
         """The encoder or the decoder, by the `features` setting."""

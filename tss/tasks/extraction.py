@@ -13,7 +13,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from tss.metrics import extraction as metrics
 from tss.tasks import base
 from tss.tasks.headed import HeadedKind
-from tss.tasks.heads import Call, Features, Head
+from tss.tasks.heads import HEADS, Call, Features, Head
 
 OUTSIDE = "O"
 
@@ -27,17 +27,21 @@ class Extraction(HeadedKind):
     Args:
         labels: all tags, in the order of the logits; "O" is one of them.
         features: "auto" (the decoder if there is one), "encoder" or "decoder".
+        head: "dense", a layer of the backbone's width before the outputs as in BART's own classifier, or "linear", the
+            outputs alone.
     """
 
     kind: ClassVar[str] = "extraction"
     labels: tuple[str, ...] = ()
     features: str = "auto"
+    head: str = "dense"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", base.check_labels("Extraction", self.labels))
         if OUTSIDE not in self.labels:
             raise ValueError(f'Extraction: labels must hold "O", not {list(self.labels)!r}')
         base.check_choice("Extraction", "features", self.features, ("auto", "encoder", "decoder"))
+        base.check_choice("Extraction", "head", self.head, HEADS)
 
     @property
     def main_metric(self) -> str:
@@ -71,7 +75,7 @@ class Extraction(HeadedKind):
 
     def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> nn.Module:
         """A `Head` with one output per tag, applied at every position."""
-        return Head(hidden_size, len(self.labels), dropout, generator)
+        return Head(hidden_size, len(self.labels), dropout, generator, self.head)
 
     def stack(self, model: Any) -> str:
         """The `features` setting."""

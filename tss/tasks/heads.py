@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers.utils.generic import TransformersKwargs
 
+HEADS = ("dense", "linear")
 HEAD_STD = 0.02  # as transformers initialises the classification head of BART
 
 Architecture = Literal["encoder-decoder", "encoder", "decoder"]
@@ -175,35 +176,47 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
 
 
 class Head(nn.Module):
-    """dropout, dense d -> d, tanh, dropout, out: logits (..., outputs) from hidden states (..., hidden_size).
+    """Logits (..., outputs) from hidden states (..., hidden_size).
+
+    "dense" is the head of BART's own classifier: dropout, dense d -> d, tanh, dropout, out d -> outputs. "linear" is
+    dropout and out alone, which keeps d * outputs instead of d * (d + outputs) numbers.
 
     Args:
         hidden_size: width d of the backbone.
         outputs: number of classes.
-        dropout: probability in both places.
+        dropout: probability in all places.
         generator: draws the weights (normal, std 0.02; biases are zero); None takes torch's global one.
+        head: "dense" or "linear".
     """
 
     def __init__(
-        self, hidden_size: int, outputs: int, dropout: float = 0.0, generator: torch.Generator | None = None
+        self,
+        hidden_size: int,
+        outputs: int,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+        head: str = "dense",
     ) -> None:
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size, dtype=torch.float32)
+        self.dense = nn.Linear(hidden_size, hidden_size, dtype=torch.float32) if head == "dense" else None
         self.out = nn.Linear(hidden_size, outputs, dtype=torch.float32)
         self.dropout = nn.Dropout(dropout)
         with torch.no_grad():
-            for linear in (self.dense, self.out):
+            for linear in filter(None, (self.dense, self.out)):
                 linear.weight.normal_(0.0, HEAD_STD, generator=generator)
                 linear.bias.zero_()
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits in the head's dtype (float32), or autocast's; `hidden` may have any floating dtype."""
-        hidden = self.dropout(hidden.to(self.dense.weight.dtype))
-        return self.out(self.dropout(torch.tanh(self.dense(hidden))))
+        hidden = self.dropout(hidden.to(self.out.weight.dtype))
+        if self.dense is not None:
+            hidden = self.dropout(torch.tanh(self.dense(hidden)))
+        return self.out(hidden)
 
     @staticmethod
     def apply(tensors: Mapping[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
         """What a head of these tensors (the names of `state_dict`) gives in evaluation mode."""
-        weight = tensors["dense.weight"]
-        hidden = torch.tanh(nn.functional.linear(hidden.to(weight.dtype), weight, tensors["dense.bias"]))
+        hidden = hidden.to(tensors["out.weight"].dtype)
+        if "dense.weight" in tensors:
+            hidden = torch.tanh(nn.functional.linear(hidden, tensors["dense.weight"], tensors["dense.bias"]))
         return nn.functional.linear(hidden, tensors["out.weight"], tensors["out.bias"])
