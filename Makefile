@@ -9,12 +9,13 @@ STAMP := $(VENV)/.installed
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint native sanitize resources counts release-check gpu clean
+.PHONY: help setup demo test lint docs native sanitize resources counts release-check gpu clean
 
 help:
 	@echo "make demo   set up, then learn seven generated tasks with TSS and without, and write a report (minutes)"
 	@echo "make test   set up, then run the test suite"
 	@echo "make lint   set up, then ruff and pyright"
+	@echo "make docs   set up, then build the documentation in build/docs; warnings are errors"
 	@echo "make native compile csrc again, after a change there; only what changed"
 	@echo "make sanitize  the tests of csrc with address and undefined-behaviour sanitizers"
 	@echo "make resources  compile every kernel without a GPU; writes what it takes to tests/kernels/resources"
@@ -47,6 +48,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
 
 native: setup
 	$(BIN)/python setup.py --quiet build_ext --inplace

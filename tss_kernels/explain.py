@@ -198,10 +198,15 @@ def _rejected(op: str, chosen: str, default: str, main: Tensor) -> dict[str, str
 
 
 def explain(op: str | Callable[..., Any], *args: object, **kwargs: object) -> Explanation:
-    """What the call op(*args, **kwargs) would run, without running it.
+    """Say what a call would run, without running it.
 
-    op: an operation of this package or its name. Raises ValueError for another one, what the operation raises for
-    arguments that it refuses, and BackendUnavailable where a forced backend cannot run it.
+    Args:
+        op: an operation of this package, or its name.
+        args, kwargs: of the call.
+
+    Raises:
+        ValueError: not an operation of this package; or what the operation raises for arguments that it refuses.
+        BackendUnavailable: a forced backend cannot run it.
     """
     import tss_kernels
 

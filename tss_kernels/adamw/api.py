@@ -82,16 +82,25 @@ def soft_masked_adamw_(
     weight_decay: float = 0.0,
     site: str = "update",
 ) -> None:
-    """One AdamW step on many tensors in place, softly masked by 1 - importance.
+    """Take one AdamW step on many tensors in place, softly masked by 1 - importance.
 
-    site "update": Adam's whole step, weight decay included, is scaled by (1 - I); "gradient": g * (1 - I) enters Adam
-    and its moments. An importance may be None: plain AdamW.
-    Lists are equally long; tensors of one entry have one shape and device and floating dtypes. What is written (params,
-    exp_avgs, exp_avg_sqs) shares no memory with itself or with what is read.
-    step: a finite number from 1 on. As a tensor without dimensions (or one per parameter) on the parameters' device,
-    with lr a number or such a tensor, both are read there, so that a CUDA graph can hold the step; their values are not
-    checked then. lr, eps and weight_decay are finite and at least 0, betas in [0, 1).
-    Raises ValueError, TypeError before anything is written, and BackendUnavailable for a forced backend.
+    Lists are equally long; the tensors of one entry have one shape, one device and floating dtypes. What is written
+    (params, exp_avgs, exp_avg_sqs) shares no memory with itself or with what is read.
+
+    Args:
+        params, grads, exp_avgs, exp_avg_sqs: as torch.optim.AdamW keeps them.
+        importances: in [0, 1], or None for plain AdamW.
+        step: a finite number from 1 on. As a tensor without dimensions (or one per parameter) on the parameters'
+            device, with lr a number or such a tensor, both are read there, so that a CUDA graph can hold the step;
+            their values are not checked then.
+        lr, eps, weight_decay: finite and at least 0.
+        beta1, beta2: in [0, 1).
+        site: "update" scales Adam's whole step, weight decay included, by (1 - I); with "gradient", g * (1 - I) enters
+            Adam and its moments.
+
+    Raises:
+        TypeError, ValueError: the argument, and what it should be, before anything is written.
+        BackendUnavailable: a forced backend cannot run it.
     """
     options = checked_options(beta1, beta2, eps, weight_decay, site)
     lists = Lists(list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(importances))

@@ -18,12 +18,19 @@ UNSUPPORTED = ("amsgrad", "differentiable")
 class SoftMaskedAdamW(torch.optim.Optimizer):
     """AdamW whose step (site "update") or gradient (site "gradient") is scaled by 1 - importance.
 
-    Takes torch.optim.AdamW's arguments, and without importance does what that does, up to rounding. Any parameter may
-    have an importance, a tensor of its shape in [0, 1]. `site`, like lr, may differ from group to group. The state has
-    AdamW's keys; importance is not part of `state_dict`: it stays as set when a state is loaded. `foreach` and `fused`
-    are accepted and change nothing: a group is one operation anyway. `capturable` keeps the number of each parameter's
-    steps on its device, where lr may be a tensor too: nothing waits, and a CUDA graph can hold the step. Raises
-    ValueError, TypeError.
+    Without importance it does what torch.optim.AdamW does, up to rounding. The state has AdamW's keys; importance is
+    not part of `state_dict`: it stays as set when a state is loaded.
+
+    Args:
+        params, lr, betas, eps, weight_decay, maximize: torch.optim.AdamW's. Scores want a weight_decay of 0.
+        foreach, fused: accepted and without effect: a group is one operation anyway.
+        capturable: keep the number of each parameter's steps on its device, where lr may be a tensor too: nothing
+            waits, and a CUDA graph can hold the step.
+        site: "update" or "gradient"; may differ from group to group, as lr may.
+        importance: parameter -> tensor of its shape in [0, 1], or None.
+
+    Raises:
+        TypeError, ValueError: the argument, and what it should be; amsgrad or differentiable.
     """
 
     def __init__(
@@ -89,10 +96,12 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of the parameters that have a gradient: one soft_masked_adamw_ per group, and per step number where
-        parameters joined at other times.
+        """Take one step of the parameters that have a gradient.
 
-        Raises ValueError, TypeError and BackendUnavailable before anything is written.
+        One `soft_masked_adamw_` for each group, and for each step number where parameters joined at other times.
+
+        Raises:
+            TypeError, ValueError, BackendUnavailable: before anything is written.
         """
         loss = None
         if closure is not None:

@@ -40,10 +40,13 @@ forced = _Forced()
 
 
 class use_backend:
-    """Forces one backend inside a `with` block, in this thread; None goes back to the automatic choice.
+    """Force one backend inside a `with` block, in this thread; None goes back to the automatic choice.
 
     The backward pass of what ran inside uses the same backend, wherever and in whichever thread it runs. An operation
-    that the backend cannot run raises BackendUnavailable when it is called. Raises ValueError for an unknown name.
+    that the backend cannot run raises `BackendUnavailable` when it is called.
+
+    Raises:
+        ValueError: an unknown name.
     """
 
     def __init__(self, backend: str | None) -> None:

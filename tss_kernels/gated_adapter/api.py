@@ -235,11 +235,25 @@ def gated_adapter(
     down_importance: torch.Tensor | None = None,
     up_importance: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x + up(activation(down(x))) with both maps gated: the whole adapter, its residual included.
+    """Compute x + up(activation(down(x))) with both maps gated: the whole adapter, its residual included.
 
-    x (..., d); down_weight, down_scores, down_importance (bottleneck, d); up_weight, up_scores, up_importance
-    (d, bottleneck); down_bias (bottleneck,); up_bias (d,); activation "relu", "gelu" (exact), "silu" or "tanh".
-    dtypes, gradients and errors as gated_linear's; returns (..., d) of x's dtype, which autocast does not change.
+    Gradients as of `gated_linear`.
+
+    Args:
+        x: (..., d), floating.
+        down_weight, down_scores, down_importance: (bottleneck, d); dtypes as of `gated_linear`.
+        up_weight, up_scores, up_importance: (d, bottleneck).
+        down_bias: (bottleneck,) or None.
+        up_bias: (d,) or None.
+        activation: "relu", "gelu" (exact), "silu" or "tanh".
+        threshold: a gate is on where its score is at least this.
+
+    Returns:
+        (..., d) of x's dtype, which autocast does not change.
+
+    Raises:
+        TypeError, ValueError: the argument, and what it should be.
+        BackendUnavailable: a forced backend cannot run it.
     """
     down = (down_weight, down_scores, down_bias, threshold, down_importance, False)
     up = (up_weight, up_scores, up_bias, threshold, up_importance, False)
@@ -257,10 +271,21 @@ def packed_adapter(
     *,
     activation: str = "relu",
 ) -> torch.Tensor:
-    """x + up(activation(down(x))), the same as gated_adapter, from gates at one bit each.
+    """Compute x + up(activation(down(x))), the same as `gated_adapter`, from gates at one bit each.
 
-    down_packed uint8 (bottleneck, ceil(d / 8)); up_packed uint8 (d, ceil(bottleneck / 8)); the rest as gated_adapter's.
-    Gradients for x, the biases, and the weights if they ask for one. Raises TypeError, ValueError.
+    Gradients for x, the biases, and the weights if they ask for one.
+
+    Args:
+        x: (..., d), floating.
+        down_weight, up_weight, down_bias, up_bias, activation: as of `gated_adapter`.
+        down_packed: uint8 (bottleneck, ceil(d / 8)), as `pack_gates` gives.
+        up_packed: uint8 (d, ceil(bottleneck / 8)).
+
+    Returns:
+        (..., d) of x's dtype.
+
+    Raises:
+        TypeError, ValueError: the argument, and what it should be.
     """
     down = (down_weight, down_packed, down_bias, 0.0, None, True)
     return adapter_product(x, down, (up_weight, up_packed, up_bias, 0.0, None, True), activation)

@@ -252,12 +252,25 @@ def gated_linear(
     threshold: float = 0.0,
     importance: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """y = x @ where(scores >= threshold, weight, 0).T + bias, with a straight-through gradient for the scores.
+    """Compute y = x @ where(scores >= threshold, weight, 0).T + bias, with a straight-through gradient for the scores.
 
-    x (..., in); weight (out, in) of x's dtype; scores (out, in) float32; bias (out,) of x's dtype or None;
-    importance (out, in) in [0, 1] or None. Returns (..., out) of x's dtype; under autocast as torch's linear does.
-    Gradients: x; bias; scores: (dYᵀ x) * weight * (1 - importance) in float32; weight: (dYᵀ x) * gate, if it asks
-    for one. Differentiable once. Raises TypeError, ValueError, and BackendUnavailable for a forced backend.
+    Gradients: x; bias; scores: (dYᵀ x) * weight * (1 - importance) in float32; weight: (dYᵀ x) * gate, if it asks for
+    one. Differentiable once.
+
+    Args:
+        x: (..., in), floating.
+        weight: (out, in), of x's dtype.
+        scores: (out, in), float32.
+        bias: (out,), of x's dtype, or None.
+        threshold: a gate is on where its score is at least this.
+        importance: (out, in) in [0, 1], or None.
+
+    Returns:
+        (..., out) of x's dtype; under autocast as torch's linear does.
+
+    Raises:
+        TypeError, ValueError: the argument, and what it should be.
+        BackendUnavailable: a forced backend cannot run it.
     """
     return gated_product(x, (weight, scores, bias, threshold, importance, False))
 
@@ -265,9 +278,20 @@ def gated_linear(
 def packed_linear(
     x: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """y = x @ where(gate, weight, 0).T + bias, the same product as gated_linear, from gates at one bit each.
+    """Compute y = x @ where(gate, weight, 0).T + bias, the same product as `gated_linear`, from gates at one bit each.
 
-    x (..., in); weight (out, in) of x's dtype; packed uint8 (out, ceil(in / 8)); bias (out,) or None; (..., out).
-    Gradients for x, bias, and weight if it asks for one; differentiable once. Raises TypeError, ValueError.
+    Gradients for x, bias, and weight if it asks for one; differentiable once.
+
+    Args:
+        x: (..., in), floating.
+        weight: (out, in), of x's dtype.
+        packed: uint8 (out, ceil(in / 8)), as `pack_gates` gives.
+        bias: (out,), of x's dtype, or None.
+
+    Returns:
+        (..., out) of x's dtype.
+
+    Raises:
+        TypeError, ValueError: the argument, and what it should be.
     """
     return gated_product(x, (weight, packed, bias, 0.0, None, True))

@@ -37,10 +37,17 @@ def check_pack(scores: torch.Tensor, threshold: float) -> None:
 
 
 def pack_gates(scores: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
-    """The gates scores >= threshold at one bit each: bit i of byte j is column 8 j + i, rows padded with 0.
+    """Pack the gates scores >= threshold at one bit each: bit i of byte j is column 8 j + i, rows padded with 0.
 
-    scores (out, in) of any floating dtype; NaN gives 0. Returns uint8 (out, ceil(in / 8)). Raises ValueError and
-    TypeError.
+    Args:
+        scores: (out, in), of any floating dtype; NaN gives 0.
+        threshold: a gate is on where its score is at least this.
+
+    Returns:
+        uint8 (out, ceil(in / 8)).
+
+    Raises:
+        TypeError, ValueError: the argument, and what it should be.
     """
     check_pack(scores, threshold)
     return _pack_gates_operator(scores.detach(), threshold, select("pack_gates", scores.device, scores.dtype))
@@ -67,9 +74,17 @@ def check_unpack(packed: torch.Tensor, in_features: int) -> None:
 
 
 def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
-    """The opposite of pack_gates: packed uint8 (out, ceil(in_features / 8)) to bool (out, in_features).
+    """Unpack what `pack_gates` gave.
 
-    Raises TypeError and ValueError.
+    Args:
+        packed: uint8 (out, ceil(in_features / 8)).
+        in_features: number of columns.
+
+    Returns:
+        bool (out, in_features).
+
+    Raises:
+        TypeError, ValueError: the argument, and what it should be.
     """
     check_unpack(packed, in_features)
     return _unpack_gates_operator(packed, in_features, select("unpack_gates", packed.device, packed.dtype))

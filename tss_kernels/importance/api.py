@@ -61,10 +61,17 @@ def check_update(total: torch.Tensor, raw: torch.Tensor, per: str) -> None:
 
 
 def normalize_importance(raw: torch.Tensor, *, per: str = "tensor") -> torch.Tensor:
-    """I = |tanh((a - mean a) / (std a + 1e-6))| of a raw importance a, by TSS (arXiv 2310.09436).
+    """Normalize a raw importance a to I = abs(tanh((a - mean a) / (std a + 1e-6))), by TSS (arXiv 2310.09436).
 
-    raw (out, in), floating: the mean over batches of (dL/ds) * g. per "tensor" or "row": what mean and population
-    deviation are taken over. Returns float32 (out, in) in [0, 1]. Raises ValueError, TypeError.
+    Args:
+        raw: (out, in), floating: the mean over batches of (dL/ds) * g.
+        per: "tensor" or "row": what mean and population deviation are taken over.
+
+    Returns:
+        float32 (out, in) in [0, 1].
+
+    Raises:
+        TypeError, ValueError: the argument, and what it should be.
     """
     check_raw(raw, per)
     backend = select("normalize_importance", raw.device, raw.dtype)
@@ -72,10 +79,16 @@ def normalize_importance(raw: torch.Tensor, *, per: str = "tensor") -> torch.Ten
 
 
 def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """total <- max(total, new), elementwise and in place; returns total. NaN in either stays visible.
+    """Set total to max(total, new), elementwise and in place; NaN in either stays visible.
 
-    total, new: one shape, floating, one device; new may be total, but not share memory with it otherwise. Raises
-    ValueError, TypeError.
+    Args:
+        total, new: one shape, floating, one device; new may be total, but not share memory with it otherwise.
+
+    Returns:
+        total.
+
+    Raises:
+        TypeError, ValueError: the argument, and what it should be.
     """
     check_accumulation(total, new)
     _accumulate_operator(total, new, select("accumulate_importance_", total.device, total.dtype))
@@ -84,10 +97,18 @@ def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> torch.Tens
 
 
 def update_importance_(total: torch.Tensor, raw: torch.Tensor, *, per: str = "tensor") -> torch.Tensor:
-    """total <- max(total, normalize_importance(raw, per=per)) in place, in one operation; returns total.
+    """Set total to max(total, normalize_importance(raw, per=per)) in place; NaN in either stays visible.
 
-    total: floating, of raw's shape and device; raw (out, in), floating, in other memory. NaN in either stays visible.
-    Raises ValueError, TypeError.
+    Args:
+        total: floating, of raw's shape and device.
+        raw: (out, in), floating, in other memory.
+        per: as of `normalize_importance`.
+
+    Returns:
+        total.
+
+    Raises:
+        TypeError, ValueError: the argument, and what it should be.
     """
     check_update(total, raw, per)
     backend = select("update_importance_", total.device, total.dtype)

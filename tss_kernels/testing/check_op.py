@@ -272,22 +272,26 @@ def check_op(
     device: torch.device | str = "cpu",
     runs: int = 20,
 ) -> None:
-    """Runs the checks named in `checks`, all of CHECKS by default, on a function from tensors to one tensor.
+    """Run the checks named in `checks`, all of CHECKS by default, on a function from tensors to one tensor.
 
-    function, reference: called with the inputs by keyword. The reference is plain PyTorch and right in any dtype: in
-        float64 it gives the truth, in the inputs' dtype PyTorch's own error, of which twice is allowed.
-    make_inputs: (rows, dtype, generator) -> the inputs by name: tensors drawn on the CPU, numbers, anything. The
-        number of rows is what may change from call to call.
-    trained: inputs that get a gradient; the first is the one that differs between two calls in one graph.
-    straight_through: for gradients that autograd of the reference cannot give, (inputs, dy) -> gradient; called in
-        float64 and in the inputs' dtypes.
-    dtypes, rows: "values", "empty rows" and "unwritten outputs" run for all; the rest takes the first dtype and the
-        most rows, "compile" changing numbers of rows, "autocast" float32.
-    operators: registered operators with arguments for torch.library.opcheck.
-    runs: how many must agree bit for bit.
+    Args:
+        function, reference: called with the inputs by keyword. The reference is plain PyTorch and right in any dtype:
+            in float64 it gives the truth, in the inputs' dtype PyTorch's own error, of which twice is allowed.
+        make_inputs: (rows, dtype, generator) -> the inputs by name: tensors drawn on the CPU, numbers, anything. The
+            number of rows is what may change from call to call.
+        trained: inputs that get a gradient; the first is the one that differs between two calls in one graph.
+        straight_through: for gradients that autograd of the reference cannot give, (inputs, dy) -> gradient; called in
+            float64 and in the inputs' dtypes.
+        dtypes, rows: "values", "empty rows" and "unwritten outputs" run for all; the rest takes the first dtype and the
+            most rows, "compile" changing numbers of rows, "autocast" float32.
+        operators: registered operators with arguments for torch.library.opcheck.
+        runs: how many must agree bit for bit.
 
-    Raises CheckFailed, an AssertionError that names the check, the dtype, the shapes and the values; ValueError for an
-    unknown check.
+    Raises:
+        CheckFailed: an AssertionError that names the check, the dtype, the shapes and the values.
+        ValueError: an unknown check.
+
+    Example::
 
         def make_inputs(rows, dtype, generator):
             return {"x": torch.randn(rows, 8, generator=generator).to(dtype),
