@@ -153,7 +153,7 @@ def test_one_command_writes_table_and_figure_and_a_changed_number_is_noticed(pat
 def test_the_committed_documents_and_figure_agree_with_their_file():
     assert differing() == []
     names = {name for document in documents.DOCUMENTS for _, name, _ in documents.SECTION.findall(document.read_text())}
-    assert len(names) == 1, "README and docs/performance.md show different files"
+    assert len(names) == 1, "documents show different files"
 
 
 @pytest.mark.parametrize(

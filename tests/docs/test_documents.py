@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shlex
 from contextlib import redirect_stderr
@@ -81,3 +82,9 @@ def test_every_page_is_in_the_navigation():
     written = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for path in (ROOT / "docs").rglob("*.md"):
         assert path.relative_to(ROOT / "docs").as_posix() in written
+
+
+def test_the_notebook_is_the_quickstart():
+    cells = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert code == [example.parsed.strip("\n") for example in blocks(ROOT / "docs" / "quickstart.md", "python")]

@@ -36,3 +36,11 @@ def test_two_processes(tmp_path):
               "examples/two_processes.py", tmp_path / "learned")  # fmt: skip
     assert "asc/cameras" in out
     assert (tmp_path / "learned" / "tss.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("layer", "both tasks answer as when they were learned"), ("causal", "opposite"), ("later", "cheap")],
+)
+def test_examples_end_by_themselves(name, says):
+    assert says in run(sys.executable, f"examples/{name}.py")
