@@ -41,18 +41,18 @@ def bits(rows: int, columns: int) -> torch.Tensor:
 
 
 def gated_linear() -> Iterator[Case]:
-    """All products, fused: with and without bias and importance."""
+    """All products, as the table of the architecture runs them: with and without bias and importance."""
     from tss_kernels.gated_linear import triton
 
     def call(x: torch.Tensor, dy: torch.Tensor) -> None:
         (_, in_features), out_features, dtype = x.shape, dy.shape[1], x.dtype
         weight, scores = empty(out_features, in_features, dtype=dtype), empty(out_features, in_features)
         gates = bits(out_features, in_features)
-        triton.forward(x, weight, scores, empty(out_features, dtype=dtype), 0.0, "fused")
-        triton.forward(x, weight, scores, None, 0.0, "fused")
-        triton.packed_linear(x, weight, gates, None, "fused")
-        triton.input_grad(dy, weight, gates, "fused")
-        triton.scores_grad(dy, x, weight, scores, "fused")
+        triton.forward(x, weight, scores, empty(out_features, dtype=dtype), 0.0)
+        triton.forward(x, weight, scores, None, 0.0)
+        triton.packed_linear(x, weight, gates, None)
+        triton.input_grad(dy, weight, gates)
+        triton.scores_grad(dy, x, weight, scores)
 
     for dtype in (BFLOAT16, FLOAT32):
         for rows, in_features, out_features in SIZES:
