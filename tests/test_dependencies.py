@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+MISSING = ("transformers", "pydantic", "datasets", "safetensors", "yaml", "rich", "sklearn", "matplotlib")
 OURS = {"tss", "tss_kernels", "csrc", "bench", "tests", "scripts", "examples"}
 # Modules that stand beside the script that imports them.
 BESIDE = {path.stem for path in ROOT.glob("tests/**/*.py")} | {path.stem for path in ROOT.glob("scripts/*.py")}
@@ -52,12 +54,37 @@ def _missing(folder: str, declared: set[str]) -> list[str]:
 
 
 # accelerate, peft and triton are optional in the packages: they are looked for before they are imported.
-@pytest.mark.parametrize("folder", ["tss", "tss_kernels"])
-def test_packages_import_only_what_is_installed_with_them(folder):
+@pytest.mark.parametrize(("folder", "extras"), [("tss", ["train"]), ("tss_kernels", [])])
+def test_packages_import_only_what_is_installed_with_them(folder, extras):
     optional = {"triton", "accelerate", "peft", "setuptools", "pybind11", "ninja"}
-    assert not _missing(folder, _declared() | optional)
+    assert not _missing(folder, _declared(*extras) | optional)
 
 
 @pytest.mark.parametrize("folder", ["tests", "bench", "scripts", "examples", "csrc"])
 def test_what_development_imports_is_in_the_extra_dev(folder):
-    assert not _missing(folder, _declared("dev"))
+    assert not _missing(folder, _declared("train", "dev"))
+
+
+@pytest.mark.parametrize(
+    "statement", ["tss.attach", "tss.Classification", "from tss.cli.main import main; main(['presets'])"]
+)
+def test_without_the_training_layers_packages_the_kernels_work_and_the_rest_says_what_to_install(statement):
+    program = f"""
+import sys
+import importlib.abc
+
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in {MISSING}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import torch, tss, tss_kernels
+tss_kernels.GatedAdapterLinear(8, 4)(torch.zeros(2, 8))
+try:
+    {statement}
+except ImportError as error:
+    print(error, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "pip install 'tss[train]'" in done.stderr

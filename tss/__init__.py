@@ -41,7 +41,15 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _ROOM_OF:
         raise AttributeError(f"module 'tss' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(_ROOM_OF[name]), name)
+    try:
+        return getattr(importlib.import_module(_ROOM_OF[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("tss", "tss_kernels"):
+            raise
+        raise ImportError(
+            f"tss.{name} needs the package {error.name}, which is not installed: pip install 'tss[train]', or "
+            "pip install -e '.[train]' in a checkout"
+        ) from error
 
 
 def __dir__() -> list[str]:

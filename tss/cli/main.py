@@ -86,6 +86,11 @@ def _guarded(args: argparse.Namespace) -> int:
             raise
         print(f"tss: {_one_line(error)}", file=sys.stderr)
         return FAILED
+    except ModuleNotFoundError as error:
+        if debug:
+            raise
+        print(f"tss: the package {error.name} is not installed: pip install 'tss[train]'", file=sys.stderr)
+        return FAILED
     except Exception as error:
         if debug:
             raise
