@@ -53,7 +53,7 @@ class TaskTensors:
         self.core, self.config, self.options, self.adapters = core, config, options, dict(adapters)
         self.store, self.learning, self.handed_on = store, learning, Tensors()
         self._fingerprints = Fingerprints()
-        self._steps = StepCheck(core, self.layers, options) if config.gated else None
+        self._steps = StepCheck(core, self.layers, options, gated=config.gated)
 
     @property
     def layers(self) -> dict[str, Any]:
@@ -212,19 +212,19 @@ class TaskTensors:
             key: tensor.clone() for key, tensor in self.shared_state().items() if "importance." not in key
         }
         for adapter in self.adapters.values():
+            self._steps.retire(adapter.renew())
             adapter.start(name, fresh=fresh, masked=self.options.soft_mask == "gradient")
         head = head if head is not None else self.make_head(name, self.store.record(name).kind)
         self.learning.put(name, LearningTask(head), self.device())
         self._require_grad(True)
-        if self._steps is not None:
-            self._steps.start(name)
+        self._steps.start(name)
 
     def finish(self) -> None:
         """End learning: nothing requires gradients any more; scores stay as they are."""
+        self._steps.retire(self.learning.parameters())
         self.learning.clear_with(self._require_grad)
         self.handed_on = Tensors()
-        if self._steps is not None:
-            self._steps.finish()
+        self._steps.finish()
 
     def _require_grad(self, flag: bool) -> None:
         trained = [parameter for adapter in self.adapters.values() for parameter in adapter.trained().values()]
