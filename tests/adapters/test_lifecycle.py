@@ -287,6 +287,7 @@ def test_tasks_are_renamed_and_deleted(handle):
     handle.delete_task("three")
     assert handle.active is None
     learn(handle, "one", TOPICS)
+    assert handle.active == "one"
 
 
 @pytest.mark.parametrize("name", ["", "  ", "two\nlines", "a\0b", 7, None])

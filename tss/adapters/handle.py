@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
-import weakref
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -21,23 +19,13 @@ from tss.adapters.frozen_prefix import FrozenPrefix, find_prefix, given
 from tss.adapters.learning import TasksLearned, check_whole
 from tss.adapters.site_adapter import SiteAdapter
 from tss.adapters.storage import Tensors, digest
-from tss.adapters.task_call import NO_TASK, TaskCall, calling
+from tss.adapters.task_call import TaskCall, calling
+from tss.adapters.task_choice import ACTIVE, Task, TaskChoice
 from tss.adapters.task_store import State, TaskRecord, TaskStore
 from tss.adapters.task_tensors import TaskTensors
 from tss.errors import StateError
 from tss.tasks.base import TaskKind
 from tss_kernels import SoftMaskedAdamW
-
-Names = str | tuple[str, ...] | None
-Task = str | Sequence[str] | TaskCall | None
-
-
-class _Defaults(threading.local):
-    def __init__(self) -> None:
-        self.table: weakref.WeakKeyDictionary[TssHandle, Names] = weakref.WeakKeyDictionary()
-
-
-_defaults = _Defaults()  # which task a handle's model runs on this thread where a call names none
 
 
 class TssHandle:
@@ -51,6 +39,7 @@ class TssHandle:
         config, options: which adapters, and how tasks are learned.
         adapters: site -> its adapter for all tasks.
         store: the tasks.
+        choice: which of them runs on this thread.
         tokenizer: set it to seal tasks from raw examples.
     """
 
@@ -67,16 +56,8 @@ class TssHandle:
         self._model, self._backbone, self.config, self.options = model, backbone, config, options
         self.adapters, self.store, self.tokenizer = dict(adapters), store, None
         self._tensors = TaskTensors(task_forward.core_of(backbone), config, options, adapters, store, learning)
+        self.choice = TaskChoice(store, learning)
         self._required_grad = {name: p.requires_grad for name, p in backbone.named_parameters()}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_default_here": _defaults.table.get(self, False)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        chosen = state.pop("_default_here")
-        self.__dict__.update(state)
-        if chosen is not False:  # a copy runs what its original runs on this thread
-            _defaults.table[self] = chosen
 
     def __str__(self) -> str:
         return table.render(self.tasks, self.active)
@@ -200,9 +181,7 @@ class TssHandle:
         Raises:
             StateError: no task is being learned.
         """
-        name = self._tensors.abandon()
-        if _defaults.table.get(self) == name:
-            _defaults.table[self] = None
+        self._tensors.abandon()
 
     def delete_task(self, name: str) -> None:
         """Forget a task that is new or sealed. The importance that it added to the shared scores stays.
@@ -211,9 +190,6 @@ class TssHandle:
             StateError: no such task, or it is being learned.
         """
         self.store.delete(name)
-        chosen = _defaults.table.get(self)
-        if chosen == name or (isinstance(chosen, tuple) and name in chosen):
-            _defaults.table[self] = None
 
     def rename_task(self, old: str, new: str) -> None:
         """Another name for a task that is new or sealed; what it answers stays the same.
@@ -223,8 +199,7 @@ class TssHandle:
             ValueError: the new name is none.
         """
         self.store.rename(old, new)
-        if _defaults.table.get(self) == old:
-            _defaults.table[self] = new
+        self.choice.rename(old, new)
 
     def check_finite(self) -> None:
         """Raise StateError if scores or head of the task being learned are not finite: a gate of NaN reads as off."""
@@ -233,96 +208,44 @@ class TssHandle:
     # Which task runs.
 
     @property
-    def chosen(self) -> Names:
-        """What runs on this thread where a call names no task: a name, one per row, or None."""
-        return _defaults.table.get(self, self.trainable)
-
-    @property
     def active(self) -> str | None:
-        """The task that runs, or None: then the adapters are bypassed, or rows have tasks of their own."""
-        chosen = self.chosen
-        return chosen if isinstance(chosen, str) else None
+        """The task that a call runs which names none.
 
-    @property
-    def selected(self) -> tuple[str, ...]:
-        """All tasks that run now, each once: none, one, or those of the rows."""
-        chosen = self.chosen
-        return () if chosen is None else (chosen,) if isinstance(chosen, str) else tuple(dict.fromkeys(chosen))
+        None: there is none, so that such a call raises, or runs the model without adapters after `use(None)` and while
+        there are no tasks; or rows have tasks of their own.
+        """
+        return self.choice.active
 
-    def use(self, name: str | None) -> None:
-        """Make a task active on this thread; None bypasses the adapters, so that the model is the original one.
+    def use(self, task: str | Sequence[str] | None) -> None:
+        """Make a task active on this thread, or one for each row; None: the original model, adapters are bypassed.
+
+        It stays so until another is chosen: a call raises StateError if that task was deleted or abandoned since.
 
         Raises:
             StateError: no such task, or one that was never trained.
+            ValueError: no names; later, a batch that does not fit one name per row.
         """
-        _defaults.table[self] = None if name is None else self._runnable(name)
+        self._check_attached()
+        self.choice.use(task)
 
     @contextmanager
-    def using(self, name: str | None) -> Iterator[None]:
-        """`use(name)` for a while; what was active before is active again after."""
-        with self._choosing(None if name is None else self._runnable(name)):
-            yield
-
-    @contextmanager
-    def rows(self, names: Sequence[str]) -> Iterator[None]:
-        """For a while, row i of every batch runs as task names[i].
-
-        Raises:
-            StateError: no such task, or one that was never trained.
-            ValueError: no names; later, a batch that does not fit them.
-        """
-        with self._choosing(self._checked_rows(names)):
+    def using(self, task: str | Sequence[str] | None) -> Iterator[None]:
+        """`use(task)` for a while; what was active before is active again after."""
+        self._check_attached()
+        with self.choice.using(task):
             yield
 
     def resolve(self, task: Task) -> TaskCall:
-        """What `task=` means in a call: one task for all rows, one per row, or (None) what is active.
+        """What `task=` means in a call: a task for all rows, one per row, or None, the original model.
 
         Raises:
-            StateError: no such task, or one that was never trained.
+            StateError: no such task, or one that was never trained; or the call names none, and none is active.
             ValueError: no names.
         """
         if isinstance(task, TaskCall):
             return task
         self._check_attached()
-        chosen = self.chosen if task is None else task
-        if chosen is None:
-            return NO_TASK
-        if isinstance(chosen, str):
-            return self._call_of(chosen)
-        names = self._checked_rows(chosen)
-        rows = [(self._call_of(name), [i for i, n in enumerate(names) if n == name]) for name in dict.fromkeys(names)]
-        first = rows[0][0]
-        return TaskCall(self.store, names, first.kind, None, first.head, rows)
-
-    def _call_of(self, name: str) -> TaskCall:
-        record = self.store.record(self._runnable(name))
-        if record.state is State.LEARNING:
-            return TaskCall(self.store, (name,), record.kind, None, self.head)
-        head = self.store.sealed(name).head
-        return TaskCall(self.store, (name,), record.kind, self.store.site_gates(name), head)
-
-    def _runnable(self, name: str) -> str:
-        self._check_attached()
-        if self.store.record(name).state is State.NEW:
-            raise StateError(f"task {name!r} is new and has no gates yet; call train_task({name!r}) first")
-        return name
-
-    def _checked_rows(self, names: Sequence[str]) -> tuple[str, ...]:
-        if isinstance(names, str) or not isinstance(names, Sized) or not len(names):
-            raise ValueError(f"expected the name of a task, or one name per row, got {names!r}")
-        return tuple(self._runnable(name) for name in names)
-
-    @contextmanager
-    def _choosing(self, chosen: Names) -> Iterator[None]:
-        own, before = self in _defaults.table, _defaults.table.get(self)
-        _defaults.table[self] = chosen
-        try:
-            yield
-        finally:
-            if own:
-                _defaults.table[self] = before
-            else:
-                _defaults.table.pop(self, None)
+        return self.choice.resolve(task)
 
     # Training.
 
@@ -340,7 +263,7 @@ class TssHandle:
         """
         if inputs.get("labels") is None:
             raise ValueError(f"a loss needs labels, got only {', '.join(inputs) or 'nothing'}")
-        call = self.resolve(None)
+        call = self.resolve(ACTIVE)
         with given(self.prefix if prefix_states is not None else None, prefix_states):
             if not call.active or call.rows is not None or "forward" in vars(self.model):
                 return self.model(**inputs).loss  # with what others put around its forward: accelerate's autocast
@@ -513,7 +436,6 @@ class TssHandle:
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_(self._required_grad.get(name, parameter.requires_grad))
         self._model, self._backbone, self.store = None, None, TaskStore()
-        _defaults.table.pop(self, None)
         return backbone
 
     # Steps that several of these share.
