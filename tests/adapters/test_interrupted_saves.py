@@ -136,7 +136,7 @@ def save_often(folder, name, barrier):
     learn(handle, name, TOPICS)
     barrier.wait()
     for _ in range(10):
-        handle.save(folder)
+        handle.save(folder, replace=True)
 
 
 def test_processes_that_save_into_one_folder_leave_one_whole_save_and_can_be_read(tmp_path):

@@ -362,15 +362,18 @@ class TssHandle:
         return digest(self.store.sealed(name).tensors())
 
     def verify(self) -> None:
-        """Raise ForgettingError if the tensors of a sealed task are not what they were when it was sealed."""
-        for name, record in self.tasks.items():
-            if record.state is State.SEALED:
-                self.store.verify(name)
+        """Raise ForgettingError if anything changed that a sealed task's answers depend on; the message says what.
+
+        That is its gates and head, the adapters' frozen weights, and all parameters and persistent buffers of the
+        backbone. All of it is read: a pass over the backbone.
+        """
+        self._check_attached()
+        self._tensors.verify()
 
     def frozen_fingerprint(self) -> str:
         """A digest of what never changes, read anew: all values of the backbone, and the adapters' frozen tensors."""
         self._check_attached()
-        return self._tensors.frozen_fingerprint()
+        return self._tensors.frozen.fingerprint()
 
     def bytes_per_task(self, name: str) -> dict[str, int]:
         """Bytes kept for a task: {"gates", "head", "total"}."""
@@ -378,16 +381,23 @@ class TssHandle:
 
     # On disk.
 
-    def save(self, directory: str | Path, tasks: Sequence[str] | None = None) -> None:
+    def save(self, directory: str | Path, tasks: Sequence[str] | None = None, *, replace: bool = False) -> None:
         """Write adapters, importance and all tasks, or those named, never the backbone; `tss.load` reads them.
 
-        A folder that holds a save changes as one: whatever goes wrong, it then holds the old or the new one.
+        A folder that holds a save changes as one: whatever goes wrong, it then holds the old or the new one. It holds
+        what was saved last and nothing else, so a save that lacks tasks of the folder, another model's or, with
+        `tasks`, this one's, is refused.
+
+        Args:
+            directory: made if it is missing; not the folder of a run.
+            tasks: some of them; None: all.
+            replace: write although tasks that the folder holds are lost by it.
 
         Raises:
-            StateError: no such task, or values that are not finite.
-            ForgettingError: the tensors of a sealed task are not what they were.
+            StateError: no such task, or values that are not finite; or tasks of the folder would be lost.
+            ForgettingError: what a sealed task's answers depend on was written to.
         """
-        saving.save(Path(directory), self.saved(tasks))
+        saving.save(Path(directory), self.saved(tasks), replace=replace)
 
     def push_to_hub(
         self,
@@ -395,6 +405,7 @@ class TssHandle:
         tasks: Sequence[str] | None = None,
         *,
         scores: hub.Scores | None = None,
+        replace: bool = False,
         **settings: Any,
     ) -> str:
         """Upload what `save` writes to the Hugging Face hub, with a card; `tss.load(backbone, repository)` reads it.
@@ -403,9 +414,13 @@ class TssHandle:
             repository: "owner/name".
             tasks: some of them; None: all.
             scores: task -> metric -> value, as the task's kind scores it, for the card and the hub's model index.
+            replace: upload although tasks that the repository holds are lost by it.
             settings: of the client's `create_repo`: private, token.
+
+        Raises:
+            StateError: as `save`; scores of a task that is not among them.
         """
-        return hub.push(self.saved(tasks), repository, scores, **settings)
+        return hub.push(self.saved(tasks), repository, scores, replace=replace, **settings)
 
     def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> saving.Saved:
         """What `save` writes, and `extra` tensors beside it."""

@@ -245,11 +245,14 @@ class TssModel(PreTrainedModel):
         state_dict: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write what `model.tss.save` writes, and what is being learned for Trainer to resume from; no backbone."""
+        """Write what `model.tss.save` writes, and what is being learned for Trainer to resume from; no backbone.
+
+        It replaces what the folder holds, as `save_pretrained` of every model does.
+        """
         if not is_main_process:
             return
         directory = Path(save_directory)
-        self.tss.save(directory)
+        self.tss.save(directory, replace=True)
         state = self.state_dict() if state_dict is None else state_dict
         own = {name: tensor.contiguous() for name, tensor in state.items() if not name.startswith(BACKBONE)}
         write_bytes(directory / WEIGHTS, safetensors.torch.save(own, metadata={"format": "pt"}))
