@@ -12,6 +12,7 @@ import torch
 import transformers as hf
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import tss
 from tss.adapters.config import PlainOptions
@@ -255,19 +256,49 @@ def test_a_copy_of_a_model_that_learns_is_watched_too(copy_of):
 
 
 def test_nothing_is_watched_when_nothing_is_learned():
-    from torch.optim.optimizer import _global_optimizer_pre_hooks as hooks
+    from tss.adapters.optimizers import _watchers
 
-    gc.collect()
-    before = len(hooks)
+    def watched():
+        gc.collect()
+        return sum(check() is not None for check in _watchers.checks)
+
+    before = watched()
     handle = learning()
-    assert len(hooks) == before + 1
+    assert watched() == before + 1
     handle.seal_task(make_batches(NAMES))
-    assert len(hooks) == before
+    assert watched() == before
     handle.add_task("more", NAMES)
     handle.train_task("more")
     handle.abandon()
-    assert len(hooks) == before
+    assert watched() == before
     handle.train_task("more")
     del handle
-    gc.collect()
-    assert len(hooks) == before
+    assert watched() == before
+
+
+@pytest.mark.parametrize("what", ["begins", "ends", "goes"])
+def test_models_come_and_go_while_another_optimizer_steps(what):
+    """In another thread, or because the garbage collector runs there and then."""
+    others, layer, passed = [], torch.nn.Linear(2, 2), []
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+
+    def meanwhile(stepped, *_):
+        if stepped is optimizer and what == "begins":
+            others[1].train_task("topics")
+        elif stepped is optimizer and what == "ends":
+            others[0].seal_task(make_batches(NAMES))
+        elif stepped is optimizer:
+            others.clear()
+            gc.collect()
+
+    hooks = [register_optimizer_step_pre_hook(meanwhile)]
+    others += [learning(), tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4)).tss]
+    others[1].add_task("topics", TOPICS)
+    hooks.append(register_optimizer_step_pre_hook(lambda stepped, *_: passed.append(stepped)))
+    layer(torch.ones(1, 2)).sum().backward()
+    try:
+        optimizer.step()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert passed[-1] is optimizer

@@ -6,6 +6,7 @@ move scores that earlier tasks rely on otherwise than the soft mask says.
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
@@ -43,7 +44,8 @@ def make_optimizer(
 class StepCheck:
     """Looks at every optimizer that is about to step, while a task is being learned.
 
-    By torch's own hook for the steps of any optimizer, which is there only that long.
+    By torch's own hook for the steps of any optimizer. One serves all models and stays: hooks that come and go with a
+    model would break the step of whoever runs through them meanwhile, in another thread or for the garbage collector.
 
     Args:
         backbone: which nothing may step: sealed tasks rely on it.
@@ -63,18 +65,12 @@ class StepCheck:
         self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that have stepped the scores of this task
         self._apart: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that step nothing frozen, in this task
         self._retired: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters of earlier tasks, now in no model
-        self._stop: weakref.finalize | None = None
 
     def start(self, task: str) -> None:
         """A task begins: from now on steps are checked."""
         self.finish()
-        self._task, own = task, weakref.ref(self)
-
-        def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            if (check := own()) is not None:
-                check(optimizer)
-
-        self._stop = weakref.finalize(self, register_optimizer_step_pre_hook(before).remove)
+        self._task = task
+        _watchers.add(self)
 
     def retire(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """These were trained and are no more: whatever optimizer holds one of them was made for an earlier task."""
@@ -83,11 +79,10 @@ class StepCheck:
 
     def finish(self) -> None:
         """The task ends: nothing is checked."""
-        if self._stop is not None:
-            self._stop()
+        _watchers.discard(self)
         self._seen.clear()
         self._apart.clear()
-        self._task, self._stop = None, None
+        self._task = None
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("_backbone", "_layers", "_options", "_gated", "_task")
@@ -186,3 +181,27 @@ def _is_same(importance: torch.Tensor | None, held: torch.Tensor | None) -> bool
     if importance is None or held is None:
         return importance is held
     return importance.data_ptr() == held.data_ptr() or torch.equal(importance, held.to(importance))
+
+
+class _Watchers:
+    """The checks of all models that learn, as a tuple that is replaced and never changed: anyone may be reading it."""
+
+    def __init__(self) -> None:
+        self._lock, self.checks = threading.Lock(), ()
+        register_optimizer_step_pre_hook(self._before)
+
+    def add(self, check: StepCheck) -> None:
+        with self._lock:
+            self.checks: tuple[weakref.ref[StepCheck], ...] = (*self.checks, weakref.ref(check))
+
+    def discard(self, check: StepCheck) -> None:
+        with self._lock:
+            self.checks = tuple(one for one in self.checks if one() not in (None, check))
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for one in self.checks:
+            if (check := one()) is not None:
+                check(optimizer)
+
+
+_watchers = _Watchers()
