@@ -92,16 +92,16 @@ class TssModel(PreTrainedModel):
         call = self.tss.resolve(kwargs.pop("task") if "task" in kwargs else ACTIVE)
         with calling(call):
             if not call.active:
-                return self._run_backbone(kwargs)
+                return self._run_backbone(call, kwargs)
             if call.rows is not None:
                 _check_rows(call, kwargs)
             if call.labelled or (call.rows is not None and any(of_task.labelled for of_task, _ in call.rows)):
                 return task_forward.answer(self.backbone, call, kwargs)
-            return self._run_backbone(kwargs)
+            return self._run_backbone(call, kwargs)
 
-    def _run_backbone(self, kwargs: dict[str, Any]) -> Any:
-        if kwargs.get("labels", 0) is None:
-            del kwargs["labels"]  # a base model has none
+    def _run_backbone(self, call: TaskCall, kwargs: dict[str, Any]) -> Any:
+        if "labels" in kwargs and (labels := kwargs.pop("labels")) is not None:  # a base model has none
+            kwargs["labels"] = task_forward.check_token_labels(self.core, call, kwargs, labels)
         return self.backbone(**kwargs)
 
     def generate(self, *args: Any, task: Task = ACTIVE, **kwargs: Any) -> Any:
@@ -298,7 +298,7 @@ def attach(model: Any, config: AdapterConfig | None = None, options: TssOptions 
 
 def _check_rows(call: TaskCall, inputs: dict[str, Any]) -> None:
     """Raise ValueError unless there is one name for each row of the inputs."""
-    for name in ("input_ids", "inputs", "inputs_embeds", "pixel_values"):
+    for name in task_forward.MAIN_INPUTS:
         if isinstance(value := inputs.get(name), torch.Tensor):
             if len(value) != len(call.names):
                 raise ValueError(
