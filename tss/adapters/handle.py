@@ -144,7 +144,8 @@ class TssHandle:
     def seal_task(self, data: Any = None, *, name: str | None = None, batch_size: int = 32) -> None:
         """End the task being learned: importance, then its gates packed to 1 bit; it can never change again.
 
-        In a distributed run every process calls this: importance is averaged over all of them.
+        A task whose scores or head no step has moved is sealed with a warning. In a distributed run every process calls
+        this: importance is averaged over all of them.
 
         Args:
             data: its training data, passed over once in evaluation mode: batches with labels (dicts of tensors, such
@@ -164,6 +165,12 @@ class TssHandle:
             raise StateError(f"cannot seal {name or 'a task'}: the task being learned is {task or 'none'}")
         check_whole(self.layers)
         self.check_finite()
+        if unmoved := self._tensors.unmoved():
+            warnings.warn(
+                f"task {task!r} is sealed with the {' and the '.join(unmoved)} that it began with: no optimizer has "
+                "moved them. Make one after train_task, of model.tss.trainable_parameters(), and step it",
+                stacklevel=2,
+            )
         if self.options.soft_mask != "none":
             if data is not None:
                 self._take_importance(task, data, batch_size)

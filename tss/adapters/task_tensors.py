@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tss.adapters.config import AdapterConfig, TssOptions
+from tss.adapters.fingerprints import checksum, is_sharded
 from tss.adapters.frozen_weights import FrozenWeights
 from tss.adapters.learning import LearningTask, TasksLearned, check_whole
 from tss.adapters.optimizers import StepCheck
@@ -51,6 +52,7 @@ class TaskTensors:
     ) -> None:
         self.core, self.config, self.options, self.adapters = core, config, options, dict(adapters)
         self.store, self.learning, self.handed_on = store, learning, Tensors()
+        self._began: dict[str, str] = {}
         self.frozen = FrozenWeights(core, adapters)
         self._steps = StepCheck(core, self.layers, options, gated=config.gated)
 
@@ -73,6 +75,18 @@ class TaskTensors:
                     "finite; it is still being learned: restore an earlier state, or leave it with abandon(), and "
                     "lower its learning rates"
                 )
+
+    def unmoved(self) -> list[str]:
+        """What has not changed since the task was begun: "head", and "scores", or "weights" without gates."""
+        parts: dict[str, bool] = {}
+        for name, value in self._learned_checksums().items():
+            part = "head" if name.startswith("head.") else "scores" if self.config.gated else "weights"
+            parts[part] = parts.get(part, True) and value == self._began.get(name)
+        return [part for part, same in parts.items() if same]
+
+    def _learned_checksums(self) -> dict[str, str]:
+        state = self.learning_state().items()
+        return {name: checksum(tensor) for name, tensor in state if not tensor.is_meta and not is_sharded(tensor)}
 
     def learning_state(self) -> Tensors:
         """What the task being learned has trained: scores (plain adapters: weights) and head."""
@@ -212,6 +226,7 @@ class TaskTensors:
         head = head if head is not None else self.make_head(name, self.store.record(name).kind)
         self.learning.put(name, LearningTask(head), self.device())
         self._require_grad(True)
+        self._began = self._learned_checksums()
         self._steps.start(name)
 
     def finish(self) -> None:

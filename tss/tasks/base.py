@@ -266,7 +266,7 @@ def check_targets(labels: Any, shape: Sequence[int], classes: int, owner: str) -
         wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
         if len(wrong):
             raise ValueError(
-                f"{owner} has {classes} classes, so labels are 0 to {classes - 1}, or {IGNORED} where there is none; got "
-                f"{int(wrong[0])}"
+                f"{owner} has {classes} classes, so labels are 0 to {classes - 1}, or {IGNORED} where there is none; "
+                f"got {int(wrong[0])}"
             )
     return labels.long()
