@@ -15,13 +15,11 @@ SIZES = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2,
 
 def make_bart(**settings):
     torch.manual_seed(0)
-    sizes = {
-        **{f"{stack}_{key}": value for stack in ("encoder", "decoder") for key, value in
-           {"layers": 2, "attention_heads": 2, "ffn_dim": 32}.items()}
-    }  # fmt: skip
+    sizes = {f"{stack}_{key}": value for stack in ("encoder", "decoder")
+             for key, value in {"layers": 2, "attention_heads": 2, "ffn_dim": 32}.items()}  # fmt: skip
     config = hf.BartConfig(
         vocab_size=VOCABULARY, d_model=WIDTH, max_position_embeddings=64, decoder_start_token_id=2,
-        forced_eos_token_id=2, **sizes, **TOKENS, **settings,
+        forced_eos_token_id=2, **{**sizes, **TOKENS, **settings},
     )  # fmt: skip
     return hf.BartForConditionalGeneration(config)
 
