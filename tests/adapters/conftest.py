@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import pytest
 import torch
+import torch.multiprocessing
 import transformers as hf
 
 import tss
@@ -99,6 +102,14 @@ def learn(handle, name, kind, *, seed=0, seal=True, lr=0.05):
     if seal:
         handle.seal_task(make_batches(kind, seed=seed) if handle.config.gated else None)
     handle.model.eval()
+
+
+def run_processes(function, *args):
+    """Call function(rank, *args) in two processes, which come of one that has imported what they need already."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["torch.distributed", "tss.adapters", "tests.adapters"]
+    )
+    torch.multiprocessing.start_processes(function, args, nprocs=2, start_method="forkserver")
 
 
 def inputs_of(batch):
