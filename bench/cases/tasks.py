@@ -148,7 +148,7 @@ def _bind_rows(count: int, t: Inputs) -> Callable[[], Outputs]:
 
     def call() -> None:
         learned.model.eval()
-        with torch.no_grad(), learned.model.tss.rows(rows):
+        with torch.no_grad(), learned.model.tss.using(rows):
             learned.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
 
     return _done(call)
@@ -161,7 +161,7 @@ def _check_rows(learned: Callable[[], Learned], count: int, variant: Variant) ->
     batch = batch_for(made.setting, made.words, rows=ROWS)
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     rows = [names[i % count] for i in range(ROWS)]
-    with torch.no_grad(), model.tss.rows(rows):
+    with torch.no_grad(), model.tss.using(rows):
         mixed = model(**inputs).logits
     for row, name in list(enumerate(rows))[:: ROWS // 4]:
         with torch.no_grad(), model.tss.using(name):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import pytest
 import torch
+import torch.multiprocessing
 import transformers as hf
 
 import tss
@@ -15,13 +18,11 @@ SIZES = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2,
 
 def make_bart(**settings):
     torch.manual_seed(0)
-    sizes = {
-        **{f"{stack}_{key}": value for stack in ("encoder", "decoder") for key, value in
-           {"layers": 2, "attention_heads": 2, "ffn_dim": 32}.items()}
-    }  # fmt: skip
+    sizes = {f"{stack}_{key}": value for stack in ("encoder", "decoder")
+             for key, value in {"layers": 2, "attention_heads": 2, "ffn_dim": 32}.items()}  # fmt: skip
     config = hf.BartConfig(
         vocab_size=VOCABULARY, d_model=WIDTH, max_position_embeddings=64, decoder_start_token_id=2,
-        forced_eos_token_id=2, **sizes, **TOKENS, **settings,
+        forced_eos_token_id=2, **{**sizes, **TOKENS, **settings},
     )  # fmt: skip
     return hf.BartForConditionalGeneration(config)
 
@@ -101,6 +102,14 @@ def learn(handle, name, kind, *, seed=0, seal=True, lr=0.05):
     if seal:
         handle.seal_task(make_batches(kind, seed=seed) if handle.config.gated else None)
     handle.model.eval()
+
+
+def run_processes(function, *args):
+    """Call function(rank, *args) in two processes, which come of one that has imported what they need already."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["torch.distributed", "tss.adapters", "tests.adapters"]
+    )
+    torch.multiprocessing.start_processes(function, args, nprocs=2, start_method="forkserver")
 
 
 def inputs_of(batch):

@@ -81,6 +81,125 @@ def test_one_model_inside_anothers_call_keeps_to_itself(model):
     assert torch.equal(inside[0], alone)
 
 
+def ask_for(model, batch):
+    """Every way to run a model that can name a task, with none named."""
+    return {
+        "call": lambda: model(**batch),
+        "loss": lambda: model.tss.loss(**batch, labels=make_batch(TOPICS)["labels"]),
+        "generate": lambda: model.generate(**batch, max_new_tokens=2),
+    }
+
+
+def delete(model):
+    model.tss.use("topics 0")
+    model.tss.delete_task("topics 0")
+
+
+def delete_a_rows(model):
+    model.tss.use(["topics 0", "topics 1"] * 2)
+    model.tss.delete_task("topics 1")
+
+
+def delete_all(model):
+    for name in list(model.tss.tasks):
+        model.tss.delete_task(name)
+
+
+def abandon(model):
+    model.tss.add_task("more", TOPICS)
+    model.tss.train_task("more")
+    model.tss.abandon()
+
+
+def abandon_and_delete(model):
+    abandon(model)
+    model.tss.delete_task("more")
+
+
+def rename_elsewhere(model):
+    model.tss.use("topics 0")
+    thread = threading.Thread(target=model.tss.rename_task, args=("topics 0", "other"))
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("how", ["call", "loss", "generate"])
+@pytest.mark.parametrize(
+    ("lose", "message"),
+    [
+        (delete, r"there is no task 'topics 0'; the tasks are: topics 1, topics 2, topics 3\. The call names no task"),
+        (delete_a_rows, r"there is no task 'topics 1'; .*was active on this thread"),
+        (delete_all, r"there is no task 'topics 3'; .*choose another with model\.tss\.use\(name\), or use\(None\)"),
+        (abandon, r"task 'more' is new and has no gates yet; .*was active on this thread"),
+        (abandon_and_delete, r"there is no task 'more'; .*was active on this thread"),
+        (rename_elsewhere, r"there is no task 'topics 0'; the tasks are: other, topics 1, .*was active on this thread"),
+    ],
+)
+def test_a_task_that_was_active_and_is_gone_is_an_error_and_not_the_bare_backbone(model, how, lose, message):
+    batch = inputs_of(make_batch(TOPICS))
+    with torch.no_grad():
+        bare = model.backbone(**batch).logits
+    lose(model)
+    assert model.tss.active is None
+    with pytest.raises(tss.StateError, match=message):
+        ask_for(model, batch)[how]()
+    str(model), str(model.tss)
+    with torch.no_grad():
+        assert torch.equal(model(**batch, task=None).logits, bare)
+        model.tss.use(None)
+        assert torch.equal(model(**batch).logits, bare)
+    learn(model.tss, "another", TOPICS)
+    assert torch.equal(logits(model, batch), logits(model, batch, "another"))
+
+
+@pytest.mark.parametrize("how", ["call", "loss", "generate"])
+@pytest.mark.parametrize("who", ["loaded", "another thread", "task state"])
+def test_where_nobody_chose_a_task_a_call_has_to_name_one(model, how, who, tmp_path):
+    if who == "loaded":
+        model.tss.save(tmp_path)
+        model = tss.load(make_bart(), tmp_path)
+    if who == "task state":
+        other, model = model, tss.attach(make_bart(), tss.AdapterConfig(bottleneck=8, weight_init="signed_constant"))
+        model.tss.load_task_state("topics 0", *other.tss.task_state("topics 0"))
+    ask, errors = ask_for(model, inputs_of(make_batch(TOPICS)))[how], []
+
+    def run():
+        try:
+            ask()
+        except tss.StateError as error:
+            errors.append(str(error))
+
+    if who == "another thread":
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    else:
+        run()
+    (message,) = errors
+    assert message.startswith("the call names no task, and none is active on this thread: give task=")
+    assert "the tasks are: topics 0" in message
+    model.tss.use("topics 0")
+    if how != "generate":
+        ask()
+
+
+def test_before_anything_was_learned_the_model_is_the_original_one():
+    model, batch = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=8)), make_batch(TOPICS)
+    bare = logits(model.backbone, batch)
+    assert torch.equal(logits(model, batch), bare)
+    model.tss.add_task("topics", TOPICS)
+    assert torch.equal(logits(model, batch), bare)
+
+
+def test_a_choice_of_rows_goes_with_a_new_name(model):
+    batch, names = make_batch(TOPICS), ["topics 0", "topics 1", "topics 0", "topics 2"]
+    expected = model(**inputs_of(batch), task=names).logits
+    model.tss.use(names)
+    model.tss.rename_task("topics 0", "other")
+    for one, other in zip(model(**inputs_of(batch)).logits, expected, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_name_that_is_gone_is_an_error_everywhere(model):
     batch = inputs_of(make_batch(TOPICS))
     model.tss.use("topics 0")

@@ -72,7 +72,7 @@ def test_rows_of_different_tasks_generate_with_left_padding_and_beams(model, tin
     batch, _ = teach(model, "one", tiny_tokenizer)
     teach(model, "two", tiny_tokenizer, seed=1)
     kind, names = model.tss.tasks["one"].kind, ["one", "two", "one"]
-    with model.tss.rows(names):
+    with model.tss.using(names):
         mixed = kind.predict(model, batch, tiny_tokenizer)
     for i, name in enumerate(names):
         row = {key: value[i : i + 1] for key, value in batch.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import json
@@ -266,6 +267,88 @@ def test_some_tasks_are_saved_and_added_to_a_model_that_has_others(tmp_path):
             assert torch.equal(tensor, shared[name])
 
 
+def learned(*names, seed=0, **settings):
+    handle = tss.attach(make_bart(), tss.AdapterConfig(**{"bottleneck": 4, **settings})).tss
+    for i, name in enumerate(names):
+        learn(handle, name, TOPICS, seed=seed + i)
+    return handle
+
+
+@pytest.mark.parametrize(
+    ("other", "tasks", "lost"),
+    [
+        (lambda _: learned("topics", seed=7), None, "'topics', 'ner', which"),  # another model's, of the same name
+        (lambda _: learned("another"), None, "'topics', 'ner', which"),
+        (lambda _: learned("topics", seed=7, bottleneck=8), None, "'topics', 'ner', which"),
+        (lambda handle: handle, ["topics"], "'ner', which"),
+        (lambda handle: handle, [], "'topics', 'ner', which"),
+        (lambda handle: handle.delete_task("ner") or handle, None, "'ner', which"),
+    ],
+)
+def test_a_save_that_would_lose_tasks_of_a_folder_is_refused(other, tasks, lost, tmp_path):
+    handle = learned("topics", "ner")
+    handle.save(tmp_path)
+    before, handle = content(tmp_path), other(handle)
+    with pytest.raises(tss.StateError, match=f"holds {lost} .*save into another folder, .*or give replace=True"):
+        handle.save(tmp_path, tasks)
+    assert content(tmp_path) == before
+    handle.save(tmp_path, tasks, replace=True)
+    assert list(tss.load(make_bart(), tmp_path).tss.tasks) == (list(handle.tasks) if tasks is None else tasks)
+
+
+def test_a_save_that_loses_nothing_needs_no_leave(tmp_path):
+    """The same folder after every task, after new names, and after what was being learned is sealed."""
+    handle = learned("topics")
+    handle.save(tmp_path)
+    handle.rename_task("topics", "other name")
+    handle.save(tmp_path, ["other name"])
+    learn(handle, "ner", NAMES, seal=False)
+    handle.save(tmp_path)
+    with pytest.raises(tss.StateError, match="holds 'ner', which"):
+        handle.save(tmp_path, ["other name"])
+    handle.seal_task(make_batches(NAMES))
+    handle.add_task("new", TOPICS)
+    handle.save(tmp_path)
+    handle.delete_task("new")
+    handle.save(tmp_path)
+    model = tss.load(make_bart(), tmp_path)
+    learn(model.tss, "more", TOPICS)
+    model.tss.save(tmp_path)
+    assert list(tss.load(make_bart(), tmp_path).tss.tasks) == ["other name", "ner", "more"]
+
+
+@pytest.mark.parametrize("damage", ["manifest", "task", "no task", "garbage", "huge header"])
+def test_what_a_folder_holds_and_cannot_be_read_is_not_replaced_either(damage, tmp_path):
+    learned("topics").save(tmp_path)
+    path = tmp_path / "tss.json" if damage == "manifest" else file_of(tmp_path, "tasks/01-topics")
+    if damage == "no task":
+        path.unlink()
+    else:
+        path.write_bytes({"garbage": b"x", "huge header": b"\x7f" * 9}.get(damage) or path.read_bytes()[:100])
+    before, handle = content(tmp_path), learned("another", seed=7)
+    with pytest.raises(tss.StateError, match=f"{path.name} .*its tasks would be lost: .*or give replace=True"):
+        handle.save(tmp_path)
+    assert content(tmp_path) == before
+    handle.save(tmp_path, replace=True)
+    assert list(tss.load(make_bart(), tmp_path).tss.tasks) == ["another"]
+
+
+def test_the_folder_of_a_run_and_a_file_are_no_places_for_a_save(tmp_path):
+    handle = learned("topics")
+    (tmp_path / "run" / "state").mkdir(parents=True)
+    (tmp_path / "run" / "state" / "run.json").write_text("{}")
+    for replace in (False, True):
+        with pytest.raises(tss.StateError, match="holds a run, which could not go on after this"):
+            handle.save(tmp_path / "run", replace=replace)
+    (tmp_path / "file.py").write_text("pass")
+    for place in ("file.py", "file.py/below/it"):
+        with pytest.raises(tss.StateError, match=r"file\.py is a file, and tasks are saved into a folder"):
+            handle.save(tmp_path / place)
+        with pytest.raises(tss.StateError, match=r"holds no tss\.json"):
+            tss.load(make_bart(), tmp_path / place)
+    assert (tmp_path / "file.py").read_text() == "pass"
+
+
 def test_what_is_not_finite_is_neither_sealed_nor_saved(bart, tmp_path):
     handle = tss.attach(bart, tss.AdapterConfig(bottleneck=4)).tss
     learn(handle, "topics", TOPICS, seal=False)
@@ -280,13 +363,77 @@ def test_what_is_not_finite_is_neither_sealed_nor_saved(bart, tmp_path):
     handle.check_finite()
 
 
-def test_a_sealed_tensor_that_was_written_to_is_noticed_before_it_is_kept(bart, tmp_path):
-    handle = tss.attach(bart, tss.AdapterConfig(bottleneck=4)).tss
-    learn(handle, "topics", TOPICS)
-    handle.store.sealed("topics").head["out.bias"].add_(1)
-    for call in (handle.verify, lambda: handle.save(tmp_path)):
-        with pytest.raises(tss.ForgettingError, match="gates or head of sealed task 'topics' changed"):
+def _gate(model):
+    return next(iter(model.tss.store.sealed("topics").gates.values()))
+
+
+WRITES = {
+    "head": (lambda model: model.tss.store.sealed("topics").head["out.bias"], "gates or head of sealed task 'topics'"),
+    "gates": (_gate, "gates or head of sealed task 'topics'"),
+    "adapter weight": (lambda model: next(iter(model.tss.layers.values())).weight, r"adapters .*down\.weight was writ"),
+    "adapter bias": (lambda model: list(model.tss.layers.values())[-1].bias, r"adapters .*up\.bias was written to"),
+    "projection": (
+        lambda model: model.get_encoder().layers[0].self_attn.q_proj.weight,
+        r"backbone .*q_proj\.weight was",
+    ),
+    "norm": (lambda model: model.get_decoder().layers[-1].final_layer_norm.bias, r"backbone .*final_layer_norm\.bias"),
+    "embedding": (lambda model: model.get_input_embeddings().weight, r"backbone .*shared\.weight was written to"),
+    "buffer": (lambda model: model.backbone.final_logits_bias, r"backbone .*final_logits_bias was written to"),
+}
+
+
+@pytest.mark.parametrize("data", [True, False], ids=["through .data", "in place"])
+@pytest.mark.parametrize(("find", "what"), WRITES.values(), ids=WRITES)
+def test_whatever_a_sealed_task_relies_on_is_noticed_when_it_was_written_to(find, what, data, tmp_path):
+    handle = learned("topics", "more")
+    handle.save(tmp_path)
+    learned("others").save(tmp_path / "others")
+    handle.verify()
+    tensor = find(handle.model)
+    kept = tensor.detach().clone()
+    with torch.no_grad():
+        target = tensor.data if data else tensor
+        target.view(-1)[-1:] = 255 - target.view(-1)[-1:]
+    calls = [handle.verify, lambda: tss.load(handle.model, tmp_path / "others")]
+    for call in calls if data else [*calls, lambda: handle.save(tmp_path)]:
+        with pytest.raises(tss.ForgettingError, match=what):
             call()
+    assert list(handle.tasks) == ["topics", "more"]
+    with torch.no_grad():
+        tensor.copy_(kept)
+    for call in [*calls, lambda: handle.save(tmp_path)]:
+        call()
+    handle.verify()
+
+
+def test_what_changes_no_answer_is_no_change(tmp_path):
+    """Casts, the next task, whatever nothing sealed relies on, and weights of a model that has no task yet."""
+    handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4)).tss
+    with torch.no_grad():
+        handle.backbone.get_encoder().layers[0].fc1.weight.data.add_(1)
+    handle.verify()
+    learn(handle, "topics", TOPICS)
+    learn(handle, "next", NAMES, seal=False)
+    handle.verify()
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        handle.model.to(dtype)
+        handle.verify()
+    handle.abandon()
+    handle.delete_task("next")
+    handle.delete_task("topics")
+    with torch.no_grad():
+        handle.backbone.get_encoder().layers[0].fc1.weight.data.add_(1)
+    handle.verify()
+    learn(handle, "again", TOPICS)
+    handle.verify()
+    copy.deepcopy(handle.model).tss.verify()
+
+
+def test_weights_that_are_gone_are_named():
+    handle = learned("topics")
+    handle.backbone.get_encoder().layers.pop(1)
+    with pytest.raises(tss.ForgettingError, match=r"frozen weights of the backbone .*encoder\.layers\.1\..* is gone"):
+        handle.verify()
 
 
 @pytest.mark.parametrize("name", ["x" * 252, "a/b\\c: d.e", "ü" * 100, "keys", ".."])
@@ -329,7 +476,7 @@ def test_two_that_save_into_one_folder_leave_one_whole_save(tmp_path):
     def save_often(handle):
         try:
             for _ in range(10):
-                handle.save(tmp_path)
+                handle.save(tmp_path, replace=True)
         except Exception as error:
             failures.append(error)
 
@@ -381,6 +528,8 @@ def test_tasks_go_to_the_hub_with_a_card_and_come_back_by_name(bart, tmp_path, m
     with pytest.raises(tss.StateError, match="scores of 'nobody', which is not among the tasks: asc/laptop, ner"):
         model.push_to_hub("someone/tasks", scores={"nobody": {}}, private=True)
     assert "BartForConditionalGeneration" in card
+    with pytest.raises(tss.StateError, match=r"holds 'asc/laptop', which .* push to another repository, .*replace"):
+        model.push_to_hub("someone/tasks", tasks=["ner"], private=True)
     again = tss.load(make_bart(), "someone/tasks")
     assert again.tss.fingerprint("ner") == model.tss.fingerprint("ner")
     assert list(tss.load(make_bart(), "someone/one").tss.tasks) == ["ner"]

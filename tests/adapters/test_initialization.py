@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tss
+from tss.adapters.gated_site import GatedSite
 from tss.adapters.initialization import natural_share
-from tss.adapters.site_adapter import GatedSite
 from tss.adapters.task_store import TaskStore
 
 from .conftest import REPLIES, TOPICS, learn, make_bart, make_batch

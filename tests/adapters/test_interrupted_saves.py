@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import resource
 import shutil
 import signal
 import sys
-from pathlib import Path
 
 import pytest
-import torch
 
 import tss
 from tss.adapters import saving
 
 from .conftest import NAMES, TOPICS, learn, make_bart
 
-SPAWN = multiprocessing.get_context("spawn")  # threads of this process do not survive a fork
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.scandir", "fcntl.flock"}
 NEEDS_ROOM = {"os.mkdir", "os.rename", "fsync"}  # and opening a file to write
-
-
-def run(target, *args):
-    """Call a function in a process of its own, which has to end well."""
-    process = SPAWN.Process(target=target, args=args)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
 
 
 def interrupt(folder, number, how):
@@ -61,19 +49,23 @@ def limit(size, how):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def save_in_a_fork(handle, folder, prepare, *args):
-    """How a save ends in a copy of this process that `prepare` has done something to."""
+def in_a_fork(prepare, save):
+    """The process, a copy of this one, that `prepare` does something to and that then saves."""
     child = os.fork()
-    if child == 0:
+    if child == 0:  # it touches files alone: no thread that this process has is in it
         code = 2
         try:
-            prepare(*args)
-            handle.save(folder)
+            prepare()
+            save()
             code = 0
         except OSError:
             code = 1
         finally:
             os._exit(code)
+    return child
+
+
+def end_of(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -84,22 +76,29 @@ def held(folder):
     return [(about["name"], about["hash"]) for _, about in saving.read(folder).tasks]
 
 
-def try_every_interruption(root, how, overwrite):
-    torch.set_num_threads(1)
-    root = Path(root)
-    handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4)).tss
+@pytest.fixture(scope="module")
+def saves(tmp_path_factory):
+    """What a folder holds, and what is saved into it then: a task of another name, one less, and one more."""
+    handle = tss.attach(make_bart(encoder_layers=1, decoder_layers=1), tss.AdapterConfig(bottleneck=4)).tss
     learn(handle, "topics", TOPICS)
     handle.add_task("more", NAMES)
-    old, folder = root / "old", root / "folder"
-    old.mkdir()
-    if overwrite:
-        handle.save(old)
-    before = held(old)
+    folder = tmp_path_factory.mktemp("saves")
+    handle.save(folder / "old")
+    (folder / "none").mkdir()
     handle.rename_task("topics", "of another name")
     handle.delete_task("more")
     learn(handle, "names", NAMES)
-    handle.save(root / "new")
-    after, files = held(root / "new"), sorted(path.name for path in (root / "new").rglob("*.safetensors"))
+    handle.save(folder / "new")
+    return folder, handle.saved()
+
+
+@pytest.mark.parametrize("how", ["killed", "full"])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_save_that_is_interrupted_anywhere_leaves_the_old_or_the_new_one(how, overwrite, saves, tmp_path):
+    root, saved = saves
+    old, folder = root / ("old" if overwrite else "none"), tmp_path / "folder"
+    before, after = held(old), held(root / "new")
+    files = sorted(path.name for path in (root / "new").rglob("*.safetensors"))
     largest = max(path.stat().st_size for path in (root / "new").rglob("*") if path.is_file())
     trials = [(interrupt, (str(folder), number, how)) for number in range(1, 200)]
     trials += [(limit, (size, how)) for size in (0, 1, largest // 2, largest - 1)]
@@ -108,13 +107,13 @@ def try_every_interruption(root, how, overwrite):
         if whole and prepare is interrupt:
             continue  # there is no operation of this number any more
         shutil.copytree(old, folder)
-        code = save_in_a_fork(handle, folder, prepare, *args)
+        code = end_of(in_a_fork(lambda: prepare(*args), lambda: saving.save(folder, saved)))  # noqa: B023
         assert code in ((0, -signal.SIGKILL, -signal.SIGXFSZ) if how == "killed" else (0, 1)), (prepare, args, code)
         ends.append(held(folder))
         assert ends[-1] in (before, after), (prepare, args, ends[-1])
         assert code != 0 or ends[-1] == after
         whole = whole or (prepare is interrupt and code == 0)
-        handle.save(folder)  # again: nothing is left of what was begun
+        saving.save(folder, saved)  # again: nothing is left of what was begun
         assert held(folder) == after
         assert sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name != "tss.json") == files
         shutil.rmtree(folder)
@@ -124,34 +123,31 @@ def try_every_interruption(root, how, overwrite):
     assert after in ends[:-5]  # interrupted when it counted already
 
 
-@pytest.mark.parametrize("how", ["killed", "full"])
-@pytest.mark.parametrize("overwrite", [True, False])
-def test_a_save_that_is_interrupted_anywhere_leaves_the_old_or_the_new_one(how, overwrite, tmp_path):
-    run(try_every_interruption, str(tmp_path), how, overwrite)
-
-
-def save_often(folder, name, barrier):
-    torch.set_num_threads(1)
-    handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4)).tss
-    learn(handle, name, TOPICS)
-    barrier.wait()
-    for _ in range(10):
-        handle.save(folder)
-
-
 def test_processes_that_save_into_one_folder_leave_one_whole_save_and_can_be_read(tmp_path):
-    barrier = SPAWN.Barrier(3)
-    processes = [SPAWN.Process(target=save_often, args=(str(tmp_path), name, barrier)) for name in ("one", "two")]
-    for process in processes:
-        process.start()
-    barrier.wait()
-    seen = []
-    while any(process.is_alive() for process in processes):
+    start, begin = os.pipe()
+
+    def often(saved):
+        for _ in range(30):
+            saving.save(tmp_path, saved, replace=True)
+
+    children = []
+    for name in ("one", "two"):
+        handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4)).tss
+        learn(handle, name, TOPICS)
+        saved = handle.saved()
+        children.append(
+            in_a_fork(lambda: (os.close(begin), os.read(start, 1)), lambda: often(saved))  # noqa: B023
+        )
+    os.close(begin)  # now both begin
+    seen, codes = [], {}
+    while len(codes) < 2:
         seen.append(held(tmp_path))
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    names = {held[0][0] for held in seen if held is not None}
+        for child in children:
+            if child not in codes and (ended := os.waitpid(child, os.WNOHANG))[0]:
+                codes[child] = os.waitstatus_to_exitcode(ended[1])
+    os.close(start)
+    assert set(codes.values()) == {0}
+    names = {tasks[0][0] for tasks in seen if tasks is not None}
     assert names <= {"one", "two"}
     assert len(seen) > 2
     (last,) = tss.load(make_bart(), tmp_path).tss.tasks

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 import tss
 from tss.adapters import AdapterConfig, TssOptions
+from tss.adapters.config import PlainOptions
 
 from .conftest import (
     ARCHITECTURES,
@@ -19,6 +22,7 @@ from .conftest import (
     make_batch,
     make_batches,
     snapshot,
+    step,
 )
 
 
@@ -287,6 +291,7 @@ def test_tasks_are_renamed_and_deleted(handle):
     handle.delete_task("three")
     assert handle.active is None
     learn(handle, "one", TOPICS)
+    assert handle.active == "one"
 
 
 @pytest.mark.parametrize("name", ["", "  ", "two\nlines", "a\0b", 7, None])
@@ -298,6 +303,46 @@ def test_what_is_no_name_is_refused_when_the_task_is_added(handle, name):
 def test_sealing_without_data_says_that_nothing_holds_later_tasks_back(handle):
     learn(handle, "topics", TOPICS, seal=False)
     with pytest.warns(UserWarning, match="'topics' is sealed without data, so no importance is taken"):
+        handle.seal_task()
+
+
+@pytest.mark.parametrize(
+    ("kind", "what", "rate", "unmoved"),
+    [
+        (TOPICS, None, 0.1, "scores and the head"),
+        (REPLIES, None, 0.1, "scores"),
+        (TOPICS, "all", 0.0, "scores and the head"),
+        (TOPICS, "scores", 0.1, "head"),
+        (NAMES, "head", 0.1, "scores"),
+        (TOPICS, "all", 0.1, None),
+        (REPLIES, "all", 0.1, None),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_sealing_what_no_step_has_moved_is_warned_of(first, kind, what, rate, unmoved):
+    handle = tss.attach(make_bart(), AdapterConfig(bottleneck=4), TssOptions(score_copy=False)).tss
+    if not first:
+        learn(handle, "old", NAMES)
+    handle.add_task("task", kind)
+    handle.train_task("task")
+    groups = handle.trainable_parameters()
+    if what is not None:
+        parameters = [p for group, of in groups.items() if what in ("all", group) for p in of]
+        step(handle, make_batch(kind), torch.optim.SGD(parameters, lr=rate))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        handle.seal_task(make_batches(kind))
+    found = [str(one.message) for one in caught if "began with" in str(one.message)]
+    assert len(found) == (unmoved is not None)
+    assert unmoved is None or found[0].startswith(f"task 'task' is sealed with the {unmoved} that it began with")
+
+
+@pytest.mark.parametrize("trained", ["shared", "own", "masked"])
+def test_without_gates_it_is_warned_of_too(trained):
+    handle = tss.attach(make_bart(), AdapterConfig(bottleneck=4, gated=False), PlainOptions(trained=trained)).tss
+    handle.add_task("task", TOPICS)
+    handle.train_task("task")
+    with pytest.warns(UserWarning, match="sealed with the weights and the head that it began with"):
         handle.seal_task()
 
 

@@ -12,8 +12,10 @@ import torch
 import transformers as hf
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import tss
+from tss.adapters.config import PlainOptions
 from tss_kernels import SoftMaskedAdamW
 
 from .conftest import NAMES, TOPICS, learn, make_bart, make_batch, make_batches, step
@@ -161,22 +163,89 @@ def test_what_sealed_tasks_rely_on_is_not_trained(what):
     assert handle.frozen_fingerprint() == frozen
 
 
-@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD])
-def test_moments_of_an_earlier_task_would_move_what_the_mask_holds(make):
+OPTIMIZERS = {
+    "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.0),
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    "SGD with momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "Adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=0.1),
+}
+
+
+def learn_with(handle, name, kind, optimizer=None, make=OPTIMIZERS["SGD"], what="all"):
+    """Begin a task, step it with an optimizer, or with one of its own, and leave it; gives the optimizer."""
+    handle.add_task(name, kind)
+    handle.train_task(name)
+    groups = handle.trainable_parameters()
+    optimizer = optimizer or make([p for group, of in groups.items() if what in ("all", group) for p in of])
+    step(handle, make_batch(kind), optimizer)
+    handle.seal_task(make_batches(kind) if handle.config.gated else None)
+    return optimizer
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("what", ["all", "scores", "head"])
+def test_an_optimizer_of_an_earlier_task_is_refused_whatever_its_state(make, what):
+    """It has the scores of the new task, or would move them by what it remembers, but never the new head."""
     handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4)).tss
-    handle.add_task("topics", TOPICS)
-    handle.train_task("topics")
-    settings = {"momentum": 0.9} if make is torch.optim.SGD else {}
-    optimizer = make([layer.scores for layer in handle.layers.values()], lr=0.1, weight_decay=0.0, **settings)
-    step(handle, make_batch(TOPICS), optimizer)
-    handle.seal_task(make_batches(TOPICS))
+    optimizer = learn_with(handle, "topics", TOPICS, make=make, what=what)
     handle.add_task("names", NAMES)
     handle.train_task("names")
-    with pytest.raises(tss.StateError, match=r"carries moments of an earlier task.*a fresh one for task 'names'"):
-        step(handle, make_batch(NAMES), optimizer)
-    optimizer.state.clear()
+    before = {name: tensor.clone() for name, tensor in handle.learning_state().items()}
+    for _ in range(2):
+        with pytest.raises(tss.StateError, match=r"made before task 'names' was begun.*make a fresh one"):
+            step(handle, make_batch(NAMES), optimizer)
+        optimizer.state.clear()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in handle.learning_state().items())
+    step(handle, make_batch(NAMES), make(trained(handle)))
+    moved = [name for name, tensor in handle.learning_state().items() if not torch.equal(tensor, before[name])]
+    assert any(name.startswith("scores.") for name in moved)
+    assert any(name.startswith("head.") for name in moved)
+
+
+@pytest.mark.parametrize("when", ["attached", "added", "abandoned", "tasks without a head", "renamed"])
+def test_an_optimizer_that_was_made_too_early_is_refused(when):
+    handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4)).tss
+    if when == "attached":
+        optimizer = torch.optim.SGD(handle.model.parameters(), lr=0.1)
+    handle.add_task("topics", TOPICS)
+    if when == "added":
+        optimizer = torch.optim.SGD(handle.model.adapters.parameters(), lr=0.1)
+    if when == "abandoned":
+        handle.train_task("topics")
+        optimizer = torch.optim.SGD(trained(handle), lr=0.1)
+        handle.abandon()
+    if when == "tasks without a head":
+        optimizer = learn_with(handle, "replies", tss.Generation())
+    if when == "renamed":
+        optimizer = learn_with(handle, "one", TOPICS)
+        handle.rename_task("one", "two")
+    handle.train_task("topics")
+    with pytest.raises(tss.StateError, match="made before task 'topics' was begun"):
+        step(handle, make_batch(TOPICS), optimizer)
+
+
+@pytest.mark.parametrize("trained_in_place", ["shared", "own", "masked", "backbone"])
+def test_without_gates_too(trained_in_place):
+    options = PlainOptions(trained=trained_in_place)
+    handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4, gated=False), options).tss
+    optimizer = learn_with(handle, "topics", TOPICS)
+    with pytest.raises(tss.StateError, match="made before task 'names' was begun"):
+        learn_with(handle, "names", NAMES, optimizer)
+
+
+def test_one_optimizer_goes_on_with_the_task_that_it_was_made_for():
+    handle = learning()
+    optimizer = torch.optim.SGD(trained(handle), lr=0.1)
     step(handle, make_batch(NAMES), optimizer)
+    handle.train_task("names")
     step(handle, make_batch(NAMES), optimizer)
+    handle.load_learning_state({name: tensor.clone() for name, tensor in handle.learning_state().items()})
+    step(handle, make_batch(NAMES), optimizer)
+    handle.model.half().float().to("cpu")
+    step(handle, make_batch(NAMES), optimizer)
+    halves = {key: torch.optim.SGD(group, lr=0.1) for key, group in handle.trainable_parameters().items()}
+    for half in halves.values():
+        half.step()
 
 
 @pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -187,19 +256,49 @@ def test_a_copy_of_a_model_that_learns_is_watched_too(copy_of):
 
 
 def test_nothing_is_watched_when_nothing_is_learned():
-    from torch.optim.optimizer import _global_optimizer_pre_hooks as hooks
+    from tss.adapters.optimizers import _watchers
 
-    gc.collect()
-    before = len(hooks)
+    def watched():
+        gc.collect()
+        return sum(check() is not None for check in _watchers.checks)
+
+    before = watched()
     handle = learning()
-    assert len(hooks) == before + 1
+    assert watched() == before + 1
     handle.seal_task(make_batches(NAMES))
-    assert len(hooks) == before
+    assert watched() == before
     handle.add_task("more", NAMES)
     handle.train_task("more")
     handle.abandon()
-    assert len(hooks) == before
+    assert watched() == before
     handle.train_task("more")
     del handle
-    gc.collect()
-    assert len(hooks) == before
+    assert watched() == before
+
+
+@pytest.mark.parametrize("what", ["begins", "ends", "goes"])
+def test_models_come_and_go_while_another_optimizer_steps(what):
+    """In another thread, or because the garbage collector runs there and then."""
+    others, layer, passed = [], torch.nn.Linear(2, 2), []
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+
+    def meanwhile(stepped, *_):
+        if stepped is optimizer and what == "begins":
+            others[1].train_task("topics")
+        elif stepped is optimizer and what == "ends":
+            others[0].seal_task(make_batches(NAMES))
+        elif stepped is optimizer:
+            others.clear()
+            gc.collect()
+
+    hooks = [register_optimizer_step_pre_hook(meanwhile)]
+    others += [learning(), tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4)).tss]
+    others[1].add_task("topics", TOPICS)
+    hooks.append(register_optimizer_step_pre_hook(lambda stepped, *_: passed.append(stepped)))
+    layer(torch.ones(1, 2)).sum().backward()
+    try:
+        optimizer.step()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert passed[-1] is optimizer

@@ -8,7 +8,6 @@ import os
 import pytest
 import torch
 import torch.distributed as distributed
-import torch.multiprocessing as multiprocessing
 import transformers as hf
 
 import tss
@@ -24,6 +23,7 @@ from .conftest import (
     logits,
     make_bart,
     make_batch,
+    run_processes,
 )
 from .test_trainer import rows_of, train
 
@@ -113,21 +113,34 @@ def test_offloaded_by_accelerate_with_hooks_on_every_layer(tmp_path):
 
 @pytest.mark.parametrize("when", ["backbone before", "backbone after", "model"])
 def test_compiled_before_or_after(when):
+    """It answers and learns as the plain one, whose tasks it gets: learning those compiled would prove no more."""
     torch.compiler.reset()
-    backbone, batch = make_bart(), make_batch(TOPICS)
+    batch, config = make_batch(TOPICS), tss.AdapterConfig(bottleneck=4, weight_init="signed_constant")
+    small = {"encoder_layers": 1, "decoder_layers": 1, "dropout": 0.0}
+    plain, backbone = tss.attach(make_bart(**small), config), make_bart(**small).eval()
+    for name, kind in (("topics", TOPICS), ("replies", REPLIES)):
+        learn(plain.tss, name, kind)
     if when == "backbone before":
         backbone = torch.compile(backbone, backend="eager")
         backbone(**inputs_of(batch), decoder_input_ids=batch["input_ids"])
-    model = tss.attach(backbone, tss.AdapterConfig(bottleneck=4, weight_init="signed_constant"))
-    plain = attached(weight_init="signed_constant")
-    for one in (model, plain):
-        learn(one.tss, "topics", TOPICS)
-        learn(one.tss, "replies", REPLIES)
+    model = tss.attach(backbone, config)
+    for name in plain.tss.tasks:
+        model.tss.load_task_state(name, *plain.tss.task_state(name))
+    model.tss.load_shared_state(plain.tss.shared_state())
     if when == "backbone after":
         model.backbone.compile(backend="eager")
     called = torch.compile(model, backend="eager") if when == "model" else model
     for name in ("topics", "replies"):
         assert torch.allclose(logits(called, batch, name), logits(plain, batch, name), atol=1e-5)
+    losses = []
+    for one in (called, plain):
+        one.tss.add_task("more", TOPICS)
+        one.tss.train_task("more")
+        losses.append(one(**batch).loss)
+        losses[-1].backward()
+    assert torch.allclose(*losses, atol=1e-5)
+    for found, expected in zip(gradients_of(model.tss), gradients_of(plain.tss), strict=True):
+        assert torch.allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bart"])
@@ -278,7 +291,7 @@ def test_two_processes_train_as_one_and_seal_the_same_importance(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(_process, args=(2, port, str(tmp_path)), nprocs=2)
+    run_processes(_process, 2, port, str(tmp_path))
     (gradients, shared, hash_), (_, other, other_hash) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert hash_ == other_hash
     assert shared.keys() == other.keys()

@@ -38,7 +38,7 @@ def test_each_row_answers_as_its_own_task(handle):
         others = [logits(handle.model, row, other)[0] for other in {"r1", "r2", "r3"} - {name}]
         assert all(not close(mixed[i], other) for other in others)
     assert handle.active == "r3"
-    with handle.rows(names):
+    with handle.using(names):
         assert torch.equal(logits(handle.model, batch), mixed)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
 
 import tss
+from tests.house import check_no_circle, files_in, imported
 
 PACKAGE = Path(tss.__file__).parent
 BELOW = {
@@ -17,25 +17,9 @@ BELOW = {
 }
 
 
-def imported(path):
-    """Modules of tss that a file imports, anywhere in it: "tss.run.config", and names taken from a package."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tss":
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
-
-
 @pytest.mark.parametrize("folder", ["cli", "data", "report", "run"])
 def test_files_import_each_other_in_no_circle(folder):
-    files = {f"tss.{folder}.{path.stem}": path for path in (PACKAGE / folder).glob("*.py") if path.stem != "__init__"}
-    needs = {name: imported(path) & set(files) for name, path in files.items()}
-    placed: set[str] = set()
-    while needs:
-        ready = {name for name, below in needs.items() if below <= placed}
-        assert ready, f"these import each other in a circle: {sorted(needs)}"
-        placed |= ready
-        needs = {name: below for name, below in needs.items() if name not in ready}
+    check_no_circle(files_in(PACKAGE / folder))
 
 
 @pytest.mark.parametrize("folder", BELOW)

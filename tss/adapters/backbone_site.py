@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from tss.adapters.config import AdapterConfig
-from tss.adapters.site_adapter import SiteAdapter
+from tss.adapters.site_adapter import UngatedSite
 from tss.adapters.sites import model_width
-from tss.adapters.storage import Tensors
 from tss.adapters.task_store import TaskStore
 
 
-class BackboneSite(SiteAdapter):
+class BackboneSite(UngatedSite):
     """Adds nothing to the backbone's output and trains its parameters in place; detaching does not bring them back.
 
     Args:
@@ -27,7 +25,6 @@ class BackboneSite(SiteAdapter):
         ValueError: parameters that are not float32, in which the steps of an optimizer would be lost.
     """
 
-    gated = False
     reads_output = False
     core: Any
 
@@ -53,23 +50,8 @@ class BackboneSite(SiteAdapter):
     def adapt(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden
 
-    def start(self, task: str, *, fresh: bool, masked: bool) -> None:
-        """Nothing: there is one set of weights."""
-
     def trained(self) -> dict[str, nn.Parameter]:
         return {f"weights.{name}": parameter for name, parameter in self.core.named_parameters()}
 
     def trained_below(self) -> frozenset[str]:
         return frozenset(name for name, _ in self.core.named_parameters())
-
-    def packed(self) -> Tensors:
-        return {}
-
-    def shared(self) -> Tensors:
-        return {name: parameter.detach() for name, parameter in self.trained().items()}
-
-    def load_shared(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._load(tensors, self.trained())
-
-    def frozen(self) -> Tensors:
-        return {}

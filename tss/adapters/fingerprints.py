@@ -1,4 +1,4 @@
-"""A checksum of every value of a backbone, by which other weights of the same sizes are told apart."""
+"""Checksums of every value of tensors, by which other weights of the same sizes are told apart."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def checksum(tensor: torch.Tensor) -> str:
 
 
 class Fingerprints:
-    """Checksums of a backbone's parameters and persistent buffers, computed again where a tensor was written to."""
+    """Checksums of named tensors, computed again where one was written to."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[Any, dict[str, str]]] = {}
 
-    def of(self, backbone: nn.Module, *, fresh: bool = False) -> Checksums:
+    def of(self, tensors: Mapping[str, torch.Tensor], *, fresh: bool = False) -> Checksums:
         """Checksums by name; tensors that are not here whole are left out: offloaded (on the meta device), or sharded.
 
         Args:
-            backbone: without adapters.
+            tensors: by name.
             fresh: compute all anew: version counters miss what writes through `.data`.
         """
         found: Checksums = {}
-        for name, tensor in backbone_tensors(backbone).items():
+        for name, tensor in tensors.items():
             if tensor.is_meta or is_sharded(tensor):
                 continue
             version = (tensor.data_ptr(), tensor._version, tensor.dtype)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
-import weakref
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -21,23 +19,13 @@ from tss.adapters.frozen_prefix import FrozenPrefix, find_prefix, given
 from tss.adapters.learning import TasksLearned, check_whole
 from tss.adapters.site_adapter import SiteAdapter
 from tss.adapters.storage import Tensors, digest
-from tss.adapters.task_call import NO_TASK, TaskCall, calling
+from tss.adapters.task_call import TaskCall, calling
+from tss.adapters.task_choice import ACTIVE, Task, TaskChoice
 from tss.adapters.task_store import State, TaskRecord, TaskStore
 from tss.adapters.task_tensors import TaskTensors
 from tss.errors import StateError
 from tss.tasks.base import TaskKind
 from tss_kernels import SoftMaskedAdamW
-
-Names = str | tuple[str, ...] | None
-Task = str | Sequence[str] | TaskCall | None
-
-
-class _Defaults(threading.local):
-    def __init__(self) -> None:
-        self.table: weakref.WeakKeyDictionary[TssHandle, Names] = weakref.WeakKeyDictionary()
-
-
-_defaults = _Defaults()  # which task a handle's model runs on this thread where a call names none
 
 
 class TssHandle:
@@ -51,6 +39,7 @@ class TssHandle:
         config, options: which adapters, and how tasks are learned.
         adapters: site -> its adapter for all tasks.
         store: the tasks.
+        choice: which of them runs on this thread.
         tokenizer: set it to seal tasks from raw examples.
     """
 
@@ -67,16 +56,8 @@ class TssHandle:
         self._model, self._backbone, self.config, self.options = model, backbone, config, options
         self.adapters, self.store, self.tokenizer = dict(adapters), store, None
         self._tensors = TaskTensors(task_forward.core_of(backbone), config, options, adapters, store, learning)
+        self.choice = TaskChoice(store, learning)
         self._required_grad = {name: p.requires_grad for name, p in backbone.named_parameters()}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_default_here": _defaults.table.get(self, False)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        chosen = state.pop("_default_here")
-        self.__dict__.update(state)
-        if chosen is not False:  # a copy runs what its original runs on this thread
-            _defaults.table[self] = chosen
 
     def __str__(self) -> str:
         return table.render(self.tasks, self.active)
@@ -163,7 +144,8 @@ class TssHandle:
     def seal_task(self, data: Any = None, *, name: str | None = None, batch_size: int = 32) -> None:
         """End the task being learned: importance, then its gates packed to 1 bit; it can never change again.
 
-        In a distributed run every process calls this: importance is averaged over all of them.
+        A task whose scores or head no step has moved is sealed with a warning. In a distributed run every process calls
+        this: importance is averaged over all of them.
 
         Args:
             data: its training data, passed over once in evaluation mode: batches with labels (dicts of tensors, such
@@ -183,6 +165,12 @@ class TssHandle:
             raise StateError(f"cannot seal {name or 'a task'}: the task being learned is {task or 'none'}")
         check_whole(self.layers)
         self.check_finite()
+        if unmoved := self._tensors.unmoved():
+            warnings.warn(
+                f"task {task!r} is sealed with the {' and the '.join(unmoved)} that it began with: no optimizer has "
+                "moved them. Make one after train_task, of model.tss.trainable_parameters(), and step it",
+                stacklevel=2,
+            )
         if self.options.soft_mask != "none":
             if data is not None:
                 self._take_importance(task, data, batch_size)
@@ -200,9 +188,7 @@ class TssHandle:
         Raises:
             StateError: no task is being learned.
         """
-        name = self._tensors.abandon()
-        if _defaults.table.get(self) == name:
-            _defaults.table[self] = None
+        self._tensors.abandon()
 
     def delete_task(self, name: str) -> None:
         """Forget a task that is new or sealed. The importance that it added to the shared scores stays.
@@ -211,9 +197,6 @@ class TssHandle:
             StateError: no such task, or it is being learned.
         """
         self.store.delete(name)
-        chosen = _defaults.table.get(self)
-        if chosen == name or (isinstance(chosen, tuple) and name in chosen):
-            _defaults.table[self] = None
 
     def rename_task(self, old: str, new: str) -> None:
         """Another name for a task that is new or sealed; what it answers stays the same.
@@ -223,8 +206,7 @@ class TssHandle:
             ValueError: the new name is none.
         """
         self.store.rename(old, new)
-        if _defaults.table.get(self) == old:
-            _defaults.table[self] = new
+        self.choice.rename(old, new)
 
     def check_finite(self) -> None:
         """Raise StateError if scores or head of the task being learned are not finite: a gate of NaN reads as off."""
@@ -233,96 +215,44 @@ class TssHandle:
     # Which task runs.
 
     @property
-    def chosen(self) -> Names:
-        """What runs on this thread where a call names no task: a name, one per row, or None."""
-        return _defaults.table.get(self, self.trainable)
-
-    @property
     def active(self) -> str | None:
-        """The task that runs, or None: then the adapters are bypassed, or rows have tasks of their own."""
-        chosen = self.chosen
-        return chosen if isinstance(chosen, str) else None
+        """The task that a call runs which names none.
 
-    @property
-    def selected(self) -> tuple[str, ...]:
-        """All tasks that run now, each once: none, one, or those of the rows."""
-        chosen = self.chosen
-        return () if chosen is None else (chosen,) if isinstance(chosen, str) else tuple(dict.fromkeys(chosen))
+        None: there is none, so that such a call raises, or runs the model without adapters after `use(None)` and while
+        there are no tasks; or rows have tasks of their own.
+        """
+        return self.choice.active
 
-    def use(self, name: str | None) -> None:
-        """Make a task active on this thread; None bypasses the adapters, so that the model is the original one.
+    def use(self, task: str | Sequence[str] | None) -> None:
+        """Make a task active on this thread, or one for each row; None: the original model, adapters are bypassed.
+
+        It stays so until another is chosen: a call raises StateError if that task was deleted or abandoned since.
 
         Raises:
             StateError: no such task, or one that was never trained.
+            ValueError: no names; later, a batch that does not fit one name per row.
         """
-        _defaults.table[self] = None if name is None else self._runnable(name)
+        self._check_attached()
+        self.choice.use(task)
 
     @contextmanager
-    def using(self, name: str | None) -> Iterator[None]:
-        """`use(name)` for a while; what was active before is active again after."""
-        with self._choosing(None if name is None else self._runnable(name)):
-            yield
-
-    @contextmanager
-    def rows(self, names: Sequence[str]) -> Iterator[None]:
-        """For a while, row i of every batch runs as task names[i].
-
-        Raises:
-            StateError: no such task, or one that was never trained.
-            ValueError: no names; later, a batch that does not fit them.
-        """
-        with self._choosing(self._checked_rows(names)):
+    def using(self, task: str | Sequence[str] | None) -> Iterator[None]:
+        """`use(task)` for a while; what was active before is active again after."""
+        self._check_attached()
+        with self.choice.using(task):
             yield
 
     def resolve(self, task: Task) -> TaskCall:
-        """What `task=` means in a call: one task for all rows, one per row, or (None) what is active.
+        """What `task=` means in a call: a task for all rows, one per row, or None, the original model.
 
         Raises:
-            StateError: no such task, or one that was never trained.
+            StateError: no such task, or one that was never trained; or the call names none, and none is active.
             ValueError: no names.
         """
         if isinstance(task, TaskCall):
             return task
         self._check_attached()
-        chosen = self.chosen if task is None else task
-        if chosen is None:
-            return NO_TASK
-        if isinstance(chosen, str):
-            return self._call_of(chosen)
-        names = self._checked_rows(chosen)
-        rows = [(self._call_of(name), [i for i, n in enumerate(names) if n == name]) for name in dict.fromkeys(names)]
-        first = rows[0][0]
-        return TaskCall(self.store, names, first.kind, None, first.head, rows)
-
-    def _call_of(self, name: str) -> TaskCall:
-        record = self.store.record(self._runnable(name))
-        if record.state is State.LEARNING:
-            return TaskCall(self.store, (name,), record.kind, None, self.head)
-        head = self.store.sealed(name).head
-        return TaskCall(self.store, (name,), record.kind, self.store.site_gates(name), head)
-
-    def _runnable(self, name: str) -> str:
-        self._check_attached()
-        if self.store.record(name).state is State.NEW:
-            raise StateError(f"task {name!r} is new and has no gates yet; call train_task({name!r}) first")
-        return name
-
-    def _checked_rows(self, names: Sequence[str]) -> tuple[str, ...]:
-        if isinstance(names, str) or not isinstance(names, Sized) or not len(names):
-            raise ValueError(f"expected the name of a task, or one name per row, got {names!r}")
-        return tuple(self._runnable(name) for name in names)
-
-    @contextmanager
-    def _choosing(self, chosen: Names) -> Iterator[None]:
-        own, before = self in _defaults.table, _defaults.table.get(self)
-        _defaults.table[self] = chosen
-        try:
-            yield
-        finally:
-            if own:
-                _defaults.table[self] = before
-            else:
-                _defaults.table.pop(self, None)
+        return self.choice.resolve(task)
 
     # Training.
 
@@ -340,7 +270,7 @@ class TssHandle:
         """
         if inputs.get("labels") is None:
             raise ValueError(f"a loss needs labels, got only {', '.join(inputs) or 'nothing'}")
-        call = self.resolve(None)
+        call = self.resolve(ACTIVE)
         with given(self.prefix if prefix_states is not None else None, prefix_states):
             if not call.active or call.rows is not None or "forward" in vars(self.model):
                 return self.model(**inputs).loss  # with what others put around its forward: accelerate's autocast
@@ -439,15 +369,18 @@ class TssHandle:
         return digest(self.store.sealed(name).tensors())
 
     def verify(self) -> None:
-        """Raise ForgettingError if the tensors of a sealed task are not what they were when it was sealed."""
-        for name, record in self.tasks.items():
-            if record.state is State.SEALED:
-                self.store.verify(name)
+        """Raise ForgettingError if anything changed that a sealed task's answers depend on; the message says what.
+
+        That is its gates and head, the adapters' frozen weights, and all parameters and persistent buffers of the
+        backbone. All of it is read: a pass over the backbone.
+        """
+        self._check_attached()
+        self._tensors.verify()
 
     def frozen_fingerprint(self) -> str:
         """A digest of what never changes, read anew: all values of the backbone, and the adapters' frozen tensors."""
         self._check_attached()
-        return self._tensors.frozen_fingerprint()
+        return self._tensors.frozen.fingerprint()
 
     def bytes_per_task(self, name: str) -> dict[str, int]:
         """Bytes kept for a task: {"gates", "head", "total"}."""
@@ -455,16 +388,23 @@ class TssHandle:
 
     # On disk.
 
-    def save(self, directory: str | Path, tasks: Sequence[str] | None = None) -> None:
+    def save(self, directory: str | Path, tasks: Sequence[str] | None = None, *, replace: bool = False) -> None:
         """Write adapters, importance and all tasks, or those named, never the backbone; `tss.load` reads them.
 
-        A folder that holds a save changes as one: whatever goes wrong, it then holds the old or the new one.
+        A folder that holds a save changes as one: whatever goes wrong, it then holds the old or the new one. It holds
+        what was saved last and nothing else, so a save that lacks tasks of the folder, another model's or, with
+        `tasks`, this one's, is refused.
+
+        Args:
+            directory: made if it is missing; not the folder of a run.
+            tasks: some of them; None: all.
+            replace: write although tasks that the folder holds are lost by it.
 
         Raises:
-            StateError: no such task, or values that are not finite.
-            ForgettingError: the tensors of a sealed task are not what they were.
+            StateError: no such task, or values that are not finite; or tasks of the folder would be lost.
+            ForgettingError: what a sealed task's answers depend on was written to.
         """
-        saving.save(Path(directory), self.saved(tasks))
+        saving.save(Path(directory), self.saved(tasks), replace=replace)
 
     def push_to_hub(
         self,
@@ -472,6 +412,7 @@ class TssHandle:
         tasks: Sequence[str] | None = None,
         *,
         scores: hub.Scores | None = None,
+        replace: bool = False,
         **settings: Any,
     ) -> str:
         """Upload what `save` writes to the Hugging Face hub, with a card; `tss.load(backbone, repository)` reads it.
@@ -480,9 +421,13 @@ class TssHandle:
             repository: "owner/name".
             tasks: some of them; None: all.
             scores: task -> metric -> value, as the task's kind scores it, for the card and the hub's model index.
+            replace: upload although tasks that the repository holds are lost by it.
             settings: of the client's `create_repo`: private, token.
+
+        Raises:
+            StateError: as `save`; scores of a task that is not among them.
         """
-        return hub.push(self.saved(tasks), repository, scores, **settings)
+        return hub.push(self.saved(tasks), repository, scores, replace=replace, **settings)
 
     def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> saving.Saved:
         """What `save` writes, and `extra` tensors beside it."""
@@ -513,7 +458,6 @@ class TssHandle:
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_(self._required_grad.get(name, parameter.requires_grad))
         self._model, self._backbone, self.store = None, None, TaskStore()
-        _defaults.table.pop(self, None)
         return backbone
 
     # Steps that several of these share.

@@ -60,28 +60,35 @@ def card(saved: saving.Saved, repository: str, scores: Scores | None = None) -> 
     return "\n".join([*lines, ""])
 
 
-def push(saved: saving.Saved, repository: str, scores: Scores | None = None, **settings: Any) -> str:
+def push(
+    saved: saving.Saved, repository: str, scores: Scores | None = None, *, replace: bool = False, **settings: Any
+) -> str:
     """Upload what `model.tss.save` would write, and a card; gives the address.
 
     Args:
         saved: the tasks.
         repository: "owner/name".
         scores: for the card.
+        replace: also if the repository holds tasks that are not among those of `saved`.
         settings: of the client's `create_repo`: private, token.
 
     Raises:
-        StateError: scores of a task that is not among them.
+        StateError: scores of a task that is not among them, or tasks of the repository would be lost.
         OSError, and what the client raises.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, snapshot_download
 
     text = card(saved, repository, scores)
-    api = HfApi(token=settings.pop("token", None))
+    token = settings.pop("token", None)
+    api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         saving.save(folder, saved)
         write_text(folder / CARD, text)
         created = api.create_repo(repository, exist_ok=True, **settings)
+        if not replace:
+            there = snapshot_download(created.repo_id, allow_patterns=[saving.MANIFEST, "tasks/*"], token=token)
+            saving.check_kept(Path(there), saved, "push to another repository")
         patterns = [saving.MANIFEST, CARD, "adapters/*", "tasks/*"]
         api.upload_folder(
             repo_id=created.repo_id, folder_path=folder, allow_patterns=patterns,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn.functional import linear
 
 from tss.adapters.config import AdapterConfig
 from tss.adapters.float32 import Float32Module
-from tss.adapters.site_adapter import SiteAdapter
+from tss.adapters.site_adapter import UngatedSite
 from tss.adapters.storage import Tensors
 from tss.adapters.task_store import TaskStore
 from tss.errors import TssError
@@ -21,7 +20,7 @@ from tss.seeding import tensor_stream
 ADAPTER, TARGET = "default", "target"
 
 
-class LoraSite(SiteAdapter, Float32Module):
+class LoraSite(UngatedSite, Float32Module):
     """y + scaling * B A x, where y is what the backbone's linear map makes of x: what peft's own layer computes.
 
     peft would put its layer in the map's place, and a backbone whose modules are swapped is no longer the one that is
@@ -38,7 +37,6 @@ class LoraSite(SiteAdapter, Float32Module):
         TssError: the package peft is not installed.
     """
 
-    gated = False
     reads_output = False
 
     def __init__(
@@ -93,18 +91,6 @@ class LoraSite(SiteAdapter, Float32Module):
 
     def kept(self) -> Tensors:
         return {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
-
-    def packed(self) -> Tensors:
-        return {}
-
-    def shared(self) -> Tensors:
-        return {name: parameter.detach() for name, parameter in self.trained().items()}
-
-    def load_shared(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._load(tensors, self.trained())
-
-    def frozen(self) -> Tensors:
-        return {}
 
 
 def import_peft() -> Any:

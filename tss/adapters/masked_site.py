@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tss.adapters.config import AdapterConfig
-from tss.adapters.site_adapter import PlainSite
+from tss.adapters.plain_site import PlainSite
 from tss.adapters.storage import Tensors
 from tss.adapters.task_store import TaskStore
 from tss.seeding import tensor_stream

@@ -22,12 +22,13 @@ from tss.adapters import task_forward
 from tss.adapters.checkpointing import remember_calls
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.float32 import keeping_dtype
-from tss.adapters.handle import Task, TssHandle
+from tss.adapters.handle import TssHandle
 from tss.adapters.learning import TasksLearned, tasks_in
 from tss.adapters.site_adapter import SiteAdapter
 from tss.adapters.site_kinds import make_adapters
 from tss.adapters.sites import check_backbone
 from tss.adapters.task_call import TaskCall, calling
+from tss.adapters.task_choice import ACTIVE, Task, TaskChoice
 from tss.adapters.task_store import TaskStore
 from tss.errors import StateError
 from tss.io import write_bytes
@@ -35,7 +36,7 @@ from tss.io import write_bytes
 BACKBONE, ADAPTERS, LEARNING = "backbone.", "adapters.", "learning."
 WEIGHTS = "model.safetensors"  # where Trainer looks for a checkpoint's weights
 # What a call may name besides what the backbone's forward takes.
-ADDED = ("labels", "num_items_in_batch", "task")
+ADDED = {"labels": None, "num_items_in_batch": None, "task": ACTIVE}
 # Names that the wrapper keeps for itself though the backbone has them too.
 KEPT = {"forward", "generate", "training"}
 
@@ -44,9 +45,9 @@ class TssModel(PreTrainedModel):
     """A backbone with adapters and tasks; `tss` is their handle. Made by `tss.attach` and `tss.load`.
 
     It runs, trains, generates, saves and moves as the backbone does, and what it does not define is the backbone's.
-    `model(**batch, task=...)` runs a task for this call: a name, or one name per row; without, the one that is active
-    on this thread. `state_dict` holds what is being learned, and no sealed task: those are values that nothing loads,
-    casts or trains, and `save_pretrained` writes them beside it, never the backbone.
+    `model(**batch, task=...)` runs a task for this call: a name, one name per row, or None, the original model; without
+    `task`, the one that is active on this thread. `state_dict` holds what is being learned, and no sealed task: those
+    are values that nothing loads, casts or trains, and `save_pretrained` writes them beside it, never the backbone.
     """
 
     config_class = None  # type: ignore[assignment]
@@ -88,23 +89,23 @@ class TssModel(PreTrainedModel):
     def _run(self, kwargs: dict[str, Any]) -> Any:
         if kwargs.pop("_generate", False):
             return self.backbone.generate(**kwargs)
-        call = self.tss.resolve(kwargs.pop("task", None))
+        call = self.tss.resolve(kwargs.pop("task") if "task" in kwargs else ACTIVE)
         with calling(call):
             if not call.active:
-                return self._run_backbone(kwargs)
+                return self._run_backbone(call, kwargs)
             if call.rows is not None:
                 _check_rows(call, kwargs)
             if call.labelled or (call.rows is not None and any(of_task.labelled for of_task, _ in call.rows)):
                 return task_forward.answer(self.backbone, call, kwargs)
-            return self._run_backbone(kwargs)
+            return self._run_backbone(call, kwargs)
 
-    def _run_backbone(self, kwargs: dict[str, Any]) -> Any:
-        if kwargs.get("labels", 0) is None:
-            del kwargs["labels"]  # a base model has none
+    def _run_backbone(self, call: TaskCall, kwargs: dict[str, Any]) -> Any:
+        if "labels" in kwargs and (labels := kwargs.pop("labels")) is not None:  # a base model has none
+            kwargs["labels"] = task_forward.check_token_labels(self.core, call, kwargs, labels)
         return self.backbone(**kwargs)
 
-    def generate(self, *args: Any, task: Task = None, **kwargs: Any) -> Any:
-        """The backbone's own `generate`, for `task` (one, or one per row), or for the active task if it is None.
+    def generate(self, *args: Any, task: Task = ACTIVE, **kwargs: Any) -> Any:
+        """The backbone's own `generate`, for `task`: one, one per row, or None, as the original model does.
 
         Raises:
             ValueError: a task that answers with a head of its own.
@@ -138,16 +139,16 @@ class TssModel(PreTrainedModel):
     # What depends on the task that is active.
 
     def _active_labelled(self) -> bool:
-        active = self.tss.active
-        return active is not None and self.tss.store.record(active).kind.kind != "generation"
+        kind = self.tss.choice.kind()
+        return kind is not None and kind.kind != "generation"
 
     @property
     def config(self) -> Any:  # type: ignore[override]
         """The backbone's; while a labelled task is active a copy with the task's label names."""
-        base, active = self.backbone.config, self.tss.active
-        if active is None or not (labels := getattr(self.tss.store.record(active).kind, "labels", ())):
+        base, labels = self.backbone.config, getattr(self.tss.choice.kind(), "labels", ())
+        if not labels:
             return base
-        key = (active, labels, repr(base.__dict__))
+        key = (labels, repr(base.__dict__))
         known, made = self.__dict__["_task_config"]
         if known != key:
             made = copy.copy(base)
@@ -179,7 +180,8 @@ class TssModel(PreTrainedModel):
 
     def _get_name(self) -> str:
         # Label smoothing of Trainer shifts labels by this name, which is right for the backbone's own head alone.
-        return type(self).__name__ if self._active_labelled() else self.core._get_name()
+        labelled = self.tss.active is not None and self._active_labelled()  # to print needs no active task
+        return type(self).__name__ if labelled else self.core._get_name()
 
     def can_generate(self) -> bool:  # type: ignore[override]
         """Whether the active task, or the backbone, generates."""
@@ -243,11 +245,14 @@ class TssModel(PreTrainedModel):
         state_dict: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write what `model.tss.save` writes, and what is being learned for Trainer to resume from; no backbone."""
+        """Write what `model.tss.save` writes, and what is being learned for Trainer to resume from; no backbone.
+
+        It replaces what the folder holds, as `save_pretrained` of every model does.
+        """
         if not is_main_process:
             return
         directory = Path(save_directory)
-        self.tss.save(directory)
+        self.tss.save(directory, replace=True)
         state = self.state_dict() if state_dict is None else state_dict
         own = {name: tensor.contiguous() for name, tensor in state.items() if not name.startswith(BACKBONE)}
         write_bytes(directory / WEIGHTS, safetensors.torch.save(own, metadata={"format": "pt"}))
@@ -260,7 +265,8 @@ class TssModel(PreTrainedModel):
 def attach(model: Any, config: AdapterConfig | None = None, options: TssOptions | None = None) -> TssModel:
     """Freeze a Hugging Face model, put an adapter on each of its sites and return the model around it.
 
-    With no active task it answers exactly as before. `model.tss.detach()` undoes everything.
+    Before a task is learned, and for `task=None` ever after, it answers exactly as before. `model.tss.detach()` undoes
+    everything.
 
     Args:
         model: a transformers model, also one with PEFT's adapters in it.
@@ -292,7 +298,7 @@ def attach(model: Any, config: AdapterConfig | None = None, options: TssOptions 
 
 def _check_rows(call: TaskCall, inputs: dict[str, Any]) -> None:
     """Raise ValueError unless there is one name for each row of the inputs."""
-    for name in ("input_ids", "inputs", "inputs_embeds", "pixel_values"):
+    for name in task_forward.MAIN_INPUTS:
         if isinstance(value := inputs.get(name), torch.Tensor):
             if len(value) != len(call.names):
                 raise ValueError(
@@ -340,7 +346,11 @@ def _class_for(wraps: type[nn.Module]) -> type[TssModel]:
         return self._run({**dict(zip(positional, args, strict=False)), **kwargs})
 
     keyword = inspect.Parameter.KEYWORD_ONLY
-    added = [inspect.Parameter(x, keyword, default=None) for x in ADDED if x not in signature.parameters]
+    added = [
+        inspect.Parameter(name, keyword, default=default)
+        for name, default in ADDED.items()
+        if name not in signature.parameters
+    ]
     rest = [p for p in given if p.kind is inspect.Parameter.VAR_KEYWORD]
     named = [p for p in given if p.kind is not inspect.Parameter.VAR_KEYWORD]
     forward.__signature__ = signature.replace(parameters=[own, *named, *added, *rest])  # type: ignore[attr-defined]
@@ -356,7 +366,7 @@ def _rebuild(wraps: type[nn.Module]) -> TssModel:
 
 def _resolve_task(model: TssModel, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Before the forward pass: the name becomes a `TaskCall`, so that a traced forward sees tensors and no names."""
-    return args, {**kwargs, "task": model.tss.resolve(kwargs.get("task"))}
+    return args, {**kwargs, "task": model.tss.resolve(kwargs.get("task", ACTIVE))}
 
 
 def _keep_from_compiler(*functions: Any) -> None:
@@ -373,9 +383,10 @@ def _keep_from_compiler(*functions: Any) -> None:
 
 
 _keep_from_compiler(
-    _resolve_task, TssHandle.resolve, TssHandle._call_of, TssHandle._runnable, TssHandle._checked_rows,
-    TssHandle._check_attached, TssHandle.chosen.fget, TssHandle.trainable.fget, TaskCall.__init__, TaskStore.record,
-    TaskStore.sealed, TaskStore.site_gates, TasksLearned.current.fget, TssModel.__getattr__,
+    _resolve_task, TssHandle.resolve, TssHandle._check_attached, TaskChoice.resolve, TaskChoice._call_of,
+    TaskChoice._call_of_one, TaskChoice._checked, TaskChoice._runnable, TaskChoice.chosen.fget, TaskChoice._sealed,
+    TaskCall.__init__, TaskStore.record, TaskStore.sealed, TaskStore.site_gates, TasksLearned.current.fget,
+    TssModel.__getattr__,
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ move scores that earlier tasks rely on otherwise than the soft mask says.
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.utils.weak import WeakIdKeyDictionary
 
 from tss.adapters.config import TssOptions
 from tss.adapters.learning import check_whole
@@ -40,49 +42,50 @@ def make_optimizer(
 
 
 class StepCheck:
-    """Looks at every optimizer that is about to step the scores, while a task is being learned.
+    """Looks at every optimizer that is about to step, while a task is being learned.
 
-    By torch's own hook for the steps of any optimizer, which is there only that long.
+    By torch's own hook for the steps of any optimizer. One serves all models and stays: hooks that come and go with a
+    model would break the step of whoever runs through them meanwhile, in another thread or for the garbage collector.
 
     Args:
         backbone: which nothing may step: sealed tasks rely on it.
-        layers: gated, by name.
+        layers: of the adapters, by name.
         options: how they are learned.
+        gated: the layers have gates; without, only optimizers of earlier tasks are refused.
     """
 
-    def __init__(self, backbone: torch.nn.Module, layers: Mapping[str, Any], options: TssOptions) -> None:
-        self._backbone, self._layers, self._options = backbone, dict(layers), options
+    def __init__(
+        self, backbone: torch.nn.Module, layers: Mapping[str, Any], options: TssOptions, *, gated: bool
+    ) -> None:
+        self._backbone, self._layers, self._options, self._gated = backbone, dict(layers), options, gated
         self._task: str | None = None
         self._begin_watching()
 
     def _begin_watching(self) -> None:
         self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that have stepped the scores of this task
-        self._used: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # and of earlier ones
         self._apart: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that step nothing frozen, in this task
-        self._stop: weakref.finalize | None = None
+        self._retired: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters of earlier tasks, now in no model
 
     def start(self, task: str) -> None:
         """A task begins: from now on steps are checked."""
         self.finish()
-        self._task, own = task, weakref.ref(self)
+        self._task = task
+        _watchers.add(self)
 
-        def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            if (check := own()) is not None:
-                check(optimizer)
-
-        self._stop = weakref.finalize(self, register_optimizer_step_pre_hook(before).remove)
+    def retire(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """These were trained and are no more: whatever optimizer holds one of them was made for an earlier task."""
+        for parameter in parameters:
+            self._retired[parameter] = None
 
     def finish(self) -> None:
         """The task ends: nothing is checked."""
-        if self._stop is not None:
-            self._stop()
-        self._used |= self._seen
+        _watchers.discard(self)
         self._seen.clear()
         self._apart.clear()
-        self._task, self._stop = None, None
+        self._task = None
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_backbone", "_layers", "_options", "_task")
+        kept = ("_backbone", "_layers", "_options", "_gated", "_task")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -92,12 +95,15 @@ class StepCheck:
             self.start(self._task)
 
     def __call__(self, optimizer: Optimizer) -> None:
-        """Refuse a step that would break the soft mask; warn where it would teach nothing.
+        """Refuse a step that would break the soft mask or miss the task; warn where it would teach nothing.
 
         Raises:
-            StateError: the optimizer decays scores, carries moments of an earlier task, or does not apply the mask that
+            StateError: the optimizer was made before the task was begun, decays scores, or does not apply the mask that
                 `soft_mask="update"` leaves to it; or it steps what is frozen, or the adapters are sharded.
         """
+        self._check_age(optimizer)
+        if not self._gated:
+            return
         if optimizer not in self._apart:
             self._check_frozen(optimizer)
             self._apart.add(optimizer)
@@ -111,6 +117,14 @@ class StepCheck:
         if optimizer not in self._seen:
             self._seen.add(optimizer)
             self._warn_of_rates(optimizer, groups, layers)
+
+    def _check_age(self, optimizer: Optimizer) -> None:
+        if any(p in self._retired for group in optimizer.param_groups for p in group["params"]):
+            raise StateError(
+                f"this {type(optimizer).__name__} was made before task {self._task!r} was begun, so it holds the "
+                "parameters of an earlier task and not those that are being learned: make a fresh one after "
+                "train_task, of model.tss.trainable_parameters() or with model.tss.optimizer(score_lr=..., head_lr=...)"
+            )
 
     def _check_frozen(self, optimizer: Optimizer) -> None:
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
@@ -143,11 +157,6 @@ class StepCheck:
                     f"{name} with {key}={group[key]} would move scores that the soft mask holds: use 0 for "
                     f"model.tss.trainable_parameters()['scores'], or {MAKE_ONE}"
                 )
-        if optimizer in self._used and optimizer not in self._seen and _has_moments(optimizer, (p for _, p in own)):
-            raise StateError(
-                f"this {name} carries moments of an earlier task, which would move scores that the soft mask holds: "
-                f"make a fresh one for task {self._task!r}"
-            )
 
     def _warn_of_rates(self, optimizer: Optimizer, groups: list[dict[str, Any]], layers: dict[int, Any]) -> None:
         for group in groups:
@@ -174,10 +183,25 @@ def _is_same(importance: torch.Tensor | None, held: torch.Tensor | None) -> bool
     return importance.data_ptr() == held.data_ptr() or torch.equal(importance, held.to(importance))
 
 
-def _has_moments(optimizer: Optimizer, parameters: Iterable[torch.Tensor]) -> bool:
-    state = {id(parameter): values for parameter, values in optimizer.state.items()}
-    return any(
-        isinstance(value, torch.Tensor) and value.shape == parameter.shape and bool(value.ne(0).any())
-        for parameter in parameters
-        for value in state.get(id(parameter), {}).values()
-    )
+class _Watchers:
+    """The checks of all models that learn, as a tuple that is replaced and never changed: anyone may be reading it."""
+
+    def __init__(self) -> None:
+        self._lock, self.checks = threading.Lock(), ()
+        register_optimizer_step_pre_hook(self._before)
+
+    def add(self, check: StepCheck) -> None:
+        with self._lock:
+            self.checks: tuple[weakref.ref[StepCheck], ...] = (*self.checks, weakref.ref(check))
+
+    def discard(self, check: StepCheck) -> None:
+        with self._lock:
+            self.checks = tuple(one for one in self.checks if one() not in (None, check))
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for one in self.checks:
+            if (check := one()) is not None:
+                check(optimizer)
+
+
+_watchers = _Watchers()

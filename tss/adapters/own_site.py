@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tss.adapters.site_adapter import PlainSite
+from tss.adapters.plain_site import PlainSite
 from tss.adapters.storage import Tensors
 from tss.seeding import tensor_stream
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tss.adapters.storage import Tensors, decode_tensors, encode_tensors, read_bytes
+from tss.adapters.storage import Tensors, decode_tensors, encode_tensors, read_bytes, read_metadata
 from tss.errors import StateError
 from tss.io import PARTIAL, from_json, locked, make_directory, safe_name, sha256, to_json, write_bytes, write_text
 
 MANIFEST = "tss.json"
 OLD_MANIFEST = "manifest.json"  # of format 1
+RUN = "state/run.json"  # in the folder of a run, which keeps what its manifest names
 FORMAT = 2
 KEYS = {"format", "config", "options", "frozen", "shared", "tasks"}
 OURS = re.compile(r"(adapters/(frozen|shared)|tasks/\d+-[\w.-]+)-[0-9a-f]{12}\.safetensors")
@@ -47,15 +48,55 @@ class Saved:
     extra: Tensors = field(default_factory=dict)
 
 
-def save(directory: Path, saved: Saved) -> None:
+def save(directory: Path, saved: Saved, *, replace: bool = False) -> None:
     """Write a folder, or replace what a folder holds; whatever goes wrong, it then holds the one or the other.
 
+    Args:
+        directory: where.
+        saved: what is written.
+        replace: also if tasks that the folder holds are not among those of `saved`.
+
     Raises:
+        StateError: tasks would be lost, the folder is a run's, or a file is in its place; nothing is written then.
         OSError: for example a full disk.
     """
+    if in_the_way := [path for path in (directory, *directory.parents) if path.exists() and not path.is_dir()]:
+        raise StateError(f"{in_the_way[0]} is a file, and tasks are saved into a folder: give another name")
     make_directory(directory)
     with locked(directory, wait=True):
+        if (directory / RUN).exists():
+            raise StateError(f"{directory} holds a run, which could not go on after this: save into another folder")
+        if not replace:
+            check_kept(directory, saved, "save into another folder")
         commit(directory, stage(directory, saved))
+
+
+def check_kept(directory: Path, saved: Saved, remedy: str) -> None:
+    """Raise StateError naming the tasks of a folder that `saved` lacks: they would be lost with their files.
+
+    A sealed task is the same by its gates and head, whatever its name is now; one being learned is by its name.
+    """
+    if not (directory / MANIFEST).exists():
+        return
+    remedy = f"{remedy}, add its tasks to this model first with tss.load(model, folder), or give replace=True"
+    hashes, names = ({about.get(key) for _, about in saved.tasks} for key in ("hash", "name"))
+    try:
+        manifest = read_manifest(directory)
+        _check_manifest(directory, manifest)
+        held = [read_metadata(directory / entry["file"]) for entry in manifest["tasks"]]
+    except StateError as error:
+        raise StateError(f"{error}; its tasks would be lost: {remedy}") from error
+    lost = [
+        about.get("name")
+        for about in held
+        if (about.get("state") == "sealed" and about.get("hash") not in hashes)
+        or (about.get("state") == "learning" and about.get("name") not in names)
+    ]  # fmt: skip
+    if lost:
+        raise StateError(
+            f"{directory} holds {', '.join(map(repr, lost))}, which this save has not in this form, and would lose: "
+            f"{remedy}"
+        )
 
 
 def stage(directory: Path, saved: Saved) -> Manifest:
@@ -99,7 +140,7 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     try:
         manifest = from_json(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if (directory / OLD_MANIFEST).is_file():
             raise StateError(
                 f"{directory} was saved in format 1, which kept its tasks as ordinary state; this version reads "

@@ -8,18 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
 from tss.adapters.config import AdapterConfig
-from tss.adapters.float32 import Float32Module
-from tss.adapters.initialization import draw_scores, draw_weights
 from tss.adapters.storage import Tensors, load_exactly
 from tss.adapters.task_call import calling, current_call
 from tss.adapters.task_store import TaskStore
 from tss.errors import StateError
-from tss.seeding import tensor_stream
-from tss_kernels import GatedAdapterLinear
-from tss_kernels.modules import ACTIVATIONS, WEIGHT_STD, run_adapter
 
 PARTS = ("down", "up")
 
@@ -112,6 +106,19 @@ class SiteAdapter(nn.Module, ABC):
     def trained(self) -> dict[str, nn.Parameter]:
         """What learning moves, by full name."""
 
+    def renew(self) -> list[nn.Parameter]:
+        """Put new parameters on the same values in place of the adapter's trained ones; gives those that were there.
+
+        So an optimizer that was made before is told from one that was made after: it holds other parameters.
+        """
+        trained, before = {id(parameter) for parameter in self.trained().values()}, []
+        for module in self.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and id(parameter) in trained:
+                    before.append(parameter)
+                    module._parameters[name] = nn.Parameter(parameter.detach(), parameter.requires_grad)
+        return before
+
     @abstractmethod
     def packed(self) -> Tensors:
         """Packed gates of the live scores, by layer; empty without gates."""
@@ -144,128 +151,13 @@ class SiteAdapter(nn.Module, ABC):
         load_exactly(targets, tensors, f"adapter at {self.site}")
 
 
-class SiteLinear(GatedAdapterLinear):
-    """A gated layer that runs the gates of the current call's task: packed ones, or its own live scores."""
-
-    index = part = 0
-
-    def gates_of_call(self, x: torch.Tensor) -> torch.Tensor | None:  # type: ignore[override]
-        """The sealed task's packed gates, where x is; None while the current call runs live scores."""
-        call = current_call()
-        if call is None or call.gates is None:
-            return None
-        gates = call.gates[self.index][self.part]
-        return gates if gates.device == x.device else gates.to(x.device)
-
-
-class GatedSite(SiteAdapter):
-    """Frozen random weights; the live scores of the task being learned, or a sealed task's packed gates.
-
-    Args:
-        index, site, width, store: as attributes.
-        config: shape, threshold, initialisation and seed.
-        dtype: of the frozen weights; scores are float32.
-    """
-
-    gated = True
-    down: SiteLinear
-    up: SiteLinear
-
-    def __init__(
-        self, index: int, site: str, width: int, config: AdapterConfig, store: TaskStore, dtype: torch.dtype
-    ) -> None:
-        super().__init__(index, site, width, config, store)
-        self.config = config
-        # Layers draw from torch's global stream when they are made; nobody else's numbers may depend on that.
-        with torch.random.fork_rng(devices=[]):
-            for part, (name, shape) in enumerate(
-                {"down": (width, config.bottleneck), "up": (config.bottleneck, width)}.items()
-            ):
-                layer = SiteLinear(
-                    *shape, threshold=config.threshold, weight_init=config.weight_init, device="cpu", dtype=dtype
-                )
-                layer.index, layer.part = index, part
-                self.add_module(name, layer)
-            draw_weights(self.down, self.up, site, config)
-        self.requires_grad_(False)
-
-    def adapt(self, hidden: torch.Tensor) -> torch.Tensor:
-        return run_adapter(hidden, self.down, self.up, self.activation)
-
-    def start(self, task: str, *, fresh: bool, masked: bool) -> None:
-        for layer in self.layers.values():
-            layer.mask_gradient = masked
-        if fresh:
-            draw_scores(self.down, self.up, self.site, task, self.config)
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        return {f"scores.{name}": layer.scores for name, layer in self.layers.items()}
-
-    def packed(self) -> Tensors:
-        return {name: layer.pack() for name, layer in self.layers.items()}
-
-    def shared(self) -> Tensors:
-        scores = {f"scores.{name}": layer.scores.detach() for name, layer in self.layers.items()}
-        kept = {f"importance.{name}": layer.importance for name, layer in self.layers.items()}
-        return scores | {name: importance for name, importance in kept.items() if importance is not None}
-
-    def load_shared(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        layers = self.layers
-        importances = {n: torch.empty_like(x.scores) for n, x in layers.items() if f"importance.{n}" in tensors}
-        self._load(tensors, self.trained() | {f"importance.{name}": value for name, value in importances.items()})
-        for name, layer in layers.items():
-            layer.importance = importances[name].detach() if name in importances else None
-
-    def frozen(self) -> Tensors:
-        named = {f"{n}.{part}": getattr(x, part) for n, x in self.layers.items() for part in ("weight", "bias")}
-        return {name: tensor.detach() for name, tensor in named.items() if tensor is not None}
-
-    def gate_bytes(self) -> int:
-        return sum(layer.out_features * -(-layer.in_features // 8) for layer in self.layers.values())
-
-
-class PlainSite(SiteAdapter, Float32Module):
-    """A plain adapter for all tasks: old or new, they run on the trained float32 weights as they are now.
-
-    x + up(activation(down(x))); down starts as N(0, 0.02²) and up as zero, so that it starts as the identity. A call
-    that brings weights (down and its bias, up and its bias, for each site) runs on those.
-    """
+class UngatedSite(SiteAdapter):
+    """A site without gates: learning moves its weights themselves, and those are what is handed from task to task."""
 
     gated = False
-    down: nn.Linear
-    up: nn.Linear
-
-    def __init__(
-        self, index: int, site: str, width: int, config: AdapterConfig, store: TaskStore, dtype: torch.dtype
-    ) -> None:
-        super().__init__(index, site, width, config, store)
-        with torch.random.fork_rng(devices=[]):
-            self.down = nn.Linear(width, config.bottleneck, device="cpu", dtype=torch.float32)
-            self.up = nn.Linear(config.bottleneck, width, device="cpu", dtype=torch.float32)
-        self.draw(tensor_stream(config.seed, "adapter", site))
-        self.requires_grad_(False)
-
-    @torch.no_grad()
-    def draw(self, stream: torch.Generator) -> None:
-        """Draw the weights with which the adapter starts, from a stream of the CPU."""
-        self.down.weight.copy_(torch.empty(self.down.weight.shape).normal_(0.0, WEIGHT_STD, generator=stream))
-        for tensor in (self.down.bias, self.up.weight, self.up.bias):
-            tensor.zero_()
-
-    def adapt(self, hidden: torch.Tensor) -> torch.Tensor:
-        activate, own = ACTIVATIONS[self.activation], self._own()
-        if own is None:
-            return hidden + self.up(activate(self.down(hidden.float()))).to(hidden.dtype)
-        down, down_bias, up, up_bias = (tensor.to(hidden.device) for tensor in own)
-        inner = activate(linear(hidden.float(), down, down_bias))
-        return hidden + linear(inner, up, up_bias).to(hidden.dtype)
 
     def start(self, task: str, *, fresh: bool, masked: bool) -> None:
-        """Nothing: there is one set of weights."""
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        layers = self.layers.items()
-        return {f"weights.{name}.{part}": p for name, layer in layers for part, p in layer.named_parameters()}
+        """Nothing: there is one set of weights for all tasks."""
 
     def packed(self) -> Tensors:
         return {}

@@ -11,10 +11,12 @@ from transformers.pytorch_utils import Conv1D
 
 from tss.adapters.backbone_site import BackboneSite
 from tss.adapters.config import AdapterConfig, PlainOptions, TssOptions
+from tss.adapters.gated_site import GatedSite
 from tss.adapters.lora_site import LoraSite, import_peft
 from tss.adapters.masked_site import MaskedSite
 from tss.adapters.own_site import OwnSite
-from tss.adapters.site_adapter import GatedSite, PlainSite, SiteAdapter
+from tss.adapters.plain_site import PlainSite
+from tss.adapters.site_adapter import SiteAdapter
 from tss.adapters.sites import find_sites, hidden_size
 from tss.adapters.task_store import TaskStore
 

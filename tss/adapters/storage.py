@@ -74,19 +74,34 @@ def read_bytes(path: Path) -> bytes:
         raise StateError(f"{path} is missing") from None
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a file that `write_tensors` wrote, without its tensors and without a check of its content.
+
+    Raises:
+        StateError: the file is missing, truncated, or of another origin.
+    """
+    size = 0
+    try:
+        with Path(path).open("rb") as file:
+            size = Path(path).stat().st_size
+            metadata = _document(file.read(min(size, _header_size(file.read(8)))))["metadata"]
+        if not isinstance(metadata, dict):
+            raise TypeError(f"its metadata is a {type(metadata).__name__}")
+    except FileNotFoundError:
+        raise StateError(f"{path} is missing") from None
+    except DAMAGE as error:
+        raise _damaged(path, size, error) from error
+    return metadata
+
+
 def decode_tensors(data: bytes, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors and the metadata of what `encode_tensors` gave; `path` is named in errors, as `read_tensors` has."""
     try:
-        (header_size,) = struct.unpack("<Q", data[:8])
-        header = from_json(data[8 : 8 + header_size])
-        document = from_json(header["__metadata__"][KEY])
+        document = _document(data[8 : 8 + _header_size(data[:8])])
         tensors = load_bytes(data)
         stored, metadata = document["sha256"], document["metadata"]
-    except (SafetensorError, struct.error, ValueError, KeyError, TypeError) as error:
-        raise StateError(
-            f"{path} cannot be read ({len(data)} bytes; {type(error).__name__}: {error}): it is truncated, edited or "
-            "not a file of tss; restore it from a copy or run the task again"
-        ) from error
+    except DAMAGE as error:
+        raise _damaged(path, len(data), error) from error
     found = _seal(tensors, metadata)
     if found != stored:
         raise StateError(
@@ -94,6 +109,25 @@ def decode_tensors(data: bytes, path: Path) -> tuple[dict[str, torch.Tensor], di
             "restore it from a copy or run the task again"
         )
     return tensors, metadata
+
+
+DAMAGE = (SafetensorError, struct.error, ValueError, KeyError, TypeError)
+"""What reading bytes that are no file of tss raises."""
+
+
+def _header_size(first: bytes) -> int:
+    return struct.unpack("<Q", first)[0]
+
+
+def _document(header: bytes) -> dict[str, Any]:
+    return from_json(from_json(header)["__metadata__"][KEY])
+
+
+def _damaged(path: Path, size: int, error: Exception) -> StateError:
+    return StateError(
+        f"{path} cannot be read ({size} bytes; {type(error).__name__}: {error}): it is truncated, edited or not a file "
+        "of tss; restore it from a copy or run the task again"
+    )
 
 
 @torch.no_grad()

@@ -12,10 +12,13 @@ from torch import nn
 from transformers.utils.generic import ModelOutput
 
 from tss.adapters.task_call import TaskCall
+from tss.tasks.base import check_targets
 from tss.tasks.headed import HeadedKind
 from tss.tasks.heads import Features, choose_stack, shift_right
 
 Inputs = dict[str, Any]
+MAIN_INPUTS = ("input_ids", "inputs", "inputs_embeds", "pixel_values")
+"""Names of inputs whose first dimension is that of the rows."""
 
 
 @dataclass
@@ -65,7 +68,29 @@ def loss(backbone: nn.Module, call: TaskCall, inputs: Inputs, labels: torch.Tens
     """The loss of one task, without what only its logits need."""
     head = call.head_logits if call.labelled else None
     assert call.kind is not None
+    if head is None:
+        labels = check_token_labels(core_of(backbone), call, inputs, labels)
     return call.kind.loss(core_of(backbone), head, inputs, labels, call=part_caller(backbone))
+
+
+def check_token_labels(core: Any, call: TaskCall, inputs: Inputs, labels: Any) -> Any:
+    """Labels for the backbone's own language-model head, if it has one; what other heads take is theirs to check.
+
+    Raises:
+        TypeError, ValueError: they are not token ids, one row of them for each row of the inputs: class labels, say.
+    """
+    head = core.get_output_embeddings() if hasattr(core, "get_output_embeddings") else None
+    rows = next((len(inputs[key]) for key in MAIN_INPUTS if isinstance(inputs.get(key), torch.Tensor)), None)
+    if head is None or not hasattr(head, "weight"):
+        return labels
+    owner = f"task {call.names[0]!r} (generation)" if call.active else f"{type(core).__name__} without a task"
+    if isinstance(labels, torch.Tensor) and (labels.dim() != 2 or rows not in (None, len(labels))):
+        raise ValueError(
+            f"{owner} needs token ids as labels, of shape ({'rows' if rows is None else rows}, length), got "
+            f"{tuple(labels.shape)}: for class labels name a classification or extraction task, with task=..."
+        )
+    shape = labels.shape if isinstance(labels, torch.Tensor) else (rows or "rows", "length")
+    return check_targets(labels, shape, head.weight.shape[0], owner)
 
 
 def part_caller(backbone: Any) -> Callable[..., Any] | None:
@@ -121,7 +146,7 @@ def _answer_rows(backbone: nn.Module, core: Any, call: TaskCall, inputs: Inputs,
         if stack not in passed:
             passed[stack] = kind.features_of(core, inputs, part_caller(backbone))
         hidden, mask = passed[stack][:2]
-        own = None if labels is None else torch.stack([torch.as_tensor(labels[i]) for i in rows]).to(hidden.device)
+        own = None if labels is None else _labels_of(labels, rows, of_task.names[0]).to(hidden.device)
         output = kind.read(core, of_task.head_logits, Features(hidden[rows], mask[rows]), own)
         for i, row in zip(rows, output.logits, strict=True):
             logits[i] = row
@@ -129,3 +154,12 @@ def _answer_rows(backbone: nn.Module, core: Any, call: TaskCall, inputs: Inputs,
             share = output.loss * (len(rows) / count)
             total = share if total is None else total + share
     return MixedOutput(loss=total, logits=logits)
+
+
+def _labels_of(labels: Any, rows: list[int], task: str) -> torch.Tensor:
+    chosen = [torch.as_tensor(labels[i]) for i in rows]
+    if len(shapes := {tuple(one.shape) for one in chosen}) > 1:
+        raise ValueError(
+            f"labels of the rows of task {task!r} have shapes {', '.join(map(str, sorted(shapes)))}: pad them"
+        )
+    return torch.stack(chosen)

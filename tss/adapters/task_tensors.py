@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 from torch import nn
 
 from tss.adapters.config import AdapterConfig, TssOptions
-from tss.adapters.fingerprints import Checksums, Fingerprints, differing
+from tss.adapters.fingerprints import checksum, is_sharded
+from tss.adapters.frozen_weights import FrozenWeights
 from tss.adapters.learning import LearningTask, TasksLearned, check_whole
 from tss.adapters.optimizers import StepCheck
 from tss.adapters.saving import Saved
@@ -20,7 +20,6 @@ from tss.adapters.sites import model_width
 from tss.adapters.storage import Tensors, digest, load_exactly
 from tss.adapters.task_store import SealedTask, State, TaskStore
 from tss.errors import StateError
-from tss.io import sha256
 from tss.seeding import tensor_stream
 from tss.tasks.base import TaskKind, kind_from_dict
 from tss_kernels import unpack_gates
@@ -38,6 +37,7 @@ class TaskTensors:
         adapters: site -> its adapter.
         store: the tasks.
         learning: holds the head being learned.
+        frozen: what all tasks rely on.
         handed_on: the scores that the task being learned began with, so that it can be abandoned.
     """
 
@@ -52,8 +52,9 @@ class TaskTensors:
     ) -> None:
         self.core, self.config, self.options, self.adapters = core, config, options, dict(adapters)
         self.store, self.learning, self.handed_on = store, learning, Tensors()
-        self._fingerprints = Fingerprints()
-        self._steps = StepCheck(core, self.layers, options) if config.gated else None
+        self._began: dict[str, str] = {}
+        self.frozen = FrozenWeights(core, adapters)
+        self._steps = StepCheck(core, self.layers, options, gated=config.gated)
 
     @property
     def layers(self) -> dict[str, Any]:
@@ -74,6 +75,18 @@ class TaskTensors:
                     "finite; it is still being learned: restore an earlier state, or leave it with abandon(), and "
                     "lower its learning rates"
                 )
+
+    def unmoved(self) -> list[str]:
+        """What has not changed since the task was begun: "head", and "scores", or "weights" without gates."""
+        parts: dict[str, bool] = {}
+        for name, value in self._learned_checksums().items():
+            part = "head" if name.startswith("head.") else "scores" if self.config.gated else "weights"
+            parts[part] = parts.get(part, True) and value == self._began.get(name)
+        return [part for part, same in parts.items() if same]
+
+    def _learned_checksums(self) -> dict[str, str]:
+        state = self.learning_state().items()
+        return {name: checksum(tensor) for name, tensor in state if not tensor.is_meta and not is_sharded(tensor)}
 
     def learning_state(self) -> Tensors:
         """What the task being learned has trained: scores (plain adapters: weights) and head."""
@@ -135,7 +148,7 @@ class TaskTensors:
                 raise StateError(f"task {name!r}: gates and head are not those that were sealed; restore them")
         self.store.add(name, kind, self.bytes_with(head))
         if value is not None:
-            self.store.seal(name, value, self.density_of(value.gates))
+            self._keep(name, value)
         if state is State.LEARNING:
             self.store.start(name)
             self.start(name, fresh=False, head=head)
@@ -146,22 +159,30 @@ class TaskTensors:
         gates, total = self.gate_bytes(), self.store.record(name).bytes
         return {"gates": gates, "head": total - gates, "total": total}
 
-    def frozen_fingerprint(self) -> str:
-        """sha256 over what never changes, read anew: the backbone, less what is trained of it, and the adapters'."""
-        values = self._checksums(fresh=True)
-        own = [f"{name} {sums[str(dtype)]}" for name, sums in values.items() for dtype in [next(iter(sums))]]
-        return sha256("\n".join([*own, digest(self.frozen())]))
+    def verify(self, *, fresh: bool = True) -> None:
+        """Raise ForgettingError, naming what changed, if anything is not what it was that a sealed task relies on.
+
+        Args:
+            fresh: read frozen weights anew; False: only those that torch knows to have been written to.
+        """
+        sealed = self._sealed()
+        for name in sealed:
+            self.store.verify(name)
+        if sealed:
+            self.frozen.verify(fresh=fresh)
+
+    def _sealed(self) -> list[str]:
+        return [name for name, record in self.store.tasks.items() if record.state is State.SEALED]
 
     def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> Saved:
         """What `save` writes."""
         check_whole(self.layers)
+        self.verify(fresh=False)
         names = list(self.store.tasks) if tasks is None else [self.store.record(name).name for name in tasks]
         states = [self.task_state(name) for name in names]
-        name = getattr(self.core.config, "_name_or_path", "")
-        backbone = self.geometry() | {"checksums": self._checksums(), "name": name}
         return Saved(
-            asdict(self.config), asdict(self.options), backbone, self.frozen(), self.shared_state(), states,
-            extra or {},
+            asdict(self.config), asdict(self.options), self.frozen.describe(), self.frozen.tensors(),
+            self.shared_state(), states, extra or {},
         )  # fmt: skip
 
     def restore(self, saved: Saved, origin: str) -> None:
@@ -173,12 +194,10 @@ class TaskTensors:
 
         Raises:
             StateError: another backbone or other adapters, or names that are taken; nothing is added then.
+            ForgettingError: what this model's own tasks rely on was written to.
         """
-        self._check_backbone(saved.backbone, origin)
-        here = self.frozen()
-        load_exactly({name: tensor.clone() for name, tensor in here.items()}, saved.frozen, origin)
-        if off := [name for name, tensor in here.items() if not torch.equal(saved.frozen[name].to(tensor), tensor)]:
-            raise StateError(f"{origin}: the frozen adapter weights {off[0]} differ from those here: use the same seed")
+        self.verify()
+        self.frozen.check_same(saved.backbone, saved.frozen, origin)
         for _, about in saved.tasks:
             self.store.check_free(about["name"])
         first, added = not self.store.tasks, []
@@ -196,35 +215,26 @@ class TaskTensors:
                 self.store.delete(name)
             raise
 
-    def geometry(self) -> dict[str, Any]:
-        """What a backbone must share with the one that tasks were learned on, besides every value."""
-        shapes = [f"{name} {tuple(p.shape)}" for name, p in sorted(self.core.named_parameters())]
-        return {
-            "class": _class_name(self.core),
-            "parameters": len(shapes),
-            "shapes_sha256": sha256("\n".join(shapes)),
-            "sites": {site: adapter.width for site, adapter in self.adapters.items()},
-        }
-
     def start(self, name: str, *, fresh: bool, head: nn.Module | None = None) -> None:
         """Begin to learn a task: its head is made, or `head` taken; scores start afresh or stay as they are."""
         self.handed_on = {
             key: tensor.clone() for key, tensor in self.shared_state().items() if "importance." not in key
         }
         for adapter in self.adapters.values():
+            self._steps.retire(adapter.renew())
             adapter.start(name, fresh=fresh, masked=self.options.soft_mask == "gradient")
         head = head if head is not None else self.make_head(name, self.store.record(name).kind)
         self.learning.put(name, LearningTask(head), self.device())
         self._require_grad(True)
-        if self._steps is not None:
-            self._steps.start(name)
+        self._began = self._learned_checksums()
+        self._steps.start(name)
 
     def finish(self) -> None:
         """End learning: nothing requires gradients any more; scores stay as they are."""
+        self._steps.retire(self.learning.parameters())
         self.learning.clear_with(self._require_grad)
         self.handed_on = Tensors()
-        if self._steps is not None:
-            self._steps.finish()
+        self._steps.finish()
 
     def _require_grad(self, flag: bool) -> None:
         trained = [parameter for adapter in self.adapters.values() for parameter in adapter.trained().values()]
@@ -239,7 +249,12 @@ class TaskTensors:
         values = None if head is None else {key: tensor.detach().clone() for key, tensor in head.state_dict().items()}
         self.finish()
         weights = {key: tensor for adapter in self.adapters.values() for key, tensor in adapter.kept().items()}
-        self.store.seal(name, SealedTask(gates, values, weights, len(self.adapters)), self.density_of(gates))
+        self._keep(name, SealedTask(gates, values, weights, len(self.adapters)))
+
+    def _keep(self, name: str, value: SealedTask) -> None:
+        if not self._sealed():
+            self.frozen.remember(fresh=True)
+        self.store.seal(name, value, self.density_of(value.gates))
 
     def abandon(self) -> str:
         """learning -> new: scores become what they were before; gives the task's name."""
@@ -278,26 +293,6 @@ class TaskTensors:
                 merged[key] = torch.maximum(here[key], value.to(here[key])) if key in here else value
         return merged
 
-    def _check_backbone(self, saved: Mapping[str, Any], origin: str) -> None:
-        here = self.geometry()
-        for key, now in here.items():
-            then = saved.get(key)
-            if then == now:
-                continue
-            if isinstance(then, dict) and isinstance(now, dict):
-                differ = sorted(set(then.items()) ^ set(now.items()))[0][0]
-                then, now = (f"{differ}: {widths.get(differ, 'none')}" for widths in (then, now))
-            raise StateError(
-                f"{origin} was saved from another backbone: {key} {then} there, {now} in this {here['class']}; "
-                "load it on the model that it was learned on"
-            )
-        if name := differing(saved["checksums"], self._checksums()):
-            raise StateError(
-                f"{origin} was saved from another backbone, of these sizes but other weights: the checksum of {name} "
-                "differs from that of this model (in the widest dtype that both have); load it on the weights that it "
-                "was learned on, in the dtype that it was saved in or a narrower one"
-            )
-
     def _fitting_gates(self, task: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
         gates = Tensors()
         for name, layer in self.layers.items() if self.config.gated else ():
@@ -317,16 +312,6 @@ class TaskTensors:
         load_exactly({f"weights.{key}": tensor for key, tensor in kept.items()}, tensors, f"task {task!r}")
         return kept
 
-    def _checksums(self, *, fresh: bool = False) -> Checksums:
-        """Of the backbone, less what is trained of it."""
-        trained = {name for adapter in self.adapters.values() for name in adapter.trained_below()}
-        found = self._fingerprints.of(self.core, fresh=fresh)
-        return {name: sums for name, sums in found.items() if name not in trained}
-
-    def frozen(self) -> Tensors:
-        """The adapters' tensors that never change."""
-        return {name: tensor for adapter in self.adapters.values() for name, tensor in adapter.frozen().items()}
-
     def gate_bytes(self) -> int:
         """Bytes of gates, or of its own weights, kept for a task."""
         return sum(adapter.gate_bytes() for adapter in self.adapters.values())
@@ -343,13 +328,6 @@ class TaskTensors:
         """Where what is being learned is."""
         first = next(iter(self.adapters.values()))
         return next(iter(first.trained().values())).device
-
-
-def _class_name(model: nn.Module) -> str:
-    """The name of a model's class, or of the one that a tool such as FSDP has derived a nameless one from."""
-    classes = [c for c in type(model).__mro__ if issubclass(c, nn.Module)]
-    named = (c for c in classes if getattr(sys.modules.get(c.__module__), c.__name__, None) is c)
-    return next(named, type(model)).__name__
 
 
 def _named_head(head: nn.Module | None) -> Tensors:

@@ -232,3 +232,41 @@ def mean_loss(logits: torch.Tensor, labels: torch.Tensor, items: Items = None) -
     flat, targets = logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1).to(logits.device)
     total = nn.functional.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum")
     return total / ((targets != IGNORED).sum().clamp(min=1) if items is None else items)
+
+
+def check_targets(labels: Any, shape: Sequence[int], classes: int, owner: str) -> torch.Tensor:
+    """Labels as int64, if a loss can be computed of them.
+
+    Values are looked at on the CPU alone, and not under the compiler: elsewhere it would wait for the device.
+
+    Args:
+        labels: what a caller gave.
+        shape: that they must have, one for each row of logits; a last dimension of 1 is dropped.
+        classes: number of logits.
+        owner: whose labels they are, for messages.
+
+    Raises:
+        TypeError: no tensor, or none of whole numbers.
+        ValueError: another shape, or a label that is neither -100 nor in [0, classes).
+    """
+    expected = f"{owner} needs labels of shape {tuple(shape)}, int64"
+    if not isinstance(labels, torch.Tensor):
+        raise TypeError(f"{expected}, got a {type(labels).__name__}: make them a tensor with torch.as_tensor")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(
+            f"{expected}, got {labels.dtype}: give the index of each label, not a score; convert with .long()"
+        )
+    if labels.shape == (*shape, 1):
+        labels = labels.squeeze(-1)
+    if labels.shape != tuple(shape):
+        raise ValueError(
+            f"{expected}, got {tuple(labels.shape)}: give one for each place, {IGNORED} where there is none"
+        )
+    if not torch.compiler.is_compiling() and labels.device.type == "cpu" and labels.numel():
+        wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
+        if len(wrong):
+            raise ValueError(
+                f"{owner} has {classes} classes, so labels are 0 to {classes - 1}, or {IGNORED} where there is none; "
+                f"got {int(wrong[0])}"
+            )
+    return labels.long()

@@ -101,6 +101,8 @@ class Classification(HeadedKind):
     ) -> SequenceClassifierOutput:
         """logits (B, classes) of the pooled hidden states, and the mean cross-entropy."""
         hidden, mask, *rest = features
+        if labels is not None:
+            labels = base.check_targets(labels, hidden.shape[:1], len(self.labels), "a classification task")
         logits = head(pool(hidden, mask, self._plan(model)[1]))
         loss: Any = None if labels is None else base.mean_loss(logits, labels, items)
         return SequenceClassifierOutput(loss, logits, *rest)

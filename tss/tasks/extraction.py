@@ -90,6 +90,8 @@ class Extraction(HeadedKind):
         items: base.Items = None,
     ) -> TokenClassifierOutput:
         """logits (B, L, tags), and the mean cross-entropy over first sub-words."""
+        if labels is not None:
+            labels = self._check(labels, features.hidden)
         logits = head(features.hidden)
         loss: Any = None if labels is None else base.mean_loss(logits, labels, items)
         return TokenClassifierOutput(loss, logits, features.hidden_states, features.attentions)  # type: ignore[arg-type]
@@ -104,8 +106,13 @@ class Extraction(HeadedKind):
         call: Call | None = None,
     ) -> torch.Tensor:
         """The same loss; the head reads first sub-words alone."""
-        hidden, chosen = self.features_of(model, inputs, call).hidden, labels != base.IGNORED
+        hidden = self.features_of(model, inputs, call).hidden
+        labels = self._check(labels, hidden)
+        chosen = labels != base.IGNORED
         return base.mean_loss(self._checked(head)(hidden[chosen]), labels[chosen])
+
+    def _check(self, labels: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        return base.check_targets(labels, hidden.shape[:2], len(self.labels), "an extraction task")
 
     @torch.no_grad()
     def predict(

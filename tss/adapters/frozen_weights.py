@@ -1,0 +1,129 @@
+"""What sealed tasks rely on and share: the backbone and the adapters' frozen weights, and whether they changed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from tss.adapters.fingerprints import Checksums, Fingerprints, backbone_tensors, differing
+from tss.adapters.site_adapter import SiteAdapter
+from tss.adapters.storage import Tensors, digest, load_exactly
+from tss.errors import ForgettingError, StateError
+from tss.io import sha256
+
+
+class FrozenWeights:
+    """The frozen values of a model: parameters and persistent buffers of its backbone, and tensors of its adapters.
+
+    Values are compared in the widest dtype that both sides have, so that a cast of the whole model is no change.
+
+    Args:
+        core: the transformers model.
+        adapters: site -> its adapter.
+    """
+
+    def __init__(self, core: Any, adapters: Mapping[str, SiteAdapter]) -> None:
+        self.core, self.adapters = core, dict(adapters)
+        self._of_backbone, self._of_adapters = Fingerprints(), Fingerprints()
+        self._remembered: tuple[Checksums, Checksums] | None = None
+
+    def tensors(self) -> Tensors:
+        """The adapters' tensors that never change."""
+        return {name: tensor for adapter in self.adapters.values() for name, tensor in adapter.frozen().items()}
+
+    def backbone(self) -> dict[str, torch.Tensor]:
+        """The backbone's, less what is trained of it; what PEFT has put into a layer of its own keeps its name."""
+        trained = {name for adapter in self.adapters.values() for name in adapter.trained_below()}
+        found = {name: tensor for name, tensor in backbone_tensors(self.core).items() if name not in trained}
+        return {name.replace(".base_layer.", "."): tensor for name, tensor in found.items()}
+
+    def checksums(self, *, fresh: bool = False) -> Checksums:
+        """Of the backbone; `fresh`: read anew, because writes through `.data` leave no trace."""
+        return self._of_backbone.of(self.backbone(), fresh=fresh)
+
+    def fingerprint(self) -> str:
+        """sha256 over all of it, read anew."""
+        own = [f"{name} {sums[next(iter(sums))]}" for name, sums in self.checksums(fresh=True).items()]
+        return sha256("\n".join([*own, digest(self.tensors())]))
+
+    def remember(self, *, fresh: bool) -> None:
+        """From now on `verify` compares with the values as they are; the first task is being sealed."""
+        self._remembered = self.checksums(fresh=fresh), self._of_adapters.of(self.tensors(), fresh=fresh)
+
+    def verify(self, *, fresh: bool) -> None:
+        """Raise ForgettingError, naming what changed, if it is not what it was when the first task was sealed.
+
+        A tensor that appeared since, as PEFT's do, is none that was written to; one that is gone is named.
+        """
+        if self._remembered is None:
+            return
+        parts = (("backbone", self.backbone(), self._of_backbone), ("adapters", self.tensors(), self._of_adapters))
+        for (owner, now, prints), known in zip(parts, self._remembered, strict=True):
+            gone = next((f"{name} is gone" for name in known if name not in now), None)
+            name = differing(known, prints.of(now, fresh=fresh))
+            if gone or name:
+                raise ForgettingError(
+                    f"frozen weights of the {owner} changed since the first task was sealed: "
+                    f"{gone or f'{name} was written to'}. Sealed tasks rely on it and would answer otherwise: put its "
+                    "values back, or load the tasks around the weights that they were learned on"
+                )
+
+    def describe(self) -> dict[str, Any]:
+        """What is saved of the backbone: what it shares with others of its kind, its checksums and its name."""
+        name = getattr(self.core.config, "_name_or_path", "")
+        return self.geometry() | {"checksums": self.checksums(), "name": name}
+
+    def geometry(self) -> dict[str, Any]:
+        """What a backbone must share with the one that tasks were learned on, besides every value."""
+        shapes = [f"{name} {tuple(p.shape)}" for name, p in sorted(self.core.named_parameters())]
+        return {
+            "class": _class_name(self.core),
+            "parameters": len(shapes),
+            "shapes_sha256": sha256("\n".join(shapes)),
+            "sites": {site: adapter.width for site, adapter in self.adapters.items()},
+        }
+
+    def check_same(self, backbone: Mapping[str, Any], frozen: Tensors, origin: str) -> None:
+        """Raise StateError unless a save is of the same weights.
+
+        Args:
+            backbone: what `describe` gave.
+            frozen: what `tensors` gave.
+            origin: the folder, for messages.
+        """
+        here = self.geometry()
+        for key, now in here.items():
+            then = backbone.get(key)
+            if then == now:
+                continue
+            if isinstance(then, dict) and isinstance(now, dict):
+                differ = sorted(set(then.items()) ^ set(now.items()))[0][0]
+                then, now = (f"{differ}: {widths.get(differ, 'none')}" for widths in (then, now))
+            raise StateError(
+                f"{origin} was saved from another backbone: {key} {then} there, {now} in this {here['class']}; "
+                "load it on the model that it was learned on"
+            )
+        if name := differing(backbone["checksums"], self.checksums()):
+            raise StateError(
+                f"{origin} was saved from another backbone, of these sizes but other weights: the checksum of {name} "
+                "differs from that of this model (in the widest dtype that both have); load it on the weights that it "
+                "was learned on, in the dtype that it was saved in or a narrower one"
+            )
+        own = self.tensors()
+        load_exactly({name: tensor.clone() for name, tensor in own.items()}, frozen, origin)
+        if off := [name for name, tensor in own.items() if not torch.equal(frozen[name].to(tensor), tensor)]:
+            raise StateError(
+                f"{origin}: the frozen adapter weights {off[0]} differ from those here: one side was drawn from "
+                "another seed, or written to"
+            )
+
+
+def _class_name(model: nn.Module) -> str:
+    """The name of a model's class, or of the one that a tool such as FSDP has derived a nameless one from."""
+    classes = [c for c in type(model).__mro__ if issubclass(c, nn.Module)]
+    named = (c for c in classes if getattr(sys.modules.get(c.__module__), c.__name__, None) is c)
+    return next(named, type(model)).__name__
