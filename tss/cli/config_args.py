@@ -21,7 +21,11 @@ SHORTCUTS = ("data", "backbone", "method")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that choose a configuration."""
     parser.add_argument(
-        "words", nargs="*", metavar="CONFIG|PRESET|key=value", help="a YAML file or a preset, then keys to change"
+        "words",
+        nargs="*",
+        metavar="CONFIG|PRESET|key=value",
+        help="a YAML file or a preset, then keys to change, the "
+        "last one wins: training.epochs=1 holds for every task, families.asc.epochs=3 after it for a family",
     )
     parser.add_argument(
         "--preset", metavar="NAME", help="the preset, for example mixed or mixed.paper (see `tss presets`)"
