@@ -56,6 +56,16 @@ def make_directory(path: Path) -> None:
         sync_directory(folder.parent)
 
 
+def check_folder(path: Path, remedy: str = "name another folder") -> None:
+    """Raise StateError unless files can be written in a folder, which need not be there yet."""
+    path = path.absolute()
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise StateError(f"{there} is a file where a folder is needed; {remedy}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StateError(f"{there}: no right to write there; {remedy}")
+
+
 def sync_directory(path: Path) -> None:
     """Flush which files a directory has: without it a rename may be lost with the power."""
     descriptor = os.open(path, os.O_RDONLY)

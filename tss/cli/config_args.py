@@ -105,9 +105,8 @@ def tell_missing(config: RunConfig) -> None:
     if config.missing_tasks == "skip" and there:
         print(f"left out: {message}", file=sys.stderr)
         return
-    folder = "" if config.data != "generated" else "; these are not generated, name a data folder with --data DIR"
     rest = f"; --available-only runs the {len(there)} that are there" if there else ""
-    raise ConfigError(message + folder + rest)
+    raise ConfigError(message + rest)
 
 
 def tell_damage(damage: Sequence[str]) -> int:
