@@ -111,12 +111,22 @@ def from_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is none, or one that Python cannot read: nested too deeply, a number of thousands of digits, NaN.
+        ValueError: it is none, or one that Python cannot read: nested too deeply, a number of thousands of digits, NaN;
+            or an object has a key twice, of which the first value would be dropped without a word.
     """
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_without_twins)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twin[:80]!r} stands twice in an object")
+    return value
 
 
 def _refuse(constant: str) -> None:

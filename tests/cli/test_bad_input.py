@@ -63,7 +63,9 @@ def broken_data(cli_data, tmp_path):
     return write
 
 
-@pytest.mark.parametrize("line", ['{"text": "half', '{"text": "no label"}', '["a list"]'])
+@pytest.mark.parametrize(
+    "line", ['{"text": "half', '{"text": "no label"}', '["a list"]', '{"text": "a", "label": "plus", "text": "b"}']
+)
 @pytest.mark.parametrize("command", ["run", "check", "tasks"])
 def test_a_malformed_line_is_named_before_anything_is_trained(tss, broken_data, tmp_path, line, command):
     words = ["--data", broken_data(line)] + (["--out", tmp_path / "out", "--quiet"] if command == "run" else [])
@@ -228,6 +230,7 @@ def test_a_fault_in_tss_is_one_line_too(tss, monkeypatch):
         (["generation.num_beams=100000"], "less than or equal to 256"),
         (["adapters.sites=nothing"], "no module name of"),
         (["adapters.sites=nothing", "zero_shot=true"], "no module name of"),
+        ([r"adapters.sites='(.|\w)*\W'"], "tries too many ways to match"),
         (["adapters.threshold=.nan"], "finite number"),
         (["fields={text: body}"], "a field map is for hub data sets"),
         (["--data", "hub:x", "tasks=[asc/a, asc/b]"], "is one data set and gives one task, but 2 names were given"),

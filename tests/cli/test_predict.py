@@ -17,6 +17,7 @@ BAD = {
     "deep": (b"[" * 100_000, "nested too deeply"),
     "digits": (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "thousands of digits"),
     "not a number": (b'{"text": "a", "n": NaN}', "NaN is not in JSON"),
+    "twice": (b'{"text": "a", "text": "b"}', "'text' stands twice"),
     "no object": (b"3", "expected a JSON object, found int"),
     "type": (b'{"text": ["a"]}', 'field "text" must be a string'),
     "aspect": (b'{"text": "a", "aspect": 3}', 'field "aspect" must be a string'),

@@ -104,8 +104,8 @@ class RunConfig(_Section):
     generation: Generation = Generation()
     limits: Limits = Limits()
     families: dict[str, dict[str, Any]] = {}
-    """Family -> keys of `training`, `generation` and `limits` that differ there. A later layer (a file over a preset, an
-    override over both) replaces what it sets for every task."""
+    """Family -> keys of `training`, `generation` and `limits` that differ there. A later layer, such as an override,
+    replaces what it sets for every task."""
     overrides: dict[str, dict[str, Any]] = {}
     """Task -> keys that differ there; they win over its family's."""
     seed: int = Field(default=2021, ge=0, le=2**63 - 1)
