@@ -82,7 +82,7 @@ def evaluate_with_loss(
     batch_size: int,
     runtime: Runtime,
 ) -> tuple[Evaluation, float]:
-    """What `evaluate` and `mean_loss` give; a labelled task's head is read once for both, so that one pass is enough."""
+    """What `evaluate` and `mean_loss` give, of a labelled task by one pass: its logits tell both."""
     if not isinstance(kind, HeadedKind):
         loss = mean_loss(model, kind, split, tokenizer, batch_size=batch_size, runtime=runtime)
         return evaluate(model, kind, split, tokenizer, batch_size=batch_size, runtime=runtime), loss
