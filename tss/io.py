@@ -56,6 +56,16 @@ def make_directory(path: Path) -> None:
         sync_directory(folder.parent)
 
 
+def check_folder(path: Path, remedy: str = "name another folder") -> None:
+    """Raise StateError unless files can be written in a folder, which need not be there yet."""
+    path = path.absolute()
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise StateError(f"{there} is a file where a folder is needed; {remedy}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StateError(f"{there}: no right to write there; {remedy}")
+
+
 def sync_directory(path: Path) -> None:
     """Flush which files a directory has: without it a rename may be lost with the power."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -101,12 +111,22 @@ def from_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is none, or one that Python cannot read: nested too deeply, a number of thousands of digits, NaN.
+        ValueError: it is none, or one that Python cannot read: nested too deeply, a number of thousands of digits, NaN;
+            or an object has a key twice, of which the first value would be dropped without a word.
     """
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_without_twins)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twin[:80]!r} stands twice in an object")
+    return value
 
 
 def _refuse(constant: str) -> None:

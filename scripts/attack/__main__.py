@@ -17,7 +17,7 @@ from typing import Any
 from scripts.attack import damage, hostile, interruptions
 from scripts.attack.scene import Scene
 
-PARTS = ("operations", "kills", "disks", "starts", "hostile", "damage")
+PARTS = ("operations", "kills", "disks", "real-disks", "starts", "hostile", "damage")
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="kill at every so many operations on files")
     parser.add_argument("--first", type=int, default=1, help="operation to begin at")
     parser.add_argument("--kills", type=int, default=100, help="random kills")
-    parser.add_argument("--disks", type=int, default=20, help="full disks")
+    parser.add_argument("--disks", type=int, default=20, help="full disks, and real ones of so many sizes")
     parser.add_argument("--damages", type=int, default=200, help="damaged files")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -42,13 +42,19 @@ def main() -> int:
             "operations": lambda: interruptions.kill_at_operations(scene, expected, chosen),
             "kills": lambda: interruptions.kill_at_random(scene, expected, args.kills, seconds, args.seed),
             "disks": lambda: interruptions.fill_disks(scene, expected, spread),
+            "real-disks": lambda: interruptions.fill_real_disks(scene, expected, args.disks),
             "starts": lambda: interruptions.two_starts(scene, expected, [1, 2, 3, *places[8 :: operations // 7]]),
             "hostile": lambda: hostile.hostile_inputs(scene),
             "damage": lambda: damage.damage_files(scene, args.damages, args.seed),
         }
         for part in args.parts:
             started = time.monotonic()
-            *counts, failures = attacks[part]()
+            try:
+                *counts, failures = attacks[part]()
+            except interruptions.Unmountable as error:
+                found[part] = {"skipped": str(error), "failures": []}
+                print(f"{part}: skipped, {error}", flush=True)
+                continue
             found[part] = {"counts": counts, "seconds": round(time.monotonic() - started), "failures": failures}
             print(f"{part}: {counts}, {len(failures)} failures, {found[part]['seconds']} s", flush=True)
             for failure in failures:

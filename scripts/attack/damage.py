@@ -108,10 +108,11 @@ def _copy(source: Path, target: Path) -> Path:
 
 def _inside_second_task(scene: Scene, folder: Path) -> int:
     """Kill a run where the first task is kept and the second has a saved place; gives the operation."""
-    for place in range(scene.operations // 2, scene.operations, 3):
-        shutil.rmtree(folder, ignore_errors=True)
-        scene.go_on(folder, (folder, KILL, place))
-        matrix, saved = folder / "matrix.json", folder / "state" / "learning.safetensors"
-        if matrix.is_file() and saved.is_file() and len(list(folder.glob("tasks/*.safetensors"))) == 1:
-            return place
-    raise RuntimeError("no place inside the second task was found")
+    saved = folder / "state" / "learning.safetensors"
+    renamed = f"rename /{saved.relative_to(folder).as_posix()}"
+    place = max(number for number, line in enumerate(scene.story, start=1) if line == renamed) + 1
+    shutil.rmtree(folder, ignore_errors=True)
+    scene.go_on(folder, (folder, KILL, place))
+    if not saved.is_file() or len(list(folder.glob("tasks/*.safetensors"))) != 1:
+        raise RuntimeError(f"operation {place} is not inside the second task")
+    return place

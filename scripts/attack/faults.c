@@ -18,31 +18,38 @@ enum { NOTHING, KILL, FULL, STOP };
 static char folder[4096];
 static int mode = NOTHING, half_written = 0;
 static long at = 0, count = 0;
+static char story[1 << 20];
+static size_t told = 0;
 
 /* From now on: at the `number`th operation (from 1) on a file below `prefix` be killed, find the disk full for good, or
    be stopped until SIGCONT. */
 void attack_arm(const char *prefix, int what, long number) {
     strncpy(folder, prefix, sizeof folder - 1);
-    mode = what, at = number, count = 0, half_written = 0;
+    mode = what, at = number, count = 0, half_written = 0, told = 0;
 }
 
-long attack_count(void) { return count; }
+/* What was done so far, one operation on a line: its name and the path below the folder. */
+const char *attack_story(void) { return story[told] = 0, story; }
 
 static int below(const char *path) { return folder[0] && path && strncmp(path, folder, strlen(folder)) == 0; }
 
-static int descriptor_below(int descriptor) {
-    char link[64], path[4096];
-    if (!folder[0]) return 0;
+/* The path of an open file, if it is below the folder. */
+static const char *descriptor_below(int descriptor) {
+    static __thread char path[4096];
+    char link[64];
+    if (!folder[0]) return NULL;
     snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
     ssize_t length = readlink(link, path, sizeof path - 1);
-    if (length < 0) return 0;
+    if (length < 0) return NULL;
     path[length] = 0;
-    return below(path);
+    return below(path) ? path : NULL;
 }
 
 /* 1: the operation has to fail, for lack of room. */
-static int meet(int needs_room) {
+static int meet(const char *operation, const char *path, int needs_room) {
     long number = ++count;
+    int size = snprintf(story + told, sizeof story - told - 1, "%s %s\n", operation, path + strlen(folder));
+    if (size > 0 && told + size < sizeof story - 1) told += size;
     if (number == at && mode == KILL) kill(getpid(), SIGKILL);
     if (number == at && mode == STOP) kill(getpid(), SIGSTOP);
     return mode == FULL && number >= at && needs_room;
@@ -58,7 +65,7 @@ static int meet(int needs_room) {
         mode_t rights = (flags & (O_CREAT | O_TMPFILE)) ? va_arg(rest, mode_t) : 0;                 \
         va_end(rest);                                                                               \
         if (below(path) && (flags & (O_CREAT | O_WRONLY | O_RDWR | O_TRUNC)))                       \
-            if (meet((flags & O_CREAT) && access(path, F_OK))) FAIL;                                \
+            if (meet("open", path, (flags & O_CREAT) && access(path, F_OK))) FAIL;                  \
         return NEXT(name)(path, flags, rights);                                                     \
     }
 OPEN(open)
@@ -71,7 +78,7 @@ OPEN(open64)
         mode_t rights = (flags & (O_CREAT | O_TMPFILE)) ? va_arg(rest, mode_t) : 0;                 \
         va_end(rest);                                                                               \
         if (below(path) && (flags & (O_CREAT | O_WRONLY | O_RDWR | O_TRUNC)))                       \
-            if (meet((flags & O_CREAT) && access(path, F_OK))) FAIL;                                \
+            if (meet("open", path, (flags & O_CREAT) && access(path, F_OK))) FAIL;                  \
         return NEXT(name)(where, path, flags, rights);                                              \
     }
 OPENAT(openat)
@@ -79,9 +86,10 @@ OPENAT(openat64)
 
 /* A write at the place is torn: half of it is there. */
 ssize_t write(int descriptor, const void *data, size_t size) {
-    if (!descriptor_below(descriptor)) return NEXT(write)(descriptor, data, size);
+    const char *path = descriptor_below(descriptor);
+    if (!path) return NEXT(write)(descriptor, data, size);
     if (mode == KILL && count + 1 == at && size > 1) NEXT(write)(descriptor, data, size / 2);
-    if (meet(1)) {
+    if (meet("write", path, 1)) {
         if (!half_written++ && size > 1) return NEXT(write)(descriptor, data, size / 2);
         FAIL;
     }
@@ -89,28 +97,30 @@ ssize_t write(int descriptor, const void *data, size_t size) {
 }
 
 int fsync(int descriptor) {
-    if (descriptor_below(descriptor) && meet(0)) FAIL;
+    const char *path = descriptor_below(descriptor);
+    if (path && meet("fsync", path, 0)) FAIL;
     return NEXT(fsync)(descriptor);
 }
 
 int rename(const char *from, const char *to) {
-    if ((below(from) || below(to)) && meet(0)) FAIL;
+    if ((below(from) || below(to)) && meet("rename", below(to) ? to : from, 0)) FAIL;
     return NEXT(rename)(from, to);
 }
 
 int unlink(const char *path) {
-    if (below(path)) meet(0);
+    if (below(path)) meet("unlink", path, 0);
     return NEXT(unlink)(path);
 }
 
 int mkdir(const char *path, mode_t rights) {
-    if (below(path) && meet(access(path, F_OK))) FAIL;
+    if (below(path) && meet("mkdir", path, access(path, F_OK))) FAIL;
     return NEXT(mkdir)(path, rights);
 }
 
 #define TRUNCATE(name, type)                                                                        \
     int name(int descriptor, type size) {                                                           \
-        if (descriptor_below(descriptor)) meet(0);                                                  \
+        const char *path = descriptor_below(descriptor);                                            \
+        if (path) meet("truncate", path, 0);                                                        \
         return NEXT(name)(descriptor, size);                                                        \
     }
 TRUNCATE(ftruncate, off_t)

@@ -9,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from scripts.attack.scene import FULL, KILL, NOTHING, STOP, Scene, contents
+from scripts.attack.scene import FULL, KILL, NOTHING, STOP, STORY, Scene, contents
 
 Failures = list[str]
+PAGE = 4096
+"""Bytes in which a file system in memory counts."""
 
 
 def reference(scene: Scene) -> tuple[dict[str, bytes], int, float]:
@@ -23,8 +25,16 @@ def reference(scene: Scene) -> tuple[dict[str, bytes], int, float]:
     done = scene.go_on(folder, (folder, NOTHING, 0))
     if done.code != 0:
         raise RuntimeError(f"the undisturbed run failed: {done}")
-    scene.operations = int(re.findall(r"operations (\d+)", done.out)[-1])
-    return contents(folder), scene.operations, time.monotonic() - started
+    scene.story = done.out.partition(STORY)[2].splitlines()
+    return contents(folder), len(scene.story), time.monotonic() - started
+
+
+def one_of_each_kind(story: Sequence[str]) -> dict[str, int]:
+    """For each operation on files (open, write, fsync, rename and so on) one in the middle of the run, counted from 1."""
+    kinds: dict[str, list[int]] = {}
+    for number, line in enumerate(story, start=1):
+        kinds.setdefault(line.split()[0], []).append(number)
+    return {kind: numbers[len(numbers) // 2] for kind, numbers in kinds.items()}
 
 
 def kill_at_operations(scene: Scene, expected: dict[str, bytes], places: Iterable[int]) -> tuple[int, Failures]:
@@ -72,14 +82,28 @@ def fill_disks(scene: Scene, expected: dict[str, bytes], places: Iterable[int]) 
     return count, failures
 
 
-def fill_real_disks(scene: Scene, expected: dict[str, bytes], sizes: Iterable[int]) -> tuple[int, Failures]:
-    """The same on file systems in memory of so many bytes, where this user may mount them; grown for the resume."""
+class Unmountable(RuntimeError):
+    """No file system can be mounted here; says why."""
+
+
+def fill_real_disks(scene: Scene, expected: dict[str, bytes], most: int) -> tuple[int, Failures]:
+    """The same on file systems in memory, of so many sizes below what a run needs; grown for the resume.
+
+    Raises:
+        Unmountable: this user may not mount one.
+    """
     count, failures, disk = 0, [], scene.folder / "disk"
     disk.mkdir(exist_ok=True)
-    for size in sizes:
-        mounted = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk)]
-        if subprocess.run(mounted, capture_output=True).returncode != 0:
-            return count, failures
+    files = [path for path in (scene.folder / "reference").rglob("*") if path.is_file()]
+    pages = sum(1 + path.stat().st_size // PAGE for path in files)
+    for number in range(most):
+        size = PAGE * max(1, pages * (number + 1) // (most + 1))
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if mounted.returncode != 0:
+            raise Unmountable(f"no tmpfs can be mounted: {mounted.stderr.strip()}")
         try:
             done = scene.go_on(disk / "run")
             count += done.code != 0

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+STORY = "operations on files:\n"
+"""Comes before them in the output of a command line that was armed to do nothing."""
 HERE = Path(__file__).parent
 NOTHING, KILL, FULL, STOP = range(4)
 """What happens at the chosen operation on a file: as in faults.c."""
-WORDS = (
-    "the a is good bad poor battery screen phone camera Alice Bob Carol visits Paris London Berlin buys likes"
-).split()
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,8 @@ class Scene:
         compile_ = ["cc", "-O1", "-shared", "-fPIC", str(HERE / "faults.c"), "-o", str(self.library), "-ldl"]
         subprocess.run(compile_, check=True)
         self._count = 0
-        self.operations = 0
-        """Operations on files in an undisturbed run; known once there was one."""
-        make_backbone(self.backbone)
+        self.story: list[str] = []
+        """Operations on files in an undisturbed run, each with its file; known once there was one."""
         make_data(self.data)
 
     def __enter__(self) -> Scene:
@@ -62,6 +60,7 @@ class Scene:
             [sys.executable, "-m", "scripts.attack.server"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, cwd=self.folder,
         )  # fmt: skip
+        self._order(do="backbone", folder=str(self.backbone))
         words = ["run", *self.options(), "--out", str(self.folder / "warm"), "--quiet"]
         if self._order(do="warm", words=words)["code"] != 0:
             raise RuntimeError("an undisturbed run failed")
@@ -112,10 +111,8 @@ class Scene:
         return self.wait(self.start(*words, arm=arm, report=report))
 
     def options(self) -> list[str]:
-        """Words of a run of seconds: two tasks of three steps, a saved place after every second step."""
-        keys = ["adapters.bottleneck=4", "training.epochs=1", "training.batch_size=4", "training.source_length=16"]
-        keys += ["training.target_length=8", "precision=float32", "device=cpu", "checkpoint_steps=2", "log_seconds=0"]
-        return [*keys, "--backbone", str(self.backbone), "--data", str(self.data)]
+        """Words of a run of seconds, with a saved place after every second step."""
+        return ["checkpoint_steps=2", "log_seconds=0", *tiny_options(self.backbone, self.data)]
 
     def go_on(self, folder: Path, arm: tuple[Path, int, int] | None = None, report: bool = False) -> Ended:
         """Begin a run in a folder, or resume the one that is there."""
@@ -123,34 +120,18 @@ class Scene:
         return self.tss(*words, *(["--resume"] if folder.is_dir() else []), arm=arm, report=report)
 
 
+def tiny_options(backbone: Path, data: Path) -> list[str]:
+    """Words of the smallest run of a command line: with the data of `make_data` two tasks of three steps."""
+    keys = ["adapters.bottleneck=4", "training.epochs=1", "training.batch_size=4", "training.source_length=16"]
+    keys += ["training.target_length=8", "precision=float32", "device=cpu"]
+    return [*keys, "--backbone", str(backbone), "--data", str(data)]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """What a run must end with, however often it was interrupted: results, tasks, shared state, configuration."""
     patterns = ("matrix.json", "config.yaml", "tss.json", "tasks/*", "adapters/*", "predictions/*")
     paths = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-def make_backbone(folder: Path) -> None:
-    """A BART of one layer and width 16 with random weights, and a tokenizer of whole words; in its own process."""
-    program = (
-        "import sys, torch\n"
-        "from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast\n"
-        "from tokenizers import Tokenizer, models, pre_tokenizers, processors\n"
-        f"special, words = ['<s>', '<pad>', '</s>', '<unk>'], {WORDS!r}\n"
-        "torch.manual_seed(0)\n"
-        "rules = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*special, *words])}, unk_token='<unk>'))\n"
-        "rules.pre_tokenizer = pre_tokenizers.WhitespaceSplit()\n"
-        "rules.post_processor = processors.TemplateProcessing(single='<s> $A </s>', pair='<s> $A </s> $B </s>', "
-        "special_tokens=[('<s>', 0), ('</s>', 2)])\n"
-        "names = dict(bos_token='<s>', pad_token='<pad>', eos_token='</s>', unk_token='<unk>')\n"
-        "PreTrainedTokenizerFast(tokenizer_object=rules, model_max_length=64, **names).save_pretrained(sys.argv[1])\n"
-        "size = dict(d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, "
-        "decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64)\n"
-        "ids = dict(bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2)\n"
-        "config = BartConfig(vocab_size=4 + len(words), **size, **ids)\n"
-        "BartForConditionalGeneration(config).save_pretrained(sys.argv[1])"
-    )
-    subprocess.run([sys.executable, "-c", program, str(folder)], check=True, capture_output=True)
 
 
 def make_data(folder: Path) -> None:

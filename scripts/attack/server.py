@@ -1,5 +1,6 @@
 """Runs command lines in processes that have imported everything already: one JSON line in for each order, one out.
 
+{"do": "backbone", "folder"} -> {"code"}: make the backbone that all command lines use
 {"do": "warm", "words"} -> {"code"}: run in the server itself, so that later processes find all imported
 {"do": "start", "words", "out", "err", "arm": [folder, what, at] or null, "report": bool} -> {"pid"}
 {"do": "wait", "pid"} -> {"code"}, negative for the signal that ended it
@@ -15,10 +16,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
+
 import tss.report
 from tss.cli.main import main
 from tss.report import Report, bars, curves, heatmaps
+from scripts.attack.scene import STORY
 from tss.report.style import Picture
+
+WORDS = (
+    "the a is good bad poor battery screen phone camera Alice Bob Carol visits Paris London Berlin buys likes"
+).split()
 
 
 def child(order: dict[str, Any]) -> int:
@@ -38,10 +48,34 @@ def child(order: dict[str, Any]) -> int:
         ctypes.CDLL(None).attack_arm(folder.encode(), what, ctypes.c_long(at))
     code = main(order["words"])
     if order["arm"] and order["arm"][1] == 0:
-        print(f"operations {ctypes.CDLL(None).attack_count()}")
+        story = ctypes.CDLL(None).attack_story
+        story.restype = ctypes.c_char_p
+        print(f"{STORY}{story().decode()}", end="")
     sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+def make_backbone(folder: str) -> None:
+    """A BART of one layer and width 16 with random weights, and a tokenizer of whole words."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
+    rules = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    rules.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    rules.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=rules, model_max_length=64,
+        bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+    ).save_pretrained(folder)  # fmt: skip
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=len(vocabulary), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64, bos_token_id=0,
+        pad_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2,
+    )  # fmt: skip
+    BartForConditionalGeneration(config).save_pretrained(folder)
 
 
 def serve() -> None:
@@ -58,6 +92,9 @@ def serve() -> None:
                 finally:
                     os._exit(code)
             answer: dict[str, int] = {"pid": pid}
+        elif order["do"] == "backbone":
+            make_backbone(order["folder"])
+            answer = {"code": 0}
         elif order["do"] == "warm":
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
                 answer = {"code": main(order["words"])}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import transformers as hf
 
 import tss
+from tss.adapters import sites
+from tss.adapters.config import PlainOptions
 from tss.adapters.sites import MODEL_TYPES, PRESETS
 
 from .conftest import ARCHITECTURES, TOPICS, make_bart, make_batch, make_gpt2
@@ -74,6 +78,21 @@ def test_presets_can_be_named():
     with pytest.raises(ValueError, match=r"no module name of BartForConditionalGeneration matches .*it has model, "):
         tss.attach(make_bart(), tss.AdapterConfig(preset="t5"))
     assert set(MODEL_TYPES.values()) == set(PRESETS)
+
+
+@pytest.mark.parametrize("pattern", [r"(.|\w)*\W", r"(\w|\.|[a-z])*[A-Z]", r"((\w|[a-z])+\.?)*[^a-z_]"])
+def test_an_expression_that_tries_too_many_ways_is_refused(pattern, monkeypatch):
+    monkeypatch.setattr(sites, "MOST_SECONDS", 0.2)
+    for options in ({}, {"options": PlainOptions(trained="lora", targets=pattern)}):
+        config = tss.AdapterConfig(gated=not options, sites=None if options else pattern)
+        with pytest.raises(ValueError, match=r"tries too many ways to match .* write it without alternatives or"):
+            tss.attach(make_bart(), config, **options)
+
+
+def test_expressions_match_whole_names_as_re_does():
+    names = ["", "encoder", "encoder.layers.0", "decoder.layers.10", "decoder.layers.10.fc2"]
+    for pattern in (r"(en|de)coder\.layers\.\d+", r".*", r"(?i)ENCODER", r"(.*\.)?layers\.\d+\.fc[12]"):
+        assert sites.matching(pattern, names) == [name for name in names if name and re.fullmatch(pattern, name)]
 
 
 def test_a_type_without_preset_needs_sites():

@@ -63,7 +63,9 @@ def broken_data(cli_data, tmp_path):
     return write
 
 
-@pytest.mark.parametrize("line", ['{"text": "half', '{"text": "no label"}', '["a list"]'])
+@pytest.mark.parametrize(
+    "line", ['{"text": "half', '{"text": "no label"}', '["a list"]', '{"text": "a", "label": "plus", "text": "b"}']
+)
 @pytest.mark.parametrize("command", ["run", "check", "tasks"])
 def test_a_malformed_line_is_named_before_anything_is_trained(tss, broken_data, tmp_path, line, command):
     words = ["--data", broken_data(line)] + (["--out", tmp_path / "out", "--quiet"] if command == "run" else [])
@@ -85,6 +87,48 @@ def test_missing_tasks_are_listed_with_the_way_out(tss, tiny_options, tmp_path):
 
 def test_a_preset_of_real_data_without_data_says_where_to_name_it(tss):
     assert "--data DIR" in only_line(tss("run", "ner"))
+
+
+@pytest.mark.parametrize(
+    "words", [["check", "mixed.quick"], ["run", "mixed.quick"], ["check", "ner", "--available-only"]]
+)
+def test_tasks_that_are_not_generated_say_so_soon(tss, words):
+    done = tss(*words)
+    line = only_line(done)
+    assert "tasks of the sequence are not generated ones" in line
+    assert line.endswith("name the data folder that has them, with --data DIR")
+    assert len(line) < 250
+    assert done.out == ""
+
+
+def test_a_folder_without_tasks_is_said_to_have_none(tss, tmp_path):
+    assert "It has: no task (<family>/<task>/train.jsonl)" in only_line(tss("check", "demo", "--data", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("command", "out", "expected"),
+    [
+        ("report", "file", "file is a file where a folder is needed; name a folder, or a file that ends in .html"),
+        ("report", "file/below", "file is a file where a folder is needed"),
+        ("report", "taken", "plots is a file where a folder is needed"),
+        ("report", "taken/page.html", "is a folder where the report would be written"),
+        ("run", "file", "file is a file where a folder is needed; name another folder"),
+        ("run", "file/below", "file is a file where a folder is needed"),
+        ("predict", "file/below", "file is a file where a folder is needed; name another --output"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_at_once(tss, tiny_options, finished_run, tmp_path, command, out, expected):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "taken" / "page.html").mkdir(parents=True)
+    if out == "taken":
+        (tmp_path / "taken" / "plots").write_text("mine")
+    words = {
+        "report": ["report", finished_run, "--out", tmp_path / out],
+        "run": ["run", *tiny_options, "--out", tmp_path / out, "--quiet"],
+        "predict": ["predict", finished_run, "--output", tmp_path / out],
+    }[command]
+    assert expected in only_line(tss(*words))
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_second_run_in_the_folder_is_refused(tss, tiny_options, finished_run):
@@ -115,7 +159,10 @@ def test_report_of_a_folder_that_is_no_run(tss, tmp_path):
             '{"text": "good", "task": "asc/x"}',
             "in.jsonl:2: task 'asc/x' is not learned in this folder; it has: asc/phones",
         ),
-        ('{"tokens": ["good"]}', 'in.jsonl:2: field "text" is missing'),
+        ('{"tokens": ["good"]}', '"text" is missing: prediction of classification needs text; found tokens (task asc'),
+        ('{"task": "ner/people", "text": "a"}', "prediction of extraction needs tokens; found text (task ner/people)"),
+        ("{}", "prediction of classification needs text; found no field"),
+        ('{"text": "a", "tokens": ["b"]}', "the task is classification as the run learned it"),
         ('{"task": "ner/people", "tokens": "good"}', 'in.jsonl:2: field "tokens" must be a list'),
     ],
 )
@@ -183,6 +230,7 @@ def test_a_fault_in_tss_is_one_line_too(tss, monkeypatch):
         (["generation.num_beams=100000"], "less than or equal to 256"),
         (["adapters.sites=nothing"], "no module name of"),
         (["adapters.sites=nothing", "zero_shot=true"], "no module name of"),
+        ([r"adapters.sites='(.|\w)*\W'"], "tries too many ways to match"),
         (["adapters.threshold=.nan"], "finite number"),
         (["fields={text: body}"], "a field map is for hub data sets"),
         (["--data", "hub:x", "tasks=[asc/a, asc/b]"], "is one data set and gives one task, but 2 names were given"),

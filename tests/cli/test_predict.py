@@ -17,6 +17,7 @@ BAD = {
     "deep": (b"[" * 100_000, "nested too deeply"),
     "digits": (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "thousands of digits"),
     "not a number": (b'{"text": "a", "n": NaN}', "NaN is not in JSON"),
+    "twice": (b'{"text": "a", "text": "b"}', "'text' stands twice"),
     "no object": (b"3", "expected a JSON object, found int"),
     "type": (b'{"text": ["a"]}', 'field "text" must be a string'),
     "aspect": (b'{"text": "a", "aspect": 3}', 'field "aspect" must be a string'),
@@ -83,7 +84,10 @@ def test_an_output_that_cannot_be_written_is_named_at_once(tss, finished_run, tm
     monkeypatch.setattr(Learned, "predict", lambda *_: pytest.fail("computed"))
     assert "is a folder" in ask(tss, finished_run, tmp_path, GOOD, more=["--output", tmp_path]).err
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in ask(tss, finished_run, tmp_path, GOOD, more=["--output", tmp_path / "file" / "x"]).err
+    assert (
+        "is a file where a folder is needed"
+        in ask(tss, finished_run, tmp_path, GOOD, more=["--output", tmp_path / "file" / "x"]).err
+    )
 
 
 def test_an_output_that_is_no_file_is_not_replaced(tss, finished_run, tmp_path):

@@ -165,9 +165,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         (b'{"text": "a", "label": ' + b"1" * 5000 + b"}", "a number of thousands of digits"),
         (b'{"text": "a", "label": NaN}', "NaN is not in JSON"),
         (b'{"text": "a", "label": -Infinity}', "-Infinity is not in JSON"),
+        (b'{"text": "a", "label": "b", "text": "c"}', "the key 'text' stands twice in an object"),
+        (b'{"text": "a", "label": "b", "x": [{"y": 1, "y": 1}]}', "the key 'y' stands twice in an object"),
         (b'{"text": "' + b"a" * MAX_LINE_BYTES + b'"}', "more than the limit of 16,777,216"),
     ],
-    ids=["deep", "digits", "nan", "infinity", "long"],
+    ids=["deep", "digits", "nan", "infinity", "twice", "twice-inside", "long"],
 )
 def test_what_python_cannot_read_or_no_text_is_names_its_line(tmp_path, line, expected):
     write(tmp_path / "fam" / "task", [TEXT])

@@ -27,16 +27,28 @@ def expected(scene):
     return contents, operations
 
 
-def test_a_run_killed_at_a_file_operation_ends_as_if_undisturbed(scene, expected):
-    contents, operations = expected
-    count, failures = interruptions.kill_at_operations(scene, contents, range(5, operations, operations // 6))
+def test_a_run_killed_at_any_kind_of_file_operation_ends_as_if_undisturbed(scene, expected):
+    contents, _ = expected
+    places = interruptions.one_of_each_kind(scene.story)
+    assert set(places) == {"mkdir", "open", "write", "fsync", "rename", "unlink", "truncate"}
+    count, failures = interruptions.kill_at_operations(scene, contents, places.values())
     assert failures == []
-    assert count >= 6
+    assert count == len(places)
 
 
 def test_a_full_disk_is_told_and_loses_nothing(scene, expected):
     contents, operations = expected
     assert interruptions.fill_disks(scene, contents, [2, operations // 2]) == (2, [])
+
+
+def test_a_real_disk_that_is_full_is_told_and_loses_nothing(scene, expected):
+    contents, _ = expected
+    try:
+        count, failures = interruptions.fill_real_disks(scene, contents, 2)
+    except interruptions.Unmountable as error:
+        pytest.skip(str(error))
+    assert failures == []
+    assert count > 0
 
 
 def test_of_two_starts_one_does_the_run(scene, expected):

@@ -42,6 +42,61 @@ def test_a_task_gets_its_familys_settings_and_then_its_own():
     assert (icsi.epochs, icsi.batch_size, icsi.generation.num_beams, icsi.score_lr) == (1, 4, 2, 0.005)
 
 
+FILE = {
+    "training": {"epochs": 5},
+    "families": {
+        "asc": {"epochs": 12, "batch_size": 4},
+        "sum": {"generation": {"num_beams": 2}, "limits": {"train": 9}},
+    },
+    "overrides": {"asc/ipod": {"epochs": 20, "limits": {"train": 7, "test": 3}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "task", "expected"),
+    [
+        (["training.epochs=1"], "asc/ipod", {"epochs": 1, "batch_size": 4}),
+        (["training={epochs: 1, patience: 2}"], "asc/cameras", {"epochs": 1, "patience": 2}),
+        (["training.epochs=1", "families.asc.epochs=3"], "asc/ipod", {"epochs": 3}),
+        (["families.asc.epochs=3", "training.epochs=1"], "asc/cameras", {"epochs": 1}),
+        (["families.asc.epochs=3"], "asc/ipod", {"epochs": 3}),
+        (["overrides.asc/ipod.epochs=4"], "asc/ipod", {"epochs": 4}),
+        (["families.sum.epochs=3"], "asc/ipod", {"epochs": 20}),
+        (["limits.train=2"], "asc/ipod", {"limits": {"train": 2, "validation": None, "test": 3}}),
+        (["limits.train=2"], "sum/x", {"limits": {"train": 2, "validation": None, "test": None}}),
+    ],
+)
+def test_what_was_typed_last_wins_over_what_the_file_says_for_a_family_or_a_task(overrides, task, expected):
+    settings = settings_for(load_config(FILE, overrides), task).model_dump()
+    assert {key: settings[key] for key in expected} == expected
+
+
+def test_generation_typed_for_all_wins_too():
+    assert settings_for(load_config(FILE, ["generation.num_beams=1"]), "sum/x").generation.num_beams == 1
+
+
+def test_a_file_wins_over_the_preset_that_it_extends():
+    families = load_config("quick").families
+    assert "epochs" in families["asc"]
+    config = load_config({"extends": "quick", "training": {"epochs": 1}, "families": {"ner": {"epochs": 2}}})
+    assert [settings_for(config, task).epochs for task in ("asc/x", "sum/x", "ner/x")] == [1, 1, 2]
+    assert settings_for(config, "asc/x").features == families["asc"]["features"]
+
+
+def test_what_an_override_brings_in_is_not_blamed_on_the_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: -1\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["training.epochs=0", "probe_size=x", "label=fine"])
+    lines = sorted(str(caught.value).splitlines())
+    assert [line.split(": ")[0] for line in lines] == [str(path), "probe_size", "training.epochs"]
+    for override in ("families.asc.epoch=1", "method=si", "method_options.soft_mask=maybe"):
+        with pytest.raises(ConfigError) as caught:
+            load_config("demo", [override])
+        assert "preset" not in str(caught.value)
+    assert load_config(path, ["seed=3"]).seed == 3
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

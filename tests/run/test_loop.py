@@ -10,12 +10,12 @@ from tss.methods import METHODS
 from tss.run import loop
 from tss.run.checkpoint import TaskProgress
 from tss.run.config import TaskSettings
-from tss.run.evaluate import evaluate, mean_loss
+from tss.run.evaluate import evaluate, evaluate_with_loss, mean_loss
 from tss.run.events import EventLog
 from tss.run.examples import Split, by_length, encode_split, with_settings
 from tss.run.loop import Job, backward, steps_per_epoch
 from tss.run.runtime import Runtime
-from tss.tasks import Classification, Generation
+from tss.tasks import Classification, Extraction, Generation
 
 KIND = Classification(labels=("bad", "good"))
 ROWS = [{"text": " ".join(["phone"] * (1 + i * 7 % 5)), "label": ("bad", "good")[i % 2]} for i in range(7)]
@@ -106,6 +106,29 @@ def test_the_validation_loss_weighs_every_example_alike(job):
     by_ones = mean_loss(*arguments, batch_size=1, runtime=CPU)
     for size in (2, 3, 7):
         assert mean_loss(*arguments, batch_size=size, runtime=CPU) == pytest.approx(by_ones, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [KIND, Extraction(labels=("O", "B-A", "I-A"))], ids=["classification", "extraction"])
+def test_one_pass_gives_metric_and_loss_of_a_labelled_task(tiny_bart, tiny_tokenizer, kind):
+    words, lengths = ["good", "bad", "hotel"], [2, 7, 3, 5, 1, 6, 4]
+    tokens = [[words[(i + j) % 3] for j in range(n)] for i, n in enumerate(lengths)]
+    tags = [[("O", "B-A")[i % 2], *["O"] * (n - 1)] for i, n in enumerate(lengths)]
+    examples = [
+        {"text": " ".join(row), "label": kind.labels[i % 2], "tokens": row, "ner_tags": marks}
+        for i, (row, marks) in enumerate(zip(tokens, tags, strict=True))
+    ]
+    split = encode_split(examples, kind, tiny_tokenizer, TaskSettings())
+    model = attach(tiny_bart, AdapterConfig(bottleneck=4))
+    model.tss.add_task("a", kind)
+    model.tss.train_task("a")
+    alone = evaluate(model, kind, split, tiny_tokenizer, batch_size=3, runtime=CPU)
+    loss = mean_loss(model, kind, split, tiny_tokenizer, batch_size=3, runtime=CPU)
+    passes = []
+    tiny_bart.get_encoder().register_forward_hook(lambda *_: passes.append(1))
+    together, its_loss = evaluate_with_loss(model.train(), kind, split, tiny_tokenizer, batch_size=3, runtime=CPU)
+    assert len(passes) == len(by_length(split, 3, CPU.batch_cost))
+    assert together == alone
+    assert its_loss == pytest.approx(loss, rel=1e-6)
 
 
 def test_a_kind_takes_the_runs_settings():

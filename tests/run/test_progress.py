@@ -9,6 +9,8 @@ import pytest
 from tss.run.progress import Console, TimeLeft, format_seconds
 from tss.run.sequence import run_sequence
 
+from .conftest import events
+
 BEGIN = {"event": "run_begin", "tasks": ["a", "b"], "steps": {"a": 10, "b": 20}, "method": "tss", "backbone": "x"}
 
 
@@ -50,6 +52,21 @@ def test_a_pipe_gets_plain_lines(tiny_config, tmp_path):
     assert sum("of the steps, loss" in line for line in lines) == 10
     assert "  verified: 2 sealed tasks unchanged, bit for bit" in lines
     assert "  drg/trips: bleu" in text
+
+
+def test_the_share_of_flipped_gates_is_of_the_adapters_that_the_task_uses(tiny_config, tmp_path):
+    stream, folder = io.StringIO(), tmp_path / "run"
+    keys = ["tasks=[asc/phones, drg/trips]", "training.epochs=1", "overrides.asc/phones.features=encoder_mean"]
+    run_sequence(tiny_config(*keys), folder, progress=Console(stream, every=0))
+    encoder_only, whole = events(folder, "epoch")
+    (end, _) = events(folder, "task_end")
+    assert end["unused"]
+    assert all("decoder" in name for name in end["unused"])
+    assert set(encoder_only["flipped"]) == set(encoder_only["density"]) == set(end["flipped"]) - set(end["unused"])
+    assert set(whole["flipped"]) == set(end["flipped"])
+    share = sum(encoder_only["flipped"].values()) / len(encoder_only["flipped"])
+    assert share > 0
+    assert f", {share:.2%} of the gates flipped" in stream.getvalue()
 
 
 @pytest.mark.parametrize(

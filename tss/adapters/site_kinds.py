@@ -17,7 +17,7 @@ from tss.adapters.masked_site import MaskedSite
 from tss.adapters.own_site import OwnSite
 from tss.adapters.plain_site import PlainSite
 from tss.adapters.site_adapter import SiteAdapter
-from tss.adapters.sites import find_sites, hidden_size
+from tss.adapters.sites import find_sites, hidden_size, matching
 from tss.adapters.task_store import TaskStore
 
 PLAIN = {"shared": PlainSite, "own": OwnSite}
@@ -90,7 +90,8 @@ def find_targets(core: Any, pattern: str | None) -> dict[str, nn.Module]:
                 r"expression of the names of its linear maps, such as .*\.(q_proj|v_proj)"
             )
         pattern = r"(.*\.)?(" + "|".join(map(re.escape, known[core.config.model_type])) + ")"
-    targets = {name: module for name, module in core.named_modules() if name and re.fullmatch(pattern, name)}
+    modules = dict(core.named_modules())
+    targets = {name: modules[name] for name in matching(pattern, modules)}
     if not targets:
         raise ValueError(f"no module name of {type(core).__name__} matches targets={pattern!r}")
     for name, module in targets.items():

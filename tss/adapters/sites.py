@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import regex
 import torch
 from torch import nn
 
@@ -83,6 +85,8 @@ MODEL_TYPES = {
     "starcoder2": "llama",
 }
 NAMES_SHOWN = 12
+MOST_SECONDS = 5.0
+"""Longest that the names of a model may take to be matched; a sound expression takes milliseconds."""
 BATCH_SECOND = ("xlnet", "fsmt")
 
 
@@ -110,17 +114,40 @@ def site_pattern(model: nn.Module, config: AdapterConfig) -> str:
     return "|".join(f"(?:{pattern})" for pattern in chosen)
 
 
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names, in their order, that a regular expression matches as a whole; never the empty name.
+
+    The package regex, which transformers needs anyway, can stop: `re` would go on for years with an expression that
+    tries exponentially many ways, such as `(.|\\w)*\\W`.
+
+    Raises:
+        ValueError: it takes longer than `MOST_SECONDS`.
+    """
+    expression, end = regex.compile(pattern), time.monotonic() + MOST_SECONDS
+    found = []
+    for name in filter(None, names):
+        try:
+            if expression.fullmatch(name, timeout=max(0.001, end - time.monotonic())):
+                found.append(name)
+        except TimeoutError as error:
+            raise ValueError(
+                f"the regular expression {pattern!r} tries too many ways to match {name!r} (more than "
+                f"{MOST_SECONDS:g} s): write it without alternatives or repetitions inside a repetition"
+            ) from error
+    return found
+
+
 def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
     """Module name -> module, for every module whose full name matches, in the model's order.
 
     Raises:
         ValueError: nothing matches, and which names there are; or a container that would run an adapter as a member.
     """
-    pattern = re.compile(site_pattern(model, config))
-    sites = {name: module for name, module in model.named_modules() if name and pattern.fullmatch(name)}
+    pattern, modules = site_pattern(model, config), dict(model.named_modules())
+    sites = {name: modules[name] for name in matching(pattern, modules)}
     if not sites:
         raise ValueError(
-            f"no module name of {type(model).__name__} matches {pattern.pattern!r}; it has {_some_names(model)}, ..."
+            f"no module name of {type(model).__name__} matches {pattern!r}; it has {_some_names(model)}, ..."
         )
     for name, module in sites.items():
         if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):

@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
         limits = settings_for(config, name).limits.model_dump()
         loaded, failed = load_all(config.data, [name], seed=config.seed, limits=limits, fields=config.fields)
         tasks, errors = tasks + loaded, errors + failed
-    print_tasks(tasks)
+    if tasks:
+        print_tasks(tasks)
     for error in errors:
         print(f"tss: {error}", file=sys.stderr)
     config_args.tell_missing(config)

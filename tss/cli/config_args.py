@@ -21,7 +21,11 @@ SHORTCUTS = ("data", "backbone", "method")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that choose a configuration."""
     parser.add_argument(
-        "words", nargs="*", metavar="CONFIG|PRESET|key=value", help="a YAML file or a preset, then keys to change"
+        "words",
+        nargs="*",
+        metavar="CONFIG|PRESET|key=value",
+        help="a YAML file or a preset, then keys to change, the "
+        "last one wins: training.epochs=1 holds for every task, families.asc.epochs=3 after it for a family",
     )
     parser.add_argument(
         "--preset", metavar="NAME", help="the preset, for example mixed or mixed.paper (see `tss presets`)"
@@ -101,9 +105,8 @@ def tell_missing(config: RunConfig) -> None:
     if config.missing_tasks == "skip" and there:
         print(f"left out: {message}", file=sys.stderr)
         return
-    folder = "" if config.data != "generated" else "; these are not generated, name a data folder with --data DIR"
     rest = f"; --available-only runs the {len(there)} that are there" if there else ""
-    raise ConfigError(message + folder + rest)
+    raise ConfigError(message + rest)
 
 
 def tell_damage(damage: Sequence[str]) -> int:

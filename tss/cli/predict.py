@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tss.errors import DataError, StateError, TssError
-from tss.io import write_text
+from tss.io import check_folder, write_text
 
 if TYPE_CHECKING:
     from tss.cli.loaded_run import Learned
@@ -114,9 +114,7 @@ def writer(output: Path | None, source: Path | None) -> Callable[[str], object]:
         raise StateError(f"--output {output} is a folder; name a file in it")
     if output.exists() and not output.is_file():  # a pipe or a device: nothing there to replace
         return lambda text: output.write_text(text, encoding="utf-8")
-    above = next(folder for folder in output.parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise StateError(f"--output {output} cannot be written: no right to write in {above}")
+    check_folder(output.parent, "name another --output")
     return lambda text: write_text(output, text)
 
 

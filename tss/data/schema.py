@@ -47,8 +47,13 @@ def infer_kind(example: object) -> str:
     return fitting[0]
 
 
-def check_example(example: object, kind: str) -> Example:
+def check_example(example: object, kind: str, *, answered: bool = True) -> Example:
     """The example reduced to the fields of its kind.
+
+    Args:
+        example: as it was read.
+        kind: of its task.
+        answered: whether it holds the answer; messages name what is asked of it alone.
 
     Raises:
         Malformed: not an object, a field missing, of another kind, of a wrong type, or empty; tags that are no BIO
@@ -58,12 +63,16 @@ def check_example(example: object, kind: str) -> Example:
         raise Malformed(f"expected a JSON object with the fields of {kind}, found {describe(example)}")
     needed, optional = FIELDS[kind]
     if missing := [name for name in needed if name not in example]:
+        found = [str(name) for name in example if answered or name != ANSWERS[kind]]
+        asked = [name for name in needed if answered or name != ANSWERS[kind]]
+        reads = f"{kind} needs" if answered else f"prediction of {kind} needs"
         raise Malformed(
-            f'field "{missing[0]}" is missing: {kind} needs {", ".join(needed)}; found {", ".join(map(str, example))}'
+            f'field "{missing[0]}" is missing: {reads} {", ".join(asked)}; found {", ".join(found) or "no field"}'
         )
     foreign = {name for other, (names, _) in FIELDS.items() if other != kind for name in names} - {*needed, *optional}
     if mixed := sorted(foreign & set(example)):
-        raise Malformed(f'field "{mixed[0]}" belongs to another kind: the task is {kind} by its first training line')
+        why = "by its first training line" if answered else "as the run learned it"
+        raise Malformed(f'field "{mixed[0]}" belongs to another kind: the task is {kind} {why}')
     kept = {name: example[name] for name in (*needed, *optional) if example.get(name) is not None or name in needed}
     CHECKS[kind](kept)
     return kept
@@ -83,7 +92,7 @@ def check_input(example: object, kind: str) -> Example:
         filler: Any = ["O"] * len(tokens) if isinstance(tokens, list) else []
     else:
         filler = "-"
-    checked = check_example({**example, answer: filler}, kind)
+    checked = check_example({**example, answer: filler}, kind, answered=False)
     del checked[answer]
     return checked
 

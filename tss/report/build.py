@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tss.errors import StateError
+from tss.io import check_folder
 from tss.metrics import continual
 from tss.report import html, sections
 from tss.report.reading import Run, read_run
@@ -43,16 +44,21 @@ def build(
         one: run folders of single tasks learned alone, for the transfer metric.
 
     Raises:
-        StateError: a folder that is not a run, or a run in `one` with more than a single task.
+        StateError: a folder that is not a run, a run in `one` with more than a single task, or an output that cannot be
+            written.
     """
     folders = [runs] if isinstance(runs, Path | str) else list(runs)
     if not folders:
         raise StateError("no run to report; give at least one run folder")
+    output = Path(output)
+    target = output if output.suffix == ".html" else output / "report.html"
+    for folder in (target.parent, target.parent / "plots", target.parent / "tables"):
+        check_folder(folder, "name a folder, or a file that ends in .html")
+    if target.is_dir():
+        raise StateError(f"{target} is a folder where the report would be written; name another one, or a file")
     read = [read_run(folder) for folder in folders]
     _tell_apart(read)
     alone = _alone([read_run(folder) for folder in one])
-    output = Path(output)
-    target = output if output.suffix == ".html" else output / "report.html"
     summaries = [summarise(run, alone) for run in read]
     with drawing():
         chosen = sections.assemble(read, summaries, alone)

@@ -14,7 +14,7 @@ from tss.adapters.config import AdapterConfig
 from tss.errors import ConfigError
 from tss.methods import METHODS
 from tss.run.config_errors import explain
-from tss.run.config_files import apply_overrides, merge, read_source
+from tss.run.config_files import apply_override, merge, read_source
 
 MAX_BOTTLENECK = 2**16
 Rate = Annotated[float, Field(gt=0, le=3e38)]  # float32 has no more
@@ -106,7 +106,8 @@ class RunConfig(_Section):
     generation: Generation = Generation()
     limits: Limits = Limits()
     families: dict[str, dict[str, Any]] = {}
-    """Family -> keys of `training`, `generation` and `limits` that differ there."""
+    """Family -> keys of `training`, `generation` and `limits` that differ there. A later layer, such as an override,
+    replaces what it sets for every task."""
     overrides: dict[str, dict[str, Any]] = {}
     """Task -> keys that differ there; they win over its family's."""
     seed: int = Field(default=2021, ge=0, le=2**63 - 1)
@@ -212,20 +213,34 @@ def load_config(
 
     Args:
         source: name of a preset, path of a YAML file, a mapping of plain values, or None for the defaults.
-        overrides: for example `["training.epochs=3", "families.sum.batch_size=4", "tasks=[asc/cameras]"]`.
+        overrides: for example `["training.epochs=3", "families.sum.batch_size=4", "tasks=[asc/cameras]"]`, applied in
+            their order. What one sets for every task holds for every task, whatever the source sets for a family.
         variant: variant of the preset, for example "quick" or "paper".
 
     Raises:
-        ConfigError: with one line for each problem; an unknown key names the nearest known one.
+        ConfigError: with one line for each problem; an unknown key names the nearest known one. Lines begin with the
+            source that holds the problem, those of overrides with the key.
     """
     values, origin = read_source(source, variant)
-    values = apply_overrides(values, overrides or [])
+    config, found = _checked(values)
+    origins = dict.fromkeys(found, f"{origin}: ")
+    for text in overrides or []:
+        values = apply_override(values, text)
+        config, found = _checked(values)
+        origins = {line: origins.get(line, "") for line in found}  # what an override brought in is no fault of the file
+    if config is None:
+        raise ConfigError("\n".join(prefix + line for line, prefix in origins.items()))
+    return config
+
+
+def _checked(values: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
+    """The configuration of plain values, or the problems in them."""
     try:
-        return RunConfig.model_validate(values)
+        return RunConfig.model_validate(values), []
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{origin}: {line}" for line in explain(error, known_model(values)))) from error
+        return None, explain(error, known_model(values))
     except ConfigError as error:
-        raise ConfigError("\n".join(f"{origin}: {line}" for line in str(error).splitlines())) from error
+        return None, str(error).splitlines()
 
 
 def dump_config(config: RunConfig) -> str:

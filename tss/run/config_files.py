@@ -15,6 +15,8 @@ from tss.run.config_errors import nearest
 DEFAULT_VARIANT = "quick"
 MAX_BYTES, MAX_VALUES = 2**20, 100_000
 """Of a configuration: bytes of its file, and values in it."""
+SECTIONS, SPECIFIC = ("training", "generation", "limits"), ("families", "overrides")
+"""Keys that hold for every task, and keys that hold for a family or a task alone."""
 
 
 def preset_names() -> list[str]:
@@ -52,18 +54,16 @@ def find_preset(name: str, variant: str | None = None) -> str:
     raise ConfigError(f"no preset and no file {name!r}; {nearest(name, known, 'presets')}")
 
 
-def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """A copy of `values` with each `a.b=value` set, the value read as YAML ("null", "[a, b]", "3e-4")."""
-    for text in overrides:
-        key, separator, raw = text.partition("=")
-        parts = key.strip().split(".")
-        if not separator or not all(parts):
-            raise ConfigError(f"override {shown(text)} is not of the form key=value, for example training.epochs=3")
-        change = read_yaml(raw, f"override {shown(text)}")
-        for part in reversed(parts):
-            change = {part: change}
-        values = merge(values, change)
-    return values
+def apply_override(values: dict[str, Any], text: str) -> dict[str, Any]:
+    """A copy of `values` with `a.b=value` laid over it, the value read as YAML ("null", "[a, b]", "3e-4")."""
+    key, separator, raw = text.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise ConfigError(f"override {shown(text)} is not of the form key=value, for example training.epochs=3")
+    change = read_yaml(raw, f"override {shown(text)}")
+    for part in reversed(parts):
+        change = {part: change}
+    return lay_over(values, change)
 
 
 def read_yaml(text: str, origin: str) -> Any:
@@ -131,6 +131,44 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+def lay_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with a later layer laid over it: a file over the preset that it extends, an override over a file.
+
+    What the layer sets for every task also replaces what `base` sets for a family or a single task, and what it sets
+    for a family what `base` sets for a task of it: an earlier layer would win otherwise, and without a word.
+    """
+    general = {key: changes[key] for key in SECTIONS if isinstance(changes.get(key), Mapping)}
+    general = {**_mapping(general.pop("training", None)), **general}
+    families = _mapping(changes.get("families"))
+    lower = dict(base)
+    for section in SPECIFIC:
+        for name, settings in _mapping(base.get(section)).items():
+            family = families.get(str(name).split("/", 1)[0]) if section == "overrides" else None
+            left = without(without(_mapping(settings), general), _mapping(family))
+            if left != settings and isinstance(settings, Mapping):
+                lower[section] = {**lower[section], name: left}
+    return merge(lower, changes)
+
+
+def without(settings: Mapping[str, Any], replaced: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings less those that `replaced` sets; in a mapping they are compared key by key."""
+    left = {}
+    for key, value in settings.items():
+        if key not in replaced:
+            left[key] = value
+        elif (
+            isinstance(value, Mapping)
+            and isinstance(replaced[key], Mapping)
+            and (inner := without(value, replaced[key]))
+        ):
+            left[key] = inner
+    return left
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
 def _preset(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     text = (resources.files("tss") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     return _extended(_parse(text, f"preset {name}"), f"preset {name}", (*seen, name))
@@ -145,7 +183,7 @@ def _extended(values: dict[str, Any], origin: str, seen: tuple[str, ...]) -> dic
         raise ConfigError(f"{origin}: extends {base!r}, but {nearest(str(base), preset_names(), 'presets')}")
     if base in seen:
         raise ConfigError(f"{origin}: extends {base!r}, which extends it in turn")
-    return merge(_preset(base, seen), values)
+    return lay_over(_preset(base, seen), values)
 
 
 def _read(path: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,8 @@ import torch
 from tss.adapters.frozen_prefix import given
 from tss.run.examples import Split, by_length, collate
 from tss.run.runtime import Runtime
-from tss.tasks.base import IGNORED, TaskKind
+from tss.tasks.base import IGNORED, Batch, TaskKind
+from tss.tasks.headed import HeadedKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,18 +40,14 @@ def predict(
     runtime: Runtime,
 ) -> list[Any]:
     """Answers of the task that is active in the model, in the split's order; batches are formed by length."""
-    model.eval()
     predictions: list[Any] = [None] * len(split)
-    with torch.no_grad(), runtime.autocast():
-        # decoding repeats a batch's calls for every token, so that only full batches pay
-        cost = None if kind.kind == "generation" else runtime.batch_cost
-        for rows in by_length(split, batch_size, cost):
-            batch = collate(split, rows, kind, tokenizer, runtime)
-            prefix_states = batch.pop("prefix_states", None)
-            with given(None if prefix_states is None else model.tss.prefix, prefix_states):
-                answers = kind.predict(model, batch, tokenizer, examples=[split.examples[i] for i in rows])
-            for row, answer in zip(rows, answers, strict=True):
-                predictions[row] = answer
+    # decoding repeats a batch's calls for every token, so that only full batches pay
+    cost = None if kind.kind == "generation" else runtime.batch_cost
+    for rows in by_length(split, batch_size, cost):
+        with _running(model, kind, split, rows, tokenizer, runtime) as batch:
+            answers = kind.predict(model, batch, tokenizer, examples=[split.examples[i] for i in rows])
+        for row, answer in zip(rows, answers, strict=True):
+            predictions[row] = answer
     return predictions
 
 
@@ -71,9 +70,33 @@ def evaluate(
         batch_size: rows per batch.
         runtime: device and precision.
     """
-    predictions = predict(model, kind, split, tokenizer, batch_size=batch_size, runtime=runtime)
-    references = kind.references(split.examples)
-    return Evaluation(kind.score(predictions, references), predictions, references)
+    return _scored(kind, split, predict(model, kind, split, tokenizer, batch_size=batch_size, runtime=runtime))
+
+
+def evaluate_with_loss(
+    model: TssModel,
+    kind: TaskKind,
+    split: Split,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int,
+    runtime: Runtime,
+) -> tuple[Evaluation, float]:
+    """What `evaluate` and `mean_loss` give, of a labelled task by one pass: its logits tell both."""
+    if not isinstance(kind, HeadedKind):
+        loss = mean_loss(model, kind, split, tokenizer, batch_size=batch_size, runtime=runtime)
+        return evaluate(model, kind, split, tokenizer, batch_size=batch_size, runtime=runtime), loss
+    predictions: list[Any] = [None] * len(split)
+    total, count = 0.0, 0
+    for rows in by_length(split, batch_size, runtime.batch_cost):
+        with _running(model, kind, split, rows, tokenizer, runtime) as batch:
+            output, labels = model(**batch), _labels(batch)
+        total += output.loss.item() * labels
+        count += labels
+        answers = kind.decode(output.logits, batch, [split.examples[i] for i in rows])
+        for row, answer in zip(rows, answers, strict=True):
+            predictions[row] = answer
+    return _scored(kind, split, predictions), total / max(1, count)
 
 
 def mean_loss(
@@ -86,12 +109,38 @@ def mean_loss(
     runtime: Runtime,
 ) -> float:
     """The loss of the active task on a split, in evaluation mode: its mean over all labels, however batches are cut."""
-    model.eval()
     total, count = 0.0, 0
-    with torch.no_grad(), runtime.autocast():
-        for rows in by_length(split, batch_size, runtime.batch_cost):
-            batch = collate(split, rows, kind, tokenizer, runtime)
-            labels = int((batch["labels"] != IGNORED).sum())
-            total += model.tss.loss(**batch).item() * labels
-            count += labels
+    for rows in by_length(split, batch_size, runtime.batch_cost):
+        with _running(model, kind, split, rows, tokenizer, runtime) as batch:
+            loss, labels = model.tss.loss(**batch), _labels(batch)
+        total += loss.item() * labels
+        count += labels
     return total / max(1, count)
+
+
+@contextmanager
+def _running(
+    model: TssModel,
+    kind: TaskKind,
+    split: Split,
+    rows: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    runtime: Runtime,
+) -> Iterator[Batch]:
+    """The batch of these rows, which the model then runs in evaluation mode and from the states that are kept."""
+    model.eval()
+    with torch.no_grad(), runtime.autocast():
+        batch = collate(split, rows, kind, tokenizer, runtime)
+        states = batch.pop("prefix_states", None)
+        with given(None if states is None else model.tss.prefix, states):
+            yield batch
+
+
+def _scored(kind: TaskKind, split: Split, predictions: list[Any]) -> Evaluation:
+    references = kind.references(split.examples)
+    return Evaluation(kind.score(predictions, references), predictions, references)
+
+
+def _labels(batch: Batch) -> int:
+    """How many labels of a batch count."""
+    return int((batch["labels"] != IGNORED).sum())

@@ -12,7 +12,7 @@ import torch
 
 from tss.adapters import saving
 from tss.errors import StateError
-from tss.io import PARTIAL, locked, make_directory, safe_name, sha256, to_json, write_text
+from tss.io import PARTIAL, check_folder, locked, make_directory, safe_name, sha256, to_json, write_text
 from tss.run.checkpoint import Checkpoint, TaskProgress, read_checkpoint, save_checkpoint
 from tss.run.events import EventLog, Listener, Written
 from tss.run.run_state import RunState, load_state
@@ -59,8 +59,8 @@ class RunFolder:
             raise StateError(f"{self}: no such folder, nothing to resume; run without --resume to begin")
         if holds_run and not self.state.is_file():
             raise StateError(f"{self.state} is missing, so the run in {self} cannot go on; start in another folder")
-        if self.path.exists() and not self.path.is_dir():
-            raise StateError(f"{self} is a file; a run needs a folder")
+        check_folder(self.path)
+        check_folder(self.state.parent)
         if not holds_run and not self.lock_file.exists() and self.path.is_dir():
             # a start that was killed before it had the lock leaves an empty state/
             empty = self.state.parent.is_dir() and not any(self.state.parent.iterdir())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from tss.errors import TssError
 from tss.methods.base import Method
 from tss.run.checkpoint import Checkpoint, TaskProgress, restore_optimizer
 from tss.run.config import TaskSettings
-from tss.run.evaluate import evaluate, mean_loss
+from tss.run.evaluate import evaluate_with_loss, mean_loss
 from tss.run.events import EventLog
 from tss.run.examples import Split, collate
 from tss.run.runtime import Runtime
@@ -183,6 +183,11 @@ def unused_layers(handle: TssHandle) -> list[str]:
     return [name for name, parameter in trained.items() if parameter.grad is None]
 
 
+def of_used(values: dict[str, float], unused: Container[str]) -> dict[str, float]:
+    """The values by layer of the layers that a task uses: in the others nothing can change."""
+    return {name: value for name, value in values.items() if name not in unused}
+
+
 def backward(job: Job, group: list[list[int]], epoch: int, step: int) -> float:
     """Accumulate the gradients of one optimizer step's batches; gives their mean loss.
 
@@ -234,8 +239,8 @@ def finish_epoch(job: Job, progress: TaskProgress) -> None:
         validation=value,
         validation_loss=loss,
         metric=metric,
-        density=job.handle.density(),
-        flipped=job.handle.flipped(job.first_gates),
+        density=of_used(job.handle.density(), progress.unused),
+        flipped=of_used(job.handle.flipped(job.first_gates), progress.unused),
     )
     progress.seconds += time.perf_counter() - started
     progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
@@ -257,7 +262,8 @@ def validate(job: Job) -> tuple[float, float, str]:
     by = chosen_by(job.kind, job.settings)
     arguments = (job.handle.model, job.kind, job.validation, job.tokenizer)
     size = job.settings.eval_batch_size
-    loss = mean_loss(*arguments, batch_size=size, runtime=job.runtime)
     if by == "loss":
+        loss = mean_loss(*arguments, batch_size=size, runtime=job.runtime)
         return loss, loss, by
-    return evaluate(*arguments, batch_size=size, runtime=job.runtime).metrics[by], loss, by
+    result, loss = evaluate_with_loss(*arguments, batch_size=size, runtime=job.runtime)
+    return result.metrics[by], loss, by

@@ -38,14 +38,15 @@ def sequence(config: RunConfig) -> Order:
 def missing_message(config: RunConfig, order: Order) -> str:
     """Which tasks of a sequence the data lacks, and what there is instead."""
     known = order.tasks if config.data.startswith("hub:") else list_tasks(config.data)
-    hints = []
-    for name in order.missing[:NAMES_SHOWN]:
-        hint = nearest(name, known, "tasks", cutoff=0.7)
-        hints.append(f"{name} ({hint})" if hint.startswith("did") else name)
-    return (
-        f"tasks: {len(order.missing)} of {len(order.missing) + len(order.tasks)} tasks of the sequence are not in "
-        f"{config.data}: {_some(hints, len(order.missing))}. It has: {_some(known[:NAMES_SHOWN], len(known))}"
-    )
+    near = {name: nearest(name, known, "tasks", cutoff=0.7) for name in order.missing}
+    near = {name: hint for name, hint in near.items() if hint.startswith("did")}
+    many = f"{len(order.missing)} of {len(order.missing) + len(order.tasks)} tasks of the sequence"
+    if config.data == "generated" and not order.tasks and len(near) < len(order.missing):
+        some = _some(order.missing[:3], len(order.missing))
+        return f"data: {many} are not generated ones ({some}): name the data folder that has them, with --data DIR"
+    hints = [f"{name} ({near[name]})" if name in near else name for name in order.missing[:NAMES_SHOWN]]
+    there = _some(known[:NAMES_SHOWN], len(known)) if known else "no task (<family>/<task>/train.jsonl)"
+    return f"tasks: {many} are not in {config.data}: {_some(hints, len(order.missing))}. It has: {there}"
 
 
 def resolve(config: RunConfig) -> tuple[RunConfig, Runtime]:
@@ -58,7 +59,10 @@ def resolve(config: RunConfig) -> tuple[RunConfig, Runtime]:
     runtime = Runtime(device, resolve_precision(config.precision, device))
     order = sequence(config)
     if not order.tasks or (order.missing and config.missing_tasks == "error"):
-        remedy = "; correct the names" + (", or skip what is missing with missing_tasks=skip" if order.tasks else "")
+        named = order.tasks or config.data != "generated"
+        remedy = ("; correct the names" if named else "") + (
+            ", or skip what is missing with missing_tasks=skip" if order.tasks else ""
+        )
         raise ConfigError(missing_message(config, order) + remedy)
     changes = {"precision": runtime.precision, "tasks": order.tasks, "shuffle": False}
     return config.model_copy(update=changes), runtime

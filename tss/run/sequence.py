@@ -22,7 +22,7 @@ from tss.run.events import Listener
 from tss.run.examples import cache_prefix, encode_split, epoch_batches
 from tss.run.folder import RunFolder
 from tss.run.invariants import logits_hash, verify
-from tss.run.loop import Job, chosen_by, learn, steps_per_epoch
+from tss.run.loop import Job, chosen_by, learn, of_used, steps_per_epoch
 from tss.run.prepare import Run, open_run
 from tss.run.results import RunResult, matrix_content
 from tss.run.run_state import SealedTask
@@ -132,6 +132,7 @@ def learn_task(run: Run, index: int, task: TaskData) -> tuple[Job, TaskProgress]
             train=len(task.train),
             validation=len(task.validation),
             test=len(task.test),
+            epochs=settings.epochs,
             steps=settings.epochs * job.steps_per_epoch(),
         )
         warn(run, task.name, before_training(settings, task.kind.kind, **_lengths(run, job)))
@@ -203,8 +204,8 @@ def keep_task(run: Run, job: Job, progress: TaskProgress, sealed: Sealed) -> Non
         importance_mean=importance_mean(run),
     )
     best, by = progress.best_value or 0.0, chosen_by(job.kind, job.settings)
-    used = {name: share for name, share in sealed.flipped.items() if name not in progress.unused}
-    warn(run, job.name, after_training(job.settings, metric=by, best=best, flipped=used))
+    flipped = of_used(sealed.flipped, progress.unused)
+    warn(run, job.name, after_training(job.settings, metric=by, best=best, flipped=flipped))
     if run.method.never_forgets:
         run.log.emit("verified", after=job.name, tasks=len(run.state.sealed), frozen=run.state.frozen)
     run.save_state()

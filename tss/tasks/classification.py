@@ -110,17 +110,10 @@ class Classification(HeadedKind):
     def _plan(self, model: Any) -> tuple[str, str]:
         return PLANS[AUTO[architecture(model)] if self.features == "auto" else self.features]
 
-    @torch.no_grad()
-    def predict(
-        self,
-        model: nn.Module,
-        batch: base.Batch,
-        tokenizer: Any,
-        *,
-        examples: Sequence[base.Example] | None = None,
+    def decode(
+        self, logits: torch.Tensor, batch: base.Batch, examples: Sequence[base.Example] | None = None
     ) -> list[str]:
         """The label with the largest logit, for each row."""
-        logits = model(**base.without_labels(batch)).logits
         return [self.labels[i] for i in logits.argmax(-1).tolist()]
 
     def references(self, examples: Sequence[base.Example]) -> list[str]:

@@ -114,21 +114,15 @@ class Extraction(HeadedKind):
     def _check(self, labels: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         return base.check_targets(labels, hidden.shape[:2], len(self.labels), "an extraction task")
 
-    @torch.no_grad()
-    def predict(
-        self,
-        model: nn.Module,
-        batch: base.Batch,
-        tokenizer: Any,
-        *,
-        examples: Sequence[base.Example] | None = None,
+    def decode(
+        self, logits: torch.Tensor, batch: base.Batch, examples: Sequence[base.Example] | None = None
     ) -> list[list[str]]:
         """One tag per word, read at the first sub-words that the batch's labels mark.
 
         With `examples` every row is as long as its example has words; without, it ends with the last word not cut off
         (`score` then takes "O" for the rest).
         """
-        best = model(**base.without_labels(batch)).logits.argmax(-1).tolist()
+        best = logits.argmax(-1).tolist()
         marks = (batch["labels"] != base.IGNORED).tolist()
         tags = [
             [self.labels[i] for i, marked in zip(*row, strict=True) if marked] for row in zip(best, marks, strict=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from tss.tasks.base import HeadFunction, Items, TaskKind
+from tss.tasks.base import Batch, Example, HeadFunction, Items, TaskKind, without_labels
 from tss.tasks.heads import Call, Features, Head, choose_stack, features
 
 
@@ -41,6 +41,23 @@ class HeadedKind(TaskKind):
             labels: as the kind collates them.
             items: labels over which the loss is averaged, where they are more than this batch's; None: this batch's.
         """
+
+    @abstractmethod
+    def decode(self, logits: torch.Tensor, batch: Batch, examples: Sequence[Example] | None = None) -> list[Any]:
+        """The predictions that logits stand for, one per row.
+
+        Args:
+            logits: as `read` gives them for the batch.
+            batch: from `collate`.
+            examples: as for `predict`.
+        """
+
+    @torch.no_grad()
+    def predict(
+        self, model: nn.Module, batch: Batch, tokenizer: Any, *, examples: Sequence[Example] | None = None
+    ) -> list[Any]:
+        """What `decode` reads off the logits of one pass."""
+        return self.decode(model(**without_labels(batch)).logits, batch, examples)
 
     def check_model(self, model: Any) -> None:
         """The stack that the head reads must be there."""
