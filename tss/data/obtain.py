@@ -55,16 +55,14 @@ def filling(root: Path) -> Iterator[None]:
         DataError: another process is filling it.
     """
     partial = root / PARTIAL
-    make_directory(partial)
+    make_directory(root)
     try:
-        with locked(partial, wait=False):
-            for leftover in partial.iterdir():
-                shutil.rmtree(leftover)
+        with locked(root, wait=False):
+            shutil.rmtree(partial, ignore_errors=True)
             yield
+            shutil.rmtree(partial, ignore_errors=True)
     except BlockingIOError as error:
         raise DataError("another process is getting data into this folder; wait for it", root) from error
-    with contextlib.suppress(OSError):  # somebody has begun since
-        partial.rmdir()
 
 
 def obtain(
@@ -82,7 +80,7 @@ def obtain(
         task: "family/task".
         entry: of the catalog.
         root: the data folder.
-        source: holds the sources' folders; None: they are downloaded.
+        source: holds the sources' folders; those that it lacks are downloaded.
         replace: make it anew whatever is there.
         any_size: keep it even if its sizes are not those of the table.
 
@@ -107,9 +105,16 @@ def obtain(
 def convert(task: str, entry: Entry, source: Path | None = None) -> Splits:
     """The examples of a task, as the table describes them; nothing is written.
 
+    Args:
+        task: "family/task".
+        entry: of the catalog.
+        source: holds the sources' folders; those that it lacks are downloaded.
+
     Raises:
         DataError: the source cannot be had or is not of its format.
     """
+    if source is not None and entry.place != "folder" and not (source / entry.folder(task)).is_dir():
+        source = None
     where = f"{task} ({entry.source if source is None else source / entry.folder(task)})"
     if entry.format in TABLES:
         tables = fetch_tables(task, entry, source)
