@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     tasks, errors = [], []
     for name in names:
         limits = settings_for(config, name).limits.model_dump()
-        loaded, failed = load_all(config.data, [name], seed=config.seed, limits=limits, fields=config.fields)
+        source = config.source_of(name)
+        loaded, failed = load_all(source.source, [name], seed=config.seed, limits=limits, fields=source.fields)
         tasks, errors = tasks + loaded, errors + failed
     if tasks:
         print_tasks(tasks)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ def read_dataset(source: str, fields: Mapping[str, str] | None = None) -> dict[s
     """Each split's name for messages and its rows, numbered from 1.
 
     Args:
-        source: "hub:NAME" or "hub:NAME:CONFIG"; NAME is a name on the hub, a folder of JSON, CSV or Parquet files, or a
-            folder made by `save_to_disk`.
+        source: "hub:NAME", "hub:NAME:CONFIG", and either with "@REVISION" (a branch, a tag or a commit); NAME is a name
+            on the hub, a folder of JSON, CSV or Parquet files, or a folder made by `save_to_disk`.
         fields: from this project's field names to the dataset's, for example {"text": "content", "label": "topic"};
             fields that are not named keep their names.
 
@@ -30,7 +31,8 @@ def read_dataset(source: str, fields: Mapping[str, str] | None = None) -> dict[s
     known = {name for needed, optional in FIELDS.values() for name in (*needed, *optional)}
     if unknown := sorted(set(fields or {}) - known):
         raise DataError(f"unknown field {unknown[0]!r} in the field map; there are: {', '.join(sorted(known))}", source)
-    splits = _load(source)
+    name, config, revision = split_source(source)
+    splits = load_splits(name, source, config=config, revision=revision)
     result: dict[str, tuple[str, list[Row]]] = {}
     for split, names in SPLIT_NAMES.items():
         name = next((name for name in names if name in splits), None)
@@ -41,21 +43,50 @@ def read_dataset(source: str, fields: Mapping[str, str] | None = None) -> dict[s
     return result
 
 
-def _load(source: str) -> Any:
+def split_source(source: str) -> tuple[str, str | None, str | None]:
+    """Name, configuration and revision of "hub:NAME[:CONFIG][@REVISION]"; a folder's name may hold "@" and ":"."""
+    name = source.removeprefix(PREFIX)
+    if os.path.exists(name):  # unlike Path.exists, false for what no file system could hold
+        return name, None, None
+    name, _, revision = name.partition("@")
+    name, _, config = name.partition(":")
+    return name, config or None, revision or None
+
+
+def load_splits(
+    name: str,
+    where: str,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    files: Mapping[str, Sequence[str]] | None = None,
+) -> Any:
+    """The splits of a dataset, by their names in it.
+
+    Args:
+        name: on the hub; a local folder; or "parquet", for local `files`.
+        where: for messages.
+        config: of the dataset.
+        revision: branch, tag or commit; None: the newest.
+        files: the files of each split, inside the dataset; None: those that the dataset itself names.
+
+    Raises:
+        DataError: it cannot be had; the message says why.
+    """
     import datasets  # heavy, and needed by nobody who reads JSONL
 
-    name, _, config = source.removeprefix(PREFIX).partition(":")
     try:
         if (Path(name) / "dataset_dict.json").is_file():
             return datasets.load_from_disk(name)
-        return datasets.load_dataset(name, config or None)
+        patterns = None if files is None else {split: list(paths) for split, paths in files.items()}
+        return datasets.load_dataset(name, config, data_files=patterns, revision=revision)
     except Exception as error:  # the library raises dozens of kinds: no network, no such name, bad file, bad config
         reason = str(error).strip().splitlines()
         raise DataError(
             f"the dataset cannot be loaded ({type(error).__name__}: {reason[0] if reason else 'no reason given'}); "
             "expected a name on the Hugging Face hub that is cached or can be downloaded (HF_HUB_OFFLINE unset), "
             "or a local folder",
-            source,
+            where,
         ) from error
 
 
@@ -66,27 +97,27 @@ def _rows(split: Any, fields: Mapping[str, str], where: str) -> list[Row]:
             raise DataError(f'no column {theirs!r} for "{ours}"; there are: {", ".join(split.column_names)}', where)
     taken = set(fields.values())
     columns = {**{name: name for name in split.column_names if name not in taken}, **fields}
-    names = {ours: _class_names(split.features[theirs]) for ours, theirs in columns.items()}
+    names = {ours: class_names(split.features[theirs]) for ours, theirs in columns.items()}
     rows: list[Row] = []
     for number, row in enumerate(split, start=1):
         try:
-            rows.append((number, {ours: _named(row[theirs], names[ours]) for ours, theirs in columns.items()}))
+            rows.append((number, {ours: named(row[theirs], names[ours]) for ours, theirs in columns.items()}))
         except IndexError as error:
             raise DataError(f"{error}; is this split unlabelled?", where, number) from None
     return rows
 
 
-def _class_names(feature: Any) -> list[str] | None:
+def class_names(feature: Any) -> list[str] | None:
     """Class names of a ClassLabel, or of a list of them; None for any other column."""
     feature = getattr(feature, "feature", feature)
     return getattr(feature, "names", None)
 
 
-def _named(value: Any, names: list[str] | None) -> Any:
+def named(value: Any, names: list[str] | None) -> Any:
     if names is None:
         return value
     if isinstance(value, list):
-        return [_named(item, names) for item in value]
+        return [named(item, names) for item in value]
     if not 0 <= value < len(names):
         raise IndexError(f"class number {value} is none of the {len(names)} classes")
     return names[value]

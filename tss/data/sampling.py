@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from tss.data.schema import Example
 from tss.seeding import stream
@@ -45,3 +47,64 @@ def hold_out(labels: Sequence[str | None], *, seed: int, task: str) -> list[int]
     count = min(max(1, round(len(labels) / HELD_OUT)), len(candidates))
     # Evenly spaced in an order grouped by class: each class gives in proportion to its size.
     return sorted(candidates[(2 * k + 1) * len(candidates) // (2 * count)] for k in range(count))
+
+
+def by_label(sentences: Sequence[Example], limit: int, *, seed: int, task: str) -> list[Example]:
+    """Tagged sentences, in their old order, until each tag is in `limit` of them or in all that have it.
+
+    A sentence is kept if it holds a tag that is still short of `limit`, and counts for all of its tags; none is kept
+    twice, nor another with the same words and tags.
+    """
+    order = list(range(len(sentences)))
+    stream("by label", seed, task).shuffle(order)
+    counts: Counter[str] = Counter()
+    kept: dict[tuple[str, ...], int] = {}
+    for index in order:
+        sentence = sentences[index]
+        tags, key = set(sentence["ner_tags"]), (*sentence["tokens"], "", *sentence["ner_tags"])
+        if key not in kept and any(counts[tag] < limit for tag in tags):
+            kept[key] = index
+            counts.update(tags)
+    return [sentences[index] for index in sorted(kept.values())]
+
+
+def by_class(
+    labels: Iterable[Hashable],
+    make: Callable[[int], Example | None],
+    counts: Mapping[str, int],
+    *,
+    seed: int,
+    task: str,
+) -> dict[str, list[Example]]:
+    """So many different examples of each class for each of several splits, in random order.
+
+    Args:
+        labels: the class of each row.
+        make: the example of a row; None passes the row over.
+        counts: examples of each class, by split.
+        seed, task: of the draw.
+
+    Raises:
+        ValueError: a class has too few.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for index, label in enumerate(labels):
+        groups.setdefault(label, []).append(index)
+    rng = stream("by class", seed, task, *counts)
+    splits: dict[str, list[Example]] = {split: [] for split in counts}
+    for label in sorted(groups, key=str):
+        rng.shuffle(groups[label])
+        drawn: dict[str, Example] = {}
+        for index in groups[label]:
+            if len(drawn) == sum(counts.values()):
+                break
+            if (example := make(index)) is not None:
+                drawn.setdefault(repr(sorted(example.items())), example)
+        examples = iter(drawn.values())
+        for split, count in counts.items():
+            splits[split] += itertools.islice(examples, count)
+        if len(drawn) < sum(counts.values()):
+            raise ValueError(f"class {label!r} has {len(drawn)} different examples, {sum(counts.values())} are drawn")
+    for examples in splits.values():
+        rng.shuffle(examples)
+    return splits

@@ -81,6 +81,26 @@ class TaskSettings(Training):
     limits: Limits = Limits()
 
 
+class TaskSource(_Section):
+    """Where one task's data comes from."""
+
+    source: str
+    """A data folder, "generated", or "hub:NAME[:CONFIG][@REVISION]"."""
+    fields: dict[str, str] | None = None
+    """Field map of hub data: field of the task kind -> column."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, values: Any) -> Any:
+        return {"source": values} if isinstance(values, str) else values
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> TaskSource:
+        if self.fields and not self.source.startswith("hub:"):
+            raise ValueError(f"fields: a field map is for hub data sets, and {self.source} is none; leave it out")
+        return self
+
+
 class RunConfig(_Section):
     """A whole run. Unknown keys are errors. `resolved()` gives plain values that load back to an equal one."""
 
@@ -93,11 +113,13 @@ class RunConfig(_Section):
     """Folder or hub name of the tokenizer; None: the backbone's own."""
     adapters: AdapterConfig = AdapterConfig()
     data: str = "generated"
-    """A data folder, "generated", or "hub:NAME"."""
+    """A data folder, "generated", or "hub:NAME[:CONFIG][@REVISION]"."""
     fields: dict[str, str] | None = None
     """Field map of hub data: field of the task kind -> column."""
+    sources: dict[str, TaskSource] = {}
+    """Task -> a source of its own, a text like `data` or {source, fields}; the other tasks come from `data`."""
     tasks: list[str] = []
-    """The sequence; empty: every task of the data, in the order that the data lists them."""
+    """The sequence; empty: every task of `sources`, or of the data where there are none, in the order listed there."""
     missing_tasks: Literal["error", "skip"] = "error"
     """Tasks of the sequence that the data does not hold."""
     shuffle: bool = False
@@ -161,6 +183,14 @@ class RunConfig(_Section):
                 except ValidationError as error:
                     raise ConfigError("\n".join(explain(error, TaskSettings, (section, name)))) from error
         return self
+
+    def source_of(self, task: str) -> TaskSource:
+        """Where a task's data comes from.
+
+        Args:
+            task: its name in the data, "family/task".
+        """
+        return self.sources.get(task) or TaskSource(source=self.data, fields=self.fields)
 
     def resolved(self) -> dict[str, Any]:
         """Plain values (for YAML or JSON) that load back to an equal configuration."""

@@ -24,20 +24,33 @@ def sequence(config: RunConfig) -> Order:
         DataError: no such data.
     """
     hub = config.data.startswith("hub:")
+    if hub and config.sources:
+        raise ConfigError(f"sources: {config.data} is one data set and gives one task; write it into `sources` too")
     if hub and len(config.tasks) != 1:
         given = f"{len(config.tasks)} names were given, which would all learn the same" if config.tasks else "none is"
         raise ConfigError(
-            f"tasks: {config.data} is one data set and gives one task, but {given}; name one, for example tasks=[asc/x]"
+            f"tasks: {config.data} is one data set and gives one task, but {given}; name one, for example "
+            "tasks=[asc/x], or give each task its own: sources={asc/x: hub:NAME, ner/y: hub:OTHER}"
         )
     if config.fields and not hub:
         raise ConfigError(f"fields: a field map is for hub data sets, and {config.data} is none; leave it out")
-    available = config.tasks if hub else list_tasks(config.data)
-    return resolve_order(config.tasks or available, available, config.seed if config.shuffle else None)
+    available = config.tasks if hub else available_tasks(config)
+    asked = config.tasks or list(config.sources) or available
+    return resolve_order(asked, available, config.seed if config.shuffle else None)
+
+
+def available_tasks(config: RunConfig) -> list[str]:
+    """The tasks with a source of their own, then those of the data; not for a data set of the hub.
+
+    Raises:
+        DataError: no such data.
+    """
+    return list(dict.fromkeys((*config.sources, *list_tasks(config.data))))
 
 
 def missing_message(config: RunConfig, order: Order) -> str:
     """Which tasks of a sequence the data lacks, and what there is instead."""
-    known = order.tasks if config.data.startswith("hub:") else list_tasks(config.data)
+    known = order.tasks if config.data.startswith("hub:") else available_tasks(config)
     near = {name: nearest(name, known, "tasks", cutoff=0.7) for name in order.missing}
     near = {name: hint for name, hint in near.items() if hint.startswith("did")}
     many = f"{len(order.missing)} of {len(order.missing) + len(order.tasks)} tasks of the sequence"
@@ -77,7 +90,8 @@ def load_tasks(config: RunConfig) -> tuple[list[TaskData], dict[str, TaskSetting
     for name in config.tasks:
         settings[name] = settings_for(config, name)
         limits = settings[name].limits.model_dump()
-        task = load_task(config.data, name, seed=config.seed, limits=limits, fields=config.fields)
+        source = config.source_of(name)
+        task = load_task(source.source, name, seed=config.seed, limits=limits, fields=source.fields)
         tasks.append(dataclasses.replace(task, kind=with_settings(task.kind, settings[name], name)))
     return tasks, settings
 
