@@ -61,6 +61,7 @@ _CHOSEN_LAUNCHES = (
 )
 _ODD = "sizes of one, and inputs whose columns lie together: rare, and a few bytes in a launch of microseconds"
 _ODD_LAUNCHES = (
+    "sm_89 adapter_forward_kernel, float32 gelu, 1 x 1, 1 hidden",
     "sm_80 partial_kernel, float32 1 x 1024 -> 64",
     "sm_80 adapter_forward_kernel, float32 gelu, 1 x 1, 1 hidden",
     "sm_90 forward_kernel, float32, columns",
@@ -71,8 +72,10 @@ _ODD_LAUNCHES = (
     "sm_100 adapter_forward_kernel, float32 gelu, 1 x 1, 1 hidden",
     "sm_100 adapter_forward_kernel, float32 gelu, one element",
 )
-_HOPPERS = "tiles were chosen by compiling for sm_90, where this does not spill; sm_100 was not looked at further"
+_HOPPERS = "sizes were chosen by compiling for sm_80 and sm_90, where this does not spill"
 _HOPPERS_LAUNCHES = (
+    "sm_89 statistics_kernel, 64 x 1024, per tensor",
+    "sm_89 statistics_kernel, 1024 x 4096, per tensor",
     "sm_100 input_grad_kernel, float32 relu, 512 x 1024, 128 hidden",
     "sm_100 adapter_input_grad_kernel, bfloat16 65536 x 1024, 64 hidden, gelu",
     "sm_100 adapter_input_grad_kernel, bfloat16 65536 x 1024, 64 hidden, silu",
