@@ -63,7 +63,10 @@ class Entry(BaseModel):
         if isinstance(files, str):
             files = {split: files.replace("{split}", names.get(split, split)) for split in SPLITS}
         if isinstance(files, Mapping):
-            values["files"] = {split: tuple(expand(pattern)) for split, pattern in files.items()}
+            groups = {split: [group] if isinstance(group, str) else group for split, group in files.items()}
+            values["files"] = {
+                split: [name for each in group for name in expand(each)] for split, group in groups.items()
+            }
         return values
 
     @model_validator(mode="after")

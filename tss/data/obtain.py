@@ -124,7 +124,8 @@ def convert(task: str, entry: Entry, source: Path | None = None) -> Splits:
         )
     else:
         splits = {split: read_files(files, entry) for split, files in fetch_files(task, entry, source).items()}
-    splits = _held_out(task, splits, entry.draw.hold_out, where)
+    if entry.draw.hold_out:
+        splits = _held_out(task, splits, entry.draw.hold_out, where)
     if entry.draw.per_label is not None:
         splits["train"] = by_label(splits["train"], entry.draw.per_label, seed=SEED, task=task)
     return {split: _checked(splits[split], f"{where}[{split}]") for split in SPLITS if split in splits}
