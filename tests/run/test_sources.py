@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tss.errors import ConfigError, DataError
 from tss.run.config import load_config
@@ -88,3 +91,14 @@ def test_a_wrong_source_is_named(keys, message):
 def test_one_data_set_of_the_hub_as_data_leaves_no_room_for_sources(folders):
     with pytest.raises(ConfigError, match="hub:x is one data set and gives one task; write it into `sources` too"):
         sequence(configuration(folders, data="hub:x", tasks=["ccd/x"]))
+
+
+def test_the_guides_configuration_is_one():
+    text = (Path(__file__).parents[2] / "docs" / "guides" / "data.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    config = load_config(yaml.safe_load(block))
+    assert [config.source_of(name).source for name in config.tasks] == [
+        "hub:fancyzhx/dbpedia_14",
+        "hub:eriktks/conll2003@refs/convert/parquet",
+        "DIR",
+    ]
