@@ -94,6 +94,8 @@ ROW = {"files": "{split}", "format": "conll", "licence": "none", "checked": "des
         ({"source": "folder", "files": {"train": "x"}}, "needs a training and a test split"),
         ({"source": "folder", "files": {"dev": "x"}}, "dev"),
         ({"source": "folder", "filez": {}}, "filez"),
+        ({"source": "folder", "format": "columns"}, "columns, and they alone, have fields"),
+        ({"source": "folder", "domain": "taxi"}, "multiwoz, and it alone, has a domain"),
     ],
 )
 def test_a_wrong_row_is_refused(change, message):

@@ -77,6 +77,8 @@ class Entry(BaseModel):
             raise ValueError(f"source {self.source!r} is not of the form {self.place}:NAME@REVISION")
         if "train" not in self.files or not ("test" in self.files or "test" in self.draw.hold_out):
             raise ValueError("files: a task needs a training and a test split")
+        if (self.format == "columns") != bool(self.fields) or (self.format == "multiwoz") != bool(self.domain):
+            raise ValueError("columns, and they alone, have fields; multiwoz, and it alone, has a domain")
         return self
 
     @property
