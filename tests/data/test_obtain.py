@@ -16,7 +16,7 @@ import pytest
 from tests.data import sources
 from tss.data import list_tasks, load_task
 from tss.data.catalog import catalog
-from tss.data.obtain import PARTIAL, RECORD, check_sizes, convert, filling, obtain, read_record
+from tss.data.obtain import RECORD, check_sizes, convert, filling, obtain, read_record
 from tss.errors import DataError
 
 
@@ -205,7 +205,7 @@ def test_tables_from_a_folder_keep_their_class_names(tmp_path, datasets):
 def test_a_source_of_another_size_names_both(tmp_path, hub):
     table = sources.news(hub.library, 12)
     hub.splits = {"train": table, "validation": table, "test": table}
-    with pytest.raises(DataError, match="12 rows in its train split, and the table expects 14,041: .* --any-size"):
+    with pytest.raises(DataError, match=r"12 rows in its train split, and the table expects 14,041: .* --any-size"):
         convert("ner/conll2003", catalog()["ner/conll2003"])
     assert len(convert("ner/conll2003", catalog()["ner/conll2003"], any_size=True)["test"]) == 12
     source = sources.write_reviews(tmp_path)
@@ -365,42 +365,62 @@ def test_two_cannot_fill_a_folder_at_once(tmp_path):
 
 
 KILLED = """
-import os, sys
+import json, os, shutil, sys
 from pathlib import Path
 from tests.data import sources
-from tss.data import obtain as module
+from tss.data import list_tasks, load_task
 from tss.data.catalog import catalog
+from tss.data.obtain import PARTIAL, filling, obtain
 
-calls = int(sys.argv[2])
-real = module.write_text
-def write_text(path, text):
-    global calls
-    calls -= 1
-    if calls < 0:
-        os._exit(9)  # as a kill: nothing is cleaned up
-    real(path, text)
-module.write_text = write_text
-root = Path(sys.argv[1])
-with module.filling(root / "data"):
-    for task in ("asc/ipod", "asc/Norton"):
-        module.obtain(task, sources.resized(catalog()[task]), root / "data", source=root)
+root, left = Path(sys.argv[1]), None
+data, tasks = root / "data", ("asc/ipod", "asc/Norton")
+entries = {task: sources.resized(catalog()[task]) for task in tasks}
+
+
+def make():
+    with filling(data):
+        return [obtain(task, entries[task], data, source=root).kept for task in tasks]
+
+
+def hook(event, args):
+    global left
+    written = event == "open" and args[1] is not None and args[1] != "r" and str(args[0]).startswith(str(data))
+    if left is not None and (written or event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir")):
+        left -= 1
+        if left < 0:
+            os._exit(9)  # as a kill: nothing is cleaned up
+
+
+sys.addaudithook(hook)
+seen = []
+for kill_at in range(1000):
+    shutil.rmtree(data, ignore_errors=True)
+    child = os.fork()
+    if not child:
+        left = kill_at
+        make()
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    there = list_tasks(data) if data.exists() else []
+    for task in there:
+        loaded = load_task(data, task)
+        assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (6, 2, 3), (kill_at, task)
+    kept = make()
+    assert kept == [task in there for task in tasks], (kill_at, there, kept)
+    assert not (data / PARTIAL).exists(), kill_at
+    seen.append(len(there))
+print(json.dumps(seen))
 """
 
 
-@pytest.mark.parametrize("calls", [2, 6])
-def test_a_kill_leaves_whole_tasks_and_the_next_call_makes_the_rest(tmp_path, calls):
+@pytest.mark.slow
+def test_killed_at_any_moment_tasks_are_whole_or_absent_and_the_next_call_makes_the_rest(tmp_path):
     for task in ("asc/ipod", "asc/Norton"):
         sources.write_reviews(tmp_path, task)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(calls)], check=False)
-    assert done.returncode == 9
-    there = list_tasks(tmp_path / "data")
-    assert there == (["asc/ipod"] if calls >= 4 else [])
-    assert (tmp_path / "data" / PARTIAL).exists()
-    for task in there:
-        load_task(tmp_path / "data", task)
-    kept = [
-        make(task, sources.resized(catalog()[task]), tmp_path / "data", source=tmp_path).kept
-        for task in ("asc/ipod", "asc/Norton")
-    ]
-    assert kept == [calls >= 4, False]
-    assert not (tmp_path / "data" / PARTIAL).exists()
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert sorted(seen) == seen
+    assert {0, 1, 2} == set(seen)
+    assert len(seen) > 20
