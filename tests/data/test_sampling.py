@@ -38,6 +38,12 @@ def test_each_label_has_as_many_sentences_as_asked_for_or_as_there_are(limit):
         assert by_label(sentences(), limit, seed=1, task="ner/y") != drawn
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_sentence_that_stands_twice_counts_once(seed):
+    drawn = by_label(sentences(), 5, seed=seed, task="ner/x")
+    assert len({row["tokens"][0] for row in drawn if "B-RARE" in row["ner_tags"]}) >= 5
+
+
 def classes(count=40):
     """Rows of two classes; every text stands four times, and every fifth row cannot be used."""
     labels = ["a", "b"] * (count // 2)
