@@ -207,6 +207,31 @@ def test_a_dataset_that_cannot_be_had_is_one_clear_line(hub_cache):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("hub:a/b", ("a/b", None, None)),
+        ("hub:a/b:c", ("a/b", "c", None)),
+        ("hub:a/b@refs/convert/parquet", ("a/b", None, "refs/convert/parquet")),
+        ("hub:a/b:c@main", ("a/b", "c", "main")),
+        ("hub:{folder}", ("{folder}", None, None)),
+    ],
+)
+def test_a_hub_name_may_have_a_configuration_and_a_revision(tmp_path, monkeypatch, hub_cache, source, asked):
+    folder = tmp_path / "odd:name@x"
+    folder.mkdir()
+    seen = []
+
+    def load_dataset(name, config, *, data_files, revision):
+        seen.append((name, config, revision))
+        rows = hub_cache.Dataset.from_dict({"text": ["x", "y"] * 4, "label": ["a", "b"] * 4})
+        return hub_cache.DatasetDict({"train": rows, "test": rows})
+
+    monkeypatch.setattr(hub_cache, "load_dataset", load_dataset)
+    assert load_task(source.format(folder=folder), "ccd/mine").kind == Classification(labels=["a", "b"])
+    assert seen == [tuple(part and part.format(folder=folder) for part in asked)]
+
+
 def test_a_field_map_without_a_hub_dataset_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a field map is for hub datasets"):
         load_task(tmp_path, "ccd/x", fields={"text": "content"})

@@ -1,4 +1,4 @@
-"""`tss data get`: the forty tasks of the paper as JSONL, converted and checked; `tss data list`: where each comes from."""
+"""`tss data get`: the paper's forty tasks as checked JSONL; `tss data list`: where each comes from."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def get(entries: Mapping[str, Entry], args: argparse.Namespace) -> int:
             print(f"{name}  {'kept' if done.kept else 'made'}  {sizes}  licence: {entry.licence}", flush=True)
     if failed:
         print(
-            f"tss: {len(failed)} of {len(entries)} tasks are missing: {', '.join(failed)}; the others are complete, and "
-            "the same command again makes only what is missing",
+            f"tss: {len(failed)} of {len(entries)} tasks are missing: {', '.join(failed)}; the others are complete, "
+            "and the same command again makes only what is missing",
             file=sys.stderr,
         )
     return 1 if failed else 0

@@ -63,7 +63,10 @@ class Entry(BaseModel):
         if isinstance(files, str):
             files = {split: files.replace("{split}", names.get(split, split)) for split in SPLITS}
         if isinstance(files, Mapping):
-            values["files"] = {split: tuple(expand(pattern)) for split, pattern in files.items()}
+            groups = {split: [group] if isinstance(group, str) else group for split, group in files.items()}
+            values["files"] = {
+                split: [name for each in group for name in expand(each)] for split, group in groups.items()
+            }
         return values
 
     @model_validator(mode="after")
@@ -74,6 +77,8 @@ class Entry(BaseModel):
             raise ValueError(f"source {self.source!r} is not of the form {self.place}:NAME@REVISION")
         if "train" not in self.files or not ("test" in self.files or "test" in self.draw.hold_out):
             raise ValueError("files: a task needs a training and a test split")
+        if (self.format == "columns") != bool(self.fields) or (self.format == "multiwoz") != bool(self.domain):
+            raise ValueError("columns, and they alone, have fields; multiwoz, and it alone, has a domain")
         return self
 
     @property

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import glob
+import http.client
+import io
+import urllib.request
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from tss.data.hub import load_splits
 from tss.errors import DataError
 
 RAW_FILES = "https://raw.githubusercontent.com"
+TIMEOUT = 60
+"""Seconds without an answer after which a download is given up."""
 
 
 def fetch_tables(task: str, entry: Entry, folder: Path | None) -> dict[str, Any]:
@@ -41,7 +46,7 @@ def fetch_files(task: str, entry: Entry, folder: Path | None) -> dict[str, list[
     Args:
         task: for messages.
         entry: of the catalog.
-        folder: holds the sources' folders; None: they are downloaded, once, into the cache of `datasets`.
+        folder: holds the sources' folders; None: they are downloaded.
 
     Raises:
         DataError: one cannot be had, or the source is one that a user provides and `folder` is None.
@@ -63,33 +68,38 @@ def by_hand(task: str, entry: Entry) -> str:
 
 def _read(task: str, entry: Entry, folder: Path | None, name: str) -> bytes:
     name, _, member = name.partition("!")
-    path = _download(task, entry, name) if folder is None else folder / entry.folder(task) / name
+    path = None if folder is None else folder / entry.folder(task) / name
+    content = _download(task, entry, name) if path is None else _local(task, entry, path)
+    if not member:
+        return content
     try:
-        if not member:
-            return path.read_bytes()
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return archive.read(member)
+    except KeyError as error:
+        raise DataError(f"the archive has no {member!r}, which {task} is made of", path or name) from error
+    except zipfile.BadZipFile as error:
+        raise DataError(f"cannot be read for {task}: {error}", path or name) from error
+
+
+def _local(task: str, entry: Entry, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"no such file for {task}. {by_hand(task, entry)}", path) from error
-    except KeyError as error:
-        raise DataError(f"the archive has no {member!r}, which {task} is made of", path) from error
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot be read for {task}: {error}", path) from error
+    except OSError as error:
+        raise DataError(f"cannot be read for {task}: {error.strerror or error}", path) from error
 
 
-def _download(task: str, entry: Entry, name: str) -> Path:
-    import datasets  # heavy
-
+def _download(task: str, entry: Entry, name: str) -> bytes:
+    """A file of a repository, whole: a few megabytes at most, so nothing is kept of one that breaks off."""
     address = f"{RAW_FILES}/{entry.name}/{entry.revision}/{quote(name)}"
     try:
-        manager = datasets.DownloadManager(download_config=datasets.DownloadConfig(disable_tqdm=True))
-        return Path(str(manager.download(address)))
-    except Exception as error:  # dozens of kinds, as with `load_dataset`
-        reason = str(error).strip().splitlines()
+        with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
+            return answer.read()
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(
-            f"cannot be downloaded for {task} ({type(error).__name__}: {reason[0] if reason else 'no reason given'}); "
-            f"try again, or: git clone {entry.page} DIR/{entry.folder(task)}, check out {entry.revision} and add "
-            "--from DIR",
+            f"cannot be downloaded for {task} ({type(error).__name__}: {error}); try again, or: git clone {entry.page} "
+            f"DIR/{entry.folder(task)}, check out {entry.revision} and add --from DIR",
             address,
         ) from error
 

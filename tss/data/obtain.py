@@ -96,19 +96,20 @@ def obtain(
             f"holds something that differs from what was made of {task}; move it away, or replace it with --replace",
             folder,
         )
-    splits = convert(task, entry, source)
+    splits = convert(task, entry, source, any_size=any_size)
     check_sizes(task, entry, splits, any_size=any_size)
     write(task, entry, splits, root)
     return Obtained(folder, False, {split: len(examples) for split, examples in splits.items()})
 
 
-def convert(task: str, entry: Entry, source: Path | None = None) -> Splits:
+def convert(task: str, entry: Entry, source: Path | None = None, *, any_size: bool = False) -> Splits:
     """The examples of a task, as the table describes them; nothing is written.
 
     Args:
         task: "family/task".
         entry: of the catalog.
         source: holds the sources' folders; those that it lacks are downloaded.
+        any_size: take a source even if it has not the rows that its card states.
 
     Raises:
         DataError: the source cannot be had or is not of its format.
@@ -118,13 +119,15 @@ def convert(task: str, entry: Entry, source: Path | None = None) -> Splits:
     where = f"{task} ({entry.source if source is None else source / entry.folder(task)})"
     if entry.format in TABLES:
         tables = fetch_tables(task, entry, source)
-        check_rows(entry, {split: len(table) for split, table in tables.items()}, where)
+        if not any_size:
+            check_rows(entry, {split: len(table) for split, table in tables.items()}, where)
         splits = (
             _from_dialogues(entry, tables) if entry.format == "multiwoz" else _from_columns(task, entry, tables, where)
         )
     else:
         splits = {split: read_files(files, entry) for split, files in fetch_files(task, entry, source).items()}
-    splits = _held_out(task, splits, entry.draw.hold_out, where)
+    if entry.draw.hold_out:
+        splits = _held_out(task, splits, entry.draw.hold_out, where)
     if entry.draw.per_label is not None:
         splits["train"] = by_label(splits["train"], entry.draw.per_label, seed=SEED, task=task)
     return {split: _checked(splits[split], f"{where}[{split}]") for split in SPLITS if split in splits}
@@ -140,7 +143,7 @@ def check_rows(entry: Entry, found: Mapping[str, int], where: str) -> None:
         if found.get(split) != count:
             raise DataError(
                 f"the source has {found.get(split, 0):,} rows in its {split} split, and the table expects {count:,}: "
-                "it is not whole, or it has changed",
+                "it is not whole, or it has changed; --any-size takes it as it is",
                 where,
             )
 
@@ -244,10 +247,9 @@ def _from_columns(task: str, entry: Entry, tables: Mapping[str, Any], where: str
 
 
 def _from_dialogues(entry: Entry, tables: Mapping[str, Any]) -> Splits:
-    assert entry.domain is not None
+    domain = entry.domain or ""
     return {
-        split: [row for each in table for row in dialogue_examples(each, entry.domain)]
-        for split, table in tables.items()
+        split: [row for each in table for row in dialogue_examples(each, domain)] for split, table in tables.items()
     }
 
 
