@@ -15,7 +15,7 @@ from torch import nn
 from tss.adapters import hub, importance, optimizers, saving, table, task_forward
 from tss.adapters.checkpointing import forget_calls
 from tss.adapters.config import AdapterConfig, TssOptions
-from tss.adapters.frozen_prefix import FrozenPrefix, find_prefix, given
+from tss.adapters.frozen_prefix import FrozenPrefix, find_prefix, reuse_states
 from tss.adapters.learning import TasksLearned, check_whole
 from tss.adapters.site_adapter import SiteAdapter
 from tss.adapters.storage import Tensors, digest
@@ -257,7 +257,7 @@ class TssHandle:
     # Training.
 
     @cached_property
-    def prefix(self) -> FrozenPrefix | None:
+    def frozen_prefix(self) -> FrozenPrefix | None:
         """The frozen layers before the first adapter; None where there are none that could be skipped."""
         return find_prefix(self.core, self.adapters)
 
@@ -265,13 +265,13 @@ class TssHandle:
         """The loss of the active task: what `model(**inputs).loss` is, but without logits that no label asks for.
 
         Args:
-            prefix_states: what `prefix.compute` gave for these inputs; what it holds is then not computed again.
+            prefix_states: what `frozen_prefix.compute` gave for these inputs; what it holds is then not computed again.
             inputs: of the model's forward pass, with labels; ValueError without.
         """
         if inputs.get("labels") is None:
             raise ValueError(f"a loss needs labels, got only {', '.join(inputs) or 'nothing'}")
         call = self.resolve(ACTIVE)
-        with given(self.prefix if prefix_states is not None else None, prefix_states):
+        with reuse_states(self.frozen_prefix if prefix_states is not None else None, prefix_states):
             if not call.active or call.rows is not None or "forward" in vars(self.model):
                 return self.model(**inputs).loss  # with what others put around its forward: accelerate's autocast
             with calling(call):
@@ -429,12 +429,12 @@ class TssHandle:
         """
         return hub.push(self.saved(tasks), repository, scores, replace=replace, **settings)
 
-    def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> saving.Saved:
+    def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> saving.SavedTasks:
         """What `save` writes, and `extra` tensors beside it."""
         self._check_attached()
         return self._tensors.saved(tasks, extra)
 
-    def restore(self, saved: saving.Saved, origin: str) -> None:
+    def restore(self, saved: saving.SavedTasks, origin: str) -> None:
         """Add the tasks of `saved`; if there are none here yet, take over scores and importance too.
 
         Args:

@@ -27,7 +27,7 @@ Manifest = dict[str, Any]
 
 
 @dataclass
-class Saved:
+class SavedTasks:
     """What is kept of a model's tasks.
 
     Attributes:
@@ -48,7 +48,7 @@ class Saved:
     extra: Tensors = field(default_factory=dict)
 
 
-def save(directory: Path, saved: Saved, *, replace: bool = False) -> None:
+def save(directory: Path, saved: SavedTasks, *, replace: bool = False) -> None:
     """Write a folder, or replace what a folder holds; whatever goes wrong, it then holds the one or the other.
 
     Args:
@@ -71,7 +71,7 @@ def save(directory: Path, saved: Saved, *, replace: bool = False) -> None:
         commit(directory, stage(directory, saved))
 
 
-def check_kept(directory: Path, saved: Saved, remedy: str) -> None:
+def check_kept(directory: Path, saved: SavedTasks, remedy: str) -> None:
     """Raise StateError naming the tasks of a folder that `saved` lacks: they would be lost with their files.
 
     A sealed task is the same by its gates and head, whatever its name is now; one being learned is by its name.
@@ -99,7 +99,7 @@ def check_kept(directory: Path, saved: Saved, remedy: str) -> None:
         )
 
 
-def stage(directory: Path, saved: Saved) -> Manifest:
+def stage(directory: Path, saved: SavedTasks) -> Manifest:
     """Write the files of `saved` beside those that count; gives the manifest that makes them count."""
     shared = {f"shared.{k}": v for k, v in saved.shared.items()} | {f"extra.{k}": v for k, v in saved.extra.items()}
     tasks = [
@@ -173,7 +173,7 @@ def _check_manifest(directory: Path, manifest: Manifest) -> None:
         )
 
 
-def read(directory: Path, manifest: Manifest | None = None) -> Saved:
+def read(directory: Path, manifest: Manifest | None = None) -> SavedTasks:
     """What a folder holds, or what `manifest` names in it, all of it checked.
 
     Raises:
@@ -192,7 +192,7 @@ def read(directory: Path, manifest: Manifest | None = None) -> Saved:
             # another process has saved here meanwhile
 
 
-def _read(directory: Path, manifest: Manifest) -> Saved:
+def _read(directory: Path, manifest: Manifest) -> SavedTasks:
     _check_manifest(directory, manifest)
     frozen, about = _get(directory, manifest["frozen"])
     backbone = about.get("backbone")
@@ -213,7 +213,7 @@ def _read(directory: Path, manifest: Manifest) -> Saved:
         if off := [key for key, kind in DESCRIPTION.items() if not isinstance(about.get(key), kind)]:
             raise StateError(f"{directory / entry['file']} does not describe a task ({', '.join(off)}); save again")
         tasks.append((tensors, about))
-    return Saved(manifest["config"], manifest["options"], backbone, frozen, parts["shared"], tasks, parts["extra"])
+    return SavedTasks(manifest["config"], manifest["options"], backbone, frozen, parts["shared"], tasks, parts["extra"])
 
 
 def _put(directory: Path, stem: str, tensors: Tensors, metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tss.adapters.frozen_prefix import given
+from tss.adapters.frozen_prefix import reuse_states
 from tss.run.examples import Split, by_length, collate
 from tss.run.runtime import Runtime
 from tss.tasks.base import IGNORED, TaskKind
@@ -45,7 +45,7 @@ def predict(
         for rows in by_length(split, batch_size, cost):
             batch = collate(split, rows, kind, tokenizer, runtime)
             prefix_states = batch.pop("prefix_states", None)
-            with given(None if prefix_states is None else model.tss.prefix, prefix_states):
+            with reuse_states(None if prefix_states is None else model.tss.frozen_prefix, prefix_states):
                 answers = kind.predict(model, batch, tokenizer, examples=[split.examples[i] for i in rows])
             for row, answer in zip(rows, answers, strict=True):
                 predictions[row] = answer
