@@ -131,6 +131,8 @@ class TssHandle:
         Its scores start as the first draw, then as a copy of the last task's or (`score_copy=False`) as a draw of its
         own. Accumulated importance masks them as `options.soft_mask` says. A task being learned just goes on.
 
+        What is trained are new parameters: an optimizer that was made before this is refused when it steps.
+
         Raises:
             StateError: no such task, a sealed one, or another task is being learned.
         """
