@@ -43,9 +43,10 @@ class TssModel(PreTrainedModel):
 
     It runs, trains, generates, saves and moves as the backbone does, and what it does not define is the backbone's.
     `model(**batch, task=...)` runs a task for this call: a name, one name per row, or None, the original model; without
-    `task`, the one that is active on this thread. Where each row has a name and the tasks have heads, `logits` is a list
+    `task`, the one that is active on this thread. Where rows have names and the tasks have heads, `logits` is a list
     with a tensor for each row, as heads differ in width. `state_dict` holds what is being learned, and no sealed task:
-    those are values that nothing loads, casts or trains, and `save_pretrained` writes them beside it, never the backbone.
+    those are values that nothing loads, casts or trains, and `save_pretrained` writes them beside it, never the
+    backbone.
     """
 
     config_class = None  # type: ignore[assignment]
