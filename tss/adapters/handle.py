@@ -395,7 +395,7 @@ class TssHandle:
 
         A folder that holds a save changes as one: whatever goes wrong, it then holds the old or the new one. It holds
         what was saved last and nothing else, so a save that lacks tasks of the folder, another model's or, with
-        `tasks`, this one's, is refused.
+        `tasks`, this one's, is refused; so that no work is lost by it, it is then saved beside that folder.
 
         Args:
             directory: made if it is missing; not the folder of a run.

@@ -6,6 +6,7 @@ a set of new ones is written beside the old ones, then `tss.json` is replaced, w
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,18 +58,38 @@ def save(directory: Path, saved: SavedTasks, *, replace: bool = False) -> None:
         replace: also if tasks that the folder holds are not among those of `saved`.
 
     Raises:
-        StateError: tasks would be lost, the folder is a run's, or a file is in its place; nothing is written then.
+        StateError: tasks would be lost, the folder is a run's, or a file is in its place; it is left as it is, and what
+            was to be saved is in a folder beside it, which the message names.
         OSError: for example a full disk.
     """
-    if in_the_way := [path for path in (directory, *directory.parents) if path.exists() and not path.is_dir()]:
-        raise StateError(f"{in_the_way[0]} is a file, and tasks are saved into a folder: give another name")
+    if (refused := _save_or_refuse(directory, saved, replace)) is None:
+        return
+    place = next((path for path in _files_in_the_way(directory)), directory).resolve()
+    for number in itertools.count(2):
+        beside = place.with_name(f"{place.name}-{number}")
+        if _save_or_refuse(beside, saved, replace=False) is None:
+            raise StateError(f"{refused}. What was to be saved is in {beside}")
+
+
+def _save_or_refuse(directory: Path, saved: SavedTasks, replace: bool) -> str | None:
+    """Why a folder is not written; None if it was."""
+    if in_the_way := _files_in_the_way(directory):
+        return f"{in_the_way[0]} is a file, and tasks are saved into a folder: give another name"
     make_directory(directory)
     with locked(directory, wait=True):
         if (directory / RUN).exists():
-            raise StateError(f"{directory} holds a run, which could not go on after this: save into another folder")
-        if not replace:
-            check_kept(directory, saved, "save into another folder")
+            return f"{directory} holds a run, which could not go on after this: save into another folder"
+        try:
+            if not replace:
+                check_kept(directory, saved, "save into another folder")
+        except StateError as error:
+            return str(error)
         commit(directory, stage(directory, saved))
+    return None
+
+
+def _files_in_the_way(directory: Path) -> list[Path]:
+    return [path for path in (directory, *directory.parents) if path.exists() and not path.is_dir()]
 
 
 def check_kept(directory: Path, saved: SavedTasks, remedy: str) -> None:
