@@ -234,14 +234,15 @@ def mean_loss(logits: torch.Tensor, labels: torch.Tensor, items: Items = None) -
     return total / ((targets != IGNORED).sum().clamp(min=1) if items is None else items)
 
 
-def check_targets(labels: Any, shape: Sequence[int], classes: int, owner: str) -> torch.Tensor:
+def check_targets(labels: Any, shape: Sequence[int | str], classes: int, owner: str) -> torch.Tensor:
     """Labels as int64, if a loss can be computed of them; under the compiler as they are.
 
     Values are looked at on the CPU alone: elsewhere it would wait for the device.
 
     Args:
         labels: what a caller gave.
-        shape: that they must have, one for each row of logits; a last dimension of 1 is dropped.
+        shape: that they must have, one for each row of logits, a name where any size will do; a last dimension of 1 is
+            dropped.
         classes: number of logits.
         owner: whose labels they are, for messages.
 
