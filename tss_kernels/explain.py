@@ -17,6 +17,7 @@ from tss_kernels.gated_adapter.api import check_adapter
 from tss_kernels.gated_linear.api import GatedMap, check_product
 from tss_kernels.gates.api import check_pack, check_unpack
 from tss_kernels.importance.api import check_accumulation, check_raw, check_update
+from tss_kernels.modules import GatedAdapter, GatedAdapterLinear
 
 Tensor = torch.Tensor
 
@@ -197,23 +198,66 @@ def _rejected(op: str, chosen: str, default: str, main: Tensor) -> dict[str, str
     return reasons
 
 
-def explain(op: str | Callable[..., Any], *args: object, **kwargs: object) -> Explanation:
+def _layer_call(layer: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """The operation that a layer of this package runs for an input, and its arguments."""
+    if not isinstance(layer, (GatedAdapterLinear, GatedAdapter)):
+        raise ValueError(f"explain knows the layers GatedAdapterLinear and GatedAdapter, not {type(layer).__name__}")
+    if kwargs or len(args) != 1 or not isinstance(args[0], torch.Tensor):
+        raise TypeError(
+            f"explain(layer, x) takes a {type(layer).__name__} and its input tensor x, got {len(args)} inputs"
+        )
+    (x,) = args
+    if isinstance(layer, GatedAdapterLinear):
+        if layer.packed is not None:
+            return "packed_linear", (x, layer.weight, layer.packed, layer.bias), {}
+        importance = layer.importance if layer.mask_gradient else None
+        options = {"threshold": layer.threshold, "importance": importance}
+        return "gated_linear", (x, layer.weight, layer.scores, layer.bias), options
+    options = {"activation": layer.activation, "threshold": layer.down.threshold}
+    for side, one in (("down", layer.down), ("up", layer.up)):
+        if one.packed is not None:
+            raise ValueError(
+                f"the adapter's {side} layer has packed gates: explain its layers, as explain(adapter.down, x)"
+            )
+        options |= {
+            f"{side}_weight": one.weight.to(x.dtype), f"{side}_scores": one.scores,
+            f"{side}_bias": None if one.bias is None else one.bias.to(x.dtype),
+            f"{side}_importance": one.importance if one.mask_gradient else None,
+        }  # fmt: skip
+    return "gated_adapter", (x,), options
+
+
+def explain(op: str | Callable[..., Any] | torch.nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     """Say what a call would run, without running it.
 
     Args:
-        op: an operation of this package, or its name.
+        op: an operation of this package or its name, with the arguments of a call; or a layer of it,
+            `GatedAdapterLinear` or `GatedAdapter`, with its input x.
         args, kwargs: of the call.
 
     Raises:
-        ValueError: not an operation of this package; or what the operation raises for arguments that it refuses.
+        ValueError: not an operation or layer of this package; or what the operation raises for arguments that it
+            refuses.
+        TypeError: arguments that are missing or too many.
         BackendUnavailable: a forced backend cannot run it.
     """
     import tss_kernels
 
+    if isinstance(op, torch.nn.Module):
+        op, args, kwargs = _layer_call(op, *args, **kwargs)
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     if name not in OPERATIONS:
-        raise ValueError(f"no operation {name!r}: explain knows {', '.join(OPERATIONS)}")
-    bound = inspect.signature(getattr(tss_kernels, name)).bind(*args, **kwargs)
+        raise ValueError(
+            f"no operation {name!r}: explain knows {', '.join(OPERATIONS)}, GatedAdapterLinear, GatedAdapter"
+        )
+    signature = inspect.signature(getattr(tss_kernels, name))
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"explain({name!r}, ...) takes the arguments of the call that it explains, {name}{signature}, but {error}; "
+            "`python -m tss_kernels` says what there is on this machine"
+        ) from None
     bound.apply_defaults()
     cost = _COSTS[name](bound.arguments)
     device, dtype = cost.main.device, cost.main.dtype

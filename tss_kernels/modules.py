@@ -14,7 +14,7 @@ from tss_kernels.gated_adapter.api import adapter_product
 from tss_kernels.gated_adapter.reference import ACTIVATIONS
 from tss_kernels.gated_linear.api import GatedMap, gated_product
 from tss_kernels.gates.api import pack_gates, unpack_gates
-from tss_kernels.validation import check_choice, check_packed, check_threshold
+from tss_kernels.validation import check_choice, check_dtype, check_packed, check_size, check_threshold
 
 WEIGHT_INITS = ("normal", "signed_constant")
 WEIGHT_STD = 0.02
@@ -32,7 +32,7 @@ class GatedAdapterLinear(nn.Module):
     weight_init: "signed_constant" (the default), random signs times sqrt(2 / in), whose outputs are as large as those
     of a layer that trains its weights, so that choosing among them learns in place of torch.nn.Linear; or "normal",
     N(0, 0.02^2), whose outputs are small: for a branch beside a residual, as in GatedAdapter. Raises ValueError for an
-    unknown weight_init or a threshold of NaN.
+    unknown weight_init, a size below 0 or a threshold of NaN, and TypeError for arguments of another type.
     """
 
     weight: nn.Parameter
@@ -56,8 +56,9 @@ class GatedAdapterLinear(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("weight_init", weight_init, WEIGHT_INITS)
-        self.in_features = in_features
-        self.out_features = out_features
+        check_dtype(dtype)
+        self.in_features = in_features = check_size("in_features", in_features)
+        self.out_features = out_features = check_size("out_features", out_features)
         check_threshold(threshold)
         if math.isnan(threshold):
             raise ValueError("threshold must be a number but is nan: no gate would ever be on")
@@ -75,7 +76,12 @@ class GatedAdapterLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, *, threshold: float = 0.0) -> GatedAdapterLinear:
-        """A gated layer on a linear layer's own weight and bias, frozen here and shared with it; new scores."""
+        """A gated layer on a linear layer's own weight and bias, frozen here and shared with it; new scores.
+
+        Raises TypeError for what is no torch.nn.Linear with weights of a floating dtype.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"from_linear takes a torch.nn.Linear but got a {type(linear).__name__}: {linear!r}")
         weight, bias = linear.weight, linear.bias
         layer = cls(
             linear.in_features, linear.out_features, bias is not None, threshold=threshold, device="meta",
@@ -186,7 +192,7 @@ class GatedAdapter(nn.Module):
     activation: "relu", "gelu", "silu" or "tanh". Takes any floating x: the frozen weights are cast to its dtype, or
     to autocast's. weight_init is "normal" here, N(0, 0.02^2): beside a residual small weights leave the hidden state of
     the model nearly as it was, where "signed_constant" would change it by more than half. Further arguments as
-    GatedAdapterLinear's. How the layers run: `run_adapter`. Raises ValueError.
+    GatedAdapterLinear's. How the layers run: `run_adapter`. Raises ValueError, TypeError.
     """
 
     def __init__(
@@ -202,6 +208,7 @@ class GatedAdapter(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("activation", activation, tuple(ACTIVATIONS))
+        hidden_size, bottleneck = check_size("hidden_size", hidden_size), check_size("bottleneck", bottleneck)
         self.activation = activation
         options: dict[str, Any] = {
             "threshold": threshold, "weight_init": weight_init, "device": device, "dtype": dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -131,3 +132,21 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """The option is one of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))} but is {value!r}")
+
+
+def check_size(name: str, value: Any) -> int:
+    """The option is a whole number of at least 0; returned as an int."""
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be a whole number but is {_brief(value)}: use int()")
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0 but is {value}")
+    return operator.index(value)
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """A dtype of weights: one of FLOATING, or None for torch's default."""
+    if dtype is not None and dtype not in FLOATING:
+        raise TypeError(
+            f"dtype must be one of float16, bfloat16, float32 and float64, or None, but is {dtype}: gates choose "
+            "among weights of such a dtype"
+        )

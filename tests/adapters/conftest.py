@@ -106,9 +106,7 @@ def learn(handle, name, kind, *, seed=0, seal=True, lr=0.05):
 
 def run_processes(function, *args):
     """Call function(rank, *args) in two processes, which come of one that has imported what they need already."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["torch.distributed", "tss.adapters", "tests.adapters"]
-    )
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["torch.distributed", "tss.adapters"])
     torch.multiprocessing.start_processes(function, args, nprocs=2, start_method="forkserver")
 
 

@@ -289,11 +289,18 @@ def test_a_save_that_would_lose_tasks_of_a_folder_is_refused(other, tasks, lost,
     handle = learned("topics", "ner")
     handle.save(tmp_path)
     before, handle = content(tmp_path), other(handle)
-    with pytest.raises(tss.StateError, match=f"holds {lost} .*save into another folder, .*or give replace=True"):
+    message = f"holds {lost} .*save into another folder, .*or give replace=True"
+    with pytest.raises(tss.StateError, match=message) as refused:
         handle.save(tmp_path, tasks)
     assert content(tmp_path) == before
+    _, _, beside = str(refused.value).partition("What was to be saved is in ")
+    assert beside == f"{tmp_path}-2"
+    expected = list(handle.tasks) if tasks is None else tasks
+    assert list(tss.load(make_bart(), beside).tss.tasks) == expected
+    with pytest.raises(tss.StateError, match=f"What was to be saved is in {beside}"):  # the same place again
+        handle.save(tmp_path, tasks)
     handle.save(tmp_path, tasks, replace=True)
-    assert list(tss.load(make_bart(), tmp_path).tss.tasks) == (list(handle.tasks) if tasks is None else tasks)
+    assert list(tss.load(make_bart(), tmp_path).tss.tasks) == expected
 
 
 def test_a_save_that_loses_nothing_needs_no_leave(tmp_path):
@@ -342,11 +349,13 @@ def test_the_folder_of_a_run_and_a_file_are_no_places_for_a_save(tmp_path):
             handle.save(tmp_path / "run", replace=replace)
     (tmp_path / "file.py").write_text("pass")
     for place in ("file.py", "file.py/below/it"):
-        with pytest.raises(tss.StateError, match=r"file\.py is a file, and tasks are saved into a folder"):
+        with pytest.raises(tss.StateError, match=r"file\.py is a file, and tasks are saved .* is in .*file\.py-2"):
             handle.save(tmp_path / place)
         with pytest.raises(tss.StateError, match=r"holds no tss\.json"):
             tss.load(make_bart(), tmp_path / place)
     assert (tmp_path / "file.py").read_text() == "pass"
+    for kept in ("run-2", "file.py-2"):
+        assert list(tss.load(make_bart(), tmp_path / kept).tss.tasks) == ["topics"]
 
 
 def test_what_is_not_finite_is_neither_sealed_nor_saved(bart, tmp_path):

@@ -78,7 +78,7 @@ def test_states_below_the_adapters_follow_their_rows(plain_backbone, tiny_tokeni
     for row, states in zip((2, 1), below, strict=True):
         alone = collate(split, [row], Generation(), tiny_tokenizer, CPU)
         count = alone["input_ids"].shape[1]
-        torch.testing.assert_close(states[:count], handle.prefix.compute(alone)[0])
+        torch.testing.assert_close(states[:count], handle.frozen_prefix.compute(alone)[0])
     monkeypatch.setattr(examples, "MOST_PREFIX_BYTES", 100)
     assert cache_prefix(split, Generation(), tiny_tokenizer, CPU, handle, 2).prefix_states is None
     assert cache_prefix(Split([], []), Generation(), tiny_tokenizer, CPU, handle, 2).prefix_states is None

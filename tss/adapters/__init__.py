@@ -6,10 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tss.adapters.attaching import attach
     from tss.adapters.config import AdapterConfig, PlainOptions, TssOptions
     from tss.adapters.handle import TssHandle
     from tss.adapters.loading import load
-    from tss.adapters.model import TssModel, attach
+    from tss.adapters.model import TssModel
     from tss.adapters.task_store import TaskRecord
 
 __all__ = ["AdapterConfig", "PlainOptions", "TaskRecord", "TssHandle", "TssModel", "TssOptions", "attach", "load"]
@@ -22,7 +23,7 @@ _MODULES = {
     "TssHandle": "handle",
     "TssModel": "model",
     "TssOptions": "config",
-    "attach": "model",
+    "attach": "attaching",
     "load": "loading",
 }
 

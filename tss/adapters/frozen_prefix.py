@@ -55,12 +55,12 @@ class FrozenPrefix:
         return seen[0] if ends and torch.equal(*seen) else None
 
     @contextmanager
-    def given(self, hidden: torch.Tensor) -> Iterator[None]:
-        """For a while, a pass over the batch that `hidden` was computed for begins with the first adapter."""
+    def reuse(self, states: torch.Tensor) -> Iterator[None]:
+        """For a while, a pass over the batch that `compute` gave these states for begins with the first adapter."""
 
         def adapt(*args: Any, **kwargs: Any) -> torch.Tensor:
-            adapted = self.adapter.hook(self.site, None, hidden)
-            return hidden if adapted is None else adapted
+            adapted = self.adapter.hook(self.site, None, states)
+            return states if adapted is None else adapted
 
         with ExitStack() as stack:
             for layer in self.layers[: self.first]:
@@ -97,12 +97,12 @@ def find_prefix(model: Any, adapters: Mapping[str, SiteAdapter]) -> FrozenPrefix
 
 
 @contextmanager
-def given(prefix: FrozenPrefix | None, hidden: torch.Tensor | None) -> Iterator[None]:
-    """`prefix.given(hidden)`; nothing for None."""
-    if hidden is None or prefix is None:
+def reuse_states(prefix: FrozenPrefix | None, states: torch.Tensor | None) -> Iterator[None]:
+    """`prefix.reuse(states)`; nothing for None."""
+    if states is None or prefix is None:
         yield
         return
-    with prefix.given(hidden):
+    with prefix.reuse(states):
         yield
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from tss.adapters import hub, importance, optimizers, saving, table, task_forward
 from tss.adapters.checkpointing import forget_calls
 from tss.adapters.config import AdapterConfig, TssOptions
-from tss.adapters.frozen_prefix import FrozenPrefix, find_prefix, given
+from tss.adapters.frozen_prefix import FrozenPrefix, find_prefix, reuse_states
 from tss.adapters.learning import TasksLearned, check_whole
 from tss.adapters.site_adapter import SiteAdapter
 from tss.adapters.storage import Tensors, digest
@@ -130,6 +130,8 @@ class TssHandle:
 
         Its scores start as the first draw, then as a copy of the last task's or (`score_copy=False`) as a draw of its
         own. Accumulated importance masks them as `options.soft_mask` says. A task being learned just goes on.
+
+        What is trained are new parameters: an optimizer that was made before this is refused when it steps.
 
         Raises:
             StateError: no such task, a sealed one, or another task is being learned.
@@ -257,7 +259,7 @@ class TssHandle:
     # Training.
 
     @cached_property
-    def prefix(self) -> FrozenPrefix | None:
+    def frozen_prefix(self) -> FrozenPrefix | None:
         """The frozen layers before the first adapter; None where there are none that could be skipped."""
         return find_prefix(self.core, self.adapters)
 
@@ -265,13 +267,13 @@ class TssHandle:
         """The loss of the active task: what `model(**inputs).loss` is, but without logits that no label asks for.
 
         Args:
-            prefix_states: what `prefix.compute` gave for these inputs; what it holds is then not computed again.
+            prefix_states: what `frozen_prefix.compute` gave for these inputs; what it holds is then not computed again.
             inputs: of the model's forward pass, with labels; ValueError without.
         """
         if inputs.get("labels") is None:
             raise ValueError(f"a loss needs labels, got only {', '.join(inputs) or 'nothing'}")
         call = self.resolve(ACTIVE)
-        with given(self.prefix if prefix_states is not None else None, prefix_states):
+        with reuse_states(self.frozen_prefix if prefix_states is not None else None, prefix_states):
             if not call.active or call.rows is not None or "forward" in vars(self.model):
                 return self.model(**inputs).loss  # with what others put around its forward: accelerate's autocast
             with calling(call):
@@ -393,7 +395,7 @@ class TssHandle:
 
         A folder that holds a save changes as one: whatever goes wrong, it then holds the old or the new one. It holds
         what was saved last and nothing else, so a save that lacks tasks of the folder, another model's or, with
-        `tasks`, this one's, is refused.
+        `tasks`, this one's, is refused; so that no work is lost by it, it is then saved beside that folder.
 
         Args:
             directory: made if it is missing; not the folder of a run.
@@ -429,12 +431,12 @@ class TssHandle:
         """
         return hub.push(self.saved(tasks), repository, scores, replace=replace, **settings)
 
-    def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> saving.Saved:
+    def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> saving.SavedTasks:
         """What `save` writes, and `extra` tensors beside it."""
         self._check_attached()
         return self._tensors.saved(tasks, extra)
 
-    def restore(self, saved: saving.Saved, origin: str) -> None:
+    def restore(self, saved: saving.SavedTasks, origin: str) -> None:
         """Add the tasks of `saved`; if there are none here yet, take over scores and importance too.
 
         Args:

@@ -19,7 +19,7 @@ HUB_TASKS = {
 }  # fmt: skip
 
 
-def card(saved: saving.Saved, repository: str, scores: Scores | None = None) -> str:
+def card(saved: saving.SavedTasks, repository: str, scores: Scores | None = None) -> str:
     """The model card: base model, how to load, and each task with its kind, metric, density and size.
 
     Args:
@@ -61,7 +61,7 @@ def card(saved: saving.Saved, repository: str, scores: Scores | None = None) -> 
 
 
 def push(
-    saved: saving.Saved, repository: str, scores: Scores | None = None, *, replace: bool = False, **settings: Any
+    saved: saving.SavedTasks, repository: str, scores: Scores | None = None, *, replace: bool = False, **settings: Any
 ) -> str:
     """Upload what `model.tss.save` would write, and a card; gives the address.
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tss.adapters import hub, saving
+from tss.adapters.attaching import attach
 from tss.adapters.config import AdapterConfig, options_from
-from tss.adapters.model import TssModel, attach
+from tss.adapters.model import TssModel
 from tss.errors import StateError
 
 
@@ -29,7 +30,7 @@ def load(model: Any, source: str | Path) -> TssModel:
     return restore(model, saving.read(directory), str(directory))
 
 
-def restore(model: Any, saved: saving.Saved, origin: str) -> TssModel:
+def restore(model: Any, saved: saving.SavedTasks, origin: str) -> TssModel:
     """`load` of what was read already; `origin` names its folder in messages."""
     try:
         config, options = AdapterConfig(**saved.config), options_from(saved.options)
@@ -52,7 +53,7 @@ def restore(model: Any, saved: saving.Saved, origin: str) -> TssModel:
     return model
 
 
-def _restore(model: TssModel, saved: saving.Saved, origin: str) -> None:
+def _restore(model: TssModel, saved: saving.SavedTasks, origin: str) -> None:
     try:
         model.tss.restore(saved, origin)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -23,17 +23,14 @@ from tss.adapters.checkpointing import remember_calls
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.float32 import keeping_dtype
 from tss.adapters.handle import TssHandle
-from tss.adapters.learning import TasksLearned, tasks_in
-from tss.adapters.site_adapter import SiteAdapter
+from tss.adapters.learning import TasksLearned
 from tss.adapters.site_kinds import make_adapters
-from tss.adapters.sites import check_backbone
+from tss.adapters.state_dicts import BACKBONE, check_state, forgive_missing_backbone
 from tss.adapters.task_call import TaskCall, calling
 from tss.adapters.task_choice import ACTIVE, Task, TaskChoice
 from tss.adapters.task_store import TaskStore
-from tss.errors import StateError
 from tss.io import write_bytes
 
-BACKBONE, ADAPTERS, LEARNING = "backbone.", "adapters.", "learning."
 WEIGHTS = "model.safetensors"  # where Trainer looks for a checkpoint's weights
 # What a call may name besides what the backbone's forward takes.
 ADDED = {"labels": None, "num_items_in_batch": None, "task": ACTIVE}
@@ -46,8 +43,10 @@ class TssModel(PreTrainedModel):
 
     It runs, trains, generates, saves and moves as the backbone does, and what it does not define is the backbone's.
     `model(**batch, task=...)` runs a task for this call: a name, one name per row, or None, the original model; without
-    `task`, the one that is active on this thread. `state_dict` holds what is being learned, and no sealed task: those
-    are values that nothing loads, casts or trains, and `save_pretrained` writes them beside it, never the backbone.
+    `task`, the one that is active on this thread. Where rows have names and the tasks have heads, `logits` is a list
+    with a tensor for each row, as heads differ in width. `state_dict` holds what is being learned, and no sealed task:
+    those are values that nothing loads, casts or trains, and `save_pretrained` writes them beside it, never the
+    backbone.
     """
 
     config_class = None  # type: ignore[assignment]
@@ -59,7 +58,7 @@ class TssModel(PreTrainedModel):
         """Not here: the backbone comes from its own class."""
         raise TypeError("load the backbone with its own class, then tss.load(backbone, folder)")
 
-    def _wrap(self, backbone: Any, config: AdapterConfig, options: TssOptions) -> None:
+    def wrap(self, backbone: Any, config: AdapterConfig, options: TssOptions) -> None:
         """Put adapters on a backbone; the caller has made the object without calling `__init__`."""
         nn.Module.__init__(self)
         core, store = task_forward.core_of(backbone), TaskStore()
@@ -75,8 +74,8 @@ class TssModel(PreTrainedModel):
         self.adapters.train(self.training)
         self.learning.train(self.training)
         self.register_forward_pre_hook(_resolve_task, with_kwargs=True)
-        self.register_load_state_dict_pre_hook(_check_state)
-        self.register_load_state_dict_post_hook(_forgive_missing_backbone)
+        self.register_load_state_dict_pre_hook(check_state)
+        self.register_load_state_dict_post_hook(forgive_missing_backbone)
         remember_calls(core)
 
     @property
@@ -234,7 +233,7 @@ class TssModel(PreTrainedModel):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copy and pickle by way of the backbone's class: nobody can look this one up by its name."""
-        return _rebuild, (type(self).wraps,), self.__dict__
+        return make_model, (type(self).wraps,), self.__dict__
 
     # On disk.
 
@@ -260,40 +259,6 @@ class TssModel(PreTrainedModel):
     def push_to_hub(self, repo_id: str, **settings: Any) -> str:  # type: ignore[override]
         """`model.tss.push_to_hub`: the tasks, never the backbone."""
         return self.tss.push_to_hub(repo_id, **settings)
-
-
-def attach(model: Any, config: AdapterConfig | None = None, options: TssOptions | None = None) -> TssModel:
-    """Freeze a Hugging Face model, put an adapter on each of its sites and return the model around it.
-
-    Before a task is learned, and for `task=None` ever after, it answers exactly as before. `model.tss.detach()` undoes
-    everything.
-
-    Args:
-        model: a transformers model, also one with PEFT's adapters in it.
-        config: where the adapters go and what they look like; `AdapterConfig()` if None.
-        options: how tasks are learned in them; `TssOptions()` if None.
-
-    Raises:
-        StateError: the model has adapters already.
-        ValueError: no site, a site of unknown width, or a model that tasks could not be learned or kept on.
-        TypeError: settings of another type.
-    """
-    for name, given, kind in (("config", config, AdapterConfig), ("options", options, TssOptions)):
-        if given is not None and not isinstance(given, kind):
-            raise TypeError(f"attach: {name} must be a tss.{kind.__name__} or None, got {given!r}")
-    core = task_forward.core_of(model)
-    if isinstance(model, TssModel) or any(
-        isinstance(getattr(hook, "__self__", None), SiteAdapter)
-        for module in core.modules()
-        for hook in module._forward_hooks.values()
-    ):
-        raise StateError(f"this {type(core).__name__} has adapters already; call model.tss.detach() first")
-    check_backbone(model, core)
-    if (model is not core and hasattr(model, "_orig_mod")) or model._compiled_call_impl is not None:
-        torch.compiler.reset()  # what was compiled without hooks would go on without them
-    wrapped = _rebuild(type(core))
-    wrapped._wrap(model, config or AdapterConfig(), options or TssOptions())
-    return wrapped
 
 
 def _check_rows(call: TaskCall, inputs: dict[str, Any]) -> None:
@@ -359,7 +324,8 @@ def _class_for(wraps: type[nn.Module]) -> type[TssModel]:
     return type(f"Tss{wraps.__name__}", (TssModel,), namespace)
 
 
-def _rebuild(wraps: type[nn.Module]) -> TssModel:
+def make_model(wraps: type[nn.Module]) -> TssModel:
+    """An empty `TssModel` for backbones of this class, which `wrap` or unpickling fills."""
     made = _class_for(wraps)
     return made.__new__(made)
 
@@ -388,31 +354,3 @@ _keep_from_compiler(
     TaskCall.__init__, TaskStore.record, TaskStore.sealed, TaskStore.site_gates, TasksLearned.current.fget,
     TssModel.__getattr__,
 )  # fmt: skip
-
-
-def _check_state(
-    model: TssModel, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str],
-    unexpected: list[str], errors: list[str],
-) -> None:  # fmt: skip
-    """Before `load_state_dict`: a checkpoint of another task would train on from the wrong scores."""
-    start = prefix + LEARNING
-    stored = tasks_in(key.removeprefix(start) for key in state if key.startswith(start))
-    here = {model.tss.trainable} - {None}
-    adapters = {key for key in state if key.startswith(prefix + ADAPTERS)}
-    if (stored or adapters) and stored != here:
-        there = ", ".join(map(repr, sorted(stored))) or "no task"
-        now = ", ".join(map(repr, here)) or "no task"
-        raise StateError(
-            f"this checkpoint was made while {there} was being learned, and now {now} is: call add_task and train_task "
-            "as before it was made, or open the folder with tss.load, which brings sealed tasks too"
-        )
-    for name, buffer in model.adapters.named_buffers():
-        if not adapters:
-            state[f"{prefix}{ADAPTERS}{name}"] = buffer  # importance stays, where a checkpoint is of the backbone alone
-
-
-def _forgive_missing_backbone(model: TssModel, result: Any) -> None:
-    """A checkpoint without any of the backbone, as `save_pretrained` writes them, lacks nothing."""
-    theirs = [key for key in result.missing_keys if BACKBONE in key]
-    if len(theirs) == len(model.backbone.state_dict()):
-        result.missing_keys[:] = [key for key in result.missing_keys if BACKBONE not in key]

@@ -6,6 +6,7 @@ a set of new ones is written beside the old ones, then `tss.json` is replaced, w
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ Manifest = dict[str, Any]
 
 
 @dataclass
-class Saved:
+class SavedTasks:
     """What is kept of a model's tasks.
 
     Attributes:
@@ -48,7 +49,7 @@ class Saved:
     extra: Tensors = field(default_factory=dict)
 
 
-def save(directory: Path, saved: Saved, *, replace: bool = False) -> None:
+def save(directory: Path, saved: SavedTasks, *, replace: bool = False) -> None:
     """Write a folder, or replace what a folder holds; whatever goes wrong, it then holds the one or the other.
 
     Args:
@@ -57,21 +58,41 @@ def save(directory: Path, saved: Saved, *, replace: bool = False) -> None:
         replace: also if tasks that the folder holds are not among those of `saved`.
 
     Raises:
-        StateError: tasks would be lost, the folder is a run's, or a file is in its place; nothing is written then.
+        StateError: tasks would be lost, the folder is a run's, or a file is in its place; it is left as it is, and what
+            was to be saved is in a folder beside it, which the message names.
         OSError: for example a full disk.
     """
-    if in_the_way := [path for path in (directory, *directory.parents) if path.exists() and not path.is_dir()]:
-        raise StateError(f"{in_the_way[0]} is a file, and tasks are saved into a folder: give another name")
+    if (refused := _save_or_refuse(directory, saved, replace)) is None:
+        return
+    place = next((path for path in _files_in_the_way(directory)), directory).resolve()
+    for number in itertools.count(2):
+        beside = place.with_name(f"{place.name}-{number}")
+        if _save_or_refuse(beside, saved, replace=False) is None:
+            raise StateError(f"{refused}. What was to be saved is in {beside}")
+
+
+def _save_or_refuse(directory: Path, saved: SavedTasks, replace: bool) -> str | None:
+    """Why a folder is not written; None if it was."""
+    if in_the_way := _files_in_the_way(directory):
+        return f"{in_the_way[0]} is a file, and tasks are saved into a folder: give another name"
     make_directory(directory)
     with locked(directory, wait=True):
         if (directory / RUN).exists():
-            raise StateError(f"{directory} holds a run, which could not go on after this: save into another folder")
-        if not replace:
-            check_kept(directory, saved, "save into another folder")
+            return f"{directory} holds a run, which could not go on after this: save into another folder"
+        try:
+            if not replace:
+                check_kept(directory, saved, "save into another folder")
+        except StateError as error:
+            return str(error)
         commit(directory, stage(directory, saved))
+    return None
 
 
-def check_kept(directory: Path, saved: Saved, remedy: str) -> None:
+def _files_in_the_way(directory: Path) -> list[Path]:
+    return [path for path in (directory, *directory.parents) if path.exists() and not path.is_dir()]
+
+
+def check_kept(directory: Path, saved: SavedTasks, remedy: str) -> None:
     """Raise StateError naming the tasks of a folder that `saved` lacks: they would be lost with their files.
 
     A sealed task is the same by its gates and head, whatever its name is now; one being learned is by its name.
@@ -99,7 +120,7 @@ def check_kept(directory: Path, saved: Saved, remedy: str) -> None:
         )
 
 
-def stage(directory: Path, saved: Saved) -> Manifest:
+def stage(directory: Path, saved: SavedTasks) -> Manifest:
     """Write the files of `saved` beside those that count; gives the manifest that makes them count."""
     shared = {f"shared.{k}": v for k, v in saved.shared.items()} | {f"extra.{k}": v for k, v in saved.extra.items()}
     tasks = [
@@ -173,7 +194,7 @@ def _check_manifest(directory: Path, manifest: Manifest) -> None:
         )
 
 
-def read(directory: Path, manifest: Manifest | None = None) -> Saved:
+def read(directory: Path, manifest: Manifest | None = None) -> SavedTasks:
     """What a folder holds, or what `manifest` names in it, all of it checked.
 
     Raises:
@@ -192,7 +213,7 @@ def read(directory: Path, manifest: Manifest | None = None) -> Saved:
             # another process has saved here meanwhile
 
 
-def _read(directory: Path, manifest: Manifest) -> Saved:
+def _read(directory: Path, manifest: Manifest) -> SavedTasks:
     _check_manifest(directory, manifest)
     frozen, about = _get(directory, manifest["frozen"])
     backbone = about.get("backbone")
@@ -213,7 +234,7 @@ def _read(directory: Path, manifest: Manifest) -> Saved:
         if off := [key for key, kind in DESCRIPTION.items() if not isinstance(about.get(key), kind)]:
             raise StateError(f"{directory / entry['file']} does not describe a task ({', '.join(off)}); save again")
         tasks.append((tensors, about))
-    return Saved(manifest["config"], manifest["options"], backbone, frozen, parts["shared"], tasks, parts["extra"])
+    return SavedTasks(manifest["config"], manifest["options"], backbone, frozen, parts["shared"], tasks, parts["extra"])
 
 
 def _put(directory: Path, stem: str, tensors: Tensors, metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -79,12 +79,14 @@ def check_token_labels(core: Any, call: TaskCall, inputs: Inputs, labels: Any) -
     Raises:
         TypeError, ValueError: they are not token ids, one row of them for each row of the inputs: class labels, say.
     """
+    if torch.compiler.is_compiling():  # eager calls have told
+        return labels
     head = core.get_output_embeddings() if hasattr(core, "get_output_embeddings") else None
     rows = next((len(inputs[key]) for key in MAIN_INPUTS if isinstance(inputs.get(key), torch.Tensor)), None)
     if head is None or not hasattr(head, "weight"):
         return labels
     owner = f"task {call.names[0]!r} (generation)" if call.active else f"{type(core).__name__} without a task"
-    if isinstance(labels, torch.Tensor) and (labels.dim() != 2 or rows not in (None, len(labels))):
+    if isinstance(labels, torch.Tensor) and (labels.dim() != 2 or (rows is not None and rows != len(labels))):
         raise ValueError(
             f"{owner} needs token ids as labels, of shape ({'rows' if rows is None else rows}, length), got "
             f"{tuple(labels.shape)}: for class labels name a classification or extraction task, with task=..."

@@ -14,7 +14,7 @@ from tss.adapters.fingerprints import checksum, is_sharded
 from tss.adapters.frozen_weights import FrozenWeights
 from tss.adapters.learning import LearningTask, TasksLearned, check_whole
 from tss.adapters.optimizers import StepCheck
-from tss.adapters.saving import Saved
+from tss.adapters.saving import SavedTasks
 from tss.adapters.site_adapter import SiteAdapter
 from tss.adapters.sites import model_width
 from tss.adapters.storage import Tensors, digest, load_exactly
@@ -174,18 +174,18 @@ class TaskTensors:
     def _sealed(self) -> list[str]:
         return [name for name, record in self.store.tasks.items() if record.state is State.SEALED]
 
-    def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> Saved:
+    def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> SavedTasks:
         """What `save` writes."""
         check_whole(self.layers)
         self.verify(fresh=False)
         names = list(self.store.tasks) if tasks is None else [self.store.record(name).name for name in tasks]
         states = [self.task_state(name) for name in names]
-        return Saved(
+        return SavedTasks(
             asdict(self.config), asdict(self.options), self.frozen.describe(), self.frozen.tensors(),
             self.shared_state(), states, extra or {},
         )  # fmt: skip
 
-    def restore(self, saved: Saved, origin: str) -> None:
+    def restore(self, saved: SavedTasks, origin: str) -> None:
         """Add the tasks of `saved`; if there are none here yet, take over scores and importance too.
 
         Args:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
-from tss.adapters.frozen_prefix import given
+from tss.adapters.frozen_prefix import reuse_states
 from tss.adapters.importance import evaluation_mode
 from tss.adapters.task_call import TaskCall, calling
 from tss.adapters.task_forward import part_caller
@@ -40,7 +40,7 @@ def distillation_loss(
     below, labels = inputs.pop("below", None), inputs.pop("labels")
     assert handle.trainable is not None
     targets = labels if handle.tasks[handle.trainable].kind.kind == "generation" else None
-    with evaluation_mode(handle.model), given(None if below is None else handle.prefix, below):
+    with evaluation_mode(handle.model), reuse_states(None if below is None else handle.frozen_prefix, below):
         with torch.no_grad():
             before = answers(handle, past, inputs, targets, teacher)
         now = answers(handle, past, inputs, targets, None)

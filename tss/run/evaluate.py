@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tss.adapters.frozen_prefix import given
+from tss.adapters.frozen_prefix import reuse_states
 from tss.run.examples import Split, by_length, collate
 from tss.run.runtime import Runtime
 from tss.tasks.base import IGNORED, Batch, TaskKind
@@ -132,7 +132,7 @@ def _running(
     with torch.no_grad(), runtime.autocast():
         batch = collate(split, rows, kind, tokenizer, runtime)
         states = batch.pop("prefix_states", None)
-        with given(None if states is None else model.tss.prefix, states):
+        with reuse_states(None if states is None else model.tss.frozen_prefix, states):
             yield batch
 
 

@@ -107,12 +107,12 @@ def cache_prefix(
     """
     width = getattr(handle.model.config, "hidden_size", None) or getattr(handle.model.config, "d_model", 0)
     tokens = sum(split.lengths())
-    if handle.prefix is None or not 0 < tokens * width * handle.model.dtype.itemsize <= MOST_PREFIX_BYTES:
+    if handle.frozen_prefix is None or not 0 < tokens * width * handle.model.dtype.itemsize <= MOST_PREFIX_BYTES:
         return split
     states_of_all = None
     with torch.no_grad(), runtime.autocast():
         for rows in by_length(split, size, runtime.batch_cost):
-            hidden = handle.prefix.compute(collate(split, rows, kind, tokenizer, runtime))
+            hidden = handle.frozen_prefix.compute(collate(split, rows, kind, tokenizer, runtime))
             if hidden is None:
                 return split
             if states_of_all is None:

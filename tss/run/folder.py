@@ -119,7 +119,7 @@ class RunFolder:
         if state.saved is not None:
             saving.commit(self.path, state.saved)
 
-    def read_saved(self, state: RunState) -> saving.Saved | None:
+    def read_saved(self, state: RunState) -> saving.SavedTasks | None:
         """The sealed tasks that the state names, all files checked; None before the first.
 
         Raises:

@@ -234,14 +234,15 @@ def mean_loss(logits: torch.Tensor, labels: torch.Tensor, items: Items = None) -
     return total / ((targets != IGNORED).sum().clamp(min=1) if items is None else items)
 
 
-def check_targets(labels: Any, shape: Sequence[int], classes: int, owner: str) -> torch.Tensor:
-    """Labels as int64, if a loss can be computed of them.
+def check_targets(labels: Any, shape: Sequence[int | str], classes: int, owner: str) -> torch.Tensor:
+    """Labels as int64, if a loss can be computed of them; under the compiler as they are.
 
-    Values are looked at on the CPU alone, and not under the compiler: elsewhere it would wait for the device.
+    Values are looked at on the CPU alone: elsewhere it would wait for the device.
 
     Args:
         labels: what a caller gave.
-        shape: that they must have, one for each row of logits; a last dimension of 1 is dropped.
+        shape: that they must have, one for each row of logits, a name where any size will do; a last dimension of 1 is
+            dropped.
         classes: number of logits.
         owner: whose labels they are, for messages.
 
@@ -249,6 +250,8 @@ def check_targets(labels: Any, shape: Sequence[int], classes: int, owner: str) -
         TypeError: no tensor, or none of whole numbers.
         ValueError: another shape, or a label that is neither -100 nor in [0, classes).
     """
+    if torch.compiler.is_compiling():  # eager calls have told
+        return labels
     expected = f"{owner} needs labels of shape {tuple(shape)}, int64"
     if not isinstance(labels, torch.Tensor):
         raise TypeError(f"{expected}, got a {type(labels).__name__}: make them a tensor with torch.as_tensor")
@@ -262,7 +265,7 @@ def check_targets(labels: Any, shape: Sequence[int], classes: int, owner: str) -
         raise ValueError(
             f"{expected}, got {tuple(labels.shape)}: give one for each place, {IGNORED} where there is none"
         )
-    if not torch.compiler.is_compiling() and labels.device.type == "cpu" and labels.numel():
+    if labels.device.type == "cpu" and labels.numel():
         wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
         if len(wrong):
             raise ValueError(

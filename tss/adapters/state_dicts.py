@@ -1,0 +1,39 @@
+"""Checkpoints of other tools: hooks of a `TssModel`'s `load_state_dict`, for what such a checkpoint holds and lacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tss.adapters.learning import tasks_in
+from tss.errors import StateError
+
+BACKBONE, ADAPTERS, LEARNING = "backbone.", "adapters.", "learning."
+"""How the names of its parts begin."""
+
+
+def check_state(
+    model: Any, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str],
+    unexpected: list[str], errors: list[str],
+) -> None:  # fmt: skip
+    """Before `load_state_dict`: a checkpoint of another task would train on from the wrong scores."""
+    start = prefix + LEARNING
+    stored = tasks_in(key.removeprefix(start) for key in state if key.startswith(start))
+    here = {model.tss.trainable} - {None}
+    adapters = {key for key in state if key.startswith(prefix + ADAPTERS)}
+    if (stored or adapters) and stored != here:
+        there = ", ".join(map(repr, sorted(stored))) or "no task"
+        now = ", ".join(map(repr, here)) or "no task"
+        raise StateError(
+            f"this checkpoint was made while {there} was being learned, and now {now} is: call add_task and train_task "
+            "as before it was made, or open the folder with tss.load, which brings sealed tasks too"
+        )
+    for name, buffer in model.adapters.named_buffers():
+        if not adapters:
+            state[f"{prefix}{ADAPTERS}{name}"] = buffer  # importance stays, where a checkpoint is of the backbone alone
+
+
+def forgive_missing_backbone(model: Any, result: Any) -> None:
+    """A checkpoint without any of the backbone, as `save_pretrained` writes them, lacks nothing."""
+    theirs = [key for key in result.missing_keys if BACKBONE in key]
+    if len(theirs) == len(model.backbone.state_dict()):
+        result.missing_keys[:] = [key for key in result.missing_keys if BACKBONE not in key]
