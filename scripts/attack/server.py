@@ -21,9 +21,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
 import tss.report
+from scripts.attack.scene import STORY
 from tss.cli.main import main
 from tss.report import Report, bars, curves, heatmaps
-from scripts.attack.scene import STORY
 from tss.report.style import Picture
 
 WORDS = (

@@ -11,7 +11,8 @@ from tss.errors import StateError
 from tss.io import check_folder
 from tss.metrics import continual
 from tss.report import html, sections
-from tss.report.reading import Run, read_run
+from tss.report.reading import read_run
+from tss.report.run import Run
 from tss.report.style import Picture, drawing
 from tss.report.tables import Table
 

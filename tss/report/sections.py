@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import yaml
 
+from tss.methods import METHODS, Method
 from tss.report import bars, curves, heatmaps, html, tables
-from tss.report.names import duration, number, size
+from tss.report.names import FAMILIES, duration, number, size
 from tss.report.overlap import gate_overlap
-from tss.report.reading import Run
+from tss.report.run import Run
 from tss.report.style import Picture
 from tss.report.tables import Table
 
 Summary = dict[str, Any]
+MOST_CARDS = 6
+"""Runs whose averages and forgetting are headline numbers."""
 HALF_PAGE = 520
 """CSS pixels that two figures side by side have each."""
+MEANINGS = [
+    ("average", "mean over tasks of their scores after the last one was learned"),
+    ("learning", "mean over tasks of their scores just after each was learned"),
+    ("forgetting", "points that tasks lost between the two, mean over all but the last"),
+]
 GATE_CAPTIONS = {
     "density": "Share of open gates in each adapter matrix after each task. With threshold 0 the first task starts at "
     "half.",
@@ -71,10 +80,12 @@ def assemble(runs: Sequence[Run], summaries: Sequence[Summary], alone: dict[str,
     parts = [
         _comparison(runs, summaries, alone),
         _matrices(runs),
+        _examples(runs),
         _learning(runs),
         _gates(runs),
         _cost(runs),
         _settings(runs),
+        _names(runs),
     ]
     return [part for part in parts if part.parts]
 
@@ -104,27 +115,66 @@ def header(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
     ]
     parts.append('<div class="cards">' + "".join(_cards(runs, summaries)) + "</div>")
     pairs = [
-        ("Method", first.method),
+        ("Method", _of_runs(runs, lambda run: run.method)),
         ("Soft mask", first.soft_mask),
-        ("Backbone", str(first.config.get("backbone", "–"))),
+        ("Backbone", _of_runs(runs, lambda run: str(run.config.get("backbone", "–")))),
+        ("Computed", _of_runs(runs, _computed)),
+        ("Kept per task", _of_runs(runs, _kept)),
     ]
-    kept = [e["bytes"].get("gates", 0) for e in first.by_task("task_end").values() if e.get("bytes")]
-    if kept and any(kept):
-        pairs.append(("Gates kept", f"{size(sum(kept) / len(kept))} per task, 1 bit each"))
     if first.method == "tss" and summary.get("forgetting") == 0:
         pairs.append(("Forgetting", "exactly zero: what is sealed for a task never changes"))
     parts.append(html.facts(pairs))
     return "\n".join(parts)
 
 
+def _of_runs(runs: Sequence[Run], value: Callable[[Run], str]) -> str:
+    """A fact of all runs, or of each where they differ."""
+    values = {run.label: value(run) for run in runs}
+    return (
+        values[runs[0].label]
+        if len(set(values.values())) == 1
+        else " · ".join(f"{label}: {text}" for label, text in values.items())
+    )
+
+
+def _computed(run: Run) -> str:
+    """Precision, device, threads and seed."""
+    precision = run.first.get("precision") or run.env.get("precision") or run.config.get("precision")
+    device, name = run.first.get("device"), run.env.get("device")
+    where = f"{device} ({name})" if device and name and name != device else device or name
+    threads = run.env.get("threads")
+    many = None if threads is None else f"{threads} thread{'' if threads == 1 else 's'}"
+    seed = run.config.get("seed")
+    parts = [precision, where, many, None if seed is None else f"seed {seed}"]
+    return ", ".join(str(part) for part in parts if part is not None) or "–"
+
+
+def _kept(run: Run) -> str:
+    """Mean bytes that a task keeps, its head and the rest apart."""
+    kept = [end["bytes"] for end in run.by_task("task_end").values() if end.get("bytes")]
+    if not kept:
+        return "–"
+    own, head = (sum(parts.get(key, 0) for parts in kept) / len(kept) for key in ("gates", "head"))
+    parts = [f"{size(own)} of {run.kept}"] if own else []
+    return " and ".join([*parts, f"{size(head)} of head"]) + ", on average"
+
+
 def _cards(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[str]:
     first, summary = runs[0], summaries[0]
     who = f" · {first.label}" if len(runs) > 1 else ""
+    shown = list(zip(runs, summaries, strict=True))[:MOST_CARDS]
     cards = [
-        html.card(f"Average{who}", number(summary.get("average")), "mean score of all tasks after the last one"),
-        html.card(f"Learning{who}", number(summary.get("learning")), "mean score just after learning each task"),
+        html.card(
+            f"Average · {run.label}" if len(runs) > 1 else "Average",
+            number(values.get("average")),
+            "mean score of all tasks after the last one",
+        )
+        for run, values in shown
     ]
-    for run, values in list(zip(runs, summaries, strict=True))[:4]:
+    cards.append(
+        html.card(f"Learning{who}", number(summary.get("learning")), "mean score just after learning each task")
+    )
+    for run, values in shown:
         lost = values.get("forgetting")
         css = "" if lost is None else "good" if round(lost, 2) <= 0 else "bad"
         name = f"Forgetting · {run.label}" if len(runs) > 1 else "Forgetting"
@@ -170,6 +220,35 @@ def _matrices(runs: Sequence[Run]) -> Part:
     return part
 
 
+def _examples(runs: Sequence[Run]) -> Part:
+    part = Part("Example predictions")
+    for index, run in enumerate(runs):
+        table = tables.examples_table(run, _named("examples", runs, index))
+        if table.rows:
+            part.tables.append(table)
+            part.parts.append(html.opened(f"{run.label}: {len(table.rows)} answers", html.table(table)))
+    return part
+
+
+def _names(runs: Sequence[Run]) -> Part:
+    """What the short names of methods, families and metrics stand for."""
+    part = Part("What the names mean")
+    methods = [name for name in dict.fromkeys(run.method for run in runs) if name in METHODS]
+    families = [
+        name for name in dict.fromkeys(t.split("/", 1)[0] for run in runs for t in run.tasks) if name in FAMILIES
+    ]
+    pairs = [(name, _about(METHODS[name])) for name in methods] + [(name, FAMILIES[name]) for name in families]
+    if pairs:
+        part.parts.append(html.facts([*pairs, *MEANINGS]))
+    return part
+
+
+def _about(method: type[Method]) -> str:
+    """The first line that its file says of a method, without its name."""
+    line = (inspect.getdoc(inspect.getmodule(method)) or "").split("\n", 1)[0]
+    return line.partition(": ")[2] or line
+
+
 def _learning(runs: Sequence[Run]) -> Part:
     part = Part("Learning curves")
     part.draw(curves.learning_picture(runs, "learning"), least=700)
@@ -191,7 +270,7 @@ def _gates(runs: Sequence[Run]) -> Part:
             part.say("h3", run.label)
         pictures = []
         for key, caption in GATE_CAPTIONS.items():
-            values = {task: _of_layers_run(end, key) for task, end in ends.items()}
+            values = {task: tables.of_layers_run(end, key) for task, end in ends.items()}
             if any(end.get("unused") for end in ends.values()):
                 caption += NOT_RUN
             name = _named(key, runs, index)
@@ -206,12 +285,6 @@ def _gates(runs: Sequence[Run]) -> Part:
             part.tabulate(tables.overlap_table(overlap, name), show=False)
         part.draw_beside(pictures, least=420)
     return part
-
-
-def _of_layers_run(end: dict[str, Any], key: str) -> dict[str, float]:
-    """A value by layer, of the layers that the task runs."""
-    unused = set(end.get("unused") or ())
-    return {layer: value for layer, value in (end.get(key) or {}).items() if layer not in unused}
 
 
 def _cost(runs: Sequence[Run]) -> Part:
