@@ -11,6 +11,9 @@ from tss.report.names import number, shorten
 from tss.report.run import Run
 from tss.report.style import MUTED, Picture, new_figure, picture, run_colour, run_legend
 
+LEAST_SPAN = 1.0
+"""Points on both sides of zero that the axis of forgetting has at least: nothing forgotten looks like nothing."""
+
 
 def forgetting_picture(runs: Sequence[Run], name: str) -> Picture | None:
     """How far each task fell between its own row and the last row, one bar per run; None with fewer than two rows."""
@@ -34,6 +37,8 @@ def forgetting_picture(runs: Sequence[Run], name: str) -> Picture | None:
     axes.tick_params(axis="x", labelsize=7 if crowded else 8)
     axes.set_ylabel("points lost")
     axes.margins(y=0.15)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -LEAST_SPAN), max(high, LEAST_SPAN))
     axes.grid(axis="x", visible=False)
     run_legend(figure, [run.label for run in runs], lines=False)
     caption = (

@@ -123,7 +123,7 @@ class Run:
         return next((e for e in reversed(self.of("epoch", task)) if e.get("epoch") == best), {})
 
     def adapters_used(self, task: str) -> str | None:
-        """Which of the adapter matrices a task ran, in words; None where it was not recorded."""
+        """Which of the adapters a task ran: "all", the stack that has them, or how many; None where it is not known."""
         end = self.by_task("task_end").get(task, {})
         layers = end.get("layers") or list(end.get("density") or {})
         if not layers:
@@ -134,7 +134,7 @@ class Run:
             return "all"
         for side, other in (("encoder", "decoder"), ("decoder", "encoder")):
             if used == [layer for layer in layers if side in layer] and all(other in layer for layer in unused):
-                return f"the {side}'s"
+                return side
         return f"{len(used)} of {len(layers)}"
 
     @property

@@ -122,7 +122,12 @@ def header(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
         ("Kept per task", _of_runs(runs, _kept)),
     ]
     if first.method == "tss" and summary.get("forgetting") == 0:
-        pairs.append(("Forgetting", "exactly zero: what is sealed for a task never changes"))
+        pairs.append(
+            (
+                "Forgetting" + (f" · {first.label}" if len(runs) > 1 else ""),
+                "exactly zero: what is sealed for a task never changes",
+            )
+        )
     parts.append(html.facts(pairs))
     return "\n".join(parts)
 
@@ -130,11 +135,9 @@ def header(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
 def _of_runs(runs: Sequence[Run], value: Callable[[Run], str]) -> str:
     """A fact of all runs, or of each where they differ."""
     values = {run.label: value(run) for run in runs}
-    return (
-        values[runs[0].label]
-        if len(set(values.values())) == 1
-        else " · ".join(f"{label}: {text}" for label, text in values.items())
-    )
+    if len(set(values.values())) == 1:
+        return value(runs[0])
+    return " · ".join(text if text == label else f"{label}: {text}" for label, text in values.items())
 
 
 def _computed(run: Run) -> str:

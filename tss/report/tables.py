@@ -258,8 +258,7 @@ def examples_table(run: Run, name: str) -> Table:
     ]
     columns = {"task": text, "test line": count, "right answer": text, "prediction": text, "equal": text}
     caption = (
-        "The first lines of each task's test split, as they were answered after the last task that was learned; "
-        "the run folder has all of them in predictions/."
+        "The first lines of each task's test split, as they were last answered; predictions/ in the run folder has all."
     )
     return Table(name, dict(columns), rows, caption, wide=("right answer", "prediction"))
 
