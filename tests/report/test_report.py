@@ -309,7 +309,7 @@ def test_a_cell_says_its_value_where_the_pointer_rests(make_run, tmp_path, count
         read_run(folder).tasks,
         matrix_of(folder),
     )
-    number_at = r"translate\(([\d.]+) ([\d.]+)\)[^>]*>([\d.]+)</text>"
+    number_at = r' x="([\d.]+)" y="([\d.]+)"[^>]*>([\d.]+)</text>'
     printed = {(float(x), float(y), text) for x, y, text in re.findall(number_at, drawn)}
     cells = re.findall(
         r'<rect class="cell"[^>]* x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"><title>([^<]*)</title>',
