@@ -29,11 +29,14 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml setup.py $(wildcard csrc/*/*.py csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, $(PYTHON) is older: run make PYTHON=python3.12"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	@$(BIN)/python -m csrc.build status
-	touch $(STAMP)
+	@test -x $(BIN)/python || { echo "set-up 1 of 4: an environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -c 'import torch' 2>/dev/null || { echo "set-up 2 of 4: $(TORCH), some hundred megabytes"; \
+		$(BIN)/python -m pip install --disable-pip-version-check "$(TORCH)"; }
+	@echo "set-up 3 of 4: tss and the packages that it needs"
+	@TSS_KERNELS_BUILD=off $(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@echo "set-up 4 of 4: csrc, under a minute for C++ on two idle cores, minutes more for CUDA where there is nvcc"
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $(STAMP)
 
 demo: setup
 	rm -rf runs/demo

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,9 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+STATUS = "tss_kernels:"
+"""What lines of progress begin with."""
 
 
 class BuildFailed(RuntimeError):
@@ -49,15 +54,18 @@ def text(module: Module, compilers: dict[str, str], folder: Path) -> str:
         lines += [
             f"rule {name}",
             f"  command = {_shell([path])} {depend} $flags -c $in -o $out",
+            "  description = compiled $what",
             "  depfile = $out.d",
             "  deps = gcc",
         ]
     kind = "" if module.program else " -shared"
     lines += ["rule link", f"  command = {_shell([compilers['cxx']])}{kind} -o $out $in $flags"]
+    lines += ["  description = linked $out"]
     objects = []
     for source in module.sources:
         objects.append(f"{source.object_name}.o")
         lines += [f"build {objects[-1]}: {source.compiler} {_escape(source.path)}", f"  flags = {_shell(source.flags)}"]
+        lines += [f"  what = {str(source.object_name).replace('$', '$$')}"]
     lines += [f"build {file_name(module)}: link {' '.join(objects)}", f"  flags = {_shell(module.link)}", ""]
     return "\n".join(lines)
 
@@ -91,10 +99,46 @@ def _build(module: Module, compilers: dict[str, str], folder: Path, jobs: int, v
     content = text(module, compilers, folder)
     if not file.exists() or file.read_text() != content:
         file.write_text(content)
-    command = [_ninja(), "-C", str(folder), "-f", file.name, "-j", str(jobs), *(["-v"] if verbose else ["--quiet"])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if verbose:
-        print(done.stdout, end="")
-    if done.returncode != 0:
-        raise BuildFailed(f"building {module.name} failed (exit {done.returncode}):\n{done.stdout.strip()}")
+    command = [_ninja(), "-C", str(folder), "-f", file.name, "-j", str(jobs), *(["-v"] if verbose else [])]
+    todo = sum(line.startswith(STATUS) for line in _Lines([*command, "-n"]))
+    if todo:
+        _tell(f"{STATUS} {module.name}: {todo} steps with {_compilers(module, compilers)}, {jobs} at a time")
+    output = []
+    for line in (lines := _Lines(command)):
+        output.append(line)
+        if line.startswith(STATUS):
+            _tell(line)
+        elif verbose:
+            print(line)
+    if lines.code != 0:
+        told = "\n".join(line for line in output if not line.startswith(("ninja: Entering", STATUS)))
+        raise BuildFailed(f"building {module.name} failed (exit {lines.code}):\n{told.strip()}")
     return folder / file_name(module)
+
+
+def _compilers(module: Module, compilers: dict[str, str]) -> str:
+    names = dict.fromkeys(source.compiler for source in module.sources)
+    return " and ".join(Path(compilers[name]).name for name in names)
+
+
+def _tell(line: str) -> None:
+    """Progress goes to standard error: what a command prints may be what others read."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class _Lines:
+    """The lines that a command prints, as they come; then its exit code."""
+
+    def __init__(self, command: list[str]) -> None:
+        environment = {**os.environ, "NINJA_STATUS": f"{STATUS} [%f of %t, %e s] "}
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+        )
+        self.code = 0
+
+    def __iter__(self) -> Iterator[str]:
+        assert self._process.stdout is not None
+        with self._process.stdout as stream:
+            for line in stream:
+                yield line.rstrip("\n")
+        self.code = self._process.wait()

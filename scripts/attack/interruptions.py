@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -30,7 +29,7 @@ def reference(scene: Scene) -> tuple[dict[str, bytes], int, float]:
 
 
 def one_of_each_kind(story: Sequence[str]) -> dict[str, int]:
-    """For each operation on files (open, write, fsync, rename and so on) one in the middle of the run, counted from 1."""
+    """For each operation on files (open, write, rename and so on) the number of one in the middle of the run."""
     kinds: dict[str, list[int]] = {}
     for number, line in enumerate(story, start=1):
         kinds.setdefault(line.split()[0], []).append(number)

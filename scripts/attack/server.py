@@ -21,9 +21,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
 import tss.report
+from scripts.attack.scene import STORY
 from tss.cli.main import main
 from tss.report import Report, bars, curves, heatmaps
-from scripts.attack.scene import STORY
 from tss.report.style import Picture
 
 WORDS = (
@@ -42,7 +42,7 @@ def child(order: dict[str, Any]) -> int:
     if not order["report"]:
         tss.report.build = lambda runs, output, **_: Report(Path(output) / "report.html", [])
     for module in (bars, curves, heatmaps):  # what is drawn comes from what is tabled
-        vars(module)["picture"] = lambda figure, name, caption: Picture(name, "<svg></svg>", 100, caption)
+        vars(module)["picture"] = lambda figure, name, caption, cells=(): Picture(name, "<svg></svg>", 100, caption)
     if order["arm"]:
         folder, what, at = order["arm"]
         ctypes.CDLL(None).attack_arm(folder.encode(), what, ctypes.c_long(at))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -58,10 +59,15 @@ def test_paths_with_spaces_and_dollars(tmp_path):
     assert answer(file) == 42
 
 
-def test_what_changed_is_built_again_and_nothing_else(tmp_path):
+def test_what_changed_is_built_again_and_nothing_else(tmp_path, capfd):
     module, folder = tiny(tmp_path / "source"), tmp_path / "build"
     first = build(module, folder).stat().st_mtime_ns
+    out, told = capfd.readouterr()
+    assert "tss_kernels: tiny: 2 steps with " in told
+    assert re.search(r"^tss_kernels: \[1 of 2, [\d.]+ s\] compiled tiny$", told, re.MULTILINE)
+    assert out == ""
     assert build(module, folder).stat().st_mtime_ns == first
+    assert capfd.readouterr() == ("", "")
     (tmp_path / "source" / "answer.h").write_text("#define ANSWER 43\n")  # headers count
     assert answer(build(module, folder)) == 43
 
@@ -130,8 +136,15 @@ def test_sources_know_no_torch():
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", ["cpu", "off"])
 def test_a_wheel_works_in_another_place(parts, tmp_path):
-    """Built without isolation, so that no network is needed; unpacked where neither this tree nor a compiler is."""
-    environment = {**os.environ, "TSS_KERNELS_BUILD": parts}
+    """Built without isolation, so that no network is needed; unpacked where neither this tree nor a compiler is.
+
+    Without optimisation, which takes half the time and tells nothing about what a wheel holds.
+    """
+    assert isinstance(CXX, Tool)
+    compiler = tmp_path / "c++"
+    compiler.write_text(f'#!/bin/sh\nexec {CXX.path} "$@" -O0\n')
+    compiler.chmod(0o755)
+    environment = {**os.environ, "TSS_KERNELS_BUILD": parts, "CXX": str(compiler)}
     source = tmp_path / "a copy"
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     if not files:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
+from tss.run.folder import RunFolder
+
 KINDS = {
     "asc": "classification",
     "ccd": "classification",
@@ -71,10 +73,19 @@ def write_synthetic_run(
         "seed": seed,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "env.json").write_text(json.dumps({"python": "3.11", "torch": "2.13"}))
+    (folder / "env.json").write_text(json.dumps({"python": "3.11", "device": "cpu AVX2", "threads": 2}))
     with (folder / "events.jsonl").open("w") as stream:
         for event in _events(tasks, kinds, sizes, full, done, count, method, rng):
             stream.write(json.dumps({"time": 1.7e9, **event}) + "\n")
+    for i, task in enumerate(tasks[:done]):
+        path = RunFolder(folder).predictions(i, task)
+        path.parent.mkdir(exist_ok=True)
+        answers = (
+            {"prediction": ["O", "B-PER"], "reference": ["O", "O"]}
+            if kinds[task] == "extraction"
+            else {"prediction": f"<i>answer</i> {i}", "reference": f"answer {i}"}
+        )
+        path.write_text(f"{json.dumps(answers)}\n" * 5)
     if method == "tss":
         _write_gates(folder / "tasks", tasks[:done], rng)
     return folder
@@ -88,6 +99,8 @@ def _events(tasks, kinds, sizes, matrix, done, count, method, rng):
         "method": method,
         "backbone": "embedded",
         "parameters": 7_500_000,
+        "precision": "bfloat16",
+        "device": "cpu",
     }
     for i, task in enumerate(tasks[: min(done + 1, count)]):
         yield {
@@ -98,6 +111,7 @@ def _events(tasks, kinds, sizes, matrix, done, count, method, rng):
             "train": 320,
             "validation": 40,
             "test": sizes[task],
+            "epochs": 5,
             "steps": 50,
         }
         for epoch in range(1, 6):
@@ -121,7 +135,7 @@ def _events(tasks, kinds, sizes, matrix, done, count, method, rng):
                 "epoch": epoch - 1,
                 "loss": 2 / epoch,
                 "validation": value,
-                "metric": "macro_f1",
+                "metric": MAIN[task.split("/")[0]] if kinds[task] != "generation" else "loss",
             }
         if i == done:
             return

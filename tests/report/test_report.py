@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 import time
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 
 from tss.errors import StateError
-from tss.report import build
+from tss.report import build, curves
 from tss.report.build import summarise
 from tss.report.names import distinct_parts, duration, number, shorten, size
 from tss.report.overlap import gate_overlap
 from tss.report.reading import read_run
 from tss.report.tables import seeds_table
+from tss.run.folder import RunFolder
 
 VOID = {"meta", "link", "br", "path", "use", "rect"}
 
@@ -290,6 +292,116 @@ def test_layers_that_a_task_does_not_run_are_blank_and_blame_nothing(make_run, t
     rows = (report.path.parent / "tables" / "flipped.csv").read_text().splitlines()[1:]
     assert len(rows) == 6
     assert all("encoder" in row for row in rows)
+
+
+def change_events(folder, change):
+    path = folder / "events.jsonl"
+    events = [change(event) for event in map(json.loads, path.read_text().splitlines())]
+    path.write_text("".join(json.dumps(event) + "\n" for event in events if event is not None))
+
+
+@pytest.mark.parametrize("count", [2, 5, 14])
+def test_a_cell_says_its_value_where_the_pointer_rests(make_run, tmp_path, count):
+    folder = make_run("mine", count)
+    build(folder, tmp_path / "out")
+    drawn, tasks, matrix = (
+        (tmp_path / "out" / "plots" / "matrix.svg").read_text(),
+        read_run(folder).tasks,
+        matrix_of(folder),
+    )
+    number_at = r' x="([\d.]+)" y="([\d.]+)"[^>]*>([\d.]+)</text>'
+    printed = {(float(x), float(y), text) for x, y, text in re.findall(number_at, drawn)}
+    cells = re.findall(
+        r'<rect class="cell"[^>]* x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"><title>([^<]*)</title>',
+        drawn,
+    )
+    assert len(cells) == count * (count + 1) // 2
+    values = iter([(i, j) for i in range(count) for j in range(i + 1)])
+    for left, top, width, height, title in cells:
+        i, j = next(values)
+        assert html.unescape(title) == f"after {tasks[i]} on {tasks[j]}: {matrix[i][j]:.2f}"
+        inside = [
+            text for x, y, text in printed
+            if 0 < x - float(left) < float(width) and 0 < y - float(top) < float(height) and "." in text
+        ]  # fmt: skip
+        assert inside == [f"{matrix[i][j]:.1f}"]
+
+
+def test_what_was_computed_where_and_each_average_stand_at_the_top(make_run, tmp_path):
+    ours, naive = make_run("tss", 4), make_run("ncl", 4, method="ncl", forget=3.0, seed=7)
+    top = structure(build([ours, naive], tmp_path / "out").path).text.split("Runs side by side")[0]
+    assert "bfloat16, cpu (cpu AVX2), 2 threads, seed 0" in top
+    assert "bfloat16, cpu (cpu AVX2), 2 threads, seed 7" in top
+    for folder in (ours, naive):
+        assert f"Average · {folder.name}{number(summarise(read_run(folder))['average'])}" in top
+    assert "tss: 6.00 KiB of gates, 1 bit each" in top or "tss: 6.0 KiB of gates, 1 bit each" in top
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("tss", "gates, 1 bit each"), ("supsup", "gates, 1 bit each"), ("one", "adapter's weights"),
+     ("lora", "LoRA's weights"), ("hat", "gates of hidden units")],
+)  # fmt: skip
+def test_what_is_kept_is_called_by_its_name(make_run, tmp_path, method, expected):
+    folder = make_run("mine", 3, method=method)
+    change_events(
+        folder, lambda e: e | {"bytes": {"gates": 900_000, "head": 9, "total": 900_009}} if "bytes" in e else e
+    )
+    text = structure(build(folder, tmp_path / "out").path).text
+    assert f"879 KiB of {expected} and 9 B of head" in text
+    assert expected in (tmp_path / "out" / "plots" / "bytes.svg").read_text().replace("&apos;", "'")
+    assert expected in read_csv(tmp_path / "out" / "tables" / "cost.csv")[0]
+
+
+def test_a_method_that_keeps_heads_alone_says_so(make_run, tmp_path):
+    text = structure(build(make_run("mine", 3, method="ncl"), tmp_path / "out").path).text
+    assert "What each learned task adds on disk: its head alone." in text
+    assert "1 bit each" not in text
+
+
+def test_validation_stands_beside_the_test_and_used_adapters_are_named(make_run, tmp_path):
+    folder = make_run("mine", 4)
+
+    def reads_encoder(event):
+        if event["event"] == "task_end" and event["index"] < 2:
+            unused = [layer for layer in event["density"] if "decoder" in layer]
+            return event | {"unused": unused, "density": event["density"] | dict.fromkeys(unused, 0.0)}
+        return event
+
+    change_events(folder, reads_encoder)
+    build(folder, tmp_path / "out")
+    head, *rows = read_csv(tmp_path / "out" / "tables" / "tasks.csv")
+    tasks = [dict(zip(head, row, strict=True)) for row in rows]
+    assert [task["adapters used"] for task in tasks] == ["encoder", "encoder", "all", "all"]
+    assert all(0.45 <= float(task["gates open"]) <= 0.55 for task in tasks)
+    best = [event for event in read_run(folder).of("epoch") if event["epoch"] == 4]
+    expected = [event["validation"] if event["metric"] != "loss" else None for event in best]
+    assert [float(task["validation"]) if task["validation"] else None for task in tasks] == expected
+    assert None in expected
+
+
+def test_the_loss_is_drawn_against_true_steps_however_few_were_recorded(make_run, tmp_path):
+    folder = make_run("mine", 3)
+    change_events(folder, lambda e: None if e["event"] == "step" and (e["step"], e["epoch"]) != (3, 1) else e)
+    run = read_run(folder)
+    assert [curves.steps_per_epoch(run, task) for task in run.tasks] == [10, 10, 10]
+    assert [curves._loss_curve(run, task, 9)[0][0] for task in run.tasks] == [14, 14, 14]
+    assert "the optimizer steps of its task, 150 in all" in structure(build(folder, tmp_path / "out").path).text
+
+
+def test_examples_and_the_meaning_of_names_are_on_the_page(make_run, tmp_path):
+    folder = make_run("mine", 3)
+    parsed = structure(build(folder, tmp_path / "out").path)
+    assert "mine: 9 answers" in parsed.text
+    assert "<i>answer</i> 0" in parsed.text
+    assert "i" not in parsed.tags
+    assert "O B-PER" in parsed.text
+    assert "popup scores choose a sub-network of frozen random adapters" in parsed.text
+    assert "named entity recognition" in parsed.text
+    assert "summarisation" not in parsed.text
+    RunFolder(folder).predictions(1, read_run(folder).tasks[1]).write_text("no JSON\n")
+    report = build(folder, tmp_path / "out")
+    assert any("predictions/02-" in line and "cannot be read" in line for line in report.damage)
 
 
 def test_a_thousand_tasks_are_reported_in_seconds(tmp_path):

@@ -13,7 +13,7 @@ PACKAGE = Path(tss.__file__).parent
 BELOW = {
     "data": {"tasks"},
     "run": {"adapters", "data", "methods", "metrics", "tasks"},
-    "report": {"adapters", "metrics", "run", "tasks"},
+    "report": {"adapters", "methods", "metrics", "run", "tasks"},
 }
 
 

@@ -72,7 +72,15 @@ def story(folder: Path) -> list[dict[str, object]]:
     return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in lines]
 
 
-def kill_points(rng: random.Random, total: int, kills: int) -> list[int]:
+def after_each_kind(rng: random.Random, folder: Path) -> list[int]:
+    """Numbers of lines: one at random after each kind of event of the run, the last aside."""
+    kinds: dict[object, list[int]] = {}
+    for number, event in enumerate(story(folder)[:-1], start=1):
+        kinds.setdefault(event["event"], []).append(number)
+    return sorted({max(2, rng.choice(numbers)) for numbers in kinds.values()})
+
+
+def in_stretches(rng: random.Random, total: int, kills: int) -> list[int]:
     """Numbers of lines from 2 to total - 1: one at random in each of as many equal stretches of the run."""
     edges = [2 + i * (total - 2) // kills for i in range(kills + 1)]
     return [rng.randrange(start, end) for start, end in itertools.pairwise(edges)]
@@ -81,9 +89,9 @@ def kill_points(rng: random.Random, total: int, kills: int) -> list[int]:
 @pytest.mark.parametrize(
     ("seed", "kills", "overrides"),
     [
-        (1, 14, ["zero_shot=true"]),
-        (2, 5, ["method=ncl", "precision=bfloat16"]),
-        (3, 5, ["training.grad_accumulation=2", "training.patience=1", "method_options.soft_mask=update"]),
+        (1, None, ["zero_shot=true", "training.epochs=2"]),
+        (2, 3, ["method=ncl", "precision=bfloat16", "training.epochs=2"]),
+        (3, 3, ["training.grad_accumulation=2", "training.patience=1", "method_options.soft_mask=update"]),
     ],
     ids=["tss", "ncl", "tss-accumulate"],
 )
@@ -92,15 +100,17 @@ def test_killed_runs_end_as_if_never_stopped(processes, tiny_config, tmp_path, s
 
 
 def test_killed_runs_that_keep_states_below_the_adapters_do_too(processes, tiny_config, plain_backbone, tmp_path):
-    config = tiny_config(f"backbone={plain_backbone}", "training.eval_batch_size=3")
-    check_killed(processes, config, tmp_path, 4, 5)
+    config = tiny_config(f"backbone={plain_backbone}", "training.eval_batch_size=3", "training.epochs=2")
+    check_killed(processes, config, tmp_path, 4, 3)
 
 
 def check_killed(processes, config, tmp_path, seed, kills):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run_until(processes, config, whole, None) == 0
-    total = count_lines(whole)
-    for lines in kill_points(random.Random(seed), total, kills):
+    rng = random.Random(seed)
+    points = after_each_kind(rng, whole) if kills is None else in_stretches(rng, count_lines(whole), kills)
+    assert len(points) >= 3
+    for lines in points:
         assert run_until(processes, config, killed, lines) == -9
     assert run_until(processes, config, killed, None) == 0
     assert contents(killed) == contents(whole)

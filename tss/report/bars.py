@@ -8,8 +8,11 @@ from typing import Any
 from tss.report.curves import MOST_LABELS, all_tasks
 from tss.report.heatmaps import FULL_WIDTH
 from tss.report.names import number, shorten
-from tss.report.reading import Run
+from tss.report.run import Run
 from tss.report.style import MUTED, Picture, new_figure, picture, run_colour, run_legend
+
+LEAST_SPAN = 1.0
+"""Points on both sides of zero that the axis of forgetting has at least: nothing forgotten looks like nothing."""
 
 
 def forgetting_picture(runs: Sequence[Run], name: str) -> Picture | None:
@@ -34,6 +37,8 @@ def forgetting_picture(runs: Sequence[Run], name: str) -> Picture | None:
     axes.tick_params(axis="x", labelsize=7 if crowded else 8)
     axes.set_ylabel("points lost")
     axes.margins(y=0.15)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -LEAST_SPAN), max(high, LEAST_SPAN))
     axes.grid(axis="x", visible=False)
     run_legend(figure, [run.label for run in runs], lines=False)
     caption = (
@@ -61,11 +66,11 @@ def drop(run: Run, task: str) -> float | None:
 
 
 def bytes_picture(run: Run, name: str) -> Picture | None:
-    """Bytes kept for each task, gates and head apart; None where they were not recorded."""
+    """Bytes kept for each task, head and the rest apart; None where they were not recorded."""
     kept = {t: e["bytes"] for t, e in run.by_task("task_end").items() if e.get("bytes")}
     left_out = len(kept) - MOST_LABELS
     kept = dict(list(kept.items())[:MOST_LABELS])
-    if not any(parts.get("gates") for parts in kept.values()):
+    if not any(parts.get("total") for parts in kept.values()):
         return None
     figure = new_figure(FULL_WIDTH, 0.9 + max(0.17, 0.3 - 0.005 * len(kept)) * len(kept))
     axes = figure.add_subplot()
@@ -78,8 +83,9 @@ def bytes_picture(run: Run, name: str) -> Picture | None:
     axes.invert_yaxis()
     axes.set_xlabel("KiB kept for the task")
     axes.grid(axis="y", visible=False)
-    run_legend(figure, ["gates, 1 bit each", "head"], lines=False)
-    caption = "What each learned task adds on disk. Nothing else grows with the number of tasks."
+    if any(gates):
+        run_legend(figure, [run.kept, "head"], lines=False)
+    caption = f"What each learned task adds on disk{'' if any(gates) else ': its head alone'}."
     if left_out > 0:
         caption += f" The first {MOST_LABELS} tasks; {left_out} more are in the table."
     return picture(figure, name, caption)

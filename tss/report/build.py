@@ -10,8 +10,9 @@ from typing import Any
 from tss.errors import StateError
 from tss.io import check_folder
 from tss.metrics import continual
-from tss.report import html, sections
-from tss.report.reading import Run, read_run
+from tss.report import header, html, sections
+from tss.report.reading import read_run
+from tss.report.run import Run
 from tss.report.style import Picture, drawing
 from tss.report.tables import Table
 
@@ -64,7 +65,7 @@ def build(
         chosen = sections.assemble(read, summaries, alone)
     pictures: list[Picture] = [p for part in chosen for p in part.pictures]
     tables: list[Table] = [t for part in chosen for t in part.tables]
-    body = [sections.header(read, summaries), html.navigation([p.title for p in chosen])]
+    body = [header.header(read, summaries), html.navigation([p.title for p in chosen])]
     body += [html.section(part.title, part.parts) for part in chosen]
     body.append(FOOTER)
     for folder in ("plots", "tables"):
@@ -73,7 +74,7 @@ def build(
         (target.parent / "plots" / f"{drawn.name}.svg").write_text(drawn.svg, encoding="utf-8")
     for table in tables:
         (target.parent / "tables" / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
-    target.write_text(html.page(sections.title(read), body), encoding="utf-8")
+    target.write_text(html.page(header.title(read), body), encoding="utf-8")
     damage = [f"{run.folder}: {line}" for run in read for line in run.damage]
     return Report(target, damage)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tss.report.heatmaps import FULL_WIDTH
 from tss.report.names import shorten
-from tss.report.reading import Run
+from tss.report.run import Run
 from tss.report.style import MUTED, Picture, new_figure, picture, run_colour, run_legend, run_style
 
 POINTS = 240
@@ -19,7 +19,6 @@ MOST_LABELS = 60
 """Tasks whose names fit on an axis."""
 MOST_PANELS = 40
 """Panels of learning curves that a page has room for."""
-Curve = list[tuple[int, float]]
 Line = list[tuple[float, float]]
 
 
@@ -41,7 +40,8 @@ def learning_picture(runs: Sequence[Run], name: str) -> Picture | None:
         metric = _draw_panel(axes, runs, task)
         axes.set_title(shorten(task, 24 if columns < 6 else 19), fontsize=8 if columns < 6 else 7)
         axes.set_title(metric, loc="right", fontsize=6.5, fontweight="normal", color=MUTED)
-        axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
+        axes.xaxis.get_major_locator().set_params(integer=True, nbins=4, min_n_ticks=1)
+        axes.set_xlim(0.5, 0.5 + max(len(_epochs(run, task)) for run in panels[task]))
         axes.locator_params(axis="y", nbins=4)
         axes.tick_params(labelsize=7)
     figure.supxlabel("epoch", fontsize=8.5)
@@ -79,14 +79,14 @@ def loss_picture(run: Run, name: str) -> Picture | None:
         return None
     figure = new_figure(FULL_WIDTH, 2.4)
     axes = figure.add_subplot()
-    start, middles, ends = 0, [], []
+    start, middles, ends = 0.0, [], []
     lines: tuple[Line, Line] = ([], [])  # thousands of tasks are two lines with gaps, not thousands of lines
-    for index, curve in enumerate(curves.values()):
-        steps = [start + step for step, _ in curve]
-        lines[index % 2].extend(zip(steps, (loss for _, loss in curve), strict=True))
+    for index, (task, curve) in enumerate(curves.items()):
+        lines[index % 2].extend((start + step, loss) for step, loss in curve)
         lines[index % 2].append((math.nan, math.nan))
-        middles.append((start + steps[-1]) / 2)
-        start = steps[-1]
+        end = start + max(curve[-1][0], steps_per_epoch(run, task) * len(run.of("epoch", task)))
+        middles.append((start + end) / 2)
+        start = end
         ends.append(start)
     for line, colour in zip(lines, (run_colour(0), run_colour(4)), strict=True):
         if line:
@@ -101,7 +101,10 @@ def loss_picture(run: Run, name: str) -> Picture | None:
     axes.set_xlim(0, max(start, 1))
     axes.set_ylabel("training loss")
     axes.grid(axis="x", visible=False)
-    caption = "Training loss at the recorded steps, tasks in their order; the width of a band is its number of steps."
+    caption = (
+        f"Training loss at the recorded steps, tasks in their order; a band is as wide as the optimizer steps of its "
+        f"task, {start:,.0f} in all."
+    )
     return picture(figure, name, caption)
 
 
@@ -141,11 +144,21 @@ def _epochs(run: Run, task: str) -> list[dict[str, Any]]:
     return [e for e in run.of("epoch", task) if e.get("validation") is not None]
 
 
-def _loss_curve(run: Run, task: str, most: int) -> Curve:
-    """(step since the task began, loss), averaged to at most so many points; events count steps in their epoch."""
+def steps_per_epoch(run: Run, task: str) -> int:
+    """Optimizer steps in one of a task's epochs: as the run told them, else the most that were recorded of one."""
+    begin = next(iter(run.of("task_begin", task)), {})
+    if begin.get("steps") and begin.get("epochs"):
+        return int(begin["steps"]) // int(begin["epochs"])
+    return max((int(e["step"]) for e in run.of("step", task)), default=-1) + 1
+
+
+def _loss_curve(run: Run, task: str, most: int) -> Line:
+    """(steps since the task began, loss), averaged to at most so many points; events count steps in their epoch."""
     events = [e for e in run.of("step", task) if e.get("loss") is not None]
-    per_epoch = max((int(e["step"]) for e in events), default=0) + 1
-    curve = [(int(e["epoch"]) * per_epoch + int(e["step"]), float(e["loss"])) for e in events]
+    per_epoch = steps_per_epoch(run, task)
+    curve = [(int(e["epoch"]) * per_epoch + int(e["step"]) + 1, float(e["loss"])) for e in events]
     size = math.ceil(len(curve) / most) or 1
     chunks = [curve[i : i + size] for i in range(0, len(curve), size)]
-    return [(chunk[-1][0], sum(loss for _, loss in chunk) / len(chunk)) for chunk in chunks]
+    return [
+        (sum(step for step, _ in chunk) / len(chunk), sum(loss for _, loss in chunk) / len(chunk)) for chunk in chunks
+    ]

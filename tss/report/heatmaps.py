@@ -9,7 +9,7 @@ import numpy as np
 
 from tss.report.names import distinct_parts, number, shorten
 from tss.report.overlap import Overlap
-from tss.report.reading import Run
+from tss.report.run import Run
 from tss.report.style import GRID, Picture, new_figure, picture
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 FULL_WIDTH = 10.5
 MOST_CELLS, MOST_COLUMNS, MOST_PIXELS, MOST_NAMES = 30_000, 100, 500, 50
 """Cells and columns that are drawn one by one; above them, pixels of an image and names on each side."""
+MOST_HOVERS = 10_000
+"""Above so many cells none says its value where the pointer rests: each takes a line of the page."""
 MOST_ROWS = 40
 """Above this many rows of many columns numbers are too small to read and too many to draw; the CSV has them."""
 
@@ -35,7 +37,7 @@ def matrix_picture(run: Run, name: str) -> Picture:
         "Row: the state after learning that task. Column: the task it is tested on, with its own main metric. "
         "The diagonal is a task just learned; reading down a column shows whether it is forgotten. Blank: not measured."
     )
-    return picture(figure, name, caption)
+    return picture(figure, name, caption, hover_texts(values, run.tasks, run.tasks, "after {} on {}: {}"))
 
 
 def layers_picture(
@@ -61,7 +63,7 @@ def layers_picture(
         wide=0.62,
         tall=0.2,
     )
-    return picture(figure, name, caption)
+    return picture(figure, name, caption, hover_texts(grid, layers, list(per_task), f"{{}}, {{}}: {{}} ({what})"))
 
 
 def overlap_picture(overlap: Overlap, name: str) -> Picture:
@@ -87,7 +89,28 @@ def overlap_picture(overlap: Overlap, name: str) -> Picture:
         f"same densities chosen independently would share {expected:.3f} (line on the colour bar). "
         "Tasks that start from a copy of the scores before them share more than chance, and neighbours share most."
     )
-    return picture(figure, name, caption)
+    cells = hover_texts(grid[1:, :-1], overlap.tasks[1:], overlap.tasks[:-1], "{} and {}: {}", digits=3)
+    return picture(figure, name, caption, cells)
+
+
+def hover_texts(
+    grid: np.ndarray, rows: Sequence[str], columns: Sequence[str], form: str, digits: int = 2
+) -> list[list[str]]:
+    """What every cell says where the pointer rests: its row, its column and its value in full names and digits."""
+    if grid.size > MOST_HOVERS or is_large(grid):
+        return []
+    return [
+        [
+            "" if np.isnan(value) else form.format(row, column, number(value, digits))
+            for column, value in zip(columns, line, strict=True)
+        ]
+        for row, line in zip(rows, grid, strict=True)
+    ]
+
+
+def is_large(grid: np.ndarray) -> bool:
+    """Whether a map is drawn as an image, its cells averaged."""
+    return grid.size > MOST_CELLS or grid.shape[1] > MOST_COLUMNS
 
 
 def heat_map(
@@ -114,7 +137,7 @@ def heat_map(
     import matplotlib
 
     count_rows, count_columns = grid.shape
-    if grid.size > MOST_CELLS or count_columns > MOST_COLUMNS:
+    if is_large(grid):
         return _large_map(grid, rows, columns, bounds=bounds, bar=bar)
     margin = 0.075 * max(map(len, rows), default=1) + 1.1
     cell = min(wide, (FULL_WIDTH - margin) / max(count_columns, 1))

@@ -74,6 +74,7 @@ def table(data: Table | None, colours: bool = False) -> str:
         return ""
     formats = list(data.columns.values())
     sides = ["" if form is text else ' class="n"' for form in formats]
+    sides = [' class="w"' if name in data.wide else side for name, side in zip(data.columns, sides, strict=True)]
     head = "".join(f"<th{side}>{escape(name)}</th>" for side, name in zip(sides, data.columns, strict=True))
     rows = []
     for index, row in enumerate(data.rows):
@@ -89,6 +90,11 @@ def table(data: Table | None, colours: bool = False) -> str:
         + "\n".join(rows)
         + f"\n</tbody></table></div>{caption}"
     )
+
+
+def opened(title: str, content: str) -> str:
+    """HTML that shows on a click."""
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
 def folded(title: str, content: str) -> str:

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+FAMILIES = {
+    "asc": "aspect sentiment classification: how a review judges one aspect",
+    "ccd": "classification of texts: topics, intents, opinions",
+    "ner": "named entity recognition: which words name a person, a place and so on",
+    "sum": "summarisation",
+    "drg": "dialogue response generation: the next reply in a conversation",
+}
+"""What the short names of the paper's families stand for."""
+
 
 def shorten(name: str, limit: int = 26) -> str:
     """`name` with its middle replaced by an ellipsis if it is longer than `limit` characters."""

@@ -1,119 +1,23 @@
-"""What a report knows of a run: read from the run folder alone, whole or cut short."""
+"""Run folders, whole or cut short, as a report knows them: the state is believed first, and what differs is told."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
+import itertools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tss.errors import ConfigError, StateError
 from tss.io import from_json, sha256
+from tss.report.run import Matrix, Run
 from tss.run.config_files import read_yaml
 from tss.run.events import check_events
 from tss.run.folder import RunFolder
 from tss.run.run_state import RunState
 
-Matrix = list[list[float | None]]
 SHOWN = 3
 """Contradictions that are told one by one."""
-
-
-@dataclass
-class Run:
-    """One run folder in memory.
-
-    `matrix[i][j]` is the main metric (0 to 100) of task j after task i, None where unmeasured; rows that a run
-    never reached hold None alone. `gates[task][layer]` is the packed uint8 tensor (out, ceil(in / 8));
-    `series` is what runs called by their methods have in common;
-    `notes` say what is missing, `damage` what is not as the run wrote it;
-    `signatures[kind]` says how this installation computes the scores of a kind of task.
-    """
-
-    folder: Path
-    label: str
-    method: str
-    tasks: list[str]
-    kinds: dict[str, str] = field(default_factory=dict)
-    main: dict[str, str] = field(default_factory=dict)
-    test_size: dict[str, int] = field(default_factory=dict)
-    matrix: Matrix = field(default_factory=list)
-    own_summary: dict[str, float | None] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    env: dict[str, Any] = field(default_factory=dict)
-    events: list[dict[str, Any]] = field(default_factory=list)
-    gates: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    signatures: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    damage: list[str] = field(default_factory=list)
-    series: str = ""
-
-    @cached_property
-    def _by_name(self) -> dict[str, list[dict[str, Any]]]:
-        table: dict[str, list[dict[str, Any]]] = {}
-        for event in self.events:
-            table.setdefault(str(event.get("event")), []).append(event)
-        return table
-
-    @cached_property
-    def _by_task(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        table: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for event in self.events:
-            table.setdefault((str(event.get("event")), str(event.get("task"))), []).append(event)
-        return table
-
-    def of(self, event: str, task: str | None = None) -> list[dict[str, Any]]:
-        """The events of one name, and of one task if that is given, in the order in which they were written."""
-        return self._by_name.get(event, []) if task is None else self._by_task.get((event, task), [])
-
-    def by_task(self, event: str) -> dict[str, dict[str, Any]]:
-        """The last event of one name for each task."""
-        return {str(e.get("task")): e for e in self.of(event)}
-
-    @cached_property
-    def places(self) -> dict[str, int]:
-        """Task -> its place in the sequence."""
-        return {task: place for place, task in enumerate(self.tasks)}
-
-    @cached_property
-    def learned(self) -> int:
-        """How many tasks have a measured score of their own: the rows of the matrix that exist."""
-        return sum(j < len(self.matrix) and self.matrix[j][j] is not None for j in range(len(self.tasks)))
-
-    @property
-    def complete(self) -> bool:
-        """Whether every task of the sequence was learned and measured."""
-        return bool(self.tasks) and self.learned == len(self.tasks)
-
-    @property
-    def soft_mask(self) -> str:
-        """Where the soft mask was applied, in words."""
-        if self.method != "tss":
-            return "not used by this method"
-        site = dict(self.config.get("method_options") or {}).get("soft_mask", "gradient")
-        return {
-            "gradient": "gradient: (1 − I) scales the gradient before the optimizer sees it",
-            "update": "update: (1 − I) scales the optimizer's whole step",
-            "none": "none: no soft mask (ablation)",
-        }.get(str(site), str(site))
-
-    @property
-    def seconds(self) -> float | None:
-        """Wall-clock seconds of the whole run, summed over tasks if the run was cut short."""
-        ends = self.of("run_end")
-        if ends and ends[-1].get("seconds") is not None:
-            return float(ends[-1]["seconds"])
-        parts = [
-            float(e["seconds"]) for e in self.of("task_end") + self.of("evaluated") if e.get("seconds") is not None
-        ]
-        return sum(parts) if parts else None
-
-    def square(self) -> Matrix:
-        """The square part of the matrix over the tasks learned so far."""
-        count = self.learned
-        return [list(row[:count]) for row in self.matrix[:count]]
+EXAMPLES, MOST_EXAMPLES = 3, 60
+"""Predictions of a task, and tasks, that are shown."""
 
 
 def read_run(folder: Path | str) -> Run:
@@ -160,6 +64,7 @@ def read_run(folder: Path | str) -> Run:
     run.test_size = _mapping(matrix_file.get("test_size")) | run.test_size
     run.matrix = _matrix(run, matrix_file, state)
     _read_task_files(run, state)
+    _read_examples(run)
     if damage and state is not None and not state.finished:
         notes.append("The run was stopped; what it was writing then, `tss run --resume` writes again.")
     if not run.complete:
@@ -301,3 +206,17 @@ def _read_task_files(run: Run, state: RunState | None) -> None:
             run.gates[task] = packed
         if kind is not None and kind.kind not in run.signatures:
             run.signatures[kind.kind] = kind.signature()
+
+
+def _read_examples(run: Run) -> None:
+    """The first predictions of each task, of those that a report has room for."""
+    for place, task in enumerate(run.tasks[:MOST_EXAMPLES]):
+        path = RunFolder(run.folder).predictions(place, task)
+        try:
+            with path.open("rb") as file:
+                values = [from_json(line) for line in itertools.islice(file, EXAMPLES)]
+            run.examples[task] = [(value["prediction"], value["reference"]) for value in values]
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            run.damage.append(f"predictions/{path.name} cannot be read: {error}.")

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
 
 import yaml
 
+from tss.methods import METHODS, Method
 from tss.report import bars, curves, heatmaps, html, tables
-from tss.report.names import duration, number, size
+from tss.report.header import Summary
+from tss.report.names import FAMILIES
 from tss.report.overlap import gate_overlap
-from tss.report.reading import Run
+from tss.report.run import Run
 from tss.report.style import Picture
 from tss.report.tables import Table
 
-Summary = dict[str, Any]
 HALF_PAGE = 520
 """CSS pixels that two figures side by side have each."""
+MEANINGS = [
+    ("average", "mean over tasks of their scores after the last one was learned"),
+    ("learning", "mean over tasks of their scores just after each was learned"),
+    ("forgetting", "points that tasks lost between the two, mean over all but the last"),
+]
 GATE_CAPTIONS = {
     "density": "Share of open gates in each adapter matrix after each task. With threshold 0 the first task starts at "
     "half.",
@@ -71,71 +76,14 @@ def assemble(runs: Sequence[Run], summaries: Sequence[Summary], alone: dict[str,
     parts = [
         _comparison(runs, summaries, alone),
         _matrices(runs),
+        _examples(runs),
         _learning(runs),
         _gates(runs),
         _cost(runs),
         _settings(runs),
+        _names(runs),
     ]
     return [part for part in parts if part.parts]
-
-
-def title(runs: Sequence[Run]) -> str:
-    """The page's title."""
-    names = [run.label for run in runs]
-    return f"{runs[0].series}: {' and '.join(names)}" if runs[0].series else " · ".join(names)
-
-
-def header(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
-    """Title, where the run stands, headline numbers, and what ran."""
-    first, summary = runs[0], summaries[0]
-    families = list(dict.fromkeys(t.split("/", 1)[0] for t in first.tasks))
-    many = "family" if len(families) == 1 else "families"
-    lead = f"{len(first.tasks)} tasks of {len(families)} {many} ({', '.join(families)})"
-    started = next((e.get("time") for e in first.of("run_begin")), None)
-    if started is not None:
-        lead += f" · started {datetime.fromtimestamp(float(started)).strftime('%Y-%m-%d %H:%M')}"
-    if first.seconds is not None:
-        lead += f" · {duration(first.seconds)}"
-    parts = [html.element("h1", title(runs)), html.element("p", lead, "lead")]
-    parts += [
-        html.element("p", f"{run.label}: {note}" if len(runs) > 1 else note, "note")
-        for run in runs
-        for note in [*(f"Damaged: {line}" for line in run.damage), *run.notes]
-    ]
-    parts.append('<div class="cards">' + "".join(_cards(runs, summaries)) + "</div>")
-    pairs = [
-        ("Method", first.method),
-        ("Soft mask", first.soft_mask),
-        ("Backbone", str(first.config.get("backbone", "–"))),
-    ]
-    kept = [e["bytes"].get("gates", 0) for e in first.by_task("task_end").values() if e.get("bytes")]
-    if kept and any(kept):
-        pairs.append(("Gates kept", f"{size(sum(kept) / len(kept))} per task, 1 bit each"))
-    if first.method == "tss" and summary.get("forgetting") == 0:
-        pairs.append(("Forgetting", "exactly zero: what is sealed for a task never changes"))
-    parts.append(html.facts(pairs))
-    return "\n".join(parts)
-
-
-def _cards(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[str]:
-    first, summary = runs[0], summaries[0]
-    who = f" · {first.label}" if len(runs) > 1 else ""
-    cards = [
-        html.card(f"Average{who}", number(summary.get("average")), "mean score of all tasks after the last one"),
-        html.card(f"Learning{who}", number(summary.get("learning")), "mean score just after learning each task"),
-    ]
-    for run, values in list(zip(runs, summaries, strict=True))[:4]:
-        lost = values.get("forgetting")
-        css = "" if lost is None else "good" if round(lost, 2) <= 0 else "bad"
-        name = f"Forgetting · {run.label}" if len(runs) > 1 else "Forgetting"
-        cards.append(html.card(name, number(lost), "points lost since learning, mean over earlier tasks", css))
-    if summary.get("transfer") is not None:
-        cards.append(
-            html.card(
-                f"Transfer{who}", number(summary["transfer"], signed=True), "points above each task learned alone"
-            )
-        )
-    return cards
 
 
 def _comparison(runs: Sequence[Run], summaries: Sequence[Summary], alone: dict[str, float]) -> Part:
@@ -170,6 +118,35 @@ def _matrices(runs: Sequence[Run]) -> Part:
     return part
 
 
+def _examples(runs: Sequence[Run]) -> Part:
+    part = Part("Example predictions")
+    for index, run in enumerate(runs):
+        table = tables.examples_table(run, _named("examples", runs, index))
+        if table.rows:
+            part.tables.append(table)
+            part.parts.append(html.opened(f"{run.label}: {len(table.rows)} answers", html.table(table)))
+    return part
+
+
+def _names(runs: Sequence[Run]) -> Part:
+    """What the short names of methods, families and metrics stand for."""
+    part = Part("What the names mean")
+    methods = [name for name in dict.fromkeys(run.method for run in runs) if name in METHODS]
+    families = [
+        name for name in dict.fromkeys(t.split("/", 1)[0] for run in runs for t in run.tasks) if name in FAMILIES
+    ]
+    pairs = [(name, _about(METHODS[name])) for name in methods] + [(name, FAMILIES[name]) for name in families]
+    if pairs:
+        part.parts.append(html.facts([*pairs, *MEANINGS]))
+    return part
+
+
+def _about(method: type[Method]) -> str:
+    """The first line that its file says of a method, without its name."""
+    line = (inspect.getdoc(inspect.getmodule(method)) or "").split("\n", 1)[0]
+    return line.partition(": ")[2] or line
+
+
 def _learning(runs: Sequence[Run]) -> Part:
     part = Part("Learning curves")
     part.draw(curves.learning_picture(runs, "learning"), least=700)
@@ -191,7 +168,7 @@ def _gates(runs: Sequence[Run]) -> Part:
             part.say("h3", run.label)
         pictures = []
         for key, caption in GATE_CAPTIONS.items():
-            values = {task: _of_layers_run(end, key) for task, end in ends.items()}
+            values = {task: tables.of_layers_run(end, key) for task, end in ends.items()}
             if any(end.get("unused") for end in ends.values()):
                 caption += NOT_RUN
             name = _named(key, runs, index)
@@ -206,12 +183,6 @@ def _gates(runs: Sequence[Run]) -> Part:
             part.tabulate(tables.overlap_table(overlap, name), show=False)
         part.draw_beside(pictures, least=420)
     return part
-
-
-def _of_layers_run(end: dict[str, Any], key: str) -> dict[str, float]:
-    """A value by layer, of the layers that the task runs."""
-    unused = set(end.get("unused") or ())
-    return {layer: value for layer, value in (end.get(key) or {}).items() if layer not in unused}
 
 
 def _cost(runs: Sequence[Run]) -> Part:

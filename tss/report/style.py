@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -108,14 +109,37 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def picture(figure: Figure, name: str, caption: str) -> Picture:
-    """Renders a figure. The SVG holds no date, so the same run gives the same bytes."""
+def picture(figure: Figure, name: str, caption: str, cells: Sequence[Sequence[str]] = ()) -> Picture:
+    """Renders a figure. The SVG holds no date, so the same run gives the same bytes.
+
+    Args:
+        figure: drawn on its first axes.
+        name: of the file.
+        caption: what one sees.
+        cells: for a map of cells the texts that are shown where the pointer rests, row by row; none where it is empty.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = re.sub(
         r"(?:'DejaVu Sans'(?:, )?)+(?:sans-serif)?", "var(--sans, 'DejaVu Sans', sans-serif)", buffer.getvalue()
     )
+    if cells:
+        svg = svg.replace("</svg>", f"{_hovers(figure, cells)}</svg>")
     return Picture(name, svg, round(figure.get_size_inches()[0] * CSS_PIXELS_PER_INCH), caption)
+
+
+def _hovers(figure: Figure, cells: Sequence[Sequence[str]]) -> str:
+    """Invisible rectangles over the cells of a map, each with its text: browsers show it without a script."""
+    place, (width, height) = figure.axes[0].get_position(), figure.get_size_inches() * 72
+    tall, wide = place.height * height / len(cells), place.width * width / len(cells[0])
+    left, top = place.x0 * width, (1 - place.y1) * height
+    return "\n".join(
+        f'<rect class="cell" fill="none" pointer-events="all" x="{left + j * wide:.2f}" y="{top + i * tall:.2f}" '
+        f'width="{wide:.2f}" height="{tall:.2f}"><title>{escape(text)}</title></rect>'
+        for i, row in enumerate(cells)
+        for j, text in enumerate(row)
+        if text
+    )
 
 
 def run_colour(index: int) -> str:

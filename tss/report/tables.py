@@ -12,9 +12,11 @@ from typing import Any
 from tss.report.bars import drop
 from tss.report.names import duration, number, size
 from tss.report.overlap import Overlap
-from tss.report.reading import Run
+from tss.report.run import Run
 
 Format = Callable[[Any], str]
+MOST_LETTERS = 240
+"""Of an answer that is shown."""
 METRIC_NAMES = {
     "average": "Average",
     "learning": "Learning",
@@ -43,12 +45,14 @@ class Table:
         columns: header -> how a raw value becomes text; columns with another format than `text` are set as numbers.
         rows: raw values, None where there is none.
         caption: plain text below the table.
+        wide: columns of texts that break into lines.
     """
 
     name: str
     columns: dict[str, Format]
     rows: list[list[Any]] = field(default_factory=list)
     caption: str = ""
+    wide: tuple[str, ...] = ()
 
     def csv(self) -> str:
         """The raw values, empty cells for None, floats in full."""
@@ -167,25 +171,31 @@ def tasks_table(run: Run, name: str) -> Table:
         name,
         {
             **{"#": text, "task": text, "kind": text, "main metric": text, "train": count, "test": count},
-            **{"best epoch": count, "learned": points, "final": points, "change": change},
-            **{"gates open": percent, "gates flipped": percent},
+            **{"best epoch": count, "validation": points, "learned": points, "final": points, "change": change},
+            **{"adapters used": text, "gates open": percent, "gates flipped": percent},
         },
-        caption="Scores on tests of a few dozen examples are noisy: mind the column with the number of test examples. "
-        + ("Gates flipped: share of gates that differ from where this task started." if run.gates else ""),
+        caption="Validation: the main metric on the validation split after the best epoch, where it chose that epoch; "
+        "learned and final are on the test split. Scores on a few dozen examples are noisy: mind the number of test "
+        "examples. Adapters used: those that the task runs, as a labelled task may read the encoder alone."
+        + (
+            " Gates: of these adapters; flipped are those that differ from where the task started." if run.gates else ""
+        ),
     )
     for j, task in enumerate(run.tasks):
         end, begin, lost = ends.get(task, {}), begins.get(task, {}), drop(run, task)
         measured = j < run.learned
-        epoch = end.get("best_epoch")
+        epoch, kept = end.get("best_epoch"), run.kept_epoch(task)
+        chosen = kept.get("validation") if kept.get("metric") == run.main.get(task) else None
         table.rows.append(
             [
                 *(j + 1, task, run.kinds.get(task), run.main.get(task) or None),
-                *(begin.get("train"), run.test_size.get(task), None if epoch is None else epoch + 1),
+                *(begin.get("train"), run.test_size.get(task), None if epoch is None else epoch + 1, chosen),
                 run.matrix[j][j] if measured else None,
                 run.matrix[run.learned - 1][j] if measured else None,
                 None if lost is None else -lost,
-                _mean(list((end.get("density") or {}).values())),
-                _mean(list((end.get("flipped") or {}).values())),
+                run.adapters_used(task),
+                _mean(list(of_layers_run(end, "density").values())),
+                _mean(list(of_layers_run(end, "flipped").values())),
             ]
         )
     return table.without_empty_columns()
@@ -222,7 +232,7 @@ def cost_table(run: Run, name: str) -> Table | None:
         "learning": duration,
         "evaluation": duration,
         "peak memory": size,
-        "gates": size,
+        run.kept: size,
         "head": size,
         "kept": size,
     }
@@ -231,6 +241,32 @@ def cost_table(run: Run, name: str) -> Table | None:
         "Kept: what stays on disk for the task."
     )
     return Table(name, columns, rows, caption).without_empty_columns()
+
+
+def of_layers_run(end: dict[str, Any], key: str) -> dict[str, float]:
+    """A value by layer, of the layers that the task runs."""
+    unused = set(end.get("unused") or ())
+    return {layer: value for layer, value in (end.get(key) or {}).items() if layer not in unused}
+
+
+def examples_table(run: Run, name: str) -> Table:
+    """The first predictions on each task's test split beside the right answers."""
+    rows = [
+        [task, number, _shown(reference), _shown(prediction), "yes" if prediction == reference else "no"]
+        for task, pairs in run.examples.items()
+        for number, (prediction, reference) in enumerate(pairs, start=1)
+    ]
+    columns = {"task": text, "test line": count, "right answer": text, "prediction": text, "equal": text}
+    caption = (
+        "The first lines of each task's test split, as they were last answered; predictions/ in the run folder has all."
+    )
+    return Table(name, dict(columns), rows, caption, wide=("right answer", "prediction"))
+
+
+def _shown(answer: Any) -> str:
+    """An answer as text, cut where it is long: a label, tags joined by blanks, or what was written."""
+    words = " ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
+    return words if len(words) <= MOST_LETTERS else f"{words[: MOST_LETTERS - 1]}…"
 
 
 def layers_table(per_task: dict[str, dict[str, float]], name: str) -> Table:

@@ -198,6 +198,7 @@ def keep_task(run: Run, job: Job, progress: TaskProgress, sealed: Sealed) -> Non
         step_seconds=job.median_step_seconds(),
         peak_bytes=run.runtime.peak_bytes(),
         bytes=run.handle.bytes_per_task(job.name),
+        layers=list(run.handle.layers),
         density=sealed.density,
         flipped=sealed.flipped,
         unused=progress.unused,

@@ -1,0 +1,116 @@
+"""The top of a report: which runs, where they stand, headline numbers, and what ran where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from tss.report import html
+from tss.report.names import duration, number, size
+from tss.report.run import Run
+
+MOST_CARDS = 6
+"""Runs whose averages and forgetting are headline numbers."""
+Summary = dict[str, Any]
+
+
+def title(runs: Sequence[Run]) -> str:
+    """The page's title."""
+    names = [run.label for run in runs]
+    return f"{runs[0].series}: {' and '.join(names)}" if runs[0].series else " · ".join(names)
+
+
+def header(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
+    """Title, where the run stands, headline numbers, and what ran."""
+    first, summary = runs[0], summaries[0]
+    families = list(dict.fromkeys(t.split("/", 1)[0] for t in first.tasks))
+    many = "family" if len(families) == 1 else "families"
+    lead = f"{len(first.tasks)} tasks of {len(families)} {many} ({', '.join(families)})"
+    started = next((e.get("time") for e in first.of("run_begin")), None)
+    if started is not None:
+        lead += f" · started {datetime.fromtimestamp(float(started)).strftime('%Y-%m-%d %H:%M')}"
+    if first.seconds is not None:
+        lead += f" · {duration(first.seconds)}"
+    parts = [html.element("h1", title(runs)), html.element("p", lead, "lead")]
+    parts += [
+        html.element("p", f"{run.label}: {note}" if len(runs) > 1 else note, "note")
+        for run in runs
+        for note in [*(f"Damaged: {line}" for line in run.damage), *run.notes]
+    ]
+    parts.append('<div class="cards">' + "".join(_cards(runs, summaries)) + "</div>")
+    pairs = [
+        ("Method", _of_runs(runs, lambda run: run.method)),
+        ("Soft mask", first.soft_mask),
+        ("Backbone", _of_runs(runs, lambda run: str(run.config.get("backbone", "–")))),
+        ("Computed", _of_runs(runs, _computed)),
+        ("Kept per task", _of_runs(runs, _kept)),
+    ]
+    if first.method == "tss" and summary.get("forgetting") == 0:
+        pairs.append(
+            (
+                "Forgetting" + (f" · {first.label}" if len(runs) > 1 else ""),
+                "exactly zero: what is sealed for a task never changes",
+            )
+        )
+    parts.append(html.facts(pairs))
+    return "\n".join(parts)
+
+
+def _of_runs(runs: Sequence[Run], value: Callable[[Run], str]) -> str:
+    """A fact of all runs, or of each where they differ."""
+    values = {run.label: value(run) for run in runs}
+    if len(set(values.values())) == 1:
+        return value(runs[0])
+    return " · ".join(text if text == label else f"{label}: {text}" for label, text in values.items())
+
+
+def _computed(run: Run) -> str:
+    """Precision, device, threads and seed."""
+    precision = run.first.get("precision") or run.env.get("precision") or run.config.get("precision")
+    device, name = run.first.get("device"), run.env.get("device")
+    where = f"{device} ({name})" if device and name and name != device else device or name
+    threads = run.env.get("threads")
+    many = None if threads is None else f"{threads} thread{'' if threads == 1 else 's'}"
+    seed = run.config.get("seed")
+    parts = [precision, where, many, None if seed is None else f"seed {seed}"]
+    return ", ".join(str(part) for part in parts if part is not None) or "–"
+
+
+def _kept(run: Run) -> str:
+    """Mean bytes that a task keeps, its head and the rest apart."""
+    kept = [end["bytes"] for end in run.by_task("task_end").values() if end.get("bytes")]
+    if not kept:
+        return "–"
+    own, head = (sum(parts.get(key, 0) for parts in kept) / len(kept) for key in ("gates", "head"))
+    parts = [f"{size(own)} of {run.kept}"] if own else []
+    return " and ".join([*parts, f"{size(head)} of head"]) + ", on average"
+
+
+def _cards(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[str]:
+    first, summary = runs[0], summaries[0]
+    who = f" · {first.label}" if len(runs) > 1 else ""
+    shown = list(zip(runs, summaries, strict=True))[:MOST_CARDS]
+    cards = [
+        html.card(
+            f"Average · {run.label}" if len(runs) > 1 else "Average",
+            number(values.get("average")),
+            "mean score of all tasks after the last one",
+        )
+        for run, values in shown
+    ]
+    cards.append(
+        html.card(f"Learning{who}", number(summary.get("learning")), "mean score just after learning each task")
+    )
+    for run, values in shown:
+        lost = values.get("forgetting")
+        css = "" if lost is None else "good" if round(lost, 2) <= 0 else "bad"
+        name = f"Forgetting · {run.label}" if len(runs) > 1 else "Forgetting"
+        cards.append(html.card(name, number(lost), "points lost since learning, mean over earlier tasks", css))
+    if summary.get("transfer") is not None:
+        cards.append(
+            html.card(
+                f"Transfer{who}", number(summary["transfer"], signed=True), "points above each task learned alone"
+            )
+        )
+    return cards

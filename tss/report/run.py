@@ -1,0 +1,148 @@
+"""One run in memory: what a report asks of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tss.methods import METHODS
+
+Matrix = list[list[float | None]]
+KEPT = {"own": "adapter's weights", "lora": "LoRA's weights", "masked": "gates of hidden units"}
+"""What is trained without gates of weights -> what of it a task keeps for itself."""
+
+
+@dataclass
+class Run:
+    """One run folder in memory.
+
+    `matrix[i][j]` is the main metric (0 to 100) of task j after task i, None where unmeasured; rows that a run
+    never reached hold None alone. `gates[task][layer]` is the packed uint8 tensor (out, ceil(in / 8));
+    `examples[task]` holds the first predictions on its test split after the last task, each with its reference;
+    `series` is what runs called by their methods have in common;
+    `notes` say what is missing, `damage` what is not as the run wrote it;
+    `signatures[kind]` says how this installation computes the scores of a kind of task.
+    """
+
+    folder: Path
+    label: str
+    method: str
+    tasks: list[str]
+    kinds: dict[str, str] = field(default_factory=dict)
+    main: dict[str, str] = field(default_factory=dict)
+    test_size: dict[str, int] = field(default_factory=dict)
+    matrix: Matrix = field(default_factory=list)
+    own_summary: dict[str, float | None] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, Any] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    gates: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    signatures: dict[str, str] = field(default_factory=dict)
+    examples: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
+    series: str = ""
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[dict[str, Any]]]:
+        table: dict[str, list[dict[str, Any]]] = {}
+        for event in self.events:
+            table.setdefault(str(event.get("event")), []).append(event)
+        return table
+
+    @cached_property
+    def _by_task(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        table: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for event in self.events:
+            table.setdefault((str(event.get("event")), str(event.get("task"))), []).append(event)
+        return table
+
+    def of(self, event: str, task: str | None = None) -> list[dict[str, Any]]:
+        """The events of one name, and of one task if that is given, in the order in which they were written."""
+        return self._by_name.get(event, []) if task is None else self._by_task.get((event, task), [])
+
+    def by_task(self, event: str) -> dict[str, dict[str, Any]]:
+        """The last event of one name for each task."""
+        return {str(e.get("task")): e for e in self.of(event)}
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Task -> its place in the sequence."""
+        return {task: place for place, task in enumerate(self.tasks)}
+
+    @cached_property
+    def learned(self) -> int:
+        """How many tasks have a measured score of their own: the rows of the matrix that exist."""
+        return sum(j < len(self.matrix) and self.matrix[j][j] is not None for j in range(len(self.tasks)))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every task of the sequence was learned and measured."""
+        return bool(self.tasks) and self.learned == len(self.tasks)
+
+    @property
+    def soft_mask(self) -> str:
+        """Where the soft mask was applied, in words."""
+        if self.method != "tss":
+            return "not used by this method"
+        site = dict(self.config.get("method_options") or {}).get("soft_mask", "gradient")
+        return {
+            "gradient": "gradient: (1 − I) scales the gradient before the optimizer sees it",
+            "update": "update: (1 − I) scales the optimizer's whole step",
+            "none": "none: no soft mask (ablation)",
+        }.get(str(site), str(site))
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall-clock seconds of the whole run, summed over tasks if the run was cut short."""
+        ends = self.of("run_end")
+        if ends and ends[-1].get("seconds") is not None:
+            return float(ends[-1]["seconds"])
+        parts = [
+            float(e["seconds"]) for e in self.of("task_end") + self.of("evaluated") if e.get("seconds") is not None
+        ]
+        return sum(parts) if parts else None
+
+    def square(self) -> Matrix:
+        """The square part of the matrix over the tasks learned so far."""
+        count = self.learned
+        return [list(row[:count]) for row in self.matrix[:count]]
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """What was told when the run began."""
+        return next(iter(self.of("run_begin")), {})
+
+    def kept_epoch(self, task: str) -> dict[str, Any]:
+        """What was told of the epoch whose state a task kept; empty where it is not known."""
+        best = self.by_task("task_end").get(task, {}).get("best_epoch")
+        return next((e for e in reversed(self.of("epoch", task)) if e.get("epoch") == best), {})
+
+    def adapters_used(self, task: str) -> str | None:
+        """Which of the adapters a task ran: "all", the stack that has them, or how many; None where it is not known."""
+        end = self.by_task("task_end").get(task, {})
+        layers = end.get("layers") or list(end.get("density") or {})
+        if not layers:
+            return None
+        unused = set(end.get("unused") or ())
+        used = [layer for layer in layers if layer not in unused]
+        if len(used) == len(layers):
+            return "all"
+        for side, other in (("encoder", "decoder"), ("decoder", "encoder")):
+            if used == [layer for layer in layers if side in layer] and all(other in layer for layer in unused):
+                return side
+        return f"{len(used)} of {len(layers)}"
+
+    @property
+    def kept(self) -> str:
+        """What a task keeps beside its head, by the method."""
+        method = METHODS.get(self.method)
+        if method is None:
+            return "gates or weights"
+        if method.gated:
+            return "gates, 1 bit each"
+        return KEPT.get(getattr(method(method.options_type()).layer_options(), "trained", ""), "own weights")
