@@ -64,7 +64,7 @@ def installed(monkeypatch):
     return say
 
 
-@pytest.mark.parametrize("op", SINGLE_TASK)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_default_on_the_cpu(op, installed):
     installed("triton", "cuda")
     assert choose(op, CPU, torch.float32, (4, 16, 3)).backend == "reference"

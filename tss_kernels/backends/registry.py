@@ -57,7 +57,7 @@ _FURTHER: dict[str, tuple[torch.dtype, ...]] = {
 _THREE = "float32, float16 and bfloat16"
 COMPILED = {
     "native": Compiled(
-        SINGLE_TASK, (torch.float32, *HALVES, torch.float64), _FURTHER, "float32, float16, bfloat16 and float64"
+        OPERATIONS, (torch.float32, *HALVES, torch.float64), _FURTHER, "float32, float16, bfloat16 and float64"
     ),
     "triton": Compiled(SINGLE_TASK, (torch.float32, *HALVES), _FURTHER, _THREE),
     "cuda": Compiled(SINGLE_TASK, (torch.float32, *HALVES), _FURTHER, _THREE),
