@@ -94,11 +94,14 @@ def _unpacked(packed: Tensor, columns: int) -> Tensor:
     return bits.flatten(1)[:, :columns].bool()
 
 
-def value_and_gradient(function: Callable[..., Tensor], op: str, t: dict[str, Tensor], dy: Tensor, *rest: Any):
+def value_and_gradient(
+    function: Callable[..., Tensor], op: str, t: dict[str, Tensor], dy: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
     """y and dL/dx."""
     x = t["x"].detach().requires_grad_()
     y = function(op, t | {"x": x}, *rest)
     y.backward(dy)
+    assert x.grad is not None, "no gradient of x arrived"
     return y.detach(), x.grad
 
 
