@@ -12,6 +12,7 @@ from tss_kernels.gated_linear.api import gated_linear, packed_linear
 from tss_kernels.gates.api import pack_gates, unpack_gates
 from tss_kernels.importance.api import accumulate_importance_, normalize_importance, update_importance_
 from tss_kernels.modules import GatedAdapter, GatedAdapterLinear
+from tss_kernels.multi_task.api import multi_task_adapter, multi_task_linear
 
 __all__ = [
     "BackendUnavailable",
@@ -23,6 +24,8 @@ __all__ = [
     "explain",
     "gated_adapter",
     "gated_linear",
+    "multi_task_adapter",
+    "multi_task_linear",
     "normalize_importance",
     "pack_gates",
     "packed_adapter",

@@ -18,6 +18,7 @@ from tss_kernels.gated_linear.api import GatedMap, check_product
 from tss_kernels.gates.api import check_pack, check_unpack
 from tss_kernels.importance.api import check_accumulation, check_raw, check_update
 from tss_kernels.modules import GatedAdapter, GatedAdapterLinear
+from tss_kernels.multi_task.api import check_multi_task_adapter, check_multi_task_linear
 
 Tensor = torch.Tensor
 
@@ -111,6 +112,28 @@ def _gated_adapter(values: dict[str, Any]) -> _Cost:
     return _Cost(moved, 4 * rows * down.numel(), x, (rows, down.shape[1], down.shape[0]))
 
 
+def _of_batch(bank: Tensor, task_ids: Tensor) -> Tensor:
+    """The gates that a batch reads at most: of each of its entries another task's, once for each task."""
+    return bank[: task_ids.numel()]
+
+
+def _multi_task_linear(values: dict[str, Any]) -> _Cost:
+    x, weight, bank, task_ids, bias = (values[name] for name in ("x", "weight", "packed_bank", "task_ids", "bias"))
+    check_multi_task_linear(x, weight, bank, task_ids, bias)
+    cost = _linear(x, weight, _of_batch(bank, task_ids), bias)
+    return cost._replace(bytes=cost.bytes + _bytes(task_ids))
+
+
+def _multi_task_adapter(values: dict[str, Any]) -> _Cost:
+    check_multi_task_adapter(**values)
+    x, down, task_ids = values["x"], values["down_weight"], values["task_ids"]
+    operands = [values[f"{layer}_{part}"] for layer in ("down", "up") for part in ("weight", "bias")]
+    banks = [_of_batch(values[f"{layer}_bank"], task_ids) for layer in ("down", "up")]
+    rows = x.numel() // max(down.shape[1], 1)
+    moved = 2 * _bytes(x) + rows * down.shape[0] * down.element_size() + _bytes(*operands, *banks, task_ids)
+    return _Cost(moved, 4 * rows * down.numel(), x, (rows, down.shape[1], down.shape[0]))
+
+
 def _pack_gates(values: dict[str, Any]) -> _Cost:
     scores = values["scores"]
     check_pack(scores, values["threshold"])
@@ -168,6 +191,8 @@ _COSTS: dict[str, Callable[[dict[str, Any]], _Cost]] = {
     "accumulate_importance_": _accumulate,
     "update_importance_": _update,
     "soft_masked_adamw_": _adamw,
+    "multi_task_linear": _multi_task_linear,
+    "multi_task_adapter": _multi_task_adapter,
 }
 
 

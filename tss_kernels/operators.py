@@ -89,6 +89,24 @@ _define(
     " Tensor up_packed, str activation, bool for_x, str backend) -> (Tensor dx, Tensor d_hidden)",
     _adapter_input_grad,
 )
+_define(
+    "multi_task_linear(Tensor x, Tensor weight, Tensor bank, Tensor task_ids, Tensor? bias, str backend) -> Tensor",
+    lambda x, weight, bank, task_ids, bias, backend: _linear(x, weight),
+)
+_define(
+    "multi_task_linear_input_grad(Tensor dy, Tensor weight, Tensor bank, Tensor task_ids, str backend) -> Tensor",
+    lambda dy, weight, bank, task_ids, backend: dy.new_empty((*dy.shape[:-1], weight.shape[1])),
+)
+_define(
+    "multi_task_adapter(Tensor x, Tensor down_weight, Tensor down_bank, Tensor up_weight, Tensor up_bank,"
+    " Tensor task_ids, Tensor? down_bias, Tensor? up_bias, str activation, str backend) -> (Tensor y, Tensor hidden)",
+    lambda x, down_weight, *_: (x.new_empty(x.shape), down_weight.new_empty((*x.shape[:-1], down_weight.shape[0]))),
+)
+_define(
+    "multi_task_adapter_input_grad(Tensor dy, Tensor hidden, Tensor down_weight, Tensor down_bank, Tensor up_weight,"
+    " Tensor up_bank, Tensor task_ids, str activation, str backend) -> Tensor",
+    lambda dy, *_: dy.new_empty(dy.shape),
+)
 _define("pack_gates(Tensor scores, float threshold, str backend) -> Tensor", lambda scores, *_: empty_packed(scores))
 _define(
     "pack_gates_pair(Tensor first, Tensor second, float threshold, str backend) -> (Tensor, Tensor)",

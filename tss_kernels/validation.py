@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.autograd import forward_ad
@@ -109,6 +109,53 @@ def check_packed(packed: Any, weight: torch.Tensor) -> None:
             f"packed gates of a weight {tuple(weight.shape)} must have shape {expected} but have {tuple(packed.shape)}"
         )
     check_device("packed gates", packed, weight)
+
+
+def check_bank(bank: Any, weight: torch.Tensor, name: str = "packed_bank") -> None:
+    """A bank has packed gates of every task: uint8 (tasks, out, ceil(in / 8)) on weight's device."""
+    check_tensor(name, bank)
+    if bank.dtype != torch.uint8:
+        raise TypeError(f"{name} must be uint8 but is {bank.dtype}: make it of what pack_gates gives, by torch.stack")
+    expected = (weight.shape[0], (weight.shape[1] + 7) // 8)
+    if bank.dim() != 3 or bank.shape[1] != expected[0] or bank.shape[2] != expected[1]:
+        raise ValueError(
+            f"{name} of a weight {tuple(weight.shape)} must have shape (tasks, {expected[0]}, {expected[1]}) but has "
+            f"{tuple(bank.shape)}: stack the tasks' packed gates"
+        )
+    check_device(name, bank, weight)
+
+
+def check_task_ids(task_ids: Any, x: torch.Tensor) -> None:
+    """One int64 id for each index of x's first dimension, on x's device; their values are seen to when it runs."""
+    check_tensor("task_ids", task_ids)
+    if task_ids.dtype != torch.int64:
+        raise TypeError(f"task_ids must be int64 but are {task_ids.dtype}: convert them with .long()")
+    if x.dim() < 2:
+        raise ValueError(
+            f"x must have a first dimension for task_ids, (rows, in) or (batch, ..., in), but has shape "
+            f"{tuple(x.shape)}: use x.unsqueeze(0)"
+        )
+    if task_ids.dim() != 1 or task_ids.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"task_ids must have shape ({x.shape[0]},), one id for each index of x's first dimension, but have "
+            f"{tuple(task_ids.shape)} for x {tuple(x.shape)}"
+        )
+    check_device("task_ids", task_ids, x)
+
+
+def check_ids_in_bank(task_ids: torch.Tensor, tasks: int) -> list[int]:
+    """The ids as numbers, after each was found in a bank of so many tasks. Raises ValueError."""
+    ids = task_ids.tolist()
+    for place, task in enumerate(ids):
+        if not 0 <= task < tasks:
+            refuse_id(place, task, tasks)
+    return ids
+
+
+def refuse_id(place: int, task: int, tasks: int) -> NoReturn:
+    """Raises the ValueError for an id that is outside a bank of so many tasks."""
+    there = f"{tasks} tasks, 0 to {tasks - 1}" if tasks else "no tasks"
+    raise ValueError(f"task_ids[{place}] is {task}, but the bank has {there}: pass the ids of tasks that are in it")
 
 
 def check_differentiable(*tensors: torch.Tensor | None) -> None:

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "task_order.h"
 #include "threads.h"
 
 namespace py = pybind11;
@@ -77,6 +78,26 @@ void accumulate(Address total, Address other, int kind, int64_t count, int threa
     tss::kernels().accumulate(at<void>(total), at<void>(other), static_cast<tss::Kind>(kind), count, threads);
 }
 
+// Returns the first entry whose task is not in the bank of so many tasks, and then computes nothing; else -1.
+int64_t multi_task_product(Address x, int64_t x_stride, Address weight, int kind, Address bank, int64_t task_stride,
+                           int64_t tasks, Address task_ids, int64_t entries, int64_t length, Address bias, Address y,
+                           int64_t out_features, int64_t in_features, bool backward, int threads) {
+    const tss::MultiTaskProduct product{numbers(x, kind),    numbers(weight, kind),       numbers(bias, kind),
+                                        numbers(y, kind),    at<const uint8_t>(bank),     at<const int64_t>(task_ids),
+                                        x_stride,            task_stride,                 entries,
+                                        length,              out_features,                in_features,
+                                        backward};
+    int64_t outside = -1;
+    const std::vector<int64_t> order = tss::order_by_task(product.task_ids, entries, tasks, &outside);
+    if (outside < 0) tss::kernels().multi_task_product(product, order.data(), threads);
+    return outside;
+}
+
+void activate(Address from, Address to, int kind, int activation, int64_t count, int threads) {
+    tss::kernels().activate(numbers(from, kind), numbers(to, kind), static_cast<tss::Activation>(activation), count,
+                            threads);
+}
+
 std::vector<std::string> instruction_sets() {
     int count = 0;
     const tss::Kernels* const* tables = tss::available_kernels(&count);
@@ -104,6 +125,8 @@ PYBIND11_MODULE(_native, module) {
     module.def("adamw", adamw, NoGil());
     module.def("importance", importance, NoGil());
     module.def("accumulate", accumulate, NoGil());
+    module.def("multi_task_product", multi_task_product, NoGil());
+    module.def("activate", activate, NoGil());
     module.def("use_team", [](Address team) { tss::use_team(reinterpret_cast<tss::Team>(team)); });
     module.def("instruction_set", [] { return std::string(tss::kernels().name); });
     module.def("instruction_sets", instruction_sets);

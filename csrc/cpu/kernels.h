@@ -25,6 +25,18 @@ struct AdamWStep {
     bool update_site, decays;
 };
 
+// y <- x (W * g)ᵀ + bias, or, backward, y <- x (W * g), each entry by the gates of its task: `length` rows of x and y.
+// Rows of x begin `x_stride` elements apart; gates of a task are packed, `task_stride` bytes after those of the one before.
+struct MultiTaskProduct {
+    Numbers x, weight, bias, y;  // of one kind
+    const uint8_t* bank;
+    const int64_t* task_ids;
+    int64_t x_stride, task_stride, entries, length, out_features, in_features;
+    bool backward;
+};
+
+enum class Activation : int { relu = 0, gelu = 1, silu = 2, tanh = 3 };
+
 // Matrices are contiguous, (rows, columns); packed gates (rows, ceil(columns / 8)), bit i of byte j is column 8 j + i.
 // No result depends on the number of threads.
 struct Kernels {
@@ -48,6 +60,10 @@ struct Kernels {
     void (*importance)(Numbers raw, Numbers target, bool update, int64_t groups, int64_t size, int threads);
     // total <- max(total, other), NaN where either is; both of one kind
     void (*accumulate)(void* total, const void* other, Kind kind, int64_t count, int threads);
+    // order: the entries by task, as `order_by_task` gives them
+    void (*multi_task_product)(const MultiTaskProduct& product, const int64_t* order, int threads);
+    // to <- activation(from), both of one kind; no bit depends on where an element lies
+    void (*activate)(Numbers from, Numbers to, Activation activation, int64_t count, int threads);
 };
 
 // The kernels in use, at first the fastest that the processor can run.

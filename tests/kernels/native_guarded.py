@@ -117,7 +117,44 @@ def accumulate(short: int) -> None:
             kernels.accumulate(total.data_ptr(), new.data_ptr(), kind, rows * columns, THREADS)
 
 
-FUNCTIONS = (pack, unpack, mask_by_scores, mask_by_bits, scores_grad, adamw, importance, accumulate)
+def multi_task_product(short: int) -> None:
+    ids = guarded(torch.tensor([2, 0, 2]))
+    for dtype, kind in DTYPE_CODES.items():
+        for out, columns in (*SIZES, (70, 270)):
+            for length, backward in ((1, False), (5, False), (1, True), (5, True)):
+                features, results = (out, columns) if backward else (columns, out)
+                rows = guarded(torch.randn(3 * length * features - short).to(dtype))
+                weight, bias = guarded(torch.randn(out, columns).to(dtype)), guarded(torch.randn(results).to(dtype))
+                bank = guarded(torch.randint(0, 256, (3, out, (columns + 7) // 8), dtype=torch.uint8))
+                y = guarded_empty(3 * length, results, dtype=dtype)
+                outside = kernels.multi_task_product(
+                    rows.data_ptr(), features, weight.data_ptr(), kind, bank.data_ptr(), bank.stride(0), 3,
+                    ids.data_ptr(), 3, length, bias.data_ptr(), y.data_ptr(), out, columns, backward, THREADS,
+                )  # fmt: skip
+                assert outside == -1
+
+
+def activate(short: int) -> None:
+    for dtype, kind in DTYPE_CODES.items():
+        for rows, columns in SIZES:
+            for activation in range(4):
+                before = guarded(torch.randn(rows * columns - short).to(dtype))
+                active = guarded_empty(rows, columns, dtype=dtype)
+                kernels.activate(before.data_ptr(), active.data_ptr(), kind, activation, rows * columns, THREADS)
+
+
+FUNCTIONS = (
+    pack,
+    unpack,
+    mask_by_scores,
+    mask_by_bits,
+    scores_grad,
+    adamw,
+    importance,
+    accumulate,
+    multi_task_product,
+    activate,
+)
 
 
 def main() -> None:

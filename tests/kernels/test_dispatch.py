@@ -16,10 +16,13 @@ from tss_kernels.backends import dispatch
 from tss_kernels.backends import registry as backends
 from tss_kernels.backends.dispatch import choose, select
 from tss_kernels.backends.preferences import preferences
-from tss_kernels.backends.registry import OPERATIONS, why_not
+from tss_kernels.backends.registry import MULTI_TASK, OPERATIONS, SINGLE_TASK, why_not
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
 X, W, S = torch.randn(4, 16), torch.randn(3, 16), torch.randn(3, 16)
+BANK = torch.randint(0, 256, (5, 3, 2), dtype=torch.uint8)
+BANK_OF_UP = torch.randint(0, 8, (5, 16, 1), dtype=torch.uint8)
+IDS = torch.tensor([4, 0, 0, 2])
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -71,7 +74,20 @@ def test_default_on_the_cpu(op, installed):
     assert dispatch.default_backend(op, META, torch.float32) == "reference"
 
 
-@pytest.mark.parametrize("op", OPERATIONS)
+@pytest.mark.parametrize("op", MULTI_TASK)
+def test_products_of_many_tasks_have_no_kernel_on_cuda(op, installed):
+    """The reference runs, and who asks why or forces another backend is told."""
+    installed("native", "triton", "cuda")
+    choice = choose(op, CUDA, torch.bfloat16, (4, 16, 3))
+    assert (choice.backend, choice.reason) == (
+        "reference", f"no kernel of {op} for CUDA devices in this version"
+    )  # fmt: skip
+    for backend in ("triton", "cuda"):
+        with use_backend(backend), pytest.raises(BackendUnavailable, match=f"not {op}, in this version"):
+            select(op, CUDA, torch.bfloat16)
+
+
+@pytest.mark.parametrize("op", SINGLE_TASK)
 def test_default_on_cuda(op, installed):
     product = "linear" in op or "adapter" in op
     installed("native", "triton", "cuda")
@@ -151,6 +167,8 @@ CALLS = {
     "soft_masked_adamw_": lambda: tss_kernels.soft_masked_adamw_(
         [W.clone()], [W], [W.clone()], [W.abs()], [None], step=1, lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8
     ),
+    "multi_task_linear": lambda: tss_kernels.multi_task_linear(X, W, BANK, IDS),
+    "multi_task_adapter": lambda: tss_kernels.multi_task_adapter(X, W, BANK, W.T, BANK_OF_UP, IDS),
 }
 
 
@@ -259,7 +277,12 @@ def test_explain_every_operation_and_no_other():
         "accumulate_importance_": explain("accumulate_importance_", S, S),
         "update_importance_": explain("update_importance_", S.abs(), S),
         "soft_masked_adamw_": explain("soft_masked_adamw_", **tensors, importances=[S], **hyper),
+        "multi_task_linear": explain("multi_task_linear", X, W, BANK, IDS),
+        "multi_task_adapter": explain("multi_task_adapter", X, W, BANK, W.T, BANK_OF_UP, IDS),
     }
+    # x, y, the weight, and the gates of the four tasks that four rows have at most
+    assert counted["multi_task_linear"].bytes == 4 * (4 * 16 + 4 * 3 + 3 * 16) + 4 * 3 * 2 + 8 * 4
+    assert counted["multi_task_adapter"].flops == counted["gated_adapter"].flops
     assert set(counted) | {"gated_linear"} == set(OPERATIONS)
     assert counted["soft_masked_adamw_"].bytes == 32 * W.numel()
     assert counted["update_importance_"].bytes == 16 * S.numel()

@@ -52,11 +52,11 @@ def forward(
     """
     before = product(x.to(down_weight.dtype), down_weight, down_packed, down_bias)
     active = ACTIVATIONS[activation](before)
-    y = _add_residual(product(active, up_weight, up_packed, up_bias), x)
+    y = add_residual(product(active, up_weight, up_packed, up_bias), x)
     return y, active if activation in FROM_RESULT else before
 
 
-def _add_residual(branch: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+def add_residual(branch: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     """Their sum, contiguous and in the residual's dtype, which is no narrower; written over the branch if it can be."""
     return branch.add_(residual) if branch.dtype == residual.dtype else (residual + branch).contiguous()
 
@@ -85,4 +85,4 @@ def input_grad(
     d_hidden = _BACKWARD[activation](product_grad(dy.to(up_weight.dtype), up_weight, up_packed), hidden)
     if not for_x:
         return dy.new_empty((0, dy.shape[1])), d_hidden
-    return _add_residual(product_grad(d_hidden, down_weight, down_packed), dy), d_hidden
+    return add_residual(product_grad(d_hidden, down_weight, down_packed), dy), d_hidden

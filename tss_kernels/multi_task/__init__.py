@@ -1,0 +1,1 @@
+"""Products whose rows belong to different tasks."""
