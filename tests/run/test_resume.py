@@ -83,9 +83,10 @@ def kill_points(rng: random.Random, total: int, kills: int) -> list[int]:
     [
         (1, 14, ["zero_shot=true"]),
         (2, 5, ["method=ncl", "precision=bfloat16"]),
+        (5, 5, ["method=mtl", "families.ner.epochs=1", "training.eval_batch_size=3"]),
         (3, 5, ["training.grad_accumulation=2", "training.patience=1", "method_options.soft_mask=update"]),
     ],
-    ids=["tss", "ncl", "tss-accumulate"],
+    ids=["tss", "ncl", "mtl", "tss-accumulate"],
 )
 def test_killed_runs_end_as_if_never_stopped(processes, tiny_config, tmp_path, seed, kills, overrides):
     check_killed(processes, tiny_config(*overrides), tmp_path, seed, kills)

@@ -29,6 +29,7 @@ from tss.adapters.site_kinds import make_adapters
 from tss.adapters.sites import check_backbone
 from tss.adapters.task_call import TaskCall, calling
 from tss.adapters.task_store import TaskStore
+from tss.adapters.task_tensors import TaskTensors
 from tss.errors import StateError
 from tss.io import write_bytes
 
@@ -375,7 +376,8 @@ def _keep_from_compiler(*functions: Any) -> None:
 _keep_from_compiler(
     _resolve_task, TssHandle.resolve, TssHandle._call_of, TssHandle._runnable, TssHandle._checked_rows,
     TssHandle._check_attached, TssHandle.chosen.fget, TssHandle.trainable.fget, TaskCall.__init__, TaskStore.record,
-    TaskStore.sealed, TaskStore.site_gates, TasksLearned.current.fget, TssModel.__getattr__,
+    TaskStore.sealed, TaskStore.site_gates, TaskStore.learning.fget, TaskTensors.head_of, TasksLearned.of,
+    TssModel.__getattr__,
 )  # fmt: skip
 
 
@@ -386,7 +388,7 @@ def _check_state(
     """Before `load_state_dict`: a checkpoint of another task would train on from the wrong scores."""
     start = prefix + LEARNING
     stored = tasks_in(key.removeprefix(start) for key in state if key.startswith(start))
-    here = {model.tss.trainable} - {None}
+    here = set(model.tss.store.learners)
     adapters = {key for key in state if key.startswith(prefix + ADAPTERS)}
     if (stored or adapters) and stored != here:
         there = ", ".join(map(repr, sorted(stored))) or "no task"

@@ -30,15 +30,15 @@ DROPOUTS = ("classifier_dropout", "dropout", "dropout_rate", "hidden_dropout_pro
 
 
 class TaskTensors:
-    """Adapters, the task being learned and the store of all tasks, seen as named tensors.
+    """Adapters, the tasks being learned and the store of all tasks, seen as named tensors.
 
     Attributes:
         core: the transformers model.
         config, options: which adapters, and how tasks are learned.
         adapters: site -> its adapter.
         store: the tasks.
-        learning: holds the head being learned.
-        handed_on: the scores that the task being learned began with, so that it can be abandoned.
+        learning: holds the heads being learned.
+        handed_on: the scores that what is being learned began with, so that it can be abandoned.
     """
 
     def __init__(
@@ -60,10 +60,9 @@ class TaskTensors:
         """ "<site>.down" and "<site>.up" -> `GatedAdapterLinear`, or `nn.Linear` in plain adapters."""
         return {name: layer for adapter in self.adapters.values() for name, layer in adapter.layers.items()}
 
-    @property
-    def head(self) -> nn.Module | None:
-        """The head of the task being learned."""
-        return None if self.store.learning is None else self.learning.current.head
+    def head_of(self, name: str) -> nn.Module | None:
+        """The head of a task being learned."""
+        return self.learning.of(name).head
 
     def check_finite(self) -> None:
         """Raise StateError if scores or head of the task being learned are not finite: a gate of NaN reads as off."""
@@ -76,11 +75,14 @@ class TaskTensors:
                 )
 
     def learning_state(self) -> Tensors:
-        """What the task being learned has trained: scores (plain adapters: weights) and head."""
-        if self.store.learning is None:
+        """What is being learned: scores (plain adapters: weights) and head; heads by task where there are several."""
+        if not self.store.learners:
             raise StateError("no task is being learned: call train_task(name) first")
         trained = {key: p.detach() for adapter in self.adapters.values() for key, p in adapter.trained().items()}
-        return trained | _named_head(self.head)
+        heads = {name: _named_head(self.head_of(name)) for name in self.store.learners}
+        if len(heads) == 1:
+            return trained | heads[self.store.learners[0]]
+        return trained | {f"{name}.{key}": tensor for name, head in heads.items() for key, tensor in head.items()}
 
     def load_learning_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take back what `learning_state` gave; raises StateError if it does not fit."""
@@ -103,7 +105,9 @@ class TaskTensors:
             tensors = self.store.sealed(name).tensors()
         if record.state is State.LEARNING:
             self.check_finite()
-            tensors = _named_head(self.head) | {f"start.{key}": tensor for key, tensor in self.handed_on.items()}
+            tensors = _named_head(self.head_of(name)) | {
+                f"start.{key}": tensor for key, tensor in self.handed_on.items()
+            }
         about = {
             "name": name, "kind": record.kind.to_dict(), "state": str(record.state), "density": record.density,
             "hash": record.hash, "bytes": self.bytes_per_task(name),
@@ -153,8 +157,17 @@ class TaskTensors:
         return sha256("\n".join([*own, digest(self.frozen())]))
 
     def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> Saved:
-        """What `save` writes."""
+        """What `save` writes.
+
+        Raises:
+            StateError: tasks are being learned together, or what is learned is not finite.
+        """
         check_whole(self.layers)
+        if len(self.store.learners) > 1:
+            raise StateError(
+                f"{', '.join(self.store.learners)} are being learned together, which a save cannot hold: seal them "
+                "first, or keep learning_state() yourself"
+            )
         names = list(self.store.tasks) if tasks is None else [self.store.record(name).name for name in tasks]
         states = [self.task_state(name) for name in names]
         name = getattr(self.core.config, "_name_or_path", "")
@@ -206,18 +219,19 @@ class TaskTensors:
             "sites": {site: adapter.width for site, adapter in self.adapters.items()},
         }
 
-    def start(self, name: str, *, fresh: bool, head: nn.Module | None = None) -> None:
-        """Begin to learn a task: its head is made, or `head` taken; scores start afresh or stay as they are."""
+    def start(self, *names: str, fresh: bool, head: nn.Module | None = None) -> None:
+        """Begin to learn tasks: heads are made, or `head` taken; scores start afresh or stay as they are."""
         self.handed_on = {
             key: tensor.clone() for key, tensor in self.shared_state().items() if "importance." not in key
         }
         for adapter in self.adapters.values():
-            adapter.start(name, fresh=fresh, masked=self.options.soft_mask == "gradient")
-        head = head if head is not None else self.make_head(name, self.store.record(name).kind)
-        self.learning.put(name, LearningTask(head), self.device())
+            adapter.start(names[0], fresh=fresh, masked=self.options.soft_mask == "gradient")
+        for name in names:
+            own = head if head is not None else self.make_head(name, self.store.record(name).kind)
+            self.learning.put(name, LearningTask(own), self.device())
         self._require_grad(True)
         if self._steps is not None:
-            self._steps.start(name)
+            self._steps.start(names[0])
 
     def finish(self) -> None:
         """End learning: nothing requires gradients any more; scores stay as they are."""
@@ -234,21 +248,24 @@ class TaskTensors:
 
     def seal(self, name: str) -> None:
         """learning -> sealed: keep packed gates and head as values."""
-        head = self.head
+        head = self.head_of(name)
         gates = {layer: packed for adapter in self.adapters.values() for layer, packed in adapter.packed().items()}
         values = None if head is None else {key: tensor.detach().clone() for key, tensor in head.state_dict().items()}
-        self.finish()
+        if self.store.learners == (name,):
+            self.finish()
+        else:
+            self.learning.take(name)
         weights = {key: tensor for adapter in self.adapters.values() for key, tensor in adapter.kept().items()}
         self.store.seal(name, SealedTask(gates, values, weights, len(self.adapters)), self.density_of(gates))
 
-    def abandon(self) -> str:
-        """learning -> new: scores become what they were before; gives the task's name."""
-        name, start = self.store.abandon(), self.handed_on
+    def abandon(self) -> tuple[str, ...]:
+        """learning -> new: scores become what they were before; gives the tasks' names."""
+        names, start = self.store.abandon(), self.handed_on
         self.finish()
         for adapter in self.adapters.values():
             shared = adapter.shared()
             adapter.load_shared(shared | {key: start[key] for key in shared if key in start})
-        return name
+        return names
 
     def make_head(self, name: str, kind: TaskKind) -> nn.Module | None:
         """A task's head as it starts, from a random stream of its own; float32, on the CPU."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -43,7 +43,7 @@ class LearningRates(Protocol):
 class Method(ABC):
     """One way to learn a sequence of tasks on adapters.
 
-    A method lives as long as a run. Per task the runner calls `begin_task`, `make_optimizer`, then for every batch
+    A method lives as long as a run. Per task the runner calls `begin_tasks`, `make_optimizer`, then for every batch
     `penalty`, and at the end `end_task`; `state` is saved between tasks and given back by `load_state` on resume.
     """
 
@@ -54,6 +54,8 @@ class Method(ABC):
     """True: adapters with frozen weights and trained gates; False: plain trained adapters of the same shapes."""
     never_forgets: ClassVar[bool]
     """True: the runner verifies after every task that no sealed task changed, and stops the run if one did."""
+    joint: ClassVar[bool] = False
+    """True: all tasks are learned together, and the matrix of results has its last row alone."""
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -66,6 +68,11 @@ class Method(ABC):
         """Make the task known and its parameters trainable."""
         handle.add_task(name, kind)
         handle.train_task(name)
+
+    def begin_tasks(self, handle: TssHandle, kinds: Mapping[str, TaskKind]) -> None:
+        """What the runner calls: one task, or all of them (name -> kind) if the method is `joint`."""
+        for name, kind in kinds.items():
+            self.begin_task(handle, name, kind)
 
     def make_optimizer(self, handle: TssHandle, rates: LearningRates) -> torch.optim.Optimizer:
         """A fresh optimizer over the trainable parameters; the groups' `lr` are the peaks of the schedule."""
