@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from tss.adapters.config import AdapterConfig
 from tss.errors import ConfigError
 from tss.methods import METHODS
-from tss.run.config_errors import explain
+from tss.run.config_errors import explain, nearest
 from tss.run.config_files import apply_overrides, merge, read_source
 
 MAX_BOTTLENECK = 2**16
@@ -217,13 +217,36 @@ def load_config(
         ConfigError: with one line for each problem; an unknown key names the nearest known one.
     """
     values, origin = read_source(source, variant)
-    values = apply_overrides(values, overrides or [])
+    method = apply_overrides(values, overrides or []).get("method", "tss")
+    values = apply_overrides(for_method(values, method, origin), overrides or [])
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{origin}: {line}" for line in explain(error, known_model(values)))) from error
     except ConfigError as error:
         raise ConfigError("\n".join(f"{origin}: {line}" for line in str(error).splitlines())) from error
+
+
+def for_method(values: Mapping[str, Any], method: Any, origin: str) -> dict[str, Any]:
+    """The values of a preset or a file with what its section `methods` says of a method laid over the rest.
+
+    Args:
+        values: with or without such a section: name of a method -> the keys that differ for it.
+        method: name of the method.
+        origin: of the values, for messages.
+
+    Raises:
+        ConfigError: the section is none, or names no method.
+    """
+    rest = {key: value for key, value in values.items() if key != "methods"}
+    section = values.get("methods") or {}
+    if not isinstance(section, Mapping) or not all(isinstance(changes, Mapping) for changes in section.values()):
+        raise ConfigError(f"{origin}: methods: expected names of methods with the keys that differ for them")
+    if unknown := [name for name in section if name not in METHODS]:
+        raise ConfigError(
+            f"{origin}: methods: no method {unknown[0]!r}; {nearest(str(unknown[0]), list(METHODS), 'methods')}"
+        )
+    return merge(rest, section.get(method, {}))
 
 
 def dump_config(config: RunConfig) -> str:

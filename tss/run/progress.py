@@ -45,6 +45,11 @@ class TimeLeft:
         """Share of a task's steps that are done, 0 to 1."""
         return min(1.0, self._done.get(task, 0) / max(1, self.steps.get(task, 1)))
 
+    def share(self) -> float:
+        """Share of all steps that are done, 0 to 1."""
+        done = sum(min(self._done.get(task, 0), total) for task, total in self.steps.items())
+        return done / max(1, sum(self.steps.values()))
+
     def seconds(self) -> float | None:
         """Seconds left (without early stops), None before the first step."""
         if not self._steps_timed:
