@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     if not sources and args.out is None:
         args.parser.print_help(sys.stderr)
         return MISUSED
+    if args.workers is not None and args.workers < 1:
+        raise ConfigError(f"--workers: at least 1, got {args.workers}")
     folder = StudyFolder(args.out or RUNS / f"study-{Path(sources[0]).stem}")
     cells = planned(args, sources)
     if args.dry_run:
@@ -143,12 +145,11 @@ def engine_of(args: argparse.Namespace, folder: StudyFolder) -> Engine:
     """Where the runs go.
 
     Raises:
-        ConfigError: fewer than one worker, or --ray without the package.
+        ConfigError: --ray without the package.
+        StateError: no cluster answers at its address.
     """
     from tss.study.engines import Processes, RayTasks, usable_cores
 
-    if args.workers is not None and args.workers < 1:
-        raise ConfigError(f"--workers: at least 1, got {args.workers}")
     if args.ray:
         return RayTasks(folder.path, args.ray, args.workers, 1)
     workers = args.workers or 1

@@ -43,8 +43,9 @@ class LearningRates(Protocol):
 class Method(ABC):
     """One way to learn a sequence of tasks on adapters.
 
-    A method lives as long as a run. Per task the runner calls `begin_tasks`, `make_optimizer`, then for every batch
-    `penalty`, and at the end `end_task`; `state` is saved between tasks and given back by `load_state` on resume.
+    A method lives as long as a run. Per task the runner calls `begin_tasks`, `make_optimizer`, then `begin_step` before
+    every optimizer step and `penalty` for every batch of it, and at the end `end_task`; `state` is saved between tasks
+    and given back by `load_state` on resume.
     """
 
     name: ClassVar[str]
@@ -78,6 +79,9 @@ class Method(ABC):
         """A fresh optimizer over the trainable parameters; the groups' `lr` are the peaks of the schedule."""
         rate = rates.score_lr if self.gated else rates.adapter_lr
         return handle.optimizer(score_lr=rate, head_lr=rates.head_lr, betas=(rates.beta1, rates.beta2), eps=rates.eps)
+
+    def begin_step(self, handle: TssHandle, step: int, steps: int) -> None:  # noqa: B027 (most have nothing to do)
+        """Before an optimizer step: its place in the epoch, from 0, of `steps`. A resumed run comes by at the same."""
 
     def penalty(self, handle: TssHandle, batch: Batch) -> torch.Tensor | None:
         """A scalar added to the loss of a batch, or None."""

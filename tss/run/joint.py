@@ -118,6 +118,7 @@ def _train_round(
         for group, own in zip(optimizer.param_groups, settings[i], strict=True):
             group.update(own, lr=own["lr"] * share)
         rows, epoch, step = together.batches(job, done)
+        job.method.begin_step(job.handle, step, job.steps_per_epoch())
         with job.handle.using(job.name):
             loss = backward(job, rows, epoch, step)
         optimizer.step()

@@ -125,6 +125,7 @@ def train_epoch(job: Job, optimizer: torch.optim.Optimizer, progress: TaskProgre
         share = schedule(progress.epoch * per_epoch + step, total, warmup)
         for parameters, peak in zip(optimizer.param_groups, peaks, strict=True):
             parameters["lr"] = peak * share
+        job.method.begin_step(job.handle, step, per_epoch)
         loss = backward(job, group, progress.epoch, step)
         optimizer.step()
         check_finite(job, progress.epoch, step)

@@ -56,8 +56,9 @@ def run_cell(
     found = None
     with folder.log(cell).open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tss.study.cell"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-            cwd=directory, env=environment, start_new_session=True,
+            [sys.executable, "-m", "tss.study.cell", str(folder.run(cell))],  # named for who looks at processes
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=directory, env=environment,
+            start_new_session=True,
         )  # fmt: skip
     assert process.stdin is not None
     assert process.stdout is not None
