@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tss.errors import StateError
 from tss.io import write_text
 from tss.report import html
 from tss.report.heatmaps import FULL_WIDTH
+from tss.report.names import size
 from tss.report.style import Picture, drawing, new_figure, picture, run_colour
 from tss.report.tables import Table
 from tss.study import tables
@@ -110,7 +112,7 @@ def bytes_picture(study: Study, found: Summaries) -> Picture | None:
         return None
     figure = new_figure(FULL_WIDTH, 3.8)
     axes = figure.add_subplot()
-    for row, index, kept, score in points:
+    for _, index, kept, score in points:
         axes.errorbar(
             [kept],
             [score.mean],
@@ -120,9 +122,15 @@ def bytes_picture(study: Study, found: Summaries) -> Picture | None:
             capsize=3,
             markersize=6,
         )
-        axes.annotate(row, (kept, score.mean), (7, 4), textcoords="offset points", fontsize=8)
+    for place, (row, _, kept, score) in enumerate(points):
+        # labels of points that lie together stand below each other
+        above = sum(abs(math.log(kept / k)) < 0.1 and abs(score.mean - s.mean) < 2 for _, _, k, s in points[:place])
+        axes.annotate(row, (kept, score.mean), (7, 4 - 10 * above), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
-    axes.set_xlabel("kept to answer all tasks, KiB")
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis(lambda kib, _: size(1024 * kib))
+    axes.tick_params(axis="x", which="minor", labelsize=7)
+    axes.set_xlabel("kept to answer all tasks")
     axes.set_ylabel("score at the end")
     axes.margins(x=0.15, y=0.12)
     caption = (
