@@ -72,6 +72,8 @@ def test_presets_hold_the_values_that_a_method_needs_otherwise(name):
     piggyback = load_config(name, ["method=piggyback"])
     options = piggyback.method_options
     assert 3 * piggyback.training.score_lr < options["mask_scale"] - options["threshold"]
+    full = load_config(name, ["method=full"])
+    assert all(settings_for(full, task).adapter_lr == 1e-4 for task in full.tasks)
     assert load_config(name).training.score_lr == 1e-2
     assert load_config(name, ["method=piggyback", "training.score_lr=0.5"]).training.score_lr == 0.5
 
