@@ -45,6 +45,7 @@ def test_killed_and_stopped_a_study_goes_on_and_ends_as_if_it_never_was(study_fi
     for lock in out.glob("runs/*.lock"):  # the run's own process stops without its starter
         with locked(lock, wait=True):
             pass
+    assert not any(StudyFolder(out).finished(cell) for cell in StudyFolder(out).cells())
 
     stopped = begin("--out", out, "--workers", 1)
     wait_for_step(out, stopped, 9)
