@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,13 @@ def apply_override(values: dict[str, Any], text: str) -> dict[str, Any]:
     for part in reversed(parts):
         change = {part: change}
     return lay_over(values, change)
+
+
+def apply_overrides(values: dict[str, Any], texts: Iterable[str]) -> dict[str, Any]:
+    """`apply_override` of each in turn."""
+    for text in texts:
+        values = apply_override(values, text)
+    return values
 
 
 def read_yaml(text: str, origin: str) -> Any:
