@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 
 import pytest
@@ -127,11 +128,46 @@ def test_tasks_learned_together_answer_when_sealed_as_they_did_before(calm_bart)
             for parameter in parameters:
                 parameter.add_(1.0)
     handle.load_learning_state(state)
-    handle.seal_task(name="ner/b")
-    assert handle.trainable == "asc/a"
-    handle.seal_task(name="asc/a")
+    for name in ("ner/b", "asc/a"):
+        assert name in handle.store.learners
+        with pytest.warns(UserWarning, match=f"'{name}' is sealed with the weights and the head that it began with"):
+            handle.seal_task(name=name)
     for name, batch in batches.items():
         assert torch.equal(logits(handle, name, batch), before[name])
+
+
+def test_a_task_that_no_step_was_for_is_told_when_it_is_sealed_and_no_other(tiny_bart):
+    method, handle = start(tiny_bart, "mtl")
+    method.begin_tasks(handle, {name: KINDS["classification"] for name in ("asc/a", "asc/b")})
+    optimizer = method.make_optimizer(handle, RATES)
+    handle.loss(**make_batches(1)[0]).backward()
+    optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        handle.seal_task(name="asc/a")
+    with pytest.warns(UserWarning, match="'asc/b' is sealed with the head that it began with"):
+        handle.seal_task(name="asc/b")
+
+
+@pytest.mark.filterwarnings("ignore:task .* is sealed with the weights")
+@pytest.mark.parametrize("of", ["asc/a", "asc/b", "all"])
+def test_optimizers_of_tasks_learned_together_go_on_for_the_others_and_no_later_one(tiny_bart, of):
+    method, handle = start(tiny_bart, "mtl")
+    method.begin_tasks(handle, {name: KINDS["classification"] for name in ("asc/a", "asc/b")})
+    every = [p for group in handle.trainable_parameters().values() for p in group]
+    optimizer = torch.optim.SGD(every if of == "all" else handle.head_parameters(of), lr=0.1)
+    loss = handle.loss(**make_batches(1)[0])
+    loss.backward()
+    optimizer.step()
+    handle.seal_task(name="asc/a")
+    with handle.using("asc/b"):
+        handle.loss(**make_batches(1)[0]).backward()
+    optimizer.step()
+    handle.seal_task()
+    handle.add_task("asc/c", KINDS["classification"])
+    handle.train_task("asc/c")
+    with pytest.raises(StateError, match="made before task 'asc/c' was begun"):
+        optimizer.step()
 
 
 def test_what_cannot_be_learned_together_is_refused(tiny_bart):

@@ -53,6 +53,7 @@ class TaskTensors:
         self.core, self.config, self.options, self.adapters = core, config, options, dict(adapters)
         self.store, self.learning, self.handed_on = store, learning, Tensors()
         self._began: dict[str, str] = {}
+        self._taken: list[nn.Parameter] = []  # of heads sealed while others go on: their optimizer may step those
         self.frozen = FrozenWeights(core, adapters)
         self._steps = StepCheck(core, self.layers, options, gated=config.gated)
 
@@ -250,7 +251,8 @@ class TaskTensors:
 
     def finish(self) -> None:
         """End learning: nothing requires gradients any more; scores stay as they are."""
-        self._steps.retire(self.learning.parameters())
+        self._steps.retire((*self.learning.parameters(), *self._taken))
+        self._taken = []
         self.learning.clear_with(self._require_grad)
         self.handed_on = Tensors()
         self._steps.finish()
@@ -269,6 +271,7 @@ class TaskTensors:
         if self.store.learners == (name,):
             self.finish()
         else:
+            self._taken += self.learning.of(name).parameters()
             self.learning.take(name)
         weights = {key: tensor for adapter in self.adapters.values() for key, tensor in adapter.kept().items()}
         self._keep(name, SealedTask(gates, values, weights, len(self.adapters)))
