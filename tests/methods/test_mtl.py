@@ -138,7 +138,7 @@ def test_tasks_learned_together_answer_when_sealed_as_they_did_before(calm_bart)
 
 def test_a_task_that_no_step_was_for_is_told_when_it_is_sealed_and_no_other(tiny_bart):
     method, handle = start(tiny_bart, "mtl")
-    method.begin_tasks(handle, {name: KINDS["classification"] for name in ("asc/a", "asc/b")})
+    method.begin_tasks(handle, dict.fromkeys(("asc/a", "asc/b"), KINDS["classification"]))
     optimizer = method.make_optimizer(handle, RATES)
     handle.loss(**make_batches(1)[0]).backward()
     optimizer.step()
@@ -153,7 +153,7 @@ def test_a_task_that_no_step_was_for_is_told_when_it_is_sealed_and_no_other(tiny
 @pytest.mark.parametrize("of", ["asc/a", "asc/b", "all"])
 def test_optimizers_of_tasks_learned_together_go_on_for_the_others_and_no_later_one(tiny_bart, of):
     method, handle = start(tiny_bart, "mtl")
-    method.begin_tasks(handle, {name: KINDS["classification"] for name in ("asc/a", "asc/b")})
+    method.begin_tasks(handle, dict.fromkeys(("asc/a", "asc/b"), KINDS["classification"]))
     every = [p for group in handle.trainable_parameters().values() for p in group]
     optimizer = torch.optim.SGD(every if of == "all" else handle.head_parameters(of), lr=0.1)
     loss = handle.loss(**make_batches(1)[0])
