@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import warnings
 from collections import Counter
@@ -12,6 +13,7 @@ import torch
 from tests.methods.conftest import KINDS, RATES, changed, learn, logits, make_batches, start, weights
 from tests.run.conftest import TASKS, events, examples, read
 from tss.errors import StateError
+from tss.report import build
 from tss.report.reading import read_run
 from tss.run.config import load_config
 from tss.run.joint import rounds
@@ -71,6 +73,12 @@ def test_a_run_makes_the_steps_of_the_sequence_by_turns_and_fills_the_last_row_a
     assert (result.summary["learning"], result.summary["forgetting"]) == (None, None)
     told = read_run(tmp_path / "mtl")
     assert (told.learned, told.complete, told.damage, told.notes) == (3, True, [], [])
+    page = build([tmp_path / "mtl", tmp_path / "ncl"], tmp_path / "page")
+    assert page.damage == []
+    with (tmp_path / "page" / "tables" / "tasks-1.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["final"]) for row in rows] == pytest.approx(result.matrix[2])
+    assert not {"learned", "adapters used"} & set(rows[0])  # neither is known of each task
     assert len(events(tmp_path / "mtl", "evaluated")) == 3
     assert len(list((tmp_path / "mtl" / "predictions").iterdir())) == 3
     ends = events(tmp_path / "mtl", "task_end")

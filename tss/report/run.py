@@ -137,7 +137,7 @@ class Run:
         """Which of the adapters a task ran: "all", the stack that has them, or how many; None where it is not known."""
         end = self.by_task("task_end").get(task, {})
         layers = end.get("layers") or list(end.get("density") or {})
-        if not layers:
+        if self.joint or not layers:
             return None
         unused = set(end.get("unused") or ())
         used = [layer for layer in layers if layer not in unused]
