@@ -67,6 +67,17 @@ def test_presets_run_by_the_method_to_compare_with_too(name):
     assert load_config(name, ["method=ncl"]).method == "ncl"
 
 
+@pytest.mark.parametrize("name", ["demo", "mixed.quick", "seed-one"])
+def test_presets_hold_the_values_that_a_method_needs_otherwise(name):
+    piggyback = load_config(name, ["method=piggyback"])
+    options = piggyback.method_options
+    assert 3 * piggyback.training.score_lr < options["mask_scale"] - options["threshold"]
+    full = load_config(name, ["method=full"])
+    assert all(settings_for(full, task).adapter_lr == 1e-4 for task in full.tasks)
+    assert load_config(name).training.score_lr == 1e-2
+    assert load_config(name, ["method=piggyback", "training.score_lr=0.5"]).training.score_lr == 0.5
+
+
 @pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith("ablation-")])
 def test_an_ablation_differs_from_quick_in_one_choice_and_its_label(name):
     quick, ablation = load_config("quick").resolved(), load_config(name).resolved()

@@ -48,7 +48,8 @@ def train(handle, method, data, *, rates=RATES, epochs: int = 1) -> list[float]:
     optimizer = method.make_optimizer(handle, rates)
     handle.model.train()
     penalties = []
-    for batch in data * epochs:
+    for number, batch in enumerate(data * epochs):
+        method.begin_step(handle, number % len(data), len(data))
         loss = handle.loss(**batch)
         penalty = method.penalty(handle, batch)
         penalties.append(0.0 if penalty is None else penalty.item())

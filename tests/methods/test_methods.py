@@ -81,7 +81,6 @@ def test_a_method_without_state_refuses_that_of_another():
         ("lwf", {"temperature": float("inf")}, "temperature must be a number above 0, got inf"),
         ("hat", {"steepness": 1}, "steepness must be a number above 1, got 1"),
         ("hat", {"sparsity": "much"}, "sparsity must be a number above 0, got 'much'"),
-        ("hat", {"anneal_steps": 1}, "anneal_steps must be a whole number of at least 2, got 1"),
     ],
 )
 def test_options_that_cannot_work_are_refused(name, options, message):

@@ -83,6 +83,20 @@ def test_a_file_wins_over_the_preset_that_it_extends():
     assert settings_for(config, "asc/x").features == families["asc"]["features"]
 
 
+def test_a_file_wins_over_what_the_preset_that_it_extends_says_for_a_method():
+    rates = {"method": "full", "training": {"adapter_lr": 5e-5}}
+    tasks = ("asc/x", "sum/x", "drg/x")
+    for config, expected in (
+        (load_config("quick", ["method=full"]), 1e-4),
+        (load_config({"extends": "quick", "method": "full"}), 1e-4),
+        (load_config({"extends": "quick", **rates}), 5e-5),
+        (load_config({"extends": "quick", **rates, "methods": {"full": {"training": {"adapter_lr": 2e-5}}}}), 2e-5),
+        (load_config("quick", ["method=full", "training.adapter_lr=3e-5"]), 3e-5),
+        (load_config("quick", ["training.adapter_lr=3e-5", "method=full"]), 3e-5),
+    ):
+        assert [settings_for(config, task).adapter_lr for task in tasks] == [expected] * 3
+
+
 def test_what_an_override_brings_in_is_not_blamed_on_the_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("seed: -1\n")

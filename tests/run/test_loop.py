@@ -7,6 +7,7 @@ import torch
 
 from tss.adapters import AdapterConfig, attach
 from tss.methods import METHODS
+from tss.methods.hat import Hat, masked_sites
 from tss.run import loop
 from tss.run.checkpoint import TaskProgress
 from tss.run.config import TaskSettings
@@ -15,6 +16,7 @@ from tss.run.events import EventLog
 from tss.run.examples import Split, by_length, encode_split, with_settings
 from tss.run.loop import Job, backward, steps_per_epoch
 from tss.run.runtime import Runtime
+from tss.run.sequence import run_sequence
 from tss.tasks import Classification, Extraction, Generation
 
 KIND = Classification(labels=("bad", "good"))
@@ -148,3 +150,17 @@ def test_epochs_of_the_same_metric_are_told_apart_by_their_loss(monkeypatch, job
         loop.finish_epoch(job, progress)
         seen.append((progress.best_epoch, progress.best_value, progress.best_loss, progress.stale))
     assert seen == [(0, 0.0, 2.0, 0), (1, 0.0, 1.5, 1), (1, 0.0, 1.5, 2), (3, 3.0, 9.0, 0), (4, 3.0, 8.0, 1)]
+
+
+def test_the_runner_tells_every_step_its_place_in_the_epoch(tiny_config, tmp_path, monkeypatch):
+    slopes, begin_step = [], Hat.begin_step
+
+    def watch(method, handle, step, steps):
+        begin_step(method, handle, step, steps)
+        slopes.append((step, steps, masked_sites(handle)[0].slope))
+
+    monkeypatch.setattr(Hat, "begin_step", watch)
+    config = tiny_config("method=hat", "method_options.steepness=50", "tasks=[asc/phones]", "training.epochs=2")
+    run_sequence(config, tmp_path / "run")
+    expected = [(step, 5, pytest.approx(0.02 + (50 - 0.02) * step / 4)) for step in range(5)]
+    assert slopes == expected * 2

@@ -91,9 +91,10 @@ def in_stretches(rng: random.Random, total: int, kills: int) -> list[int]:
     [
         (1, None, ["zero_shot=true", "training.epochs=2"]),
         (2, 3, ["method=ncl", "precision=bfloat16", "training.epochs=2"]),
+        (5, 3, ["method=mtl", "families.ner.epochs=1", "training.eval_batch_size=3"]),
         (3, 3, ["training.grad_accumulation=2", "training.patience=1", "method_options.soft_mask=update"]),
     ],
-    ids=["tss", "ncl", "tss-accumulate"],
+    ids=["tss", "ncl", "mtl", "tss-accumulate"],
 )
 def test_killed_runs_end_as_if_never_stopped(processes, tiny_config, tmp_path, seed, kills, overrides):
     check_killed(processes, tiny_config(*overrides), tmp_path, seed, kills)

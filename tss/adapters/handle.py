@@ -94,7 +94,7 @@ class TssHandle:
 
     @property
     def trainable(self) -> str | None:
-        """The task that is being learned, or None."""
+        """The task that is being learned, the first of those learned together, or None."""
         return self.store.learning
 
     @property
@@ -104,8 +104,8 @@ class TssHandle:
 
     @property
     def head(self) -> nn.Module | None:
-        """The head of the task being learned."""
-        return self._tensors.head
+        """The head of the task being learned; of several, of the first."""
+        return None if self.trainable is None else self._tensors.head_of(self.trainable)
 
     # The life of a task: new -> learning -> sealed.
 
@@ -136,12 +136,30 @@ class TssHandle:
         Raises:
             StateError: no such task, a sealed one, or another task is being learned.
         """
-        begins = self.store.record(name).state is State.NEW
-        self.store.start(name)
+        self.train_tasks([name])
+
+    def train_tasks(self, names: Sequence[str]) -> None:
+        """Begin to learn new tasks together: each has a head of its own, and all move the weights that they share.
+
+        The first becomes active; choose another with `use` or `using` for its batches. Each is sealed by itself.
+
+        Raises:
+            StateError: no such task, a sealed one, or others are being learned.
+            ValueError: no name, a name twice, or several tasks on adapters of which each task keeps a part as its own.
+        """
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"expected the names of tasks, each once, got {names}")
+        if len(names) > 1 and self._tensors.gate_bytes():
+            raise ValueError(
+                f"{len(names)} tasks cannot be learned together on these adapters, of which each task keeps gates or "
+                'weights of its own: attach with AdapterConfig(gated=False) and PlainOptions(trained="shared")'
+            )
+        begins = self.store.record(names[0]).state is State.NEW
+        self.store.start(*names)
         if begins:
             sealed = any(record.state is State.SEALED for record in self.tasks.values())
-            self._tensors.start(name, fresh=sealed and not self.options.score_copy)
-        self.use(name)
+            self._tensors.start(*names, fresh=sealed and not self.options.score_copy)
+        self.use(names[0])
 
     def seal_task(self, data: Any = None, *, name: str | None = None, batch_size: int = 32) -> None:
         """End the task being learned: importance, then its gates packed to 1 bit; it can never change again.
@@ -154,7 +172,7 @@ class TssHandle:
                 as a DataLoader gives), or single examples, encoded (input_ids, labels) or, if `tokenizer` is set, raw.
                 None, with a warning, or `soft_mask="none"`: no importance is taken, so nothing holds later tasks back
                 from its scores.
-            name: the task, to be sure; it must be the one being learned.
+            name: the task, to be sure; it must be the one being learned, or one of those learned together.
             batch_size: for single examples.
 
         Raises:
@@ -162,12 +180,15 @@ class TssHandle:
                 then still being learned.
             ValueError: data without a batch or without labels.
         """
-        task = self.trainable
-        if task is None or name not in (None, task):
-            raise StateError(f"cannot seal {name or 'a task'}: the task being learned is {task or 'none'}")
+        learners = self.store.learners
+        if name not in learners and (name is not None or len(learners) != 1):
+            raise StateError(
+                f"cannot seal {name or 'a task'}: the task being learned is {' or '.join(learners) or 'none'}"
+            )
+        task = name or learners[0]
         check_whole(self.layers)
         self.check_finite()
-        if unmoved := self._tensors.unmoved():
+        if unmoved := self._tensors.unmoved(task):
             warnings.warn(
                 f"task {task!r} is sealed with the {' and the '.join(unmoved)} that it began with: no optimizer has "
                 "moved them. Make one after train_task, of model.tss.trainable_parameters(), and step it",
@@ -185,7 +206,7 @@ class TssHandle:
         self._tensors.seal(task)
 
     def abandon(self) -> None:
-        """Leave the task being learned: it is new again, and the scores are what they were before it.
+        """Leave what is being learned: it is new again, and the scores are what they were before it.
 
         Raises:
             StateError: no task is being learned.
@@ -284,7 +305,18 @@ class TssHandle:
         if self.trainable is None:
             return {"scores": [], "head": []}
         scores = [parameter for adapter in self.adapters.values() for parameter in adapter.trained().values()]
-        return {"scores": scores, "head": [] if self.head is None else list(self.head.parameters())}
+        return {"scores": scores, "head": [p for name in self.store.learners for p in self.head_parameters(name)]}
+
+    def head_parameters(self, name: str) -> list[nn.Parameter]:
+        """The parameters of the head of a task being learned; empty if it has none of its own.
+
+        Raises:
+            StateError: it is not being learned.
+        """
+        if name not in self.store.learners:
+            raise StateError(f"task {name!r} is {self.store.record(name).state}: no head of it is being learned")
+        head = self._tensors.head_of(name)
+        return [] if head is None else list(head.parameters())
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters are being learned, in the form that PEFT uses."""
@@ -334,7 +366,7 @@ class TssHandle:
     # State. The tensors are the handle's own, as in `state_dict`: clone what has to stay as it is.
 
     def learning_state(self) -> Tensors:
-        """What the task being learned has trained: scores (plain adapters: weights) and head."""
+        """What is being learned: scores (plain adapters: weights) and head; heads by task where there are several."""
         return self._tensors.learning_state()
 
     def load_learning_state(self, tensors: Mapping[str, torch.Tensor]) -> None:

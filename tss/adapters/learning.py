@@ -1,4 +1,4 @@
-"""The task that is being learned, as ordinary module state: checkpoints of other tools hold it under its name."""
+"""The tasks that are being learned, as ordinary module state: checkpoints of other tools hold them by their names."""
 
 from __future__ import annotations
 
@@ -27,18 +27,22 @@ class LearningTask(Float32Module):
 
 
 class TasksLearned(nn.Module):
-    """Holds the task being learned by its name: "learning.task-<name>.…" in a `state_dict`."""
+    """Holds each task being learned by its name: "learning.task-<name>.…" in a `state_dict`."""
 
     def put(self, name: str, task: LearningTask, device: torch.device) -> None:
         """Begin to learn a task, in the mode that this module is in."""
         self.add_module(module_name(name), task.to(device).train(self.training))
 
-    @property
-    def current(self) -> LearningTask:
-        """What is being learned."""
-        (task,) = self._modules.values()
+    def of(self, name: str) -> LearningTask:
+        """What is being learned of a task."""
+        task = self._modules[module_name(name)]
         assert isinstance(task, LearningTask)
         return task
+
+    def take(self, name: str) -> None:
+        """End learning of one task of several: its head no longer requires gradients, and is not held."""
+        self.of(name).requires_grad_(False)
+        del self._modules[module_name(name)]
 
     def clear_with(self, require_grad: Callable[[bool], None]) -> None:
         """End learning: nothing requires gradients any more, and nothing is held."""

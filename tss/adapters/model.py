@@ -23,7 +23,7 @@ from tss.adapters.checkpointing import remember_calls
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.float32 import keeping_dtype
 from tss.adapters.handle import TssHandle
-from tss.adapters.learning import TasksLearned
+from tss.adapters.learning import TasksLearned, module_name
 from tss.adapters.site_kinds import make_adapters
 from tss.adapters.state_dicts import BACKBONE, check_state, forgive_missing_backbone
 from tss.adapters.task_call import TaskCall, calling
@@ -351,6 +351,6 @@ def _keep_from_compiler(*functions: Any) -> None:
 _keep_from_compiler(
     _resolve_task, TssHandle.resolve, TssHandle._check_attached, TaskChoice.resolve, TaskChoice._call_of,
     TaskChoice._call_of_one, TaskChoice._checked, TaskChoice._runnable, TaskChoice.chosen.fget, TaskChoice._sealed,
-    TaskCall.__init__, TaskStore.record, TaskStore.sealed, TaskStore.site_gates, TasksLearned.current.fget,
-    TssModel.__getattr__,
+    TaskCall.__init__, TaskStore.record, TaskStore.sealed, TaskStore.site_gates, TaskStore.learning.fget,
+    TasksLearned.of, module_name, TssModel.__getattr__,
 )  # fmt: skip

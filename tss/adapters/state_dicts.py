@@ -18,7 +18,7 @@ def check_state(
     """Before `load_state_dict`: a checkpoint of another task would train on from the wrong scores."""
     start = prefix + LEARNING
     stored = tasks_in(key.removeprefix(start) for key in state if key.startswith(start))
-    here = {model.tss.trainable} - {None}
+    here = set(model.tss.store.learners)
     adapters = {key for key in state if key.startswith(prefix + ADAPTERS)}
     if (stored or adapters) and stored != here:
         there = ", ".join(map(repr, sorted(stored))) or "no task"

@@ -35,11 +35,12 @@ class TaskChoice:
     """Each thread's own choice, and what names mean.
 
     A choice stays until another is made: one whose task was deleted or abandoned since runs nothing, least of all the
-    bare backbone. A thread that never chose runs what is being learned.
+    bare backbone. A thread that never chose runs what is being learned, of
+    several tasks the first.
 
     Args:
         store: the tasks.
-        learning: the task being learned.
+        learning: holds the heads being learned.
     """
 
     def __init__(self, store: TaskStore, learning: TasksLearned) -> None:
@@ -133,7 +134,7 @@ class TaskChoice:
     def _call_of_one(self, name: str) -> TaskCall:
         record = self.store.record(name)
         if record.state is State.LEARNING:
-            return TaskCall(self.store, (name,), record.kind, None, self.learning.current.head)
+            return TaskCall(self.store, (name,), record.kind, None, self.learning.of(name).head)
         head = self.store.sealed(name).head
         return TaskCall(self.store, (name,), record.kind, self.store.site_gates(name), head)
 

@@ -77,14 +77,19 @@ class TaskStore:
     """Records of all tasks and values of the sealed ones.
 
     Attributes:
-        learning: the task that is being learned, or None.
+        learners: the tasks that are being learned: none, one, or those that are learned together.
     """
 
     def __init__(self) -> None:
-        self.learning: str | None = None
+        self.learners: tuple[str, ...] = ()
         self._records: dict[str, TaskRecord] = {}
         self._sealed: dict[str, SealedTask] = {}
         self._site_gates: dict[str, list[tuple[torch.Tensor, ...]] | None] = {}
+
+    @property
+    def learning(self) -> str | None:
+        """The task that is being learned, the first of several, or None."""
+        return self.learners[0] if self.learners else None
 
     @property
     def tasks(self) -> Mapping[str, TaskRecord]:
@@ -114,34 +119,36 @@ class TaskStore:
         self.check_free(name)
         self._records[name] = TaskRecord(name, kind, State.NEW, size)
 
-    def start(self, name: str) -> None:
-        """new -> learning.
+    def start(self, *names: str) -> None:
+        """new -> learning, for one task or for several together.
 
         Raises:
-            StateError: no such task, a sealed one, or another task is being learned.
+            StateError: no such task, a sealed one, or others are being learned.
         """
-        record = self.record(name)
-        if record.state is State.SEALED:
-            raise StateError(f"task {name!r} is sealed and can never change; add a task of another name to learn on")
-        if self.learning not in (None, name):
+        for name in names:
+            if self.record(name).state is State.SEALED:
+                raise StateError(
+                    f"task {name!r} is sealed and can never change; add a task of another name to learn on"
+                )
+        if self.learners not in ((), names):
             raise StateError(
-                f"task {self.learning!r} is being learned; seal it, or leave it with abandon(), before "
-                f"training {name!r}"
+                f"task {', '.join(map(repr, self.learners))} is being learned; seal it, or leave it with abandon(), "
+                f"before training {', '.join(map(repr, names))}"
             )
-        self.learning = name
-        self._records[name] = replace(record, state=State.LEARNING)
+        self.learners = names
+        self._records |= {name: replace(self._records[name], state=State.LEARNING) for name in names}
 
-    def abandon(self) -> str:
-        """learning -> new; gives its name.
+    def abandon(self) -> tuple[str, ...]:
+        """learning -> new, for all that are being learned; gives their names.
 
         Raises:
             StateError: no task is being learned.
         """
-        if self.learning is None:
+        if not self.learners:
             raise StateError("no task is being learned, so there is nothing to abandon")
-        name, self.learning = self.learning, None
-        self._records[name] = replace(self._records[name], state=State.NEW)
-        return name
+        names, self.learners = self.learners, ()
+        self._records |= {name: replace(self._records[name], state=State.NEW) for name in names}
+        return names
 
     def seal(self, name: str, value: SealedTask, density: float | None) -> None:
         """-> sealed: keep the value and its fingerprint."""
@@ -149,8 +156,7 @@ class TaskStore:
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         self._sealed[name], self._site_gates[name] = value, value.by_site()
         self._records[name] = replace(record, state=State.SEALED, bytes=size, density=density, hash=digest(tensors))
-        if self.learning == name:
-            self.learning = None
+        self.learners = tuple(other for other in self.learners if other != name)
 
     def delete(self, name: str) -> None:
         """Forget a task.

@@ -29,16 +29,16 @@ DROPOUTS = ("classifier_dropout", "dropout", "dropout_rate", "hidden_dropout_pro
 
 
 class TaskTensors:
-    """Adapters, the task being learned and the store of all tasks, seen as named tensors.
+    """Adapters, the tasks being learned and the store of all tasks, seen as named tensors.
 
     Attributes:
         core: the transformers model.
         config, options: which adapters, and how tasks are learned.
         adapters: site -> its adapter.
         store: the tasks.
-        learning: holds the head being learned.
+        learning: holds the heads being learned.
         frozen: what all tasks rely on.
-        handed_on: the scores that the task being learned began with, so that it can be abandoned.
+        handed_on: the scores that what is being learned began with, so that it can be abandoned.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class TaskTensors:
         self.core, self.config, self.options, self.adapters = core, config, options, dict(adapters)
         self.store, self.learning, self.handed_on = store, learning, Tensors()
         self._began: dict[str, str] = {}
+        self._taken: list[nn.Parameter] = []  # of heads sealed while others go on: their optimizer may step those
         self.frozen = FrozenWeights(core, adapters)
         self._steps = StepCheck(core, self.layers, options, gated=config.gated)
 
@@ -61,10 +62,9 @@ class TaskTensors:
         """ "<site>.down" and "<site>.up" -> `GatedAdapterLinear`, or `nn.Linear` in plain adapters."""
         return {name: layer for adapter in self.adapters.values() for name, layer in adapter.layers.items()}
 
-    @property
-    def head(self) -> nn.Module | None:
-        """The head of the task being learned."""
-        return None if self.store.learning is None else self.learning.current.head
+    def head_of(self, name: str) -> nn.Module | None:
+        """The head of a task being learned."""
+        return self.learning.of(name).head
 
     def check_finite(self) -> None:
         """Raise StateError if scores or head of the task being learned are not finite: a gate of NaN reads as off."""
@@ -76,24 +76,31 @@ class TaskTensors:
                     "lower its learning rates"
                 )
 
-    def unmoved(self) -> list[str]:
-        """What has not changed since the task was begun: "head", and "scores", or "weights" without gates."""
+    def unmoved(self, name: str) -> list[str]:
+        """What has not changed since a task was begun: "head", and "scores", or "weights" without gates."""
         parts: dict[str, bool] = {}
-        for name, value in self._learned_checksums().items():
-            part = "head" if name.startswith("head.") else "scores" if self.config.gated else "weights"
-            parts[part] = parts.get(part, True) and value == self._began.get(name)
+        for key, value in self._learned_checksums(name).items():
+            part = "head" if key.startswith("head.") else "scores" if self.config.gated else "weights"
+            parts[part] = parts.get(part, True) and value == self._began.get(key)
         return [part for part, same in parts.items() if same]
 
-    def _learned_checksums(self) -> dict[str, str]:
-        state = self.learning_state().items()
-        return {name: checksum(tensor) for name, tensor in state if not tensor.is_meta and not is_sharded(tensor)}
+    def _learned_checksums(self, *names: str) -> dict[str, str]:
+        heads = {f"{key} of {name}": value for name in names for key, value in _named_head(self.head_of(name)).items()}
+        state = (self._trained() | heads).items()
+        return {key: checksum(tensor) for key, tensor in state if not tensor.is_meta and not is_sharded(tensor)}
+
+    def _trained(self) -> Tensors:
+        return {key: p.detach() for adapter in self.adapters.values() for key, p in adapter.trained().items()}
 
     def learning_state(self) -> Tensors:
-        """What the task being learned has trained: scores (plain adapters: weights) and head."""
-        if self.store.learning is None:
+        """What is being learned: scores (plain adapters: weights) and head; heads by task where there are several."""
+        if not self.store.learners:
             raise StateError("no task is being learned: call train_task(name) first")
-        trained = {key: p.detach() for adapter in self.adapters.values() for key, p in adapter.trained().items()}
-        return trained | _named_head(self.head)
+        trained = self._trained()
+        heads = {name: _named_head(self.head_of(name)) for name in self.store.learners}
+        if len(heads) == 1:
+            return trained | heads[self.store.learners[0]]
+        return trained | {f"{name}.{key}": tensor for name, head in heads.items() for key, tensor in head.items()}
 
     def load_learning_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take back what `learning_state` gave; raises StateError if it does not fit."""
@@ -116,7 +123,9 @@ class TaskTensors:
             tensors = self.store.sealed(name).tensors()
         if record.state is State.LEARNING:
             self.check_finite()
-            tensors = _named_head(self.head) | {f"start.{key}": tensor for key, tensor in self.handed_on.items()}
+            tensors = _named_head(self.head_of(name)) | {
+                f"start.{key}": tensor for key, tensor in self.handed_on.items()
+            }
         about = {
             "name": name, "kind": record.kind.to_dict(), "state": str(record.state), "density": record.density,
             "hash": record.hash, "bytes": self.bytes_per_task(name),
@@ -175,9 +184,19 @@ class TaskTensors:
         return [name for name, record in self.store.tasks.items() if record.state is State.SEALED]
 
     def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> SavedTasks:
-        """What `save` writes."""
+        """What `save` writes.
+
+        Raises:
+            StateError: tasks are being learned together, or what is learned is not finite.
+            ForgettingError: what a sealed task relies on was written to.
+        """
         check_whole(self.layers)
         self.verify(fresh=False)
+        if len(self.store.learners) > 1:
+            raise StateError(
+                f"{', '.join(self.store.learners)} are being learned together, which a save cannot hold: seal them "
+                "first, or keep learning_state() yourself"
+            )
         names = list(self.store.tasks) if tasks is None else [self.store.record(name).name for name in tasks]
         states = [self.task_state(name) for name in names]
         return SavedTasks(
@@ -215,23 +234,25 @@ class TaskTensors:
                 self.store.delete(name)
             raise
 
-    def start(self, name: str, *, fresh: bool, head: nn.Module | None = None) -> None:
-        """Begin to learn a task: its head is made, or `head` taken; scores start afresh or stay as they are."""
+    def start(self, *names: str, fresh: bool, head: nn.Module | None = None) -> None:
+        """Begin to learn tasks: heads are made, or `head` taken; scores start afresh or stay as they are."""
         self.handed_on = {
             key: tensor.clone() for key, tensor in self.shared_state().items() if "importance." not in key
         }
         for adapter in self.adapters.values():
             self._steps.retire(adapter.renew())
-            adapter.start(name, fresh=fresh, masked=self.options.soft_mask == "gradient")
-        head = head if head is not None else self.make_head(name, self.store.record(name).kind)
-        self.learning.put(name, LearningTask(head), self.device())
+            adapter.start(names[0], fresh=fresh, masked=self.options.soft_mask == "gradient")
+        for name in names:
+            own = head if head is not None else self.make_head(name, self.store.record(name).kind)
+            self.learning.put(name, LearningTask(own), self.device())
         self._require_grad(True)
-        self._began = self._learned_checksums()
-        self._steps.start(name)
+        self._began = self._learned_checksums(*names)
+        self._steps.start(names[0])
 
     def finish(self) -> None:
         """End learning: nothing requires gradients any more; scores stay as they are."""
-        self._steps.retire(self.learning.parameters())
+        self._steps.retire((*self.learning.parameters(), *self._taken))
+        self._taken = []
         self.learning.clear_with(self._require_grad)
         self.handed_on = Tensors()
         self._steps.finish()
@@ -244,10 +265,14 @@ class TaskTensors:
 
     def seal(self, name: str) -> None:
         """learning -> sealed: keep packed gates and head as values."""
-        head = self.head
+        head = self.head_of(name)
         gates = {layer: packed for adapter in self.adapters.values() for layer, packed in adapter.packed().items()}
         values = None if head is None else {key: tensor.detach().clone() for key, tensor in head.state_dict().items()}
-        self.finish()
+        if self.store.learners == (name,):
+            self.finish()
+        else:
+            self._taken += self.learning.of(name).parameters()
+            self.learning.take(name)
         weights = {key: tensor for adapter in self.adapters.values() for key, tensor in adapter.kept().items()}
         self._keep(name, SealedTask(gates, values, weights, len(self.adapters)))
 
@@ -256,14 +281,14 @@ class TaskTensors:
             self.frozen.remember(fresh=True)
         self.store.seal(name, value, self.density_of(value.gates))
 
-    def abandon(self) -> str:
-        """learning -> new: scores become what they were before; gives the task's name."""
-        name, start = self.store.abandon(), self.handed_on
+    def abandon(self) -> tuple[str, ...]:
+        """learning -> new: scores become what they were before; gives the tasks' names."""
+        names, start = self.store.abandon(), self.handed_on
         self.finish()
         for adapter in self.adapters.values():
             shared = adapter.shared()
             adapter.load_shared(shared | {key: start[key] for key in shared if key in start})
-        return name
+        return names
 
     def make_head(self, name: str, kind: TaskKind) -> nn.Module | None:
         """A task's head as it starts, from a random stream of its own; float32, on the CPU."""

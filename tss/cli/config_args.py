@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backbone", metavar="X", help="embedded, bart-large (either with -random), a model folder or a hub name"
     )
     parser.add_argument(
-        "--method", metavar="M", help="tss; or, to compare: one, lora, supsup, piggyback, hat, ewc, lwf, ncl or full"
+        "--method",
+        metavar="M",
+        help="tss; or, to compare: one, lora, supsup, piggyback, hat, ewc, lwf, ncl, full or mtl",
     )
     parser.add_argument(
         "--available-only",

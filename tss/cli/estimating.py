@@ -98,7 +98,7 @@ def _time_family(run: Run, family: str) -> FamilyEstimate:
 
 def _times_tested(run: Run, place: int) -> int:
     """How often the task at a place of the sequence is tested."""
-    after = len(run.tasks) - 1 - place
+    after = 0 if run.method.joint else len(run.tasks) - 1 - place
     if run.method.never_forgets and run.config.reevaluate == "last":
         after = min(after, 1)
     # with zero-shot evaluation every task is tested untrained too, and after the task before its own

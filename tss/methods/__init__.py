@@ -6,6 +6,7 @@ from tss.methods.full import Full
 from tss.methods.hat import Hat
 from tss.methods.lora import Lora
 from tss.methods.lwf import Lwf
+from tss.methods.mtl import Mtl
 from tss.methods.ncl import Ncl
 from tss.methods.one import One
 from tss.methods.piggyback import Piggyback
@@ -13,7 +14,7 @@ from tss.methods.supsup import SupSup
 from tss.methods.tss import Tss
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Tss, One, Lora, SupSup, Piggyback, Hat, Ewc, Lwf, Ncl, Full)
+    method.name: method for method in (Tss, One, Lora, SupSup, Piggyback, Hat, Ewc, Lwf, Ncl, Full, Mtl)
 }
 
 __all__ = ["METHODS", "Method"]

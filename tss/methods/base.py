@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -43,8 +43,9 @@ class LearningRates(Protocol):
 class Method(ABC):
     """One way to learn a sequence of tasks on adapters.
 
-    A method lives as long as a run. Per task the runner calls `begin_task`, `make_optimizer`, then for every batch
-    `penalty`, and at the end `end_task`; `state` is saved between tasks and given back by `load_state` on resume.
+    A method lives as long as a run. Per task the runner calls `begin_tasks`, `make_optimizer`, then `begin_step` before
+    every optimizer step and `penalty` for every batch of it, and at the end `end_task`; `state` is saved between tasks
+    and given back by `load_state` on resume.
     """
 
     name: ClassVar[str]
@@ -54,6 +55,8 @@ class Method(ABC):
     """True: adapters with frozen weights and trained gates; False: plain trained adapters of the same shapes."""
     never_forgets: ClassVar[bool]
     """True: the runner verifies after every task that no sealed task changed, and stops the run if one did."""
+    joint: ClassVar[bool] = False
+    """True: all tasks are learned together, and the matrix of results has its last row alone."""
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -67,10 +70,18 @@ class Method(ABC):
         handle.add_task(name, kind)
         handle.train_task(name)
 
+    def begin_tasks(self, handle: TssHandle, kinds: Mapping[str, TaskKind]) -> None:
+        """What the runner calls: one task, or all of them (name -> kind) if the method is `joint`."""
+        for name, kind in kinds.items():
+            self.begin_task(handle, name, kind)
+
     def make_optimizer(self, handle: TssHandle, rates: LearningRates) -> torch.optim.Optimizer:
         """A fresh optimizer over the trainable parameters; the groups' `lr` are the peaks of the schedule."""
         rate = rates.score_lr if self.gated else rates.adapter_lr
         return handle.optimizer(score_lr=rate, head_lr=rates.head_lr, betas=(rates.beta1, rates.beta2), eps=rates.eps)
+
+    def begin_step(self, handle: TssHandle, step: int, steps: int) -> None:  # noqa: B027 (most have nothing to do)
+        """Before an optimizer step: its place in the epoch, from 0, of `steps`. A resumed run comes by at the same."""
 
     def penalty(self, handle: TssHandle, batch: Batch) -> torch.Tensor | None:
         """A scalar added to the loss of a batch, or None."""

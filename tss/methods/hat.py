@@ -26,7 +26,6 @@ class HatOptions:
     Attributes:
         steepness: s_max, at which masks are nearly 0 or 1.
         sparsity: c, the factor of the regulariser that leaves units for later tasks.
-        anneal_steps: optimizer steps in which the slope rises from 1 / s_max to s_max; then it begins again.
 
     Raises:
         ValueError: names the option and its value.
@@ -34,14 +33,10 @@ class HatOptions:
 
     steepness: float = 400.0
     sparsity: float = 0.75
-    anneal_steps: int = 100
 
     def __post_init__(self) -> None:
         check_above("HatOptions", "steepness", self.steepness, 1)
         check_above("HatOptions", "sparsity", self.sparsity, 0)
-        steps = self.anneal_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-            raise ValueError(f"HatOptions: anneal_steps must be a whole number of at least 2, got {steps!r}")
 
 
 class Hat(Method):
@@ -50,9 +45,8 @@ class Hat(Method):
     Each task gates the hidden units of every adapter by sigmoid(slope * e). Later tasks' steps of what leads into and
     out of a unit are scaled by 1 - its largest past mask; the bias of the up map, which no unit gates, moves with the
     first task alone. Steps are scaled and not gradients, because Adam's steps hardly depend on the size of gradients,
-    which the paper's SGD does; for a unit fully claimed it is the same. The paper anneals over the batches of an epoch,
-    here it is over `anneal_steps`, whatever the size of a task. Adapter weights learn with `adapter_lr`, embeddings,
-    which are scores of units, with `score_lr`.
+    which the paper's SGD does; for a unit fully claimed it is the same. The slope rises over the steps of each epoch.
+    Adapter weights learn with `adapter_lr`, embeddings, which are scores of units, with `score_lr`.
 
     Avalanche has layers for HAT, to be built into a network of one's own; adapters with gates by call are not among
     them.
@@ -87,19 +81,15 @@ class Hat(Method):
         def after_step(optimizer: Any, *_: Any) -> None:
             for embedding in embeddings:
                 embedding.data.clamp_(-LARGEST, LARGEST)
-            self._anneal(sites, optimizer)
 
         optimizer.register_step_post_hook(after_step)
-        optimizer.register_load_state_dict_post_hook(lambda optimizer: self._anneal(sites, optimizer))
-        self._anneal(sites, optimizer)
         return optimizer
 
-    def _anneal(self, sites: list[MaskedSite], optimizer: torch.optim.Optimizer) -> None:
-        """The slope of the next step, by how many the optimizer has made: a resumed run goes on where it was."""
-        done = int(optimizer.state[sites[0].embedding].get("step", 0)) % self.options.anneal_steps
+    def begin_step(self, handle: TssHandle, step: int, steps: int) -> None:
+        """The slope of the masks: over the steps of an epoch from 1 / s_max to s_max, which a lone step has."""
         least, most = 1 / self.options.steepness, self.options.steepness
-        for site in sites:
-            site.slope = least + (most - least) * done / (self.options.anneal_steps - 1)
+        for site in masked_sites(handle):
+            site.slope = least + (most - least) * step / (steps - 1) if steps > 1 else most
 
     def penalty(self, handle: TssHandle, batch: Batch) -> torch.Tensor | None:
         """sparsity * sum of m * (1 - claimed) / sum of (1 - claimed), over the hidden units of all adapters."""

@@ -41,8 +41,8 @@ class Piggyback(Method):
     are masked, as in every method that this one is compared with; the authors' code has its own layers and no others.
 
     First scores lie mask_scale - threshold above the edge of their gates, and a step of Adam is about `score_lr` long:
-    one of that size, such as the quick presets', flips gates at once by the signs of single gradients. Take a tenth of
-    it or less.
+    one of that size flips gates at once by the signs of single gradients. Take a fifth of it or less, as the quick
+    presets do in their section `methods`.
     """
 
     name = "piggyback"

@@ -61,7 +61,7 @@ def drop(run: Run, task: str) -> float | None:
     j, last = run.places.get(task, -1), run.learned - 1
     if j < 0 or j >= last:
         return None
-    own, final = run.matrix[j][j], run.matrix[last][j]
+    own, final = run.own(j), run.matrix[last][j]
     return None if own is None or final is None else own - final
 
 

@@ -74,9 +74,20 @@ class Run:
         """Task -> its place in the sequence."""
         return {task: place for place, task in enumerate(self.tasks)}
 
+    @property
+    def joint(self) -> bool:
+        """Whether all tasks were learned together, so that the matrix has a last row alone."""
+        return bool(self.first.get("joint"))
+
+    def own(self, place: int) -> float | None:
+        """What the task at a place of the sequence scored just after it was learned; None where all came at once."""
+        return None if self.joint else self.matrix[place][place]
+
     @cached_property
     def learned(self) -> int:
         """How many tasks have a measured score of their own: the rows of the matrix that exist."""
+        if self.joint:
+            return len(self.tasks) if None not in self.matrix[-1] else 0
         return sum(j < len(self.matrix) and self.matrix[j][j] is not None for j in range(len(self.tasks)))
 
     @property
@@ -126,7 +137,7 @@ class Run:
         """Which of the adapters a task ran: "all", the stack that has them, or how many; None where it is not known."""
         end = self.by_task("task_end").get(task, {})
         layers = end.get("layers") or list(end.get("density") or {})
-        if not layers:
+        if self.joint or not layers:
             return None
         unused = set(end.get("unused") or ())
         used = [layer for layer in layers if layer not in unused]

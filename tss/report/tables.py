@@ -156,7 +156,7 @@ def families_table(runs: Sequence[Run], name: str) -> Table:
         for run in runs:
             chosen = [j for j in range(run.learned) if family is None or _family(run.tasks[j]) == family]
             row[1] = max(row[1] or 0, len(chosen))
-            row += [_mean([run.matrix[j][j] for j in chosen]), _mean([run.matrix[run.learned - 1][j] for j in chosen])]
+            row += [_mean([run.own(j) for j in chosen]), _mean([run.matrix[run.learned - 1][j] for j in chosen])]
         rows.append(row)
     over = ["mean over families", len(families)]
     over += [_mean([row[i] for row in rows[:-1]]) for i in range(2, len(columns))]
@@ -190,7 +190,7 @@ def tasks_table(run: Run, name: str) -> Table:
             [
                 *(j + 1, task, run.kinds.get(task), run.main.get(task) or None),
                 *(begin.get("train"), run.test_size.get(task), None if epoch is None else epoch + 1, chosen),
-                run.matrix[j][j] if measured else None,
+                run.own(j) if measured else None,
                 run.matrix[run.learned - 1][j] if measured else None,
                 None if lost is None else -lost,
                 run.adapters_used(task),

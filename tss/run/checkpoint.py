@@ -26,6 +26,8 @@ class TaskProgress:
     """Optimizer steps done in this epoch."""
     loss_sum: float = 0.0
     """Of those steps."""
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    """Of those steps, by task, where tasks are learned together."""
     best_epoch: int | None = None
     best_value: float | None = None
     """Higher is better: the validation metric, or minus the validation loss."""

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from tss.adapters.config import AdapterConfig
 from tss.errors import ConfigError
 from tss.methods import METHODS
-from tss.run.config_errors import explain
-from tss.run.config_files import apply_override, merge, read_source
+from tss.run.config_errors import explain, nearest
+from tss.run.config_files import apply_override, apply_overrides, lay_over, merge, read_source
 
 MAX_BOTTLENECK = 2**16
 Rate = Annotated[float, Field(gt=0, le=3e38)]  # float32 has no more
@@ -252,6 +252,7 @@ def load_config(
             source that holds the problem, those of overrides with the key.
     """
     values, origin = read_source(source, variant)
+    values = for_method(values, apply_overrides(values, overrides or []).get("method", "tss"), origin)
     config, found = _checked(values)
     origins = dict.fromkeys(found, f"{origin}: ")
     for text in overrides or []:
@@ -271,6 +272,28 @@ def _checked(values: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
         return None, explain(error, known_model(values))
     except ConfigError as error:
         return None, str(error).splitlines()
+
+
+def for_method(values: Mapping[str, Any], method: Any, origin: str) -> dict[str, Any]:
+    """The values of a preset or a file with what its section `methods` says of a method laid over the rest.
+
+    Args:
+        values: with or without such a section: name of a method -> the keys that differ for it.
+        method: name of the method.
+        origin: of the values, for messages.
+
+    Raises:
+        ConfigError: the section is none, or names no method.
+    """
+    rest = {key: value for key, value in values.items() if key != "methods"}
+    section = values.get("methods") or {}
+    if not isinstance(section, Mapping) or not all(isinstance(changes, Mapping) for changes in section.values()):
+        raise ConfigError(f"{origin}: methods: expected names of methods with the keys that differ for them")
+    if unknown := [name for name in section if name not in METHODS]:
+        raise ConfigError(
+            f"{origin}: methods: no method {unknown[0]!r}; {nearest(str(unknown[0]), list(METHODS), 'methods')}"
+        )
+    return lay_over(rest, section.get(method, {}))
 
 
 def dump_config(config: RunConfig) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,13 @@ def apply_override(values: dict[str, Any], text: str) -> dict[str, Any]:
     for part in reversed(parts):
         change = {part: change}
     return lay_over(values, change)
+
+
+def apply_overrides(values: dict[str, Any], texts: Iterable[str]) -> dict[str, Any]:
+    """`apply_override` of each in turn."""
+    for text in texts:
+        values = apply_override(values, text)
+    return values
 
 
 def read_yaml(text: str, origin: str) -> Any:
@@ -135,8 +142,18 @@ def lay_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     """`base` with a later layer laid over it: a file over the preset that it extends, an override over a file.
 
     What the layer sets for every task also replaces what `base` sets for a family or a single task, and what it sets
-    for a family what `base` sets for a task of it: an earlier layer would win otherwise, and without a word.
+    for a family what `base` sets for a task of it; and all that it sets replaces what `base` sets for a method: an
+    earlier layer would win otherwise, and without a word.
     """
+    lower = _less(base, changes)
+    for name, settings in _mapping(base.get("methods")).items():
+        if isinstance(settings, Mapping):
+            lower["methods"] = {**lower["methods"], name: without(_less(settings, changes), changes)}
+    return merge(lower, changes)
+
+
+def _less(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` less what it sets for families and single tasks where `changes` sets it for more of them."""
     general = {key: changes[key] for key in SECTIONS if isinstance(changes.get(key), Mapping)}
     general = {**_mapping(general.pop("training", None)), **general}
     families = _mapping(changes.get("families"))
@@ -147,7 +164,7 @@ def lay_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
             left = without(without(_mapping(settings), general), _mapping(family))
             if left != settings and isinstance(settings, Mapping):
                 lower[section] = {**lower[section], name: left}
-    return merge(lower, changes)
+    return lower
 
 
 def without(settings: Mapping[str, Any], replaced: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,13 @@ def collate(
 
 
 def cache_prefix(
-    split: Split, kind: TaskKind, tokenizer: PreTrainedTokenizerBase, runtime: Runtime, handle: TssHandle, size: int
+    split: Split,
+    kind: TaskKind,
+    tokenizer: PreTrainedTokenizerBase,
+    runtime: Runtime,
+    handle: TssHandle,
+    size: int,
+    most: int = MOST_PREFIX_BYTES,
 ) -> Split:
     """The split with its hidden states below the first adapter, where all of it is frozen and without dropout.
 
@@ -104,10 +110,11 @@ def cache_prefix(
         split: to be passed over more than once.
         kind, tokenizer, runtime, handle: for its batches.
         size: rows per batch.
+        most: bytes of hidden states that may be kept.
     """
     width = getattr(handle.model.config, "hidden_size", None) or getattr(handle.model.config, "d_model", 0)
     tokens = sum(split.lengths())
-    if handle.frozen_prefix is None or not 0 < tokens * width * handle.model.dtype.itemsize <= MOST_PREFIX_BYTES:
+    if handle.frozen_prefix is None or not 0 < tokens * width * handle.model.dtype.itemsize <= most:
         return split
     states_of_all = None
     with torch.no_grad(), runtime.autocast():

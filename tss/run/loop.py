@@ -64,6 +64,10 @@ class Job:
         size = self.settings.grad_accumulation
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
+    def steps(self) -> int:
+        """Optimizer steps of the whole task, if it does not stop early."""
+        return self.settings.epochs * self.steps_per_epoch()
+
     def median_step_seconds(self) -> float | None:
         """Median duration of a step, None if this process made none."""
         return statistics.median(self.step_seconds) if self.step_seconds else None
@@ -121,6 +125,7 @@ def train_epoch(job: Job, optimizer: torch.optim.Optimizer, progress: TaskProgre
         share = schedule(progress.epoch * per_epoch + step, total, warmup)
         for parameters, peak in zip(optimizer.param_groups, peaks, strict=True):
             parameters["lr"] = peak * share
+        job.method.begin_step(job.handle, step, per_epoch)
         loss = backward(job, group, progress.epoch, step)
         optimizer.step()
         check_finite(job, progress.epoch, step)
@@ -128,20 +133,25 @@ def train_epoch(job: Job, optimizer: torch.optim.Optimizer, progress: TaskProgre
             progress.unused = unused_layers(job.handle)
         optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
-        job.step_seconds.append(seconds)
         progress.step, progress.loss_sum = step + 1, progress.loss_sum + loss
         progress.seconds += seconds
-        job.log.emit(
-            "step",
-            task=job.name,
-            index=job.index,
-            epoch=progress.epoch,
-            step=step,
-            loss=loss,
-            score_lr=optimizer.param_groups[0]["lr"],
-            seconds=round(seconds, 4),
-        )
+        tell_step(job, progress.epoch, step, loss, optimizer.param_groups[0]["lr"], seconds)
         save(progress, optimizer)
+
+
+def tell_step(job: Job, epoch: int, step: int, loss: float, rate: float, seconds: float) -> None:
+    """Write down an optimizer step, its loss and the learning rate of scores (plain adapters: of weights)."""
+    job.step_seconds.append(seconds)
+    job.log.emit(
+        "step",
+        task=job.name,
+        index=job.index,
+        epoch=epoch,
+        step=step,
+        loss=loss,
+        score_lr=rate,
+        seconds=round(seconds, 4),
+    )
 
 
 def check_finite(job: Job, epoch: int, step: int) -> None:
@@ -222,28 +232,38 @@ def finish_epoch(job: Job, progress: TaskProgress) -> None:
     value, loss, metric = validate(job)
     if not math.isfinite(value):
         raise not_finite(job, f"the validation {metric} is {value}", progress.epoch)
-    higher_is_better = -value if metric == "loss" else value
+    keep_best(job, progress, -value if metric == "loss" else value, loss)
+    tell_epoch(job, progress, progress.loss_sum / progress.step, (value, loss, metric))
+    progress.seconds += time.perf_counter() - started
+    progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
+
+
+def keep_best(job: Job, progress: TaskProgress, value: float, loss: float) -> None:
+    """Keep the learning state if its value is higher than the best so far, or the same with a lower loss."""
     best, best_loss = progress.best_value, progress.best_loss
-    better = best is None or higher_is_better > best
-    tied = higher_is_better == best and (best_loss is None or loss < best_loss)
+    better = best is None or value > best
+    tied = value == best and (best_loss is None or loss < best_loss)
     progress.stale = 0 if better else progress.stale + 1
     if better or tied:
-        progress.best_value, progress.best_loss, progress.best_epoch = higher_is_better, loss, progress.epoch
+        progress.best_value, progress.best_loss, progress.best_epoch = value, loss, progress.epoch
         progress.best = {name: tensor.detach().clone() for name, tensor in job.handle.learning_state().items()}
+
+
+def tell_epoch(job: Job, progress: TaskProgress, trained: float, validated: tuple[float, float, str]) -> None:
+    """Write down the mean training loss of an epoch, and what `validate` gave after it."""
+    value, loss, metric = validated
     job.log.emit(
         "epoch",
         task=job.name,
         index=job.index,
         epoch=progress.epoch,
-        loss=progress.loss_sum / progress.step,
+        loss=trained,
         validation=value,
         validation_loss=loss,
         metric=metric,
         density=of_used(job.handle.density(), progress.unused),
         flipped=of_used(job.handle.flipped(job.first_gates), progress.unused),
     )
-    progress.seconds += time.perf_counter() - started
-    progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
 
 
 def chosen_by(kind: TaskKind, settings: TaskSettings) -> str:

@@ -18,6 +18,7 @@ class TimeLeft:
         self.steps: dict[str, int] = {}
         self._done: dict[str, int] = {}
         self._cells_done = 0
+        self._joint = False
         self._step_seconds = self._cell_seconds = 0.0
         self._steps_timed = self._cells = 0
 
@@ -27,6 +28,7 @@ class TimeLeft:
         if name in ("run_begin", "resumed"):
             self.tasks, self.steps = event["tasks"], event["steps"]
             self._done, self._cells_done = dict(event.get("done", {})), event.get("cells", 0)
+            self._joint = event.get("joint", False)
         elif name == "step":
             task = event["task"]
             self._done[task] = self._done.get(task, 0) + 1
@@ -43,12 +45,18 @@ class TimeLeft:
         """Share of a task's steps that are done, 0 to 1."""
         return min(1.0, self._done.get(task, 0) / max(1, self.steps.get(task, 1)))
 
+    def share(self) -> float:
+        """Share of all steps that are done, 0 to 1."""
+        done = sum(min(self._done.get(task, 0), total) for task, total in self.steps.items())
+        return done / max(1, sum(self.steps.values()))
+
     def seconds(self) -> float | None:
         """Seconds left (without early stops), None before the first step."""
         if not self._steps_timed:
             return None
         steps_left = sum(max(0, total - self._done.get(task, 0)) for task, total in self.steps.items())
-        cells_left = len(self.tasks) * (len(self.tasks) + 1) // 2 - self._cells_done
+        rows = 2 if self._joint else len(self.tasks) + 1  # of half a matrix
+        cells_left = len(self.tasks) * rows // 2 - self._cells_done
         per_cell = self._cell_seconds / self._cells if self._cells else 0.0
         return steps_left * self._step_seconds / self._steps_timed + max(0, cells_left) * per_cell
 

@@ -112,7 +112,7 @@ def check_same_config(saved: dict[str, Any], given: dict[str, Any], learned: Ite
     before, after = saved.get("overrides") or {}, given.get("overrides") or {}
     to_come = [task for task in {**before, **after} if task not in past]
     changed = [task for task in to_come if before.pop(task, None) != after.pop(task, None)]
-    old, new = _flat(saved), _flat(given)
+    old, new = flattened(saved), flattened(given)
     differing = [
         f"{key}: {old.get(key, '(absent)')!r} in the run, {new.get(key, '(absent)')!r} now"
         for key in sorted(old.keys() | new.keys())
@@ -144,11 +144,12 @@ def check_same(what: str, saved: dict[str, str], given: dict[str, str]) -> None:
         )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of nested mappings by dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
+            flat.update(flattened(value, f"{prefix}{key}."))
         else:
             flat[prefix + key] = value
     return flat

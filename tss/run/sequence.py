@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from tss.run.checkpoint import TaskProgress
 from tss.run.config import RunConfig
 from tss.run.evaluate import Evaluation, evaluate
 from tss.run.events import Listener
-from tss.run.examples import cache_prefix, encode_split, epoch_batches
+from tss.run.examples import MOST_PREFIX_BYTES, cache_prefix, encode_split, epoch_batches
 from tss.run.folder import RunFolder
 from tss.run.invariants import logits_hash, verify
+from tss.run.joint import Together, learn_together
 from tss.run.loop import Job, chosen_by, learn, of_used, steps_per_epoch
 from tss.run.prepare import Run, open_run
 from tss.run.results import RunResult, matrix_content
@@ -60,15 +61,23 @@ def run_sequence(
     files = RunFolder(folder)
     with disk_errors(files.path), open_run(config, files, resume=resume, listener=progress) as run:
         begin(run)
-        for index, task in enumerate(run.tasks):
-            if index == len(run.state.sealed):
-                with memory_errors(task.name, run.settings[task.name].batch_size):
-                    job, done = learn_task(run, index, task)
-                    sealed = seal_task(run, job)
-                    verify_tasks(run, index, sealed)  # before anything of it counts: what fails here can be done again
-                    keep_task(run, job, done, sealed)
-            evaluate_tasks(run, index)
+        for indices in turns(run):
+            if indices[0] == len(run.state.sealed):
+                names = [run.tasks[index].name for index in indices]
+                largest = max(run.settings[name].batch_size for name in names)
+                with memory_errors(" + ".join(names), largest):
+                    jobs, done = learn_tasks(run, indices)
+                    sealed = [seal_task(run, job) for job in jobs]
+                    verify_tasks(run, sealed)  # before anything of it counts: what fails here can be done again
+                    keep_tasks(run, jobs, done, sealed)
+            evaluate_tasks(run, indices[-1])
         return finish(run)
+
+
+def turns(run: Run) -> list[range]:
+    """The places of the tasks that are learned at a time: each alone, or all together."""
+    count = len(run.tasks)
+    return [range(count)] if run.method.joint else [range(index, index + 1) for index in range(count)]
 
 
 def begin(run: Run) -> None:
@@ -81,13 +90,16 @@ def begin(run: Run) -> None:
     if run.log.written().bytes > 0:
         done = {name: steps[name] for name in tasks[: len(run.state.sealed)]}
         cells = sum(len(row) for row in run.state.rows)
-        run.log.tell("resumed", tasks=tasks, steps=steps, done=done, learned=len(done), cells=cells)
+        run.log.tell(
+            "resumed", tasks=tasks, steps=steps, done=done, learned=len(done), cells=cells, joint=run.method.joint
+        )
         return
     run.log.emit(
         "run_begin",
         tasks=tasks,
         kinds={task.name: task.kind.kind for task in run.tasks},
         method=run.config.method,
+        joint=run.method.joint,
         backbone=run.backbone.origin,
         parameters=run.backbone.parameters,
         precision=run.runtime.precision,
@@ -97,10 +109,47 @@ def begin(run: Run) -> None:
     run.save_state()
 
 
-def learn_task(run: Run, index: int, task: TaskData) -> tuple[Job, TaskProgress]:
-    """Train one task from its start, or from where it was saved, up to its best state restored."""
+def learn_tasks(run: Run, indices: range) -> tuple[list[Job], TaskProgress]:
+    """Train one task, or several together, from the start or from where it was saved, up to the best state restored."""
+    jobs = [make_job(run, index) for index in indices]
+    run.runtime.reset_peak()
+    run.method.begin_tasks(run.handle, {job.name: job.kind for job in jobs})
+    for job in jobs:
+        job.first_gates = run.handle.packed()
+        kept = (job.kind, job.tokenizer, run.runtime, run.handle, job.settings.eval_batch_size)
+        most = MOST_PREFIX_BYTES // len(jobs)
+        job.train = cache_prefix(job.train, *kept, most)
+        job.validation = cache_prefix(job.validation, *kept, most)
+    place, run.place = run.place, None
+    if place is None:
+        if run.config.zero_shot and indices[0] > 0:
+            evaluate_before(run, indices[0], run.tasks[indices[0]])
+        for job in jobs:
+            tell_begin(run, job)
+    else:
+        for job in jobs:
+            job.last_good = _words(run, place.progress)
+    together = Together(jobs) if len(jobs) > 1 else None
+
+    def save(progress: TaskProgress, optimizer: torch.optim.Optimizer) -> None:
+        per_epoch = jobs[0].steps_per_epoch()
+        made = together.done(progress) if together else progress.epoch * per_epoch + progress.step
+        if made % run.config.checkpoint_steps == 0:
+            state = run.handle.learning_state()
+            written = run.log.written()
+            names = " + ".join(job.name for job in jobs)
+            run.folder.save_checkpoint(run.state, progress, written, task=names, learning=state, optimizer=optimizer)
+            for job in jobs:
+                job.last_good = _words(run, progress)
+
+    return jobs, learn_together(together, save, place) if together else learn(jobs[0], save, place)
+
+
+def make_job(run: Run, index: int) -> Job:
+    """A task with its data encoded."""
+    task = run.tasks[index]
     settings, tokenizer = run.settings[task.name], run.backbone.tokenizer
-    job = Job(
+    return Job(
         name=task.name,
         index=index,
         kind=task.kind,
@@ -114,41 +163,25 @@ def learn_task(run: Run, index: int, task: TaskData) -> tuple[Job, TaskProgress]
         seed=run.config.seed,
         log=run.log,
     )
-    run.runtime.reset_peak()
-    run.method.begin_task(run.handle, task.name, task.kind)
-    job.first_gates = run.handle.packed()
-    size = settings.eval_batch_size
-    job.train = cache_prefix(job.train, task.kind, tokenizer, run.runtime, run.handle, size)
-    job.validation = cache_prefix(job.validation, task.kind, tokenizer, run.runtime, run.handle, size)
-    place, run.place = run.place, None
-    if place is None:
-        if run.config.zero_shot and index > 0:
-            evaluate_before(run, index, task)
-        run.log.emit(
-            "task_begin",
-            task=task.name,
-            index=index,
-            kind=task.kind.kind,
-            train=len(task.train),
-            validation=len(task.validation),
-            test=len(task.test),
-            epochs=settings.epochs,
-            steps=settings.epochs * job.steps_per_epoch(),
-        )
-        warn(run, task.name, before_training(settings, task.kind.kind, **_lengths(run, job)))
-    else:
-        job.last_good = _words(run, place.progress)
 
-    def save(progress: TaskProgress, optimizer: torch.optim.Optimizer) -> None:
-        if (progress.epoch * job.steps_per_epoch() + progress.step) % run.config.checkpoint_steps == 0:
-            state = run.handle.learning_state()
-            written = run.log.written()
-            run.folder.save_checkpoint(
-                run.state, progress, written, task=task.name, learning=state, optimizer=optimizer
-            )
-            job.last_good = _words(run, progress)
 
-    return job, learn(job, save, place)
+def tell_begin(run: Run, job: Job) -> None:
+    """Write down that a task begins, what of it is trained, and what speaks against its settings."""
+    task, trained = run.tasks[job.index], run.handle.trainable_parameters()
+    head = sum(p.numel() for p in run.handle.head_parameters(job.name))
+    run.log.emit(
+        "task_begin",
+        task=task.name,
+        index=job.index,
+        kind=task.kind.kind,
+        train=len(task.train),
+        validation=len(task.validation),
+        test=len(task.test),
+        epochs=job.settings.epochs,
+        steps=job.steps(),
+        trained={"adapters": sum(p.numel() for p in trained["scores"]), "head": head},
+    )
+    warn(run, task.name, before_training(job.settings, task.kind.kind, **_lengths(run, job)))
 
 
 def warn(run: Run, task: str, texts: Iterable[str]) -> None:
@@ -182,12 +215,24 @@ def seal_task(run: Run, job: Job) -> Sealed:
     return Sealed(task, density, flipped, time.perf_counter() - started)
 
 
-def keep_task(run: Run, job: Job, progress: TaskProgress, sealed: Sealed) -> None:
-    """Write a sealed task's file, what it hands on, and then the state that makes both count."""
+def keep_tasks(run: Run, jobs: Sequence[Job], progress: TaskProgress, sealed: Sequence[Sealed]) -> None:
+    """Write sealed tasks' files, what they hand on, and then the state that makes all count."""
     started = time.perf_counter()
     run.state.saved = saving.stage(run.folder.path, run.handle.saved(extra=run.method.state()))
-    run.state.sealed.append(sealed.task)
-    seconds = progress.seconds + sealed.seconds + time.perf_counter() - started
+    run.state.sealed += [one.task for one in sealed]
+    shared, steps = progress.seconds + time.perf_counter() - started, sum(job.steps() for job in jobs)
+    for job, one in zip(jobs, sealed, strict=True):
+        # tasks that were learned together share the time by their steps
+        tell_end(run, job, progress, one, one.seconds + shared * job.steps() / steps)
+    if run.method.never_forgets:
+        run.log.emit("verified", after=jobs[-1].name, tasks=len(run.state.sealed), frozen=run.state.frozen)
+    run.save_state()
+    run.folder.commit(run.state)
+    run.folder.drop_checkpoint()
+
+
+def tell_end(run: Run, job: Job, progress: TaskProgress, sealed: Sealed, seconds: float) -> None:
+    """Write down what a task took, what is kept of it, and what speaks against its settings."""
     run.state.seconds += seconds
     run.log.emit(
         "task_end",
@@ -207,11 +252,6 @@ def keep_task(run: Run, job: Job, progress: TaskProgress, sealed: Sealed) -> Non
     best, by = progress.best_value or 0.0, chosen_by(job.kind, job.settings)
     flipped = of_used(sealed.flipped, progress.unused)
     warn(run, job.name, after_training(job.settings, metric=by, best=best, flipped=flipped))
-    if run.method.never_forgets:
-        run.log.emit("verified", after=job.name, tasks=len(run.state.sealed), frozen=run.state.frozen)
-    run.save_state()
-    run.folder.commit(run.state)
-    run.folder.drop_checkpoint()
 
 
 def importance_batches(job: Job) -> Iterator[Batch]:
@@ -226,15 +266,16 @@ def importance_mean(run: Run) -> dict[str, float]:
     return {name: value.mean().item() for name, value in importances.items() if value is not None}
 
 
-def verify_tasks(run: Run, index: int, sealed: Sealed) -> None:
-    """Check after task `index` that no sealed task changed, if the method promises it.
+def verify_tasks(run: Run, sealed: Sequence[Sealed]) -> None:
+    """Check that no task changed that is sealed, just now or before, if the method promises it.
 
     Raises:
         ForgettingError: if one did.
     """
     if run.method.never_forgets:
-        probes = {task.name: run.probe(task) for task in run.tasks[: index + 1]}
-        verify(run.handle, [*run.state.sealed, sealed.task], run.state.frozen, probes, run.runtime)
+        now = [*run.state.sealed, *(one.task for one in sealed)]
+        probes = {task.name: run.probe(task) for task in run.tasks[: len(now)]}
+        verify(run.handle, now, run.state.frozen, probes, run.runtime)
 
 
 def evaluate_tasks(run: Run, index: int) -> None:
@@ -243,8 +284,8 @@ def evaluate_tasks(run: Run, index: int) -> None:
     What was just verified bit for bit would score what it scored: it is measured again after the last task, and in the
     rows between only if the configuration asks for that.
     """
-    if index == len(run.state.rows):
-        run.state.rows.append({})
+    while index >= len(run.state.rows):
+        run.state.rows.append({})  # rows above the only one of tasks that are learned together stay empty
     row = run.state.rows[index]
     for column, task in enumerate(run.tasks[: index + 1]):
         if task.name in row:

@@ -1,0 +1,130 @@
+"""What a study's file means, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.run.conftest import TASKS
+from tss.errors import ConfigError, StateError
+from tss.run.config import load_config
+from tss.study.folder import StudyFolder
+from tss.study.plan import cell_from, cells_of, load_study, study_names
+
+
+def test_cells_are_methods_by_orders_by_seeds_and_differ_in_nothing_else(cells):
+    made = cells(methods={"tss": None, "free": {"method": "tss", "method_options": {"soft_mask": "none"}}, "mtl": {}},
+                 orders=2, seeds=[7, 3])  # fmt: skip
+    assert len(made) == len({cell.name for cell in made}) == 12
+    assert [cell.name for cell in made[:3]] == ["tss-1-7", "free-1-7", "mtl-1-7"]
+    assert {cell.seed for cell in made[:6]} == {7}  # seeds outermost: a study cut short has whole comparisons
+    by_place = {(cell.row, cell.order, cell.seed): cell.config for cell in made}
+    for (row, order, seed), config in by_place.items():
+        assert (config.seed, config.adapters.seed, config.label) == (seed, seed, row)
+        assert config.tasks == by_place["tss", order, 3].tasks
+        assert sorted(config.tasks) == sorted(TASKS)
+    assert by_place["tss", "1", 3].tasks == TASKS != by_place["tss", "2", 3].tasks
+    assert [by_place[row, "1", 3].method for row in ("tss", "free", "mtl")] == ["tss", "tss", "mtl"]
+    tss, free = by_place["tss", "1", 3].resolved(), by_place["free", "1", 3].resolved()
+    assert {key for key in tss if tss[key] != free[key]} == {"label", "method_options"}
+    assert all(cell_from(cell.plain()) == cell for cell in made)
+
+
+def test_numbers_of_seeds_follow_the_bases_own_and_the_command_line_wins(study_file):
+    path = study_file(seeds=3)
+    assert sorted({cell.seed for cell in cells_of(load_study(path))}) == [2021, 2022, 2023]
+    assert {cell.seed for cell in cells_of(load_study(path, ["seed=5"], seeds=2))} == {5, 6}
+    made = cells_of(load_study(path, ["training.epochs=9", "adapters.seed=4"], seeds=[1, 2]))
+    assert {(cell.config.training.epochs, cell.config.adapters.seed) for cell in made} == {(9, 4)}
+    generated = load_study(path, ["tasks=[asc/cameras]"], data="generated")
+    assert {cell.config.data for cell in cells_of(generated)} == {"generated"}
+
+
+def test_orders_by_name_hold_the_same_tasks(cells):
+    orders = {"there": TASKS, "back": TASKS[::-1]}
+    assert {cell.order: cell.config.tasks for cell in cells(orders=orders)} == orders
+    with pytest.raises(ConfigError, match=r"there and back are not orders of the same tasks; only one has drg/trips"):
+        cells(orders={"there": TASKS, "back": TASKS[:2]})
+    with pytest.raises(ConfigError, match="there and again are the same, and would count twice"):
+        cells(orders={"there": TASKS, "back": TASKS[::-1], "again": TASKS})
+    assert len({tuple(cell.config.tasks) for cell in cells(orders=6)}) == 6
+    with pytest.raises(ConfigError, match="7 asked for, but 3 tasks have only 6"):
+        cells(orders=7)
+    with pytest.raises(ConfigError, match=r"not in .*ner/pepole.*name a data folder"):
+        cells(orders={"there": ["ner/pepole"]})
+
+
+def test_the_section_methods_of_a_preset_lies_below_the_changes_of_a_study(tmp_path, study_file):
+    path = study_file(methods={"ncl": {}, "ewc": {"training": {"adapter_lr": 0.5}}, "hat": {}})
+    base = tmp_path / "base.yaml"
+    section = "methods: {ewc: {training: {adapter_lr: 0.1, head_lr: 0.2}, method_options: {strength: 3}}}\n"
+    base.write_text(base.read_text() + section)
+    found = {cell.row: cell.config for cell in cells_of(load_study(path))}
+    assert (found["ewc"].training.adapter_lr, found["ewc"].training.head_lr) == (0.5, 0.2)
+    assert found["ewc"].method_options == {"strength": 3}
+    assert found["ncl"].training.adapter_lr == found["hat"].training.adapter_lr == 1e-3
+    assert load_config(base, ["method=ewc"]).training.adapter_lr == 0.1
+    assert load_config(base, ["method=ewc", "training.adapter_lr=0.3"]).training.adapter_lr == 0.3
+    assert load_config(base, ["method=ncl"]).training.adapter_lr == 1e-3
+    base.write_text(base.read_text().replace("methods: {ewc", "methods: {ewcc"))
+    with pytest.raises(ConfigError, match="methods: no method 'ewcc'; did you mean 'ewc'"):
+        load_config(base, ["method=ewc"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"methods": ["tss", "best"]}, "methods.best: no method 'best': name one by its key method"),
+        ({"methods": {"ewc": {"method_options": {"strenght": 1}}}}, "methods.ewc: .*did you mean .*strength"),
+        ({"methods": []}, "at least one method is needed"),
+        (
+            {"methods": {"a b": {"method": "tss"}, "a-b": {"method": "ncl"}}},
+            "two runs of the study would have the folder",
+        ),
+        ({"seeds": [1, 1]}, r"each once, got \[1, 1\]"),
+        ({"seeds": 0}, "greater than 0"),
+        ({"seeds": 10**6}, "is more than 10,000"),
+        ({"order": 2}, "unknown key 'order'; did you mean 'orders'"),
+        ({"base": "nothing"}, "no preset and no file 'nothing'"),
+        ({"changes": {"training": {"epochs": 0}}}, "training.epochs: .*greater than or equal to 1, got 0"),
+    ],
+)
+def test_what_no_study_can_be_is_refused_at_once(cells, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        cells(**keys)
+
+
+def test_a_study_is_fixed_in_its_folder_and_may_only_grow(cells, tmp_path):
+    folder, made = StudyFolder(tmp_path / "out"), cells(seeds=[1])
+    with folder.lock():
+        assert folder.fix(made) == []
+        assert folder.fix(made) == []
+        assert folder.cells() == made
+        added = folder.fix(cells(seeds=[1, 2], methods=["tss", "ncl", "one"]))
+        assert sorted(cell.name for cell in added) == sorted(["one-1-1", "tss-1-2", "ncl-1-2", "one-1-2"])
+        before = folder.plan.read_bytes()
+        with pytest.raises(StateError, match=r"holds another study; 4 of its runs are not in it any more"):
+            folder.fix(made)
+        grown = {"seeds": [1, 2], "methods": ["tss", "ncl", "one"]}
+        with pytest.raises(StateError, match=r"training\.epochs: 2 there, 3 now; .*and 1 more differences"):
+            folder.fix(cells(**grown, changes={"training": {"epochs": 3}}))
+        assert folder.fix(cells(**grown, changes={"log_seconds": 5})) == []  # changes no result
+        assert folder.plan.read_bytes() == before
+        with pytest.raises(StateError, match="another process is running this study"), StudyFolder(folder.path).lock():
+            pass
+    folder.plan.write_bytes(before[:-40])
+    with pytest.raises(StateError, match="not the plan of a study"):
+        folder.cells()
+    with pytest.raises(StateError, match="holds no study"):
+        StudyFolder(tmp_path / "elsewhere").cells()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "letter.txt").touch()
+    with pytest.raises(StateError, match=r"files that are not a study's \(letter\.txt\)"):
+        StudyFolder(tmp_path / "own").fix(made)
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_studies_that_come_with_the_package_are_studies(name, request):
+    data = None if name == "demo" else str(request.getfixturevalue("data_dir"))
+    study = load_study(name, data=data)
+    made = cells_of(study)
+    assert len({cell.row for cell in made}) > 2

@@ -1,0 +1,173 @@
+"""Where the cells of a study run: in processes of this machine, or as tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any, Protocol
+
+from tss.errors import ConfigError, StateError
+from tss.study.cell import run_cell
+from tss.study.plan import Cell
+
+Ended = list[tuple[Cell, str | None]]
+RETRIES = 5
+"""How often Ray starts a cell again whose worker or machine was lost."""
+
+
+class Engine(Protocol):
+    """Runs cells by `run_cell`; `capacity` of them at a time."""
+
+    capacity: int
+
+    def start(self, cell: Cell) -> None:
+        """Begin a cell; returns at once."""
+        ...
+
+    def ended(self, seconds: float) -> Ended:
+        """Cells that ended since the last call, each with its error or None; waits so long for the first."""
+        ...
+
+    def told(self) -> list[tuple[Cell, dict[str, Any]]]:
+        """What running cells have told of their progress since the last call."""
+        ...
+
+    def stop(self) -> None:
+        """Stop all cells that run, so that each can go on where it was; returns when they have."""
+        ...
+
+
+def usable_cores() -> int:
+    """Threads to divide among cells: OMP_NUM_THREADS if it is set, else the cores that this process may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Processes:
+    """Cells in processes of this machine.
+
+    Args:
+        root: folder of the study.
+        workers: cells at a time.
+        threads: of each.
+    """
+
+    def __init__(self, root: Path, workers: int, threads: int) -> None:
+        self.capacity, self._root, self._threads = workers, root, threads
+        self._told: queue.SimpleQueue[tuple[Cell, dict[str, Any]]] = queue.SimpleQueue()
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._ended: queue.Queue[tuple[Cell, str | None]] = queue.Queue()
+        self._waiting: list[threading.Thread] = []
+        self._stopped = threading.Event()
+
+    def start(self, cell: Cell) -> None:
+        def started(process: subprocess.Popen[bytes]) -> None:
+            self._running[cell.name] = process
+            if self._stopped.is_set():
+                _close(process)
+
+        def wait() -> None:
+            try:
+                error = run_cell(
+                    str(self._root),
+                    cell,
+                    self._threads,
+                    os.getcwd(),
+                    lambda told: self._told.put((cell, told)),
+                    started,
+                )
+            except Exception as problem:  # no process could be started, or what it told was no message
+                error = f"{type(problem).__name__}: {problem}"
+            self._running.pop(cell.name, None)
+            self._ended.put((cell, error))
+
+        thread = threading.Thread(target=wait, name=cell.name, daemon=True)
+        self._waiting = [other for other in self._waiting if other.is_alive()] + [thread]
+        thread.start()
+
+    def ended(self, seconds: float) -> Ended:
+        found: Ended = []
+        with contextlib.suppress(queue.Empty):
+            found.append(self._ended.get(timeout=seconds))
+            while True:
+                found.append(self._ended.get_nowait())
+        return found
+
+    def told(self) -> list[tuple[Cell, dict[str, Any]]]:
+        found = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found.append(self._told.get_nowait())
+        return found
+
+    def stop(self) -> None:
+        self._stopped.set()
+        for process in list(self._running.values()):
+            _close(process)
+        for thread in self._waiting:
+            thread.join()
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            process.stdin.close()
+
+
+class RayTasks:
+    """Cells as tasks of a Ray cluster whose machines share the study's folder and have tss installed.
+
+    A cell whose worker dies is started again, perhaps elsewhere, and goes on where it was.
+
+    Args:
+        root: folder of the study.
+        address: of the cluster; "local" starts one on this machine.
+        workers: cells at a time; None: as many as the cluster has cores for.
+        threads: of each cell, and the cores that it asks the cluster for.
+
+    Raises:
+        ConfigError: ray is not installed.
+        StateError: no cluster answers there.
+    """
+
+    def __init__(self, root: Path, address: str, workers: int | None, threads: int) -> None:
+        try:
+            import ray  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ConfigError("--ray needs the package ray: pip install 'tss[ray]'") from error
+        self._ray, self._root, self._threads = ray, root.absolute(), threads
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="warning")
+        except ConnectionError as error:
+            raise StateError(f"--ray {address}: no Ray cluster answers there ({error})") from error
+        resources = ray.cluster_resources()
+        self.capacity = workers or max(1, int(resources.get("CPU", 1)) // threads)
+        options = {"num_cpus": threads, "max_retries": RETRIES, "num_gpus": 1 if resources.get("GPU") else 0}
+        self._task = ray.remote(**options)(run_cell)
+        self._running: dict[Any, Cell] = {}
+
+    def start(self, cell: Cell) -> None:
+        self._running[self._task.remote(str(self._root), cell, self._threads, os.getcwd())] = cell
+
+    def ended(self, seconds: float) -> Ended:
+        done, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
+        found: Ended = []
+        for reference in done:
+            cell = self._running.pop(reference)
+            try:
+                found.append((cell, self._ray.get(reference)))
+            except self._ray.exceptions.RayError as error:
+                found.append((cell, f"its Ray task was lost: {str(error).splitlines()[0]}"))
+        return found
+
+    def told(self) -> list[tuple[Cell, dict[str, Any]]]:
+        return []  # a task of Ray tells nothing before it ends
+
+    def stop(self) -> None:
+        self._ray.shutdown()  # ends the workers, whose processes then stop by themselves

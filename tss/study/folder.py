@@ -1,0 +1,144 @@
+"""A study's folder: its fixed plan, the runs of its cells, and the last error of each that failed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tss.errors import ConfigError, StateError
+from tss.io import from_json, locked, make_directory, to_json, write_text
+from tss.run.folder import RunFolder
+from tss.run.run_state import FREE_KEYS, flattened
+from tss.study.plan import Cell, cell_from
+
+FORMAT = 1
+PLAN = "study.json"
+MOST = 5
+"""Differences that are told one by one."""
+
+
+class StudyFolder:
+    """`study.json`, `runs/<cell>`, `errors/<cell>.txt`, `logs/<cell>.txt`.
+
+    Args:
+        folder: where they are or will be.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.path = Path(folder)
+        self.plan = self.path / PLAN
+
+    def run(self, cell: Cell) -> Path:
+        """The run folder of a cell."""
+        return self.path / "runs" / cell.name
+
+    def error(self, cell: Cell) -> Path:
+        """Where a cell's last error stands, until it is finished."""
+        return self.path / "errors" / f"{cell.name}.txt"
+
+    def log(self, cell: Cell) -> Path:
+        """What a cell's process wrote on standard error."""
+        return self.path / "logs" / f"{cell.name}.txt"
+
+    def finished(self, cell: Cell) -> bool:
+        """Whether a cell's run has ended, by its own checked state."""
+        state = RunFolder(self.run(cell)).state
+        try:
+            return state.is_file() and RunFolder(self.run(cell)).load_state().finished
+        except StateError:  # the cell's process says what is wrong
+            return False
+
+    def failure(self, cell: Cell) -> str | None:
+        """A cell's last error."""
+        path = self.error(cell)
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def note(self, cell: Cell, error: str | None) -> None:
+        """Keep how a cell ended."""
+        if error is None:
+            self.error(cell).unlink(missing_ok=True)
+        else:
+            write_text(self.error(cell), error)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second process from running the study.
+
+        Raises:
+            StateError: one is.
+        """
+        make_directory(self.path)
+        try:
+            with locked(self.path / "lock", wait=False):
+                yield
+        except BlockingIOError as error:
+            raise StateError(f"{self.path}: another process is running this study; wait for it or stop it") from error
+
+    def cells(self) -> list[Cell]:
+        """The cells of the plan.
+
+        Raises:
+            StateError: there is no plan, or none that can be read.
+        """
+        try:
+            content = from_json(self.plan.read_bytes())
+            if content.get("format") != FORMAT:
+                raise StateError(
+                    f"{self.plan}: format {content.get('format')}, this version reads {FORMAT}; go on with the version "
+                    "that wrote it, or start in another folder"
+                )
+            return [cell_from(cell) for cell in content["cells"]]
+        except FileNotFoundError as error:
+            raise StateError(
+                f"{self.path} holds no study (no {PLAN}); say which: tss study CONFIG --out DIR"
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError, ValidationError, ConfigError) as error:
+            raise StateError(f"{self.plan}: not the plan of a study ({error}); put it back from a copy") from error
+
+    def fix(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Make these the study's cells, or see that they are; gives those that are new to a plan that was there.
+
+        A study may grow, by rows, orders or seeds. What it holds may not change.
+
+        Raises:
+            StateError: a cell that is there differs, or is not among the given ones; or the folder holds other files.
+        """
+        if not self.plan.is_file():
+            if foreign := sorted(path.name for path in self.path.iterdir() if path.name != "lock"):
+                raise StateError(f"{self.path} holds files that are not a study's ({', '.join(foreign[:MOST])})")
+            self._write(cells)
+            return []
+        there, given = {cell.name: cell for cell in self.cells()}, {cell.name: cell for cell in cells}
+        lines = []
+        if dropped := [name for name in there if name not in given]:
+            lines.append(f"{len(dropped)} of its runs are not in it any more, {dropped[0]} for example")
+        for name in there.keys() & given.keys():
+            old, new = flattened(there[name].config.resolved()), flattened(given[name].config.resolved())
+            lines += [
+                f"{name}: {key}: {old.get(key, '(absent)')!r} there, {new.get(key, '(absent)')!r} now"
+                for key in sorted(old.keys() | new.keys())
+                if old.get(key) != new.get(key) and key not in FREE_KEYS
+            ]
+        if lines:
+            more = [f"and {len(lines) - MOST} more differences"] if len(lines) > MOST else []
+            raise StateError(
+                f"{self.path} holds another study; "
+                + "; ".join([*sorted(lines)[:MOST], *more])
+                + f". Go on with the one that is there: tss study --out {self.path}, or start in another folder"
+            )
+        added = [cell for name, cell in given.items() if name not in there]
+        if added:
+            self._write([*there.values(), *added])
+        return added
+
+    def _write(self, cells: Sequence[Cell]) -> None:
+        content = {"format": FORMAT, "cells": [cell.plain() for cell in cells]}
+        write_text(self.plan, to_json(content, indent=1) + "\n")
+
+
+def is_study(folder: Path | str) -> bool:
+    """Whether a folder holds a study."""
+    return (Path(folder) / PLAN).is_file()

@@ -1,0 +1,231 @@
+"""What a study consists of: its file, and the run configuration of each of its cells."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+
+from tss.errors import ConfigError
+from tss.io import safe_name
+from tss.methods import METHODS
+from tss.run.config import RunConfig, for_method, load_config
+from tss.run.config_errors import explain, nearest
+from tss.run.config_files import MAX_BYTES, apply_overrides, lay_over, read_source, read_yaml
+from tss.run.resolve import missing_message, sequence
+from tss.seeding import stream
+
+MAX_CELLS = 10_000
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Tasks = Annotated[list[str], Field(min_length=1)]
+
+
+class StudyConfig(BaseModel):
+    """A study's file. Everything in it is a run configuration or a choice among run configurations."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str
+    """The preset or YAML file of a run that every cell starts from; its section `methods` holds for each method."""
+    changes: dict[str, Any] = {}
+    """Run configuration keys that differ from the base in every cell."""
+    methods: dict[str, dict[str, Any]]
+    """Name of a row -> run configuration keys that differ for it; `method` is the row's name if that is a method."""
+    orders: PositiveInt | dict[str, Tasks] = 1
+    """Name -> the tasks in order; or how many: the base's own order and shuffles of it."""
+    seeds: PositiveInt | list[Seed] = 1
+    """Seeds; or how many: the base's own seed and those that follow it."""
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _methods(cls, value: object) -> object:
+        """A list of names, and names without changes, are written as mappings."""
+        if isinstance(value, list):
+            value = {name: {} for name in value}
+        if isinstance(value, Mapping):
+            value = {name: {} if changes is None else changes for name, changes in value.items()}
+            if not value:
+                raise ValueError("at least one method is needed")
+        return value
+
+    @field_validator("seeds", "orders")
+    @classmethod
+    def _some(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("at least one is needed")
+        if isinstance(value, list) and len(set(value)) < len(value):
+            raise ValueError(f"each once, got {value}")
+        return value
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        name: of its folder.
+        row, order, seed: its place in the study; `row` is a method with its settings.
+        config: of the run.
+    """
+
+    name: str
+    row: str
+    order: str
+    seed: int
+    config: RunConfig
+
+    def plain(self) -> dict[str, Any]:
+        """Values for JSON, from which `cell_from` makes an equal cell."""
+        return {**vars(self), "config": self.config.resolved()}
+
+
+def cell_from(values: Mapping[str, Any]) -> Cell:
+    """The inverse of `Cell.plain`."""
+    return Cell(**{**values, "config": RunConfig.model_validate(values["config"])})
+
+
+def study_names() -> list[str]:
+    """The studies that come with the package."""
+    folder = resources.files("tss") / "presets" / "studies"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_study(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    seeds: int | Sequence[int] | None = None,
+    data: str | None = None,
+) -> StudyConfig:
+    """Read a study's file.
+
+    Args:
+        source: its path, or the name of one that comes with the package.
+        overrides: `a.b=value` changes of the run configuration of every cell.
+        seeds: in place of the file's.
+        data: in place of the base's data.
+
+    Raises:
+        ConfigError: with one line for each problem.
+    """
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        names = study_names()
+        if str(source) not in names:
+            raise ConfigError(f"no study and no file {str(source)!r}; {nearest(str(source), names, 'studies')}")
+        path = Path(str(resources.files("tss") / "presets" / "studies" / f"{source}.yaml"))
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} of any study")
+        values = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping with base, methods, orders and seeds")
+    if isinstance(base := values.get("base"), str) and base.endswith((".yaml", ".yml")):
+        values["base"] = str(path.parent / base)  # beside the study's own file
+    changes = apply_overrides(values.get("changes") or {}, list(overrides))
+    if data is not None:
+        changes["data"] = data if data == "generated" or data.startswith("hub:") else str(Path(data).absolute())
+    values |= {"changes": changes} | ({} if seeds is None else {"seeds": seeds})
+    try:
+        return StudyConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in explain(error, StudyConfig))) from error
+
+
+def cells_of(study: StudyConfig) -> list[Cell]:
+    """Every run of a study, seeds outermost, so that a study cut short has whole comparisons.
+
+    Raises:
+        ConfigError: settings that no run can have, tasks that the data lacks, or rows of the same name.
+        DataError: no such data.
+    """
+    base, origin = read_source(study.base, None)
+    configs = {row: _row(study, base, origin, row) for row in study.methods}
+    first = next(iter(configs.values()))
+    seeds = study.seeds if isinstance(study.seeds, list) else [first.seed + i for i in range(study.seeds)]
+    orders = _orders(study, first)
+    if len(configs) * len(orders) * len(seeds) > MAX_CELLS:
+        raise ConfigError(f"a study of {len(configs)} x {len(orders)} x {len(seeds)} runs is more than {MAX_CELLS:,}")
+    cells = [
+        Cell(f"{safe_name(row)}-{safe_name(order)}-{seed}", row, order, seed, _cell(config, row, tasks, seed))
+        for seed in seeds
+        for order, tasks in orders.items()
+        for row, config in configs.items()
+    ]
+    names = [cell.name for cell in cells]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"two runs of the study would have the folder {twice}: give rows and orders plainer names")
+    return cells
+
+
+def _row(study: StudyConfig, base: dict[str, Any], origin: str, row: str) -> RunConfig:
+    """The configuration of a row, in the base's order and with its seed."""
+    changes = study.methods[row]
+    method = changes.get("method", row)
+    if method not in METHODS:
+        raise ConfigError(f"methods.{row}: no method {method!r}: name one by its key method; {', '.join(METHODS)}")
+    values = lay_over(lay_over(for_method(base, method, origin), study.changes), {**changes, "method": method})
+    try:
+        return load_config(values)
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"methods.{row}: {line}" for line in str(error).splitlines())) from error
+
+
+def _orders(study: StudyConfig, config: RunConfig) -> dict[str, list[str]]:
+    """The orders by name, of tasks as the data calls them."""
+    given = study.orders
+    if isinstance(given, int):
+        own = _resolved(config)
+        if given > (most := math.factorial(min(len(own), 12))):
+            raise ConfigError(f"orders: {given} asked for, but {len(own)} tasks have only {most}")
+        return {str(number): tasks for number, tasks in enumerate(_shuffles(own, given), start=1)}
+    found = {
+        name: _resolved(config.model_copy(update={"tasks": tasks, "shuffle": False})) for name, tasks in given.items()
+    }
+    sets = {name: frozenset(tasks) for name, tasks in found.items()}
+    first = next(iter(found))
+    if other := next((name for name in sets if sets[name] != sets[first]), None):
+        only = sorted(sets[first] ^ sets[other])
+        raise ConfigError(
+            f"orders: {first} and {other} are not orders of the same tasks; only one has {', '.join(only)}"
+        )
+    if same := [(a, b) for a, b in itertools.combinations(found, 2) if found[a] == found[b]]:
+        raise ConfigError(f"orders: {' and '.join(same[0])} are the same, and would count twice; leave one out")
+    return found
+
+
+def _resolved(config: RunConfig) -> list[str]:
+    order = sequence(config)
+    if not order.tasks or (order.missing and config.missing_tasks == "error"):
+        raise ConfigError(f"{missing_message(config, order)}; name a data folder with --data DIR, or correct the names")
+    return order.tasks
+
+
+def _shuffles(tasks: Sequence[str], count: int) -> list[list[str]]:
+    """The tasks as they are, and shuffles of them, each another order."""
+    orders, number = [list(tasks)], 0
+    while len(orders) < count:
+        number += 1
+        order = sorted(tasks)
+        stream("study", number).shuffle(order)
+        if order not in orders:
+            orders.append(order)
+    return orders
+
+
+def _cell(config: RunConfig, row: str, tasks: Sequence[str], seed: int) -> RunConfig:
+    values = config.resolved()
+    seeded: dict[str, Any] = {"seed": seed}
+    if config.adapters.seed == config.seed:  # not one of their own
+        seeded["adapters"] = {**values["adapters"], "seed": seed}
+    return RunConfig.model_validate({**values, **seeded, "tasks": list(tasks), "shuffle": False, "label": row})

@@ -1,0 +1,249 @@
+"""What a study has measured, read from its run folders alone, and the statistics of it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tss.io import from_json
+from tss.methods import METHODS
+from tss.metrics import continual
+from tss.report.reading import read_run
+from tss.report.run import Run
+from tss.study.folder import StudyFolder
+
+BASELINES = ("one", "lora", "ncl")
+"""Methods that every row is compared with, pair by pair."""
+CONFIDENCE = 0.95
+OVERALL = "all tasks"
+
+Place = tuple[str, int]
+"""Order and seed: what two runs have in common that are compared."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (n - 1) of n values; the deviation of one value is None."""
+
+    count: int
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of n paired differences and its confidence interval, which one pair alone has not (None)."""
+
+    count: int
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run took.
+
+    Attributes:
+        seconds: of training, validation and sealing of all tasks.
+        peak_bytes: the largest peak of memory while a task was learned.
+        adapters, head: parameters that a task trains, mean over tasks.
+        gate_bytes, head_bytes: kept for a task, mean over tasks; gates, or the task's own weights, and its head.
+        shared_bytes: kept once, and needed to answer: the weights that all tasks share.
+        learning_bytes: kept once, and needed at most to go on learning: last scores, importance, a method's own.
+        total_bytes: all that is needed to answer after the last task.
+    """
+
+    seconds: float | None
+    peak_bytes: float | None
+    adapters: float | None
+    head: float | None
+    gate_bytes: float | None
+    head_bytes: float | None
+    shared_bytes: float
+    learning_bytes: float
+    total_bytes: float | None
+
+
+@dataclass
+class Study:
+    """The finished runs of a study by row and place, and what is missing.
+
+    Attributes:
+        rows: the methods with their settings, in the study's order.
+        methods: row -> method.
+        planned: row -> runs that the plan has.
+        runs: row -> place -> run.
+        unfinished: names of cells that have not finished.
+        failed: name -> last error of a cell that failed.
+        damage: what of finished runs is not as they wrote it.
+    """
+
+    rows: list[str]
+    methods: dict[str, str]
+    planned: dict[str, int]
+    runs: dict[str, dict[Place, Run]] = field(default_factory=dict)
+    unfinished: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    damage: list[str] = field(default_factory=list)
+
+    def row_of(self, method: str) -> str | None:
+        """The row that stands for a method: the one of its name, else its first."""
+        if self.methods.get(method) == method:
+            return method
+        return next((row for row in self.rows if self.methods[row] == method), None)
+
+    def families(self) -> list[str]:
+        """The families of all tasks, in the order of the first run."""
+        tasks = [task for runs in self.runs.values() for run in runs.values() for task in run.tasks]
+        return list(dict.fromkeys(task.split("/", 1)[0] for task in tasks))
+
+
+def read_study(folder: Path | str) -> Study:
+    """Read the plan, and the runs that have finished.
+
+    Raises:
+        StateError: the folder holds no study.
+    """
+    files = StudyFolder(folder)
+    cells = files.cells()
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    methods = {cell.row: cell.config.method for cell in cells}
+    study = Study(rows, methods, {row: sum(cell.row == row for cell in cells) for row in rows})
+    for cell in cells:
+        if files.finished(cell):
+            run = read_run(files.run(cell))
+            study.runs.setdefault(cell.row, {})[cell.order, cell.seed] = run
+            study.damage += [f"{run.folder}: {line}" for line in run.damage]
+        else:
+            study.unfinished.append(cell.name)
+            if (error := files.failure(cell)) is not None:
+                study.failed[cell.name] = error
+    return study
+
+
+def summaries(study: Study) -> dict[str, dict[Place, dict[str, Any]]]:
+    """Row -> place -> the continual metrics of the run, with those against one task alone and all at once.
+
+    Each run is compared with the runs of `one` and `mtl` of the same order and seed.
+    """
+    found: dict[str, dict[Place, dict[str, Any]]] = {}
+    for row, runs in study.runs.items():
+        for place, run in runs.items():
+            one, mtl = _reference(study, "one", place, run), _reference(study, "mtl", place, run)
+            families = [task.split("/", 1)[0] for task in run.tasks]
+            values = continual.summary(
+                run.square(), None if row == study.row_of("one") else one, mtl=None if run.joint else mtl,
+                families=families,
+            )  # fmt: skip
+            if run.joint:  # the last task's cell alone is no diagonal
+                values |= {"learning": None, "forgetting": None, "transfer": None}
+            found.setdefault(row, {})[place] = values
+    return found
+
+
+def _reference(study: Study, method: str, place: Place, run: Run) -> list[float | None] | None:
+    """What each of a run's tasks scored by a method in the same order and with the same seed; None without such."""
+    row = study.row_of(method)
+    other = None if row is None else study.runs.get(row, {}).get(place)
+    if other is None:
+        return None
+    last = other.matrix[-1] if other.joint else [other.own(j) for j in range(len(other.tasks))]
+    scores = dict(zip(other.tasks, last, strict=True))
+    return [scores.get(task) for task in run.tasks]
+
+
+def averages(values: Mapping[str, Any]) -> dict[str, float]:
+    """`OVERALL` and each family -> the average at the end, of one run's summary."""
+    named = {OVERALL: values["average"]} | {name: means["average"] for name, means in values["families"].items()}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Mean and deviation of the values that there are; None without any."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return None
+    return Spread(len(there), statistics.fmean(there), statistics.stdev(there) if len(there) > 1 else None)
+
+
+def paired(ours: Mapping[Place, float], theirs: Mapping[Place, float]) -> Difference | None:
+    """Ours minus theirs where both have a value, with a two-sided t interval of the mean; None without a pair.
+
+    Args:
+        ours, theirs: place -> value.
+    """
+    differences = [ours[place] - theirs[place] for place in ours if place in theirs]
+    count = len(differences)
+    if not count:
+        return None
+    mean = statistics.fmean(differences)
+    if count == 1:
+        return Difference(1, mean, None, None)
+    half = t_quantile((1 + CONFIDENCE) / 2, count - 1) * statistics.stdev(differences) / math.sqrt(count)
+    return Difference(count, mean, mean - half, mean + half)
+
+
+def t_quantile(probability: float, freedom: int) -> float:
+    """The quantile of Student's t distribution with so many degrees of freedom."""
+    from scipy.stats import t  # slow to import
+
+    return float(t.ppf(probability, freedom))
+
+
+def cost_of(run: Run) -> Cost:
+    """What a finished run took, by its events and files."""
+    ends, begins = list(run.by_task("task_end").values()), list(run.by_task("task_begin").values())
+    kept = [end.get("bytes") or {} for end in ends]
+    trained = [begin.get("trained") or {} for begin in begins]
+    once = tensor_bytes(run.folder / "adapters")
+    # a method whose sealed tasks cannot change keeps all that they need with each of them
+    never_forgets = run.method in METHODS and METHODS[run.method].never_forgets
+    shared = 0 if never_forgets else sum(size for name, size in once.items() if name.startswith("shared."))
+    own = _numbers(kept, "total")
+    return Cost(
+        seconds=_sum(_numbers(ends, "seconds")),
+        peak_bytes=max(_numbers(ends, "peak_bytes"), default=None),
+        adapters=_mean(_numbers(trained, "adapters")),
+        head=_mean(_numbers(trained, "head")),
+        gate_bytes=_mean(_numbers(kept, "gates")),
+        head_bytes=_mean(_numbers(kept, "head")),
+        shared_bytes=shared,
+        learning_bytes=sum(once.values()) - shared,
+        total_bytes=sum(own) + shared if own else None,
+    )
+
+
+def tensor_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of each tensor in a run's file of what tasks share or hand on, by its header; empty where there is none."""
+    sizes: dict[str, int] = {}
+    for path in folder.glob("shared-*.safetensors"):  # the frozen weights beside it follow from the seed
+        with path.open("rb") as file:
+            header = from_json(file.read(int.from_bytes(file.read(8), "little")))
+        sizes |= {
+            name: about["data_offsets"][1] - about["data_offsets"][0]
+            for name, about in header.items()
+            if name != "__metadata__"
+        }
+    return sizes
+
+
+def _numbers(records: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [record[key] for record in records if record.get(key) is not None]
+
+
+def _sum(values: list[float]) -> float | None:
+    return sum(values) if values else None
+
+
+def _mean(values: list[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def cells_in(study: Study) -> list[tuple[str, Place, Run]]:
+    """Every finished run with its row and place, rows in the study's order."""
+    return [(row, place, run) for row in study.rows for place, run in study.runs.get(row, {}).items()]

@@ -1,0 +1,197 @@
+"""The tables of a study: what is shown, and raw numbers for CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tss.report.names import duration, number, size
+from tss.report.tables import Table, text
+from tss.study.results import (
+    BASELINES,
+    CONFIDENCE,
+    OVERALL,
+    Cost,
+    Difference,
+    Place,
+    Spread,
+    Study,
+    averages,
+    cells_in,
+    cost_of,
+    paired,
+    spread,
+)
+
+Summaries = dict[str, dict[Place, dict[str, Any]]]
+MEASURES = {
+    "average": "at the end",
+    "learning": "when learned",
+    "forgetting": "forgetting",
+    "transfer": "transfer",
+    "gap_one": "above one",
+    "gap_mtl": "above mtl",
+}
+COSTS = {
+    "seconds": "learning",
+    "peak_bytes": "peak memory",
+    "adapters": "trained parameters",
+    "head": "and in the head",
+    "gate_bytes": "kept per task: gates or weights",
+    "head_bytes": "and its head",
+    "shared_bytes": "kept once",
+    "total_bytes": "all to answer",
+    "learning_bytes": "more to go on",
+}
+
+
+def shown_spread(value: Spread | None) -> str:
+    """For example "61.2 ± 1.4"; without the deviation where there is one value."""
+    if value is None:
+        return "–"
+    mean = number(value.mean, 1)
+    return mean if value.deviation is None else f"{mean} ± {number(value.deviation, 1)}"
+
+
+def shown_difference(value: Difference | None) -> str:
+    """For example "+1.2 [−0.3, +2.7] (6)": mean, interval and number of pairs."""
+    if value is None:
+        return "–"
+    mean = number(value.mean, 1, signed=True)
+    if value.low is None:
+        return f"{mean} ({value.count})"
+    low, high = number(value.low, 1, signed=True), number(value.high, 1, signed=True)
+    return f"{mean} [{low}, {high}] ({value.count})"
+
+
+def whole(value: float | None) -> str:
+    """A number without digits behind the point."""
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def scores_table(study: Study, found: Summaries) -> Table:
+    """Rows: a method; the continual metrics, mean ± deviation over orders and seeds."""
+    measures = [
+        key for key in MEASURES if any(v.get(key) is not None for cells in found.values() for v in cells.values())
+    ]
+    columns = {"method": text, "runs": text, **{MEASURES[key]: shown_spread for key in measures}}
+    rows: list[list[Any]] = []
+    for row in study.rows:
+        cells = found.get(row, {}).values()
+        runs = f"{len(cells)}/{study.planned[row]}" if len(cells) != study.planned[row] else len(cells)
+        rows.append([row, runs, *(spread(values.get(key) for values in cells) for key in measures)])
+    caption = (
+        "Points of the tasks' main metrics, 0 to 100, mean ± standard deviation (n − 1) over orders and seeds. At the "
+        "end: all tasks after the last one. When learned: each task just after its own training. Forgetting: points "
+        "lost between the two, over all tasks but the last. Transfer: each task but the first when learned, minus what "
+        "it scores by `one` in the same order with the same seed. Above one, above mtl: at the end, minus the mean of "
+        "`one`, of `mtl`. F1, ROUGE and BLEU are different scales: see the means over families too."
+    )
+    return Table("scores", columns, rows, caption)
+
+
+def families_table(study: Study, found: Summaries) -> Table:
+    """Rows: a method; the scores at the end by family, mean ± deviation over orders and seeds."""
+    over = [*study.families(), OVERALL]
+    rows: list[list[Any]] = []
+    for row in study.rows:
+        cells = [averages(values) for values in found.get(row, {}).values()]
+        rows.append([row, *(spread(values.get(name) for values in cells) for name in over)])
+    caption = "Mean over the tasks of a family after the last task of the sequence; mean ± standard deviation (n − 1)."
+    return Table("families", {"method": text, **dict.fromkeys(over, shown_spread)}, rows, caption)
+
+
+def differences(study: Study, found: Summaries, over: str) -> dict[str, dict[str, Difference | None]]:
+    """Row -> baseline -> the paired difference of the scores at the end, over all tasks or over a family."""
+    values = {
+        row: {place: scores[over] for place, cell in cells.items() if over in (scores := averages(cell))}
+        for row, cells in found.items()
+    }
+    baselines = {method: row for method in BASELINES if (row := study.row_of(method)) in found}
+    return {
+        row: {
+            method: None if other == row else paired(values.get(row, {}), values.get(other or "", {}))
+            for method, other in baselines.items()
+        }
+        for row in study.rows
+    }
+
+
+def paired_table(study: Study, found: Summaries) -> Table | None:
+    """Rows: a method; its paired differences against each baseline, over all tasks; None without a baseline."""
+    by_row = differences(study, found, OVERALL)
+    baselines = list(next(iter(by_row.values()), {}))
+    if not baselines:
+        return None
+    columns = {"method": text, **{f"minus {name}": shown_difference for name in baselines}}
+    rows: list[list[Any]] = [[row, *values.values()] for row, values in by_row.items()]
+    caption = (
+        f"Score at the end minus that of the other method in the same order with the same seed: mean, {CONFIDENCE:.0%} "
+        "t interval of the mean, and in brackets the number of pairs. An interval that holds 0 shows no difference. "
+        "Pairs that share an order or a seed are not independent of each other, so that intervals of few seeds are "
+        "rather too narrow; and of many comparisons some exclude 0 by chance. By family: tables/paired.csv."
+    )
+    return Table("paired", columns, rows, caption)
+
+
+def efficiency_table(study: Study) -> Table:
+    """Rows: a method; what it takes, mean over its runs."""
+    costs = {row: [cost_of(run) for run in study.runs.get(row, {}).values()] for row in study.rows}
+    formats: list[Callable[[Any], str]] = [duration, size, whole, whole, size, size, size, size, size]
+    columns = {"method": text, **dict(zip(COSTS.values(), formats, strict=True))}
+    rows = [[row, *(mean_of(found, key) for key in COSTS)] for row, found in costs.items()]
+    caption = (
+        "Means over the runs. Learning: training, validation and sealing of all tasks, on one process that shares the "
+        "machine with the study's other workers. Peak memory: resident in the process (CUDA: allocated) while it "
+        "learned, backbone and libraries included. Trained parameters: of one task. Kept per task: mean over tasks; "
+        "some tasks have no head. Kept once: weights that all tasks share. All to answer: these and what is kept of "
+        "every task. More to go on: what is kept for later tasks alone, such as last scores and importance, or a "
+        "method's own state. The time to switch tasks is not measured here."
+    )
+    return Table("efficiency", columns, rows, caption)
+
+
+def mean_of(costs: Sequence[Cost], key: str) -> float | None:
+    """Mean over runs of one of their costs."""
+    found = spread(getattr(cost, key) for cost in costs)
+    return None if found is None else found.mean
+
+
+def raw_tables(study: Study, found: Summaries) -> list[Table]:
+    """Plain numbers, one per row, for CSV alone."""
+    over = [OVERALL, *study.families()]
+    scores = Table("scores", dict.fromkeys(["method", "measure", "over", "n", "mean", "deviation"], text))
+    pairs = Table("paired", dict.fromkeys(["method", "minus", "over", "n", "difference", "low", "high"], text))
+    runs = Table("runs", dict.fromkeys(["method", "order", "seed", *MEASURES, *COSTS], text))
+    tasks = Table(
+        "tasks", dict.fromkeys(["method", "order", "seed", "place", "task", "metric", "learned", "final"], text)
+    )
+    for row in study.rows:
+        cells = list(found.get(row, {}).values())
+        measures = [(key, OVERALL, [values.get(key) for values in cells]) for key in MEASURES]
+        measures += [("average", name, [averages(values).get(name) for values in cells]) for name in over[1:]]
+        for key, name, values in measures:
+            if (value := spread(values)) is not None:
+                scores.rows.append([row, key, name, value.count, value.mean, value.deviation])
+    for name in over:
+        for row, by_baseline in differences(study, found, name).items():
+            for baseline, value in by_baseline.items():
+                if value is not None:
+                    pairs.rows.append([row, baseline, name, value.count, value.mean, value.low, value.high])
+    for row, place, run in cells_in(study):
+        cost, values = cost_of(run), found[row][place]
+        runs.rows.append([row, *place, *(values.get(key) for key in MEASURES), *(getattr(cost, key) for key in COSTS)])
+        for j, task in enumerate(run.tasks):
+            tasks.rows.append([row, *place, j + 1, task, run.main.get(task), run.own(j), run.matrix[-1][j]])
+    costs = efficiency_table(study)
+    plain = Table("efficiency", dict.fromkeys(["method", *COSTS], text), costs.rows)
+    return [scores, pairs, plain, runs, tasks]
+
+
+def markdown(table: Table) -> str:
+    """The table and its caption as Markdown."""
+    sides = ["---" if form is text else "---:" for form in table.columns.values()]
+    lines = [list(table.columns), sides]
+    lines += [[form(cell) for form, cell in zip(table.columns.values(), row, strict=True)] for row in table.rows]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{body}\n\n{table.caption}" if table.caption else body
