@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -197,7 +198,12 @@ def test_a_resume_without_a_folder_names_the_last_run(tss, tmp_path, monkeypatch
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_says_how_to_go_on(tss, tiny_options, tmp_path, monkeypatch, name):
     number = signal.Signals[name]
-    monkeypatch.setattr("tss.run.sequence.learn", lambda *_: signal.raise_signal(number))
+
+    def stop(*_):
+        signal.raise_signal(number)
+        threading.Event().wait(60)  # the handler may run a little later, and then interrupts this
+
+    monkeypatch.setattr("tss.run.sequence.learn", stop)
     before = signal.getsignal(number)
     done = tss("run", *tiny_options, "--out", tmp_path / "run", "--quiet")
     assert done.code == 128 + number

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tss.adapters import AdapterConfig, attach
-from tss.run import examples
 from tss.run.backbone import load_backbone
 from tss.run.examples import Split, by_length, cache_prefix, cheapest_cuts, collate
 from tss.run.runtime import Runtime
@@ -65,7 +64,7 @@ def test_on_a_processor_nothing_is_padded_beyond_the_longest_row(tiny_tokenizer)
     assert Runtime(torch.device("cuda"), "bfloat16").pad_multiple == 8
 
 
-def test_states_below_the_adapters_follow_their_rows(plain_backbone, tiny_tokenizer, monkeypatch):
+def test_states_below_the_adapters_follow_their_rows(plain_backbone, tiny_tokenizer):
     model = load_backbone(str(plain_backbone)).model
     handle = attach(model, AdapterConfig(bottleneck=4)).tss
     encoded = [{"input_ids": [0, *range(5, 5 + n), 2], "labels": [6, 2]} for n in (3, 1, 6, 2)]
@@ -79,6 +78,5 @@ def test_states_below_the_adapters_follow_their_rows(plain_backbone, tiny_tokeni
         alone = collate(split, [row], Generation(), tiny_tokenizer, CPU)
         count = alone["input_ids"].shape[1]
         torch.testing.assert_close(states[:count], handle.frozen_prefix.compute(alone)[0])
-    monkeypatch.setattr(examples, "MOST_PREFIX_BYTES", 100)
-    assert cache_prefix(split, Generation(), tiny_tokenizer, CPU, handle, 2).prefix_states is None
+    assert cache_prefix(split, Generation(), tiny_tokenizer, CPU, handle, 2, most=100).prefix_states is None
     assert cache_prefix(Split([], []), Generation(), tiny_tokenizer, CPU, handle, 2).prefix_states is None

@@ -293,7 +293,7 @@ def for_method(values: Mapping[str, Any], method: Any, origin: str) -> dict[str,
         raise ConfigError(
             f"{origin}: methods: no method {unknown[0]!r}; {nearest(str(unknown[0]), list(METHODS), 'methods')}"
         )
-    return lay_over(rest, section.get(method, {}))
+    return lay_over(rest, section.get(method, {}) if isinstance(method, str) else {})
 
 
 def dump_config(config: RunConfig) -> str:
