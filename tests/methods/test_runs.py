@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import tss
-from tests.run.conftest import TASKS, examples
+from tests.run.conftest import TASKS, examples, tiny_values
 from tss.methods import METHODS
 from tss.run.config import load_config
 from tss.run.sequence import run_sequence
@@ -51,19 +51,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_a_run_is_stopped_resumed_to_the_same_bytes_and_predicts(name, data, tiny_backbone, tmp_path):
-    values = {
-        "method": name,
-        "backbone": str(tiny_backbone),
-        "data": str(data),
-        "tasks": TASKS,
-        "adapters": {"bottleneck": 4},
-        "training": {"epochs": 2, "batch_size": 4, "score_lr": 0.05, "source_length": 24, "target_length": 16},
-        "generation": {"num_beams": 1, "min_new_tokens": 1, "max_new_tokens": 4},
-        "precision": "float32",
-        "device": "cpu",
-        "checkpoint_steps": 2,
-        "log_seconds": 0,
-    }
+    values = tiny_values(tiny_backbone, data) | {"method": name}
     config = load_config(values, OPTIONS.get(name, []))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     result = run_sequence(config, whole)

@@ -54,23 +54,30 @@ def plain_backbone(tmp_path_factory, tiny_backbone) -> Path:
     return folder
 
 
+def tiny_values(backbone, data):
+    """A configuration of runs of seconds: three tasks of two epochs, answers of four tokens."""
+    return {
+        "backbone": str(backbone),
+        "data": str(data),
+        "tasks": TASKS,
+        "adapters": {"bottleneck": 4},
+        "training": {"epochs": 2, "batch_size": 4, "score_lr": 0.05, "source_length": 24, "target_length": 16},
+        "generation": {"num_beams": 1, "min_new_tokens": 1, "max_new_tokens": 4},
+        "precision": "float32",
+        "device": "cpu",
+        "checkpoint_steps": 2,
+        "log_seconds": 0,
+    }
+
+
 @pytest.fixture
 def tiny_config(tiny_backbone, tiny_data):
     """A function of overrides: the configuration of three tasks, three epochs, five steps each."""
 
     def make(*overrides: str):
-        values = {
-            "backbone": str(tiny_backbone),
-            "data": str(tiny_data),
-            "tasks": TASKS,
-            "adapters": {"bottleneck": 4},
-            "training": {"epochs": 3, "batch_size": 4, "score_lr": 0.05, "source_length": 24, "target_length": 16},
-            "generation": {"num_beams": 2, "min_new_tokens": 1, "max_new_tokens": 6},
-            "precision": "float32",
-            "device": "cpu",
-            "checkpoint_steps": 2,
-            "log_seconds": 0,
-        }
+        values = tiny_values(tiny_backbone, tiny_data)
+        values["training"]["epochs"] = 3
+        values["generation"] |= {"num_beams": 2, "max_new_tokens": 6}
         return load_config(values, list(overrides))
 
     return make

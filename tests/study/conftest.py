@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.run.conftest import TASKS, examples
+from tests.run.conftest import TASKS, examples, tiny_values
 from tss.io import sha256, to_json
 from tss.run.folder import RunFolder
 from tss.run.run_state import RunState, SealedTask
@@ -32,18 +32,7 @@ def study_file(tmp_path, tiny_backbone, study_data):
     """A function of keys of the study: the path of its file, of runs of seconds."""
 
     def make(name: str = "study", **keys) -> Path:
-        base = {
-            "backbone": str(tiny_backbone),
-            "data": str(study_data),
-            "tasks": TASKS,
-            "adapters": {"bottleneck": 4},
-            "training": {"epochs": 2, "batch_size": 4, "score_lr": 0.05, "source_length": 24, "target_length": 16},
-            "generation": {"num_beams": 1, "min_new_tokens": 1, "max_new_tokens": 4},
-            "precision": "float32",
-            "device": "cpu",
-            "checkpoint_steps": 2,
-            "log_seconds": 0,
-        }
+        base = tiny_values(tiny_backbone, study_data)
         (tmp_path / "base.yaml").write_text(yaml.safe_dump(base, sort_keys=False))
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"base": "base.yaml", "methods": ["tss", "ncl"], **keys}, sort_keys=False))
