@@ -14,6 +14,7 @@ from tss_kernels.gated_adapter.api import adapter_product
 from tss_kernels.gated_adapter.reference import ACTIVATIONS
 from tss_kernels.gated_linear.api import GatedMap, gated_product
 from tss_kernels.gates.api import pack_gates, unpack_gates
+from tss_kernels.multi_task.api import multi_task_adapter
 from tss_kernels.validation import check_choice, check_dtype, check_packed, check_size, check_threshold
 
 WEIGHT_INITS = ("normal", "signed_constant")
@@ -249,6 +250,31 @@ def run_adapter(x: torch.Tensor, down: Any, up: Any, activation: str) -> torch.T
     if maps[0][0].dtype is not x.dtype:
         maps = [_cast(one, x.dtype) for one in maps]
     return adapter_product(x, maps[0], maps[1], activation)
+
+
+def run_multi_task_adapter(
+    x: torch.Tensor,
+    down: Any,
+    up: Any,
+    activation: str,
+    down_bank: torch.Tensor,
+    up_bank: torch.Tensor,
+    task_ids: torch.Tensor,
+) -> torch.Tensor | None:
+    """`run_adapter` for rows of many tasks, x[b] by the gates of task_ids[b], which take the place of the layers' own.
+
+    x, weights and what is returned are as there, banks and ids as in multi_task_adapter. None where the layers have to
+    be called one by one, as they carry hooks or have another forward: then run task by task.
+    """
+    maps = _plain_maps(x, (down, up))
+    if maps is None:
+        return None
+    if maps[0][0].dtype is not x.dtype:
+        maps = [_cast(one, x.dtype) for one in maps]
+    (down_weight, _, down_bias, *_), (up_weight, _, up_bias, *_) = maps
+    return multi_task_adapter(
+        x, down_weight, down_bank, up_weight, up_bank, task_ids, down_bias, up_bias, activation=activation
+    )
 
 
 def _plain_maps(x: torch.Tensor, layers: Iterable[Any]) -> list[GatedMap] | None:

@@ -230,6 +230,28 @@ def test_one_graph_serves_every_sealed_task():
         assert torch.equal(compiled(**labelled, task=name).loss, model(**labelled, task=name).loss)
 
 
+def test_one_graph_serves_rows_of_any_sealed_tasks():
+    model = tss.attach(make_bart(encoder_layers=1, decoder_layers=1), tss.AdapterConfig(bottleneck=4))
+    for i in range(4):
+        learn(model.tss, f"replies {i}", REPLIES, seed=i)
+    model.eval()
+    batch, graphs = make_batch(REPLIES), []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=counting)
+    for rows in ([0, 1, 2, 3], [3, 3, 0, 1], [2, 2, 2, 2]):
+        names = [f"replies {i}" for i in rows]
+        assert torch.equal(logits(compiled, batch, names), logits(model, batch, names))
+    learn(model.tss, "one more", REPLIES, seed=9)
+    names = ["one more", "replies 0", "one more", "replies 3"]
+    assert torch.equal(logits(compiled, batch, names), logits(model, batch, names))
+    assert len(graphs) == 1
+
+
 def test_positional_inputs_and_tuples(bart):
     model = tss.attach(bart, tss.AdapterConfig(bottleneck=4))
     learn(model.tss, "topics", TOPICS)

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import tss
+from tss.adapters.task_call import calling
+from tss_kernels import modules, multi_task_adapter
 
 from .conftest import NAMES, REPLIES, TOPICS, inputs_of, learn, logits, make_bart, make_batch, make_t5
 
@@ -46,6 +48,34 @@ def test_a_row_of_the_task_being_learned_has_gradients(handle):
     loss = handle.model(**make_batch(REPLIES), task=["r1", "r3", "r2", "r1"]).loss
     loss.backward()
     assert all(p.grad.abs().max() > 0 for p in handle.trainable_parameters()["scores"])
+
+
+def test_rows_of_sealed_tasks_run_in_one_operation_for_each_site(handle, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        modules, "multi_task_adapter", lambda *a, **k: (calls.append(1), multi_task_adapter(*a, **k))[1]
+    )
+    names, batch = ["r2", "r1", "r2", "r2"], make_batch(REPLIES)
+    mixed = logits(handle.model, batch, names)
+    assert len(calls) == len(handle.adapters)
+    hooks = [layer.register_forward_hook(lambda *_: None) for layer in handle.layers.values()]
+    assert close(logits(handle.model, batch, names), mixed)  # layers with hooks are called one by one
+    assert len(calls) == len(handle.adapters)
+    for hook in hooks:
+        hook.remove()
+
+
+def test_a_row_has_the_same_bits_at_a_site_whatever_else_is_in_the_batch(handle):
+    adapter = next(iter(handle.adapters.values()))
+    hidden = torch.randn(4, 8, adapter.width, generator=torch.Generator().manual_seed(0))
+
+    def adapted(rows, names):
+        with calling(handle.resolve(names)), torch.no_grad():
+            return adapter(hidden[rows])
+
+    mixed = adapted([0, 1, 2, 3], ["r1", "r2", "r1", "r2"])
+    assert torch.equal(adapted([0, 2], ["r1", "r1"]), mixed[[0, 2]])
+    assert torch.equal(adapted([3], ["r2"]), mixed[3:])
 
 
 def test_beams_and_cache_follow_their_rows(handle):

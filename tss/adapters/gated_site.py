@@ -11,10 +11,10 @@ from tss.adapters.config import AdapterConfig
 from tss.adapters.initialization import draw_scores, draw_weights
 from tss.adapters.site_adapter import SiteAdapter
 from tss.adapters.storage import Tensors
-from tss.adapters.task_call import current_call
+from tss.adapters.task_call import TaskCall, current_call
 from tss.adapters.task_store import TaskStore
 from tss_kernels import GatedAdapterLinear
-from tss_kernels.modules import run_adapter
+from tss_kernels.modules import run_adapter, run_multi_task_adapter
 
 
 class SiteLinear(GatedAdapterLinear):
@@ -64,6 +64,15 @@ class GatedSite(SiteAdapter):
 
     def adapt(self, hidden: torch.Tensor) -> torch.Tensor:
         return run_adapter(hidden, self.down, self.up, self.activation)
+
+    def adapt_rows(self, hidden: torch.Tensor, call: TaskCall) -> torch.Tensor:
+        if call.banks is not None:
+            banks = [gates.to(hidden.device) for gates in call.banks[self.index]]
+            ids = call.ids(hidden.shape[0], hidden.device)
+            adapted = run_multi_task_adapter(hidden, self.down, self.up, self.activation, banks[0], banks[1], ids)
+            if adapted is not None:
+                return adapted
+        return super().adapt_rows(hidden, call)
 
     def start(self, task: str, *, fresh: bool, masked: bool) -> None:
         for layer in self.layers.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from tss.adapters.model import TssModel
 from tss.errors import StateError
 
 
-def load(model: Any, source: str | Path) -> TssModel:
+def load(
+    model: Any, source: str | Path, *, tasks: Sequence[str] | None = None, cache_bytes: int | None = None
+) -> TssModel:
     """Put what `model.tss.save(directory)` or a run wrote around a model of the same weights.
 
     Tasks come back as they were, sealed or not, with the scores and the importance that the next one starts from. Into
@@ -21,13 +24,24 @@ def load(model: Any, source: str | Path) -> TssModel:
     Args:
         model: the backbone, or a `TssModel` around it.
         source: a folder, a run folder, or the name of a repository on the hub.
+        tasks: names of some of its tasks; None: all.
+        cache_bytes: leave sealed tasks where they are. Each is read and checked when it is first asked for; of those
+            in memory the least recently used leave when they exceed so many bytes, and are read again when asked for.
+            So a folder of a thousand tasks opens at once. It has to stay; other folders' limits are replaced by this.
 
     Raises:
         StateError: a file is missing, damaged or of another save; another backbone; other settings, or names that are
             taken. The model is then as it was.
+        ValueError: `cache_bytes` is negative.
     """
+    if cache_bytes is not None and cache_bytes < 0:
+        raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
     directory = _folder(source)
-    return restore(model, saving.read(directory), str(directory))
+    saved = saving.read(directory, names=tasks, keep=cache_bytes is not None)
+    loaded = restore(model, saved, str(directory))
+    if cache_bytes is not None:
+        loaded.tss.store.cache.limit = cache_bytes
+    return loaded
 
 
 def restore(model: Any, saved: saving.SavedTasks, origin: str) -> TssModel:

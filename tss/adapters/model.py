@@ -16,6 +16,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import nn
+from torch._dynamo.eval_frame import skip_code  # no public form marks a frame and lets callers compile through it
 from transformers import PreTrainedModel
 
 from tss.adapters import task_forward
@@ -24,8 +25,10 @@ from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.float32 import keeping_dtype
 from tss.adapters.handle import TssHandle
 from tss.adapters.learning import TasksLearned, module_name
+from tss.adapters.sealed_task import SealedTask, part_of_block
 from tss.adapters.site_kinds import make_adapters
 from tss.adapters.state_dicts import BACKBONE, check_state, forgive_missing_backbone
+from tss.adapters.task_cache import TaskCache
 from tss.adapters.task_call import TaskCall, calling
 from tss.adapters.task_choice import ACTIVE, Task, TaskChoice
 from tss.adapters.task_store import TaskStore
@@ -92,9 +95,9 @@ class TssModel(PreTrainedModel):
         with calling(call):
             if not call.active:
                 return self._run_backbone(call, kwargs)
-            if call.rows is not None:
-                _check_rows(call, kwargs)
-            if call.labelled or (call.rows is not None and any(of_task.labelled for of_task, _ in call.rows)):
+            if call.count is not None:
+                _check_rows(call.count, kwargs)
+            if call.labelled or call.labelled_rows:
                 return task_forward.answer(self.backbone, call, kwargs)
             return self._run_backbone(call, kwargs)
 
@@ -117,8 +120,8 @@ class TssModel(PreTrainedModel):
                     f"task {name!r} is of kind {self.tss.tasks[name].kind.kind} and cannot generate text: call the "
                     "model for its logits, or generate with a generation task or with no task active"
                 )
-        if call.rows is not None:
-            _check_rows(call, {"inputs": args[0], **kwargs} if args else kwargs)
+        if call.count is not None:
+            _check_rows(call.count, {"inputs": args[0], **kwargs} if args else kwargs)
             call.copies = (1, self._expansion(kwargs))
         with calling(call):
             # What others put around this model's forward (accelerate's autocast) is around its generation too; what
@@ -261,14 +264,12 @@ class TssModel(PreTrainedModel):
         return self.tss.push_to_hub(repo_id, **settings)
 
 
-def _check_rows(call: TaskCall, inputs: dict[str, Any]) -> None:
-    """Raise ValueError unless there is one name for each row of the inputs."""
+def _check_rows(count: int, inputs: dict[str, Any]) -> None:
+    """Raise ValueError unless the inputs have so many rows as there are names."""
     for name in task_forward.MAIN_INPUTS:
         if isinstance(value := inputs.get(name), torch.Tensor):
-            if len(value) != len(call.names):
-                raise ValueError(
-                    f"a batch of {len(value)} rows for {len(call.names)} task names: give one name per row"
-                )
+            if len(value) != count:
+                raise ValueError(f"a batch of {len(value)} rows for {count} task names: give one name per row")
             return
 
 
@@ -337,10 +338,6 @@ def _resolve_task(model: TssModel, args: Any, kwargs: dict[str, Any]) -> tuple[A
 
 def _keep_from_compiler(*functions: Any) -> None:
     """Frames of these are never compiled on their own: names would be guarded on, and each task compiled anew."""
-    try:
-        from torch._C._dynamo.eval_frame import skip_code  # type: ignore[attr-defined]
-    except ImportError:  # then each task compiles once
-        return
     codes = [function.__code__ for function in functions]
     while codes:
         code = codes.pop()
@@ -351,6 +348,6 @@ def _keep_from_compiler(*functions: Any) -> None:
 _keep_from_compiler(
     _resolve_task, TssHandle.resolve, TssHandle._check_attached, TaskChoice.resolve, TaskChoice._call_of,
     TaskChoice._call_of_one, TaskChoice._checked, TaskChoice._runnable, TaskChoice.chosen.fget, TaskChoice._sealed,
-    TaskCall.__init__, TaskStore.record, TaskStore.sealed, TaskStore.site_gates, TaskStore.learning.fget,
-    TasksLearned.of, module_name, TssModel.__getattr__,
+    TaskChoice._add_banks, TaskCall.__init__, TaskStore.record, TaskStore.sealed, TaskStore.learning.fget,
+    TaskCache.get, SealedTask.banks, part_of_block, TasksLearned.of, module_name, TssModel.__getattr__,
 )  # fmt: skip

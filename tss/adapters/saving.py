@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class SavedTasks:
         frozen: the adapters' frozen tensors.
         shared: what is handed from task to task.
         tasks: tensors and description of each, in their order.
+        kept: of sealed tasks that were not read: what reads the tensors, and the description.
         extra: what a method of continual learning keeps besides.
     """
 
@@ -47,6 +48,7 @@ class SavedTasks:
     shared: Tensors
     tasks: list[tuple[Tensors, dict[str, Any]]]
     extra: Tensors = field(default_factory=dict)
+    kept: list[tuple[Callable[[], Tensors], dict[str, Any]]] = field(default_factory=list)
 
 
 def save(directory: Path, saved: SavedTasks, *, replace: bool = False) -> None:
@@ -194,18 +196,26 @@ def _check_manifest(directory: Path, manifest: Manifest) -> None:
         )
 
 
-def read(directory: Path, manifest: Manifest | None = None) -> SavedTasks:
+def read(
+    directory: Path, manifest: Manifest | None = None, *, names: Collection[str] | None = None, keep: bool = False
+) -> SavedTasks:
     """What a folder holds, or what `manifest` names in it, all of it checked.
 
+    Args:
+        directory: the folder.
+        manifest: of an earlier state of it; None: the present one.
+        names: of tasks; None: all.
+        keep: leave the tensors of sealed tasks where they are: they are read and checked when they are asked for.
+
     Raises:
-        StateError: a file is missing, damaged, or of another save.
+        StateError: a file is missing, damaged, or of another save; or there is no task of one of the names.
     """
     if manifest is not None:
-        return _read(directory, manifest)
+        return _read(directory, manifest, names, keep)
     manifest = read_manifest(directory)
     while True:
         try:
-            return _read(directory, manifest)
+            return _read(directory, manifest, names, keep)
         except StateError:
             before, manifest = manifest, read_manifest(directory)
             if manifest == before:
@@ -213,7 +223,7 @@ def read(directory: Path, manifest: Manifest | None = None) -> SavedTasks:
             # another process has saved here meanwhile
 
 
-def _read(directory: Path, manifest: Manifest) -> SavedTasks:
+def _read(directory: Path, manifest: Manifest, names: Collection[str] | None, keep: bool) -> SavedTasks:
     _check_manifest(directory, manifest)
     frozen, about = _get(directory, manifest["frozen"])
     backbone = about.get("backbone")
@@ -228,13 +238,36 @@ def _read(directory: Path, manifest: Manifest) -> SavedTasks:
                 f"{directory / manifest['shared']['file']}: {name} is of nothing that tss keeps; save again"
             )
         parts[owner][rest] = tensor
-    tasks = []
+    saved = SavedTasks(manifest["config"], manifest["options"], backbone, frozen, parts["shared"], [], parts["extra"])
     for entry in manifest["tasks"]:
-        tensors, about = _get(directory, entry)
-        if off := [key for key, kind in DESCRIPTION.items() if not isinstance(about.get(key), kind)]:
-            raise StateError(f"{directory / entry['file']} does not describe a task ({', '.join(off)}); save again")
-        tasks.append((tensors, about))
-    return SavedTasks(manifest["config"], manifest["options"], backbone, frozen, parts["shared"], tasks, parts["extra"])
+        _add(saved, directory, entry, names, keep)
+    known = [about["name"] for _, about in (*saved.tasks, *saved.kept)]
+    if missing := [name for name in names or () if name not in known]:
+        raise StateError(f"{directory} holds no task {missing[0]!r}")
+    return saved
+
+
+def _add(
+    saved: SavedTasks, directory: Path, entry: Mapping[str, str], names: Collection[str] | None, keep: bool
+) -> None:
+    """Read a task's file, or only what it says of itself where that is enough."""
+    path = directory / entry["file"]
+    if names is not None or keep:
+        about = read_metadata(path)
+        _check_description(path, about)
+        if names is not None and about["name"] not in names:
+            return
+        if keep and about["state"] == "sealed":
+            saved.kept.append((lambda: _get(directory, entry)[0], about))
+            return
+    tensors, about = _get(directory, entry)
+    _check_description(path, about)
+    saved.tasks.append((tensors, about))
+
+
+def _check_description(path: Path, about: Mapping[str, Any]) -> None:
+    if off := [key for key, kind in DESCRIPTION.items() if not isinstance(about.get(key), kind)]:
+        raise StateError(f"{path} does not describe a task ({', '.join(off)}); save again")
 
 
 def _put(directory: Path, stem: str, tensors: Tensors, metadata: Mapping[str, Any]) -> dict[str, str]:

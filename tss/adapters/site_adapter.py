@@ -11,7 +11,7 @@ from torch import nn
 
 from tss.adapters.config import AdapterConfig
 from tss.adapters.storage import Tensors, load_exactly
-from tss.adapters.task_call import calling, current_call
+from tss.adapters.task_call import TaskCall, calling, current_call
 from tss.adapters.task_store import TaskStore
 from tss.errors import StateError
 
@@ -76,17 +76,21 @@ class SiteAdapter(nn.Module, ABC):
                 "choose sites whose output is the hidden state"
             )
         call = current_call()
-        if call is None or call.rows is None:
+        if call is None or call.count is None:
             return self.adapt(hidden)
         shape = hidden.shape
         if hidden.dim() == 2:  # OPT's feed-forward block has batch and length in one dimension
             hidden = hidden.unflatten(0, (call.most_rows(shape[0]), -1))
+        return self.adapt_rows(hidden, call).view(*shape[:-1], -1)
+
+    def adapt_rows(self, hidden: torch.Tensor, call: TaskCall) -> torch.Tensor:
+        """hidden (B, ..., width) whose rows are of the tasks of a call, each through its own: task by task."""
         groups, back = call.groups(hidden.shape[0], hidden.device)
         parts = []
         for of_task, rows in groups:
             with calling(of_task):
                 parts.append(self.adapt(hidden[rows]))
-        return torch.cat(parts)[back].view(*shape[:-1], -1)
+        return torch.cat(parts)[back]
 
     @abstractmethod
     def adapt(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,10 @@ class TaskCall:
         head: the head being learned, a module; or a sealed head's tensors; or None.
         active: whether there is a task.
         rows: None, or for tasks by row: the call of each task and its rows.
+        count: of rows, for tasks by row; else None.
+        labelled_rows: whether any of those tasks answers with a head.
+        banks: for tasks by row that are all sealed and have gates: (down, up) gates of all of them, by site.
+        bank_ids: int64, each row's task among those of the banks.
         copies: how often a row may be repeated, each beside its copies: beams.
     """
 
@@ -39,6 +43,11 @@ class TaskCall:
     ) -> None:
         self.owner, self.names, self.kind, self.gates, self.head, self.rows = owner, names, kind, gates, head, rows
         self.active = owner is not None
+        # Apart from the lists, to whose lengths a compiled call would be bound.
+        self.count = None if rows is None else len(names)
+        self.labelled_rows = rows is not None and any(of_task.labelled for of_task, _ in rows)
+        self.banks: SiteGates | None = None
+        self.bank_ids: torch.Tensor | None = None
         self.copies: tuple[int, ...] = (1,)
 
     @property
@@ -60,10 +69,32 @@ class TaskCall:
         Raises:
             ValueError: they do not divide.
         """
-        rows = len(self.names) * max(self.copies)
+        assert self.count is not None
+        rows = self.count * max(self.copies)
         if count % rows:
             raise ValueError(f"{count} positions do not divide into {rows} rows: give one task name per row")
         return rows
+
+    def ids(self, count: int, device: torch.device) -> torch.Tensor:
+        """Of each of `count` rows, its task among those of the banks, int64 (count,).
+
+        Raises:
+            ValueError: there is not one name for each row.
+        """
+        assert self.bank_ids is not None
+        copies = self._copies(count)
+        ids = self.bank_ids.to(device)
+        return ids if copies == 1 else ids.repeat_interleave(copies)
+
+    def _copies(self, count: int) -> int:
+        assert self.count is not None
+        copies, odd = divmod(count, self.count)
+        if odd or copies not in self.copies:
+            raise ValueError(
+                f"a batch of {count} rows for {self.count} task names: give one name per row "
+                "(only generate repeats rows, for its beams)"
+            )
+        return copies
 
     def groups(self, count: int, device: torch.device) -> tuple[list[tuple[TaskCall, torch.Tensor]], torch.Tensor]:
         """For `count` rows: [(call of a task, its rows)], and where each row is after joining these groups.
@@ -72,12 +103,7 @@ class TaskCall:
             ValueError: there is not one name for each row.
         """
         assert self.rows is not None
-        copies, odd = divmod(count, len(self.names))
-        if odd or copies not in self.copies:
-            raise ValueError(
-                f"a batch of {count} rows for {len(self.names)} task names: give one name per row "
-                "(only generate repeats rows, for its beams)"
-            )
+        copies = self._copies(count)
         groups = [
             (call, torch.tensor([row * copies + i for row in rows for i in range(copies)], device=device))
             for call, rows in self.rows

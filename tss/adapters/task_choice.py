@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from tss.adapters.learning import TasksLearned
 from tss.adapters.task_call import NO_TASK, TaskCall
@@ -125,18 +127,34 @@ class TaskChoice:
             return NO_TASK
         if isinstance(chosen, str):
             return self._call_of_one(chosen)
-        rows = [
-            (self._call_of_one(name), [i for i, n in enumerate(chosen) if n == name]) for name in dict.fromkeys(chosen)
-        ]
+        places: dict[str, list[int]] = {}
+        for row, name in enumerate(chosen):
+            places.setdefault(name, []).append(row)
+        rows = [(self._call_of_one(name), where) for name, where in places.items()]
         first = rows[0][0]
-        return TaskCall(self.store, chosen, first.kind, None, first.head, rows)
+        call = TaskCall(self.store, chosen, first.kind, None, first.head, rows)
+        self._add_banks(call, places)
+        return call
+
+    def _add_banks(self, call: TaskCall, places: Mapping[str, list[int]]) -> None:
+        """Bring the gates of all tasks of a call together, if they have gates and none is being learned."""
+        if any(self.store.record(name).state is State.LEARNING for name in places):
+            return
+        first, *others = [self.store.sealed(name) for name in places]
+        if first.block is None:
+            return
+        call.banks = first.banks(others, len(call.names))
+        ids = torch.empty(len(call.names), dtype=torch.int64)
+        for index, rows in enumerate(places.values()):
+            ids[rows] = index
+        call.bank_ids = ids.to(first.block.device)
 
     def _call_of_one(self, name: str) -> TaskCall:
         record = self.store.record(name)
         if record.state is State.LEARNING:
             return TaskCall(self.store, (name,), record.kind, None, self.learning.of(name).head)
-        head = self.store.sealed(name).head
-        return TaskCall(self.store, (name,), record.kind, self.store.site_gates(name), head)
+        value = self.store.sealed(name)
+        return TaskCall(self.store, (name,), record.kind, value.by_site, value.head)
 
     def _checked(self, task: str | Sequence[str] | None) -> Chosen:
         if task is None:

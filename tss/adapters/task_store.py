@@ -7,13 +7,15 @@ Nothing here knows a model: a sealed task is a value, packed gates and a head as
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 
 import torch
 
-from tss.adapters.storage import Tensors, digest
+from tss.adapters.sealed_task import SealedTask
+from tss.adapters.storage import digest
+from tss.adapters.task_cache import TaskCache
 from tss.errors import ForgettingError, StateError
 from tss.tasks.base import TaskKind
 
@@ -45,32 +47,11 @@ class TaskRecord:
     hash: str | None = None
 
 
-@dataclass(frozen=True)
-class SealedTask:
-    """The value of a sealed task.
+class KeptTask:
+    """A sealed task that is not in memory: `read` gives its value, always the same, from where it is kept."""
 
-    Attributes:
-        gates: packed gates, uint8 (out, ceil(in / 8)), by layer, down before up for each site; empty without gates.
-        head: the head's tensors by the names of its `state_dict`; None without a head of its own.
-        weights: the task's own weights by name, as many for each site as for another; empty where it has none.
-        sites: how many there are.
-    """
-
-    gates: Tensors
-    head: Tensors | None
-    weights: Tensors = field(default_factory=dict)
-    sites: int = 1
-
-    def tensors(self) -> Tensors:
-        """All that its answers depend on, besides what is frozen: "gates.<layer>" and "head.<parameter>"."""
-        parts = {"gates": self.gates, "weights": self.weights, "head": self.head or {}}
-        return {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
-
-    def by_site(self) -> list[tuple[torch.Tensor, ...]] | None:
-        """What each site runs for the task, (down, up) gates or its own weights; None where it runs shared weights."""
-        kept = list((self.gates or self.weights).values())
-        size = len(kept) // self.sites
-        return [tuple(kept[start : start + size]) for start in range(0, len(kept), size)] if kept else None
+    def __init__(self, read: Callable[[], SealedTask]) -> None:
+        self.read = read
 
 
 class TaskStore:
@@ -78,13 +59,14 @@ class TaskStore:
 
     Attributes:
         learners: the tasks that are being learned: none, one, or those that are learned together.
+        cache: values that are read when they are first asked for, within its limit of bytes.
     """
 
     def __init__(self) -> None:
         self.learners: tuple[str, ...] = ()
+        self.cache: TaskCache[KeptTask] = TaskCache()
         self._records: dict[str, TaskRecord] = {}
-        self._sealed: dict[str, SealedTask] = {}
-        self._site_gates: dict[str, list[tuple[torch.Tensor, ...]] | None] = {}
+        self._sealed: dict[str, SealedTask | KeptTask] = {}
 
     @property
     def learning(self) -> str | None:
@@ -152,11 +134,15 @@ class TaskStore:
 
     def seal(self, name: str, value: SealedTask, density: float | None) -> None:
         """-> sealed: keep the value and its fingerprint."""
-        record, tensors = self.record(name), value.tensors()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        self._sealed[name], self._site_gates[name] = value, value.by_site()
-        self._records[name] = replace(record, state=State.SEALED, bytes=size, density=density, hash=digest(tensors))
+        record, sha = self.record(name), digest(value.tensors())
+        self._sealed[name] = value
+        self._records[name] = replace(record, state=State.SEALED, bytes=value.bytes, density=density, hash=sha)
         self.learners = tuple(other for other in self.learners if other != name)
+
+    def add_kept(self, record: TaskRecord, read: Callable[[], SealedTask]) -> None:
+        """A sealed task whose value is read when it is first asked for, and again after it had to leave the cache."""
+        self.check_free(record.name)
+        self._sealed[record.name], self._records[record.name] = KeptTask(read), record
 
     def delete(self, name: str) -> None:
         """Forget a task.
@@ -166,8 +152,8 @@ class TaskStore:
         """
         if self.record(name).state is State.LEARNING:
             raise StateError(f"task {name!r} is being learned; leave it with abandon() before deleting it")
-        for table in (self._records, self._sealed, self._site_gates):
-            table.pop(name, None)
+        del self._records[name]
+        self._sealed.pop(name, None)
 
     def rename(self, old: str, new: str) -> None:
         """Another name for a task, at the same place in the order.
@@ -182,9 +168,8 @@ class TaskStore:
             new if name == old else name: replace(record, name=new) if name == old else record
             for name, record in self._records.items()
         }
-        for table in (self._sealed, self._site_gates):
-            if old in table:
-                table[new] = table.pop(old)  # type: ignore[assignment]
+        if old in self._sealed:
+            self._sealed[new] = self._sealed.pop(old)
 
     def sealed(self, name: str) -> SealedTask:
         """The value of a sealed task.
@@ -194,15 +179,23 @@ class TaskStore:
         """
         if self.record(name).state is not State.SEALED:
             raise StateError(f"task {name!r} is {self.record(name).state}: only what is sealed has a fingerprint")
-        return self._sealed[name]
+        value = self._sealed[name]
+        return value if isinstance(value, SealedTask) else self.cache.get(value, value.read)
 
-    def site_gates(self, name: str) -> list[tuple[torch.Tensor, ...]] | None:
-        """What `SealedTask.by_site` gives of a sealed task."""
-        return self._site_gates[name]
+    def verify(self, name: str, *, fresh: bool = True) -> None:
+        """Raise ForgettingError if a sealed task's tensors are not what they were when it was sealed.
 
-    def verify(self, name: str) -> None:
-        """Raise ForgettingError if a sealed task's tensors are not what they were when it was sealed."""
-        found, expected = digest(self.sealed(name).tensors()), self._records[name].hash
+        Args:
+            name: the task.
+            fresh: also if its value is not in memory: it is read from where it is kept, and StateError says if it
+                cannot be.
+        """
+        value = self._sealed[self.record(name).name]
+        if isinstance(value, KeptTask):
+            value = self.cache.peek(value) or (value.read() if fresh else None)
+        if value is None:
+            return
+        found, expected = digest(value.tensors()), self._records[name].hash
         if found != expected:
             raise ForgettingError(
                 f"gates or head of sealed task {name!r} changed: sha256 {found}, sealed as {expected}; something wrote "
@@ -211,11 +204,7 @@ class TaskStore:
 
     def move(self, place: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Put the tensors of all sealed tasks elsewhere; `place` may not change a value."""
+        self.cache.clear()  # what is read again is read to where the adapters are
         for name, value in self._sealed.items():
-            moved = replace(
-                value,
-                gates={key: place(tensor) for key, tensor in value.gates.items()},
-                weights={key: place(tensor) for key, tensor in value.weights.items()},
-                head=None if value.head is None else {key: place(tensor) for key, tensor in value.head.items()},
-            )
-            self._sealed[name], self._site_gates[name] = moved, moved.by_site()
+            if isinstance(value, SealedTask):
+                self._sealed[name] = value.placed(place)

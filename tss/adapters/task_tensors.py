@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,10 +15,11 @@ from tss.adapters.frozen_weights import FrozenWeights
 from tss.adapters.learning import LearningTask, TasksLearned, check_whole
 from tss.adapters.optimizers import StepCheck
 from tss.adapters.saving import SavedTasks
+from tss.adapters.sealed_task import SealedTask
 from tss.adapters.site_adapter import SiteAdapter
 from tss.adapters.sites import model_width
 from tss.adapters.storage import Tensors, digest, load_exactly
-from tss.adapters.task_store import SealedTask, State, TaskStore
+from tss.adapters.task_store import State, TaskRecord, TaskStore
 from tss.errors import StateError
 from tss.seeding import tensor_stream
 from tss.tasks.base import TaskKind, kind_from_dict
@@ -146,15 +147,11 @@ class TaskTensors:
         if state is State.LEARNING and self.store.learning is not None:
             raise StateError(f"task {name!r} is being learned, but so is {self.store.learning!r}; seal that one first")
         head = self.make_head(name, kind)
-        if head is not None and state is not State.NEW:
-            load_exactly({f"head.{k}": v for k, v in head.state_dict().items()}, tensors, f"task {name!r}")
         value = None
         if state is State.SEALED:
-            values = None if head is None else {k: v.detach().clone() for k, v in head.state_dict().items()}
-            gates, weights = self._fitting_gates(name, tensors), self._fitting_weights(name, tensors)
-            value = SealedTask(gates, values, weights, len(self.adapters))
-            if metadata.get("hash") not in (None, digest(value.tensors())):
-                raise StateError(f"task {name!r}: gates and head are not those that were sealed; restore them")
+            value = self._value_of(name, head, tensors, metadata.get("hash"))
+        elif state is State.LEARNING:
+            self._load_head(name, head, tensors)
         self.store.add(name, kind, self.bytes_with(head))
         if value is not None:
             self._keep(name, value)
@@ -162,6 +159,37 @@ class TaskTensors:
             self.store.start(name)
             self.start(name, fresh=False, head=head)
             self.handed_on = {k.removeprefix("start."): v for k, v in tensors.items() if k.startswith("start.")}
+
+    def add_kept_task(self, name: str, read: Callable[[], Tensors], metadata: Mapping[str, Any]) -> None:
+        """Add a sealed task whose tensors are read when it is first asked for; raises as `load_task_state`, then.
+
+        Raises:
+            StateError: there is a task of that name; or the metadata describes no sealed task.
+        """
+        try:
+            kind, sha = kind_from_dict(metadata["kind"]), metadata["hash"]
+            record = TaskRecord(name, kind, State.SEALED, metadata["bytes"]["total"], metadata["density"], sha)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StateError(f"task {name!r}: its metadata does not describe a task ({error!r})") from error
+        if not self._sealed():
+            self.frozen.remember(fresh=True)
+        self.store.add_kept(record, lambda: self._value_of(name, self.make_head(name, kind), read(), sha))
+
+    def _load_head(self, name: str, head: nn.Module | None, tensors: Mapping[str, torch.Tensor]) -> None:
+        if head is not None:
+            load_exactly({f"head.{k}": v for k, v in head.state_dict().items()}, tensors, f"task {name!r}")
+
+    def _value_of(
+        self, name: str, head: nn.Module | None, tensors: Mapping[str, torch.Tensor], sha: str | None
+    ) -> SealedTask:
+        """A sealed task's value, of tensors that fit and are those that were sealed, where the adapters are."""
+        self._load_head(name, head, tensors)
+        values = None if head is None else {k: v.detach().to(self.device()) for k, v in head.state_dict().items()}
+        gates, weights = self._fitting_gates(name, tensors), self._fitting_weights(name, tensors)
+        value = SealedTask(gates, values, weights, len(self.adapters))
+        if sha not in (None, digest(value.tensors())):
+            raise StateError(f"task {name!r}: gates and head are not those that were sealed; restore them")
+        return value
 
     def bytes_per_task(self, name: str) -> dict[str, int]:
         """Bytes kept for a task: {"gates", "head", "total"}."""
@@ -172,11 +200,12 @@ class TaskTensors:
         """Raise ForgettingError, naming what changed, if anything is not what it was that a sealed task relies on.
 
         Args:
-            fresh: read frozen weights anew; False: only those that torch knows to have been written to.
+            fresh: read frozen weights anew, and tasks that are not in memory; False: of frozen weights only those that
+                torch knows to have been written to.
         """
         sealed = self._sealed()
         for name in sealed:
-            self.store.verify(name)
+            self.store.verify(name, fresh=fresh)
         if sealed:
             self.frozen.verify(fresh=fresh)
 
@@ -217,10 +246,13 @@ class TaskTensors:
         """
         self.verify()
         self.frozen.check_same(saved.backbone, saved.frozen, origin)
-        for _, about in saved.tasks:
+        for _, about in (*saved.tasks, *saved.kept):
             self.store.check_free(about["name"])
         first, added = not self.store.tasks, []
         try:
+            for read, about in saved.kept:
+                self.add_kept_task(about["name"], read, about)
+                added.append(about["name"])
             for tensors, about in saved.tasks:
                 self.load_task_state(about["name"], tensors, about)
                 added.append(about["name"])
