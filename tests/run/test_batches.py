@@ -10,9 +10,13 @@ import torch
 
 from tss.adapters import AdapterConfig, attach
 from tss.run.backbone import load_backbone
+from tss.run.config import load_config
 from tss.run.examples import Split, by_length, cache_prefix, cheapest_cuts, collate
 from tss.run.runtime import Runtime
+from tss.run.sequence import run_sequence
 from tss.tasks import Generation
+
+from .conftest import tiny_values
 
 CPU = Runtime(torch.device("cpu"), "float32")
 
@@ -80,3 +84,8 @@ def test_states_below_the_adapters_follow_their_rows(plain_backbone, tiny_tokeni
         torch.testing.assert_close(states[:count], handle.frozen_prefix.compute(alone)[0])
     assert cache_prefix(split, Generation(), tiny_tokenizer, CPU, handle, 2, most=100).prefix_states is None
     assert cache_prefix(Split([], []), Generation(), tiny_tokenizer, CPU, handle, 2).prefix_states is None
+
+
+def test_a_method_that_runs_batches_itself_goes_with_states_that_are_kept(plain_backbone, tiny_data, tmp_path):
+    values = tiny_values(plain_backbone, tiny_data)
+    assert run_sequence(load_config({**values, "method": "lwf"}), tmp_path / "run").matrix[-1][0] is not None

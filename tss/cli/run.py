@@ -46,12 +46,15 @@ def run(args: argparse.Namespace) -> int:
         args.parser.print_help(sys.stderr)
         return MISUSED
     config, folder = what_and_where(args)
-    config_args.tell_missing(config)
+    from tss.run.processes import is_first
     from tss.run.sequence import run_sequence
 
-    if not args.quiet:
+    first = is_first()
+    if first:
+        config_args.tell_missing(config)
+    if first and not args.quiet:
         print(f"run folder: {folder}", file=sys.stderr)
-    with stopped_by_signals(), _progress(args.quiet) as progress:
+    with stopped_by_signals(), _progress(args.quiet or not first) as progress:
         try:
             result = run_sequence(config, folder, resume=args.resume, progress=progress)
         except KeyboardInterrupt as stop:
@@ -60,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
                 words = ["tss", "run", "--out", str(folder), "--resume"]
                 print(f"\ntss: stopped by {name}; go on with: {shlex.join(words)}", file=sys.stderr, flush=True)
             return 128 + signal.Signals[name].value
+    if not first:
+        return 0
     from tss.report import build
 
     report = build([folder], folder)

@@ -58,6 +58,10 @@ class Method(ABC):
     joint: ClassVar[bool] = False
     """True: all tasks are learned together, and the matrix of results has its last row alone."""
 
+    averages_importance: ClassVar[bool] = False
+    """True: in a run of several processes `end_task` takes this process's part of the batches and averages over all;
+    False: every process goes over all of them."""
+
     def __init__(self, options: Any) -> None:
         self.options = options
 

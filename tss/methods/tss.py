@@ -19,6 +19,7 @@ class Tss(Method):
     options_type = TssOptions
     gated = True
     never_forgets = True
+    averages_importance = True
 
     def layer_options(self) -> TssOptions:
         return self.options

@@ -135,6 +135,8 @@ class RunConfig(_Section):
     seed: int = Field(default=2021, ge=0, le=2**63 - 1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
+    shard_backbone: bool = False
+    """Of a run in several processes: each keeps a part of the backbone (FSDP), for those that do not fit one device."""
     checkpoint_steps: Count = 200
     """Optimizer steps between two saved states inside a task."""
     probe_size: Count = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,15 +40,15 @@ def predict(
     runtime: Runtime,
 ) -> list[Any]:
     """Answers of the task that is active in the model, in the split's order; batches are formed by length."""
-    predictions: list[Any] = [None] * len(split)
     # decoding repeats a batch's calls for every token, so that only full batches pay
     cost = None if kind.kind == "generation" else runtime.batch_cost
-    for rows in by_length(split, batch_size, cost):
+    found = {}
+    for rows in runtime.processes.batches(by_length(split, batch_size, cost)):
         with _running(model, kind, split, rows, tokenizer, runtime) as batch:
             answers = kind.predict(model, batch, tokenizer, examples=[split.examples[i] for i in rows])
-        for row, answer in zip(rows, answers, strict=True):
-            predictions[row] = answer
-    return predictions
+        found.update(zip(rows, answers, strict=True))
+    found = runtime.processes.together(found)
+    return [found[row] for row in range(len(split))]
 
 
 def evaluate(
@@ -86,17 +86,15 @@ def evaluate_with_loss(
     if not isinstance(kind, HeadedKind):
         loss = mean_loss(model, kind, split, tokenizer, batch_size=batch_size, runtime=runtime)
         return evaluate(model, kind, split, tokenizer, batch_size=batch_size, runtime=runtime), loss
-    predictions: list[Any] = [None] * len(split)
-    total, count = 0.0, 0
-    for rows in by_length(split, batch_size, runtime.batch_cost):
+    found, losses = {}, {}
+    for rows in runtime.processes.batches(by_length(split, batch_size, runtime.batch_cost)):
         with _running(model, kind, split, rows, tokenizer, runtime) as batch:
             output, labels = model(**batch), _labels(batch)
-        total += output.loss.item() * labels
-        count += labels
+        losses[rows[0]] = output.loss.item() * labels, labels
         answers = kind.decode(output.logits, batch, [split.examples[i] for i in rows])
-        for row, answer in zip(rows, answers, strict=True):
-            predictions[row] = answer
-    return _scored(kind, split, predictions), total / max(1, count)
+        found.update(zip(rows, answers, strict=True))
+    found = runtime.processes.together(found)
+    return _scored(kind, split, [found[row] for row in range(len(split))]), _mean(losses, runtime)
 
 
 def mean_loss(
@@ -109,13 +107,18 @@ def mean_loss(
     runtime: Runtime,
 ) -> float:
     """The loss of the active task on a split, in evaluation mode: its mean over all labels, however batches are cut."""
-    total, count = 0.0, 0
-    for rows in by_length(split, batch_size, runtime.batch_cost):
+    losses = {}
+    for rows in runtime.processes.batches(by_length(split, batch_size, runtime.batch_cost)):
         with _running(model, kind, split, rows, tokenizer, runtime) as batch:
             loss, labels = model.tss.loss(**batch), _labels(batch)
-        total += loss.item() * labels
-        count += labels
-    return total / max(1, count)
+        losses[rows[0]] = loss.item() * labels, labels
+    return _mean(losses, runtime)
+
+
+def _mean(losses: Mapping[int, tuple[float, int]], runtime: Runtime) -> float:
+    """The mean over all labels of (sum of losses, labels) by a batch's first row, added up in the order of rows."""
+    sums = [value for _, value in sorted(runtime.processes.together(losses).items())]
+    return sum(loss for loss, _ in sums) / max(1, sum(labels for _, labels in sums))
 
 
 @contextmanager

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tss.data import batches
 from tss.errors import ConfigError
 from tss.run.config import TaskSettings
 from tss.run.runtime import Runtime
-from tss.tasks.base import Batch, Encoded, Example, TaskKind, pad_rows
+from tss.tasks.base import IGNORED, Batch, Encoded, Example, TaskKind, pad_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,6 +77,12 @@ def encode_split(
     return Split(examples, kind.encode_all(examples, tokenizer, **lengths) if examples else [])
 
 
+def label_counts(split: Split, rows: Sequence[int]) -> list[int]:
+    """How many labels of each row count in a loss: one of a class, or those of tokens that are not left out."""
+    labels = (split.encoded[i]["labels"] for i in rows)
+    return [1 if isinstance(one, int) else sum(label != IGNORED for label in one) for one in labels]
+
+
 def collate(
     split: Split, rows: Sequence[int], kind: TaskKind, tokenizer: PreTrainedTokenizerBase, runtime: Runtime
 ) -> Batch:
@@ -114,6 +119,8 @@ def cache_prefix(
     """
     width = getattr(handle.model.config, "hidden_size", None) or getattr(handle.model.config, "d_model", 0)
     tokens = sum(split.lengths())
+    if runtime.processes.in_step:  # parts of the backbone alone do not bring its layers together
+        return split
     if handle.frozen_prefix is None or not 0 < tokens * width * handle.model.dtype.itemsize <= most:
         return split
     states_of_all = None
@@ -167,18 +174,3 @@ def cheapest_cuts(lengths: Sequence[int], most: int, batch_cost: int) -> list[in
     while edges[-1] > 0:
         edges.append(begins[edges[-1]])
     return edges[::-1]
-
-
-def epoch_batches(
-    split: Split,
-    kind: TaskKind,
-    tokenizer: PreTrainedTokenizerBase,
-    runtime: Runtime,
-    *,
-    batch_size: int,
-    seed: int,
-    task: str,
-) -> Iterator[Batch]:
-    """One pass over a split in the order of its first epoch."""
-    for rows in batches(split.lengths(), batch_size, seed=seed, task=task, epoch=0):
-        yield collate(split, rows, kind, tokenizer, runtime)

@@ -18,7 +18,7 @@ from tss.run.checkpoint import Checkpoint, TaskProgress, restore_optimizer
 from tss.run.config import TaskSettings
 from tss.run.evaluate import evaluate_with_loss, mean_loss
 from tss.run.events import EventLog
-from tss.run.examples import Split, collate
+from tss.run.examples import Split, collate, label_counts
 from tss.run.runtime import Runtime
 from tss.seeding import seed_of
 from tss.tasks.base import TaskKind
@@ -204,22 +204,32 @@ def backward(job: Job, group: list[list[int]], epoch: int, step: int) -> float:
     Raises:
         TssError: if a loss is not finite; nothing was updated with it.
     """
-    total = 0.0
+    total, processes = torch.zeros(()), job.runtime.processes
     for part, rows in enumerate(group):
         # dropout depends on the place in the sequence alone, so no generator's state has to be kept for a resume
-        torch.manual_seed(seed_of(job.seed, job.name, epoch, step, part))
-        batch = collate(job.train, rows, job.kind, job.tokenizer, job.runtime)
+        torch.manual_seed(
+            seed_of(job.seed, job.name, epoch, step, part, *((processes.rank,) if processes.rank else ()))
+        )
+        batch = collate(job.train, processes.rows(rows), job.kind, job.tokenizer, job.runtime)
         with job.runtime.autocast():
             loss = job.handle.loss(**batch)
-            penalty = job.method.penalty(job.handle, batch)
+            penalty = job.method.penalty(job.handle, {key: batch[key] for key in batch if key != "prefix_states"})
         if penalty is not None:
             loss = loss + penalty
-        value = loss.item()
-        if not math.isfinite(value):
-            raise not_finite(job, f"the loss is {value}", epoch, step)
-        (loss / len(group)).backward()
-        total += value / len(group)
-    return total
+        loss = loss * (processes.share(label_counts(job.train, rows)) / len(group))
+        if processes.count == 1:  # of several processes all have to go on until they see that one cannot
+            _check_loss(job, loss.item() * len(group), epoch, step)
+        loss.backward()
+        total = total.to(loss.device) + loss.detach()
+    trained = [parameter for parameters in job.handle.trainable_parameters().values() for parameter in parameters]
+    value = processes.add(total, [p.grad for p in trained if p.grad is not None])
+    _check_loss(job, value, epoch, step)
+    return value
+
+
+def _check_loss(job: Job, value: float, epoch: int, step: int) -> None:
+    if not math.isfinite(value):
+        raise not_finite(job, f"the loss is {value}", epoch, step)
 
 
 def finish_epoch(job: Job, progress: TaskProgress) -> None:

@@ -19,6 +19,7 @@ from tss.run.events import EventLog, Listener
 from tss.run.examples import Split, collate, encode_split
 from tss.run.folder import RunFolder
 from tss.run.invariants import logits_hash
+from tss.run.processes import shard
 from tss.run.resolve import load_tasks, resolve
 from tss.run.run_state import RunState, check_same, check_same_config
 from tss.run.runtime import Runtime
@@ -113,6 +114,8 @@ def open_run(config: RunConfig, folder: RunFolder, *, resume: bool, listener: Li
             if changed:  # the event that tells of it has to stay
                 folder.drop_checkpoint()
                 place = None
+        if runtime.processes.in_step:
+            shard(handle.core)
         written = place.written if place else state.events
         log = folder.open_events(written, step_seconds=config.log_seconds, listener=listener)
         stack.callback(log.close)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import torch
+
 from tss.data import Order, TaskData, list_tasks, load_task, resolve_order
 from tss.errors import ConfigError
 from tss.run.backbone import resolve_device, resolve_precision
 from tss.run.config import RunConfig, TaskSettings, settings_for
 from tss.run.config_errors import nearest
 from tss.run.examples import with_settings
+from tss.run.processes import current, local_rank
 from tss.run.runtime import Runtime
 
 NAMES_SHOWN = 12
@@ -69,7 +72,15 @@ def resolve(config: RunConfig) -> tuple[RunConfig, Runtime]:
         ConfigError, DataError: what cannot be run here.
     """
     device = resolve_device(config.device)
-    runtime = Runtime(device, resolve_precision(config.precision, device))
+    processes = current(in_step=config.shard_backbone)
+    if processes.count > 1 and device.type == "cuda":
+        device = torch.device("cuda", local_rank())
+    if config.shard_backbone and processes.count == 1:
+        raise ConfigError(
+            "shard_backbone: one process has nobody to share the backbone with: start the run with torchrun or "
+            "accelerate launch, or leave this out"
+        )
+    runtime = Runtime(device, resolve_precision(config.precision, device), processes)
     order = sequence(config)
     if not order.tasks or (order.missing and config.missing_tasks == "error"):
         named = order.tasks or config.data != "generated"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tss.errors import StateError, TssError
+from tss.run.processes import ALONE, Processes
 from tss.tasks.base import PAD_MULTIPLE
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "calculation overflow
 
 @dataclass(frozen=True)
 class Runtime:
-    """The device, and the precision of matrix products: "float32" or "bfloat16"."""
+    """The device, the precision of matrix products ("float32" or "bfloat16"), and the processes that run together."""
 
     device: torch.device
     precision: str
+    processes: Processes = ALONE
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Products in bfloat16 if that is the precision; a context that changes nothing otherwise."""
@@ -81,6 +83,7 @@ class Runtime:
             "device": torch.cuda.get_device_name(self.device) if on_cuda else _processor(),
             "precision": self.precision,
             "threads": torch.get_num_threads(),
+            "processes": self.processes.count,
         }
 
     def environment(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tss.adapters import saving
-from tss.data import TaskData
+from tss.data import TaskData, batches
 from tss.io import sha256, to_json
 from tss.methods.base import Batch
 from tss.run.advice import after_training, before_training
@@ -19,12 +19,13 @@ from tss.run.checkpoint import TaskProgress
 from tss.run.config import RunConfig
 from tss.run.evaluate import Evaluation, evaluate
 from tss.run.events import Listener
-from tss.run.examples import MOST_PREFIX_BYTES, cache_prefix, encode_split, epoch_batches
+from tss.run.examples import MOST_PREFIX_BYTES, cache_prefix, collate, encode_split
 from tss.run.folder import RunFolder
 from tss.run.invariants import logits_hash, verify
 from tss.run.joint import Together, learn_together
 from tss.run.loop import Job, chosen_by, learn, of_used, steps_per_epoch
 from tss.run.prepare import Run, open_run
+from tss.run.processes import ALONE, joined, own_folder
 from tss.run.results import RunResult, matrix_content
 from tss.run.run_state import SealedTask
 from tss.run.runtime import disk_errors, memory_errors
@@ -46,6 +47,9 @@ def run_sequence(
 ) -> RunResult:
     """Learn a sequence of tasks and fill a run folder.
 
+    Started by `torchrun` or `accelerate launch`, all processes call this with the same arguments; each computes its
+    part of every batch, and the first one writes the folder.
+
     Args:
         config: the run.
         folder: where it goes; it may not hold a run, unless `resume`.
@@ -58,8 +62,12 @@ def run_sequence(
         ForgettingError: a sealed task changed.
         TssError: a loss that is not finite, or no memory. Whatever was finished is kept.
     """
-    files = RunFolder(folder)
-    with disk_errors(files.path), open_run(config, files, resume=resume, listener=progress) as run:
+    with (
+        joined(config.device) as processes,
+        own_folder(Path(folder), resume=resume) as own,
+        disk_errors(own),
+        open_run(config, RunFolder(own), resume=resume, listener=progress if processes.first else None) as run,
+    ):
         begin(run)
         for indices in turns(run):
             if indices[0] == len(run.state.sealed):
@@ -255,9 +263,12 @@ def tell_end(run: Run, job: Job, progress: TaskProgress, sealed: Sealed, seconds
 
 
 def importance_batches(job: Job) -> Iterator[Batch]:
-    """One pass over the training data for the method's end of the task."""
+    """One pass over the training data for the method's end of the task; this process's part where it averages parts."""
     size = job.settings.batch_size
-    return epoch_batches(job.train, job.kind, job.tokenizer, job.runtime, batch_size=size, seed=job.seed, task=job.name)
+    processes = job.runtime.processes if job.method.averages_importance else ALONE
+    rows = batches(job.train.lengths(), size, seed=job.seed, task=job.name, epoch=0)
+    for one in processes.batches(rows):
+        yield collate(job.train, one, job.kind, job.tokenizer, job.runtime)
 
 
 def importance_mean(run: Run) -> dict[str, float]:

@@ -1,0 +1,132 @@
+"""One run in two processes, as torchrun starts them, against the same run in one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tss.run.config import load_config
+from tss.run.processes import Processes
+from tss.run.sequence import run_sequence
+
+from .conftest import tiny_values
+
+RUN = """
+import json, sys, torch
+torch.set_num_threads(1)
+from tss.run.config import load_config
+from tss.run.sequence import run_sequence
+values, folder, resume = json.loads(sys.argv[1])
+run_sequence(load_config(values), folder, resume=resume)
+"""
+
+
+def start(values, folder, *, count, resume=False):
+    """The exit codes of `count` processes of one run."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    arguments = [sys.executable, "-c", RUN, json.dumps([values, str(folder), resume])]
+    processes = [
+        subprocess.Popen(
+            arguments, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank),
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    try:
+        ended = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, error) for process, error in zip(processes, ended, strict=True)]
+
+
+def finished(values, folder, **settings):
+    for code, error in start(values, folder, count=2, **settings):
+        assert code == 0, error
+    return results(folder)
+
+
+def results(folder):
+    """The matrix, the scores that are handed on, and the answers."""
+    (shared,) = folder.glob("adapters/shared-*.safetensors")
+    answers = {path.name: path.read_text() for path in sorted((folder / "predictions").iterdir())}
+    return json.loads((folder / "matrix.json").read_text())["matrix"], load_file(shared), answers
+
+
+def close(one, other):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, other[name], rtol=1e-3, atol=1e-5), name
+
+
+@pytest.fixture(scope="module")
+def values(plain_backbone, tiny_data):
+    return tiny_values(plain_backbone, tiny_data)
+
+
+@pytest.fixture(scope="module")
+def alone(values, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    run_sequence(load_config(values), folder)
+    return results(folder)
+
+
+def test_two_processes_learn_what_one_learns(values, alone, tmp_path):
+    matrix, shared, answers = finished(values, tmp_path / "run")
+    close(shared, alone[1])
+    assert any(name.startswith("shared.importance.") for name in shared)
+    assert list(answers) == list(alone[2])
+    assert [len(text.splitlines()) for text in answers.values()] == [len(x.splitlines()) for x in alone[2].values()]
+    for row, expected in zip(matrix, alone[0], strict=True):
+        assert row == pytest.approx(expected, abs=20)  # an answer of six may change with the last bits
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert sum(event["event"] == "run_begin" for event in events) == 1
+    assert json.loads((tmp_path / "run" / "env.json").read_text())["processes"] == 2
+
+
+def test_a_sharded_backbone_learns_the_same(values, alone, tmp_path):
+    _, shared, _ = finished({**values, "shard_backbone": True}, tmp_path / "run")
+    close(shared, alone[1])
+
+
+def test_a_method_with_a_state_and_a_penalty(values, tmp_path):
+    values = {**values, "method": "ewc"}
+    run_sequence(load_config(values), tmp_path / "one")
+    _, shared, _ = finished(values, tmp_path / "two")
+    close(shared, results(tmp_path / "one")[1])
+
+
+def test_a_run_of_one_process_goes_on_in_two(values, alone, tmp_path):
+    folder = tmp_path / "run"
+
+    def stop(event):
+        if event["event"] == "task_end":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sequence(load_config(values), folder, progress=stop)
+    _, shared, _ = finished(values, folder, resume=True)
+    close(shared, alone[1])
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    (told,) = [event for event in events if event["event"] == "environment"]
+    assert "processes" in told["changed"]
+
+
+def test_rows_and_shares_of_a_batch():
+    parts = [Processes(rank, 3) for rank in range(3)]
+    assert [list(part.rows([5, 6, 7, 8])) for part in parts] == [[5, 8], [6], [7]]
+    assert [part.share([1, 1, 1, 1]) for part in parts] == [0.5, 0.25, 0.25]
+    assert [list(part.rows([5])) for part in parts] == [[5], [5], [5]]
+    assert [part.share([4]) for part in parts] == [1.0, 0.0, 0.0]
+    assert [part.share([0, 0]) for part in parts] == [0.0, 0.0, 0.0]
+    assert sorted(batch for part in parts for batch in part.batches(range(7))) == list(range(7))
