@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +19,11 @@ from tss.run.sequence import run_sequence
 from tss.study.folder import StudyFolder
 
 
-def begin(*words: object, directory: Path | None = None) -> subprocess.Popen[str]:
+def begin(*words: object, directory: Path | None = None, **settings: Any) -> subprocess.Popen[str]:
     """`tss study …` in a process of its own; `directory` is where relative paths are meant."""
     command = [sys.executable, "-m", "tss.cli.main", "study", *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=directory)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=directory, **settings)
 
 
 def wait_for_step(folder: Path, process: subprocess.Popen[str], steps: int = 1) -> None:
@@ -47,11 +48,11 @@ def test_killed_and_stopped_a_study_goes_on_and_ends_as_if_it_never_was(study_fi
             pass
     assert not all(StudyFolder(out).finished(cell) for cell in StudyFolder(out).cells())
 
-    stopped = begin("--out", out, "--workers", 1)
+    stopped = begin("--out", out, "--workers", 1, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     wait_for_step(out, stopped, 9)
-    stopped.send_signal(signal.SIGINT)
-    _, said = stopped.communicate()
-    assert stopped.returncode == 128 + signal.SIGINT
+    stopped.send_signal(signal.SIGTERM)  # as `kill` does to what a script has started in the background
+    _, said = stopped.communicate(timeout=60)
+    assert stopped.returncode == 128 + signal.SIGTERM
     assert f"go on with: tss study --out {out} --workers 1" in said
     with locked(next(out.glob("runs/*.lock")), wait=False):  # nothing runs any more
         pass

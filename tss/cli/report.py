@@ -33,6 +33,10 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
         metavar="RUN",
         help="runs of single tasks learned alone, for the transfer metric",
     )
+    parser.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="also write the runs' curves there, for `tensorboard --logdir`"
+    )
+    parser.add_argument("--wandb", metavar="PROJECT", help="also upload the runs to a project of Weights & Biases")
     return parser
 
 
@@ -46,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     output = args.out or (args.runs[0] if len(args.runs) == 1 else Path("report"))
     report = build(args.runs, output, one=args.one)
     print(report.path)
+    export(args, args.runs)
     return config_args.tell_damage(report.damage)
 
 
@@ -55,10 +60,26 @@ def report_study(args: argparse.Namespace, studies: list[Path]) -> int:
     Raises:
         StateError: a study among other folders, or with runs of single tasks, which its own plan gives.
     """
+    from tss.study.folder import StudyFolder
     from tss.study.report import build
 
     if len(args.runs) > 1 or args.one:
         raise StateError(f"{studies[0]} is a study, which is reported by itself: give no other folder and no --one")
     report = build(studies[0], args.out)
     print(report.path)
+    files = StudyFolder(studies[0])
+    export(args, [files.run(cell) for cell in files.cells() if files.finished(cell)])
     return config_args.tell_damage(report.damage)
+
+
+def export(args: argparse.Namespace, folders: list[Path]) -> None:
+    """Writes the runs for TensorBoard and Weights & Biases, where that is asked for, and says where."""
+    from tss.report.export import to_tensorboard, to_wandb
+    from tss.report.reading import read_run
+
+    for run in map(read_run, folders if args.tensorboard or args.wandb else []):
+        run.label = run.label if len(folders) == 1 else run.folder.name
+        if args.tensorboard:
+            print(to_tensorboard(run, args.tensorboard))
+        if args.wandb:
+            print(to_wandb(run, args.wandb))

@@ -94,6 +94,8 @@ def main() -> int:
         return INTERRUPTED
     sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is none of the messages
+    # a shell starts background commands, and so what those start, with SIGINT ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     try:
         _run(request)
