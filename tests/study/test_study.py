@@ -53,6 +53,7 @@ def test_killed_and_stopped_a_study_goes_on_and_ends_as_if_it_never_was(study_fi
     stopped.send_signal(signal.SIGTERM)  # as `kill` does to what a script has started in the background
     _, said = stopped.communicate(timeout=60)
     assert stopped.returncode == 128 + signal.SIGTERM
+    assert not StudyFolder(out).finished(StudyFolder(out).cells()[0])
     assert f"go on with: tss study --out {out} --workers 1" in said
     with locked(next(out.glob("runs/*.lock")), wait=False):  # nothing runs any more
         pass
