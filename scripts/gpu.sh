@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs an NVIDIA GPU: csrc compiled for it, tests, memory and race checks, measurements; see
-# docs/performance.md.
+# docs/measuring.md.
 #   scripts/gpu.sh [--parts build,tests,sanitize,measure] [--out FILE] [--resume] [--dry-run] [--help]
 # Runs straight from a checkout, without a network and without installing; PYTHON names another interpreter.
 set -eu

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    one = commands.add_parser("update", help="write docs/performance.md and its figure from one file")
+    one = commands.add_parser("update", help="write the tables of docs and their figure from one file")
     one.add_argument("file", type=Path)
     one.set_defaults(run=_update)
 

@@ -18,7 +18,7 @@ from bench.core.machine import ROOT
 from bench.report.results import Results, Unreadable, load
 from bench.report.tables import failures, headlines, summary_table, tables, targets_table
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "measurements-cpu.md")
 SECTION = re.compile(r"<!-- measured:(\S+) (\S+) -->\n(.*?)<!-- /measured -->", re.S)
 
 

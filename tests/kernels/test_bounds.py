@@ -121,7 +121,7 @@ def test_a_prediction_says_what_binds():
 
 
 def test_the_table_of_predictions_has_the_models_numbers():
-    text = (ROOT / "docs" / "performance.md").read_text()
+    text = (ROOT / "docs" / "gpu.md").read_text()
     line = r"^\| `(\w+)` (\d+) -> (\d+) \| ([\d,]+) \| (\w+) \| ([\d.]+) \| ([\d.]+) \| (\w+) \|$"
     found = re.findall(line, text, flags=re.MULTILINE)
     assert len(found) == 16

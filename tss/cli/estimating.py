@@ -12,9 +12,9 @@ import torch
 
 from tss.data import TaskData
 from tss.run.config import RunConfig
-from tss.run.examples import by_length, collate, encode_split
+from tss.run.examples import by_length, cache_prefix, collate, encode_split
 from tss.run.folder import RunFolder
-from tss.run.loop import Job, backward, steps_per_epoch
+from tss.run.loop import Job, backward, steps_per_epoch, validate
 from tss.run.prepare import Run, open_run
 from tss.run.runtime import Runtime
 
@@ -73,8 +73,8 @@ def estimate(config: RunConfig) -> Estimate:
             run.runtime.precision,
             str(run.runtime.device),
             run.runtime.peak_bytes(),
-            "two training steps after one to warm up and one test batch per family, on this machine and on the "
-            "longest rows of the largest task; scaled by steps, epochs and test examples",
+            "two training steps after one to warm up, validation and one test batch per family, on this machine, on "
+            "the longest rows of the largest task; scaled by steps, epochs and test examples",
         )
 
 
@@ -108,14 +108,25 @@ def _times_tested(run: Run, place: int) -> int:
 def _time_task(run: Run, task: TaskData) -> tuple[float, float]:
     """(seconds of an optimizer step, seconds per example of testing)."""
     tokenizer, settings = run.backbone.tokenizer, run.settings[task.name]
-    train = encode_split(task.train, task.kind, tokenizer, settings)
+    run.method.begin_task(run.handle, task.name, task.kind)
+    kept = (
+        task.kind,
+        tokenizer,
+        run.runtime,
+        run.handle,
+        settings.eval_batch_size,
+    )  # as in the run, for its memory too
+    train, validation = (
+        cache_prefix(encode_split(examples, task.kind, tokenizer, settings), *kept)
+        for examples in (task.train, task.validation)
+    )
     job = Job(
         name=task.name,
         index=0,
         kind=task.kind,
         settings=settings,
         train=train,
-        validation=train,
+        validation=validation,
         handle=run.handle,
         method=run.method,
         tokenizer=tokenizer,
@@ -123,8 +134,9 @@ def _time_task(run: Run, task: TaskData) -> tuple[float, float]:
         seed=run.config.seed,
         log=run.log,
     )
-    run.method.begin_task(run.handle, task.name, task.kind)
     seconds = _time_steps(job)
+    with run.handle.using(task.name):
+        validate(job)  # its batches are of other sizes, which a processor's memory keeps beside the others
     tested = _time_test(run, task)
     run.handle.abandon()
     return seconds, tested
