@@ -59,7 +59,7 @@ def main() -> None:
         )
         batch = kind.collate(rows, pad_id=tokenizer.pad_token_id)
         model.tss.train_task(name)
-        optimizer = model.tss.optimizer(score_lr=4e-2, head_lr=5e-3)
+        optimizer = model.tss.optimizer(score_lr=4e-2)
         loss = torch.zeros(())
         for _ in range(30):
             loss = model(**batch).loss

@@ -18,7 +18,7 @@ import tss
 from tss.adapters.config import PlainOptions
 from tss_kernels import SoftMaskedAdamW
 
-from .conftest import NAMES, TOPICS, learn, make_bart, make_batch, make_batches, step
+from .conftest import NAMES, REPLIES, TOPICS, learn, make_bart, make_batch, make_batches, step
 from .test_trainer import rows_of
 
 
@@ -302,3 +302,15 @@ def test_models_come_and_go_while_another_optimizer_steps(what):
         for hook in hooks:
             hook.remove()
     assert passed[-1] is optimizer
+
+
+def test_a_rate_for_the_head_is_needed_where_there_is_one(bart):
+    handle = tss.attach(bart, tss.AdapterConfig(bottleneck=4)).tss
+    handle.add_task("replies", REPLIES)
+    handle.train_task("replies")
+    assert [group["name"] for group in handle.optimizer(score_lr=1e-2).param_groups] == ["scores"]
+    handle.abandon()
+    handle.add_task("topics", TOPICS)
+    handle.train_task("topics")
+    with pytest.raises(ValueError, match="'topics' has a head of its own: give its learning rate"):
+        handle.optimizer(score_lr=1e-2)

@@ -325,7 +325,12 @@ class TssHandle:
         print(f"trainable params: {trained:,} || all params: {every:,} || trainable%: {100 * trained / every:.4f}")
 
     def optimizer(
-        self, *, score_lr: float, head_lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6
+        self,
+        *,
+        score_lr: float,
+        head_lr: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
     ) -> SoftMaskedAdamW:
         """A fresh optimizer with groups "scores" and "head", without weight decay, which would move masked scores.
 
@@ -333,8 +338,14 @@ class TssHandle:
         not. So "gradient" takes any optimizer that decays no scores, and "update" needs this one. Any other is checked
         when it steps: StateError if it would break the soft mask, a warning if its rate would teach scores nothing.
 
+        Args:
+            score_lr: learning rate of the scores (plain adapters: of their weights).
+            head_lr: of the head; a generation task has none and needs none.
+            betas, eps: of Adam.
+
         Raises:
             StateError: no task is being learned.
+            ValueError: the task has a head, and no rate for it is given.
         """
         if self.trainable is None:
             raise StateError("no task is being learned: call train_task(name) before making its optimizer")
@@ -342,8 +353,11 @@ class TssHandle:
         masks: dict[torch.Tensor, torch.Tensor] = {}
         if self.options.soft_mask == "update" and self.config.gated:
             masks = {x.scores: x.importance for x in self.layers.values() if x.importance is not None}
-        rates = {"scores": score_lr, "head": head_lr}
-        return optimizers.make_optimizer(self.trainable_parameters(), rates, masks, betas=betas, eps=eps)
+        parameters = self.trainable_parameters()
+        if head_lr is None and parameters["head"]:
+            raise ValueError(f"task {self.trainable!r} has a head of its own: give its learning rate, head_lr=...")
+        rates = {"scores": score_lr, "head": head_lr or 0.0}
+        return optimizers.make_optimizer(parameters, rates, masks, betas=betas, eps=eps)
 
     # What the gates look like.
 
