@@ -59,7 +59,7 @@ COMPILED = {
     "native": Compiled(
         OPERATIONS, (torch.float32, *HALVES, torch.float64), _FURTHER, "float32, float16, bfloat16 and float64"
     ),
-    "triton": Compiled(SINGLE_TASK, (torch.float32, *HALVES), _FURTHER, _THREE),
+    "triton": Compiled(OPERATIONS, (torch.float32, *HALVES), _FURTHER, _THREE),
     "cuda": Compiled(SINGLE_TASK, (torch.float32, *HALVES), _FURTHER, _THREE),
 }
 # The file of an extension module with csrc/cuda compiled for the CPU, where its kernels run for tests.
