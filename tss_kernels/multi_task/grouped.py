@@ -52,14 +52,16 @@ class Kernels(NamedTuple):
 
 
 def empty_groups(task_ids: Tensor, length: int, tasks: int, tile_rows: int) -> Groups:
-    """Room for as many tiles of `tile_rows` rows as a batch can need: a function of sizes, not of the ids.
+    """Room for as many tiles of `tile_rows` rows as a batch can need: by sizes alone, so that nothing waits for ids.
 
-    Task t, whose first entry is number s in the order of tasks, has its first tile at s * length // tile_rows +
-    min(t, s). That is room enough: each task begins at most one tile before rows of the one before it end.
+    Task t, whose first entry is number s of the order, has its first tile at s * length // tile_rows + min(t, s). From
+    one task that occurs to the next both terms grow by enough for the tiles between: the first by at least the whole
+    tiles of rows, the second by one for the rest.
     """
     entries = task_ids.shape[0]
     most = entries * length // tile_rows + min(tasks + 1, entries)  # ids of no task are one more task
-    return Groups(torch.empty_like(task_ids), task_ids.new_empty((most, 3)), length)
+    order = torch.empty((entries,), dtype=torch.int64, device=task_ids.device)
+    return Groups(order, torch.empty((most, 3), dtype=torch.int64, device=task_ids.device), length)
 
 
 def bank_of(bank: Tensor) -> tuple[Tensor, int]:
