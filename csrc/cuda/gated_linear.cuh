@@ -25,8 +25,9 @@ struct ProductOperands {
     unsigned range_blocks = 0;
 };
 
-// Sums of A, m features from first_feature on, over k in [first_k, last_k). `load_b(tile, further, k, inside)` brings in the
-// activations from k = first_k + further on; inside: of the first `whole` k tiles, which lie inside all matrices. Scores that are compared go to `packed`.
+// Sums of A, m features from first_feature on, over k in [first_k, last_k). `load_b(tile, further, k, is_whole)` brings in
+// the activations from k = first_k + further on; is_whole: of the first `whole` k tiles, which lie inside all matrices. Scores
+// that are compared go to `packed`.
 template <class T, class Tile, bool transposed, bool from_scores, bool aligned, class LoadB>
 __device__ __forceinline__ void accumulate_masked(Sums<Tile>& sums, char* memory, const ProductOperands<T>& operands,
                                                   std::int64_t first_feature, std::int64_t first_k, std::int64_t last_k, int whole,
@@ -44,14 +45,14 @@ __device__ __forceinline__ void accumulate_masked(Sums<Tile>& sums, char* memory
     accumulate<T, Tile, operand, false>(sums, memory, divide_up(last_k - first_k, k_tile), [&](const S& stage, int tile) {
         const std::int64_t further = std::int64_t(tile) * k_tile, k = first_k + further;
         const std::int64_t k_row = transposed ? k : row, k_column = transposed ? column : k;
-        const bool inside = aligned && tile < whole;
-        load_b(stage.b, further, k, inside);
-        if (inside) {
+        if (aligned && tile < whole) {
+            load_b(stage.b, further, k, std::true_type());
             whole_a.load(stage.a, (transposed ? further * operands.in_features : further) * sizeof(T));
             if constexpr (!from_scores) {
                 whole_gates.load(stage.gates, transposed ? further * operands.gates.row_bytes : further / gates_of_byte);
             }
         } else {
+            load_b(stage.b, further, k, std::false_type());
             load_tile<S::a_rows, columns, Tile::threads, aligned>(stage.a, weight, k_row, k_column);
             if constexpr (!from_scores) {
                 load_gates<S::a_rows, S::words_of_row, Tile::threads>(stage.gates, operands.gates, k_row, k_column);
@@ -91,8 +92,8 @@ __global__ void __launch_bounds__(Tile::threads) gated_product_kernel(const __gr
         Sums<Tile> sums;
         accumulate_masked<T, Tile, transposed, from_scores, aligned>(
             sums, memory, operands, first_feature, first_k, last_k, whole, packed,
-            [&](char* tile, std::int64_t further, std::int64_t k, bool whole_tile) {
-                if (whole_tile) whole_b.load(tile, further * sizeof(T));
+            [&](char* tile, std::int64_t further, std::int64_t k, auto is_whole) {
+                if constexpr (decltype(is_whole)::value) whole_b.load(tile, further * sizeof(T));
                 else load_tile<Tile::n, k_tile, Tile::threads, aligned>(tile, operands.activations, first_row, k);
             });
         if (ranges) {

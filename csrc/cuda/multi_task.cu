@@ -71,16 +71,23 @@ __global__ void __launch_bounds__(group_threads) group_kernel(GroupArguments p, 
 // The tiles of gated_linear's small and general blocks.
 template <bool aligned>
 using TileOf = ProductTile<64, 32, 2, 2, aligned ? 3 : 2>;
+template <class Tile, bool transposed>
+using StageOf = Stage<Tile, transposed ? Operand::weight_transposed : Operand::weight>;
+// Where the list of a tile's rows begins in shared memory, and where it ends.
+template <class Tile, bool transposed>
+constexpr std::size_t ring_bytes = StageOf<Tile, transposed>::shared_bytes();
+template <class Tile, bool transposed>
+constexpr std::size_t all_bytes = ring_bytes<Tile, transposed> + Tile::n * sizeof(std::int64_t);
+constexpr std::size_t float32_bytes = float32_shared_bytes + float32_tile * sizeof(std::int64_t);
 
 template <class T, class Tile, bool transposed, bool aligned>
 __global__ void __launch_bounds__(Tile::threads) multi_task_kernel(const __grid_constant__ MultiTaskArguments p) {
-    using S = Stage<Tile, transposed ? Operand::weight_transposed : Operand::weight>;
     const std::int64_t features = transposed ? p.in_features : p.out_features, depth = transposed ? p.out_features : p.in_features;
     const std::int64_t column_blocks = divide_up(features, Tile::m);
     const TaskTile tile(p, blockIdx.x / column_blocks);
     if (tile.count == 0) return;
     char* const memory = dynamic_shared();
-    std::int64_t* const rows = reinterpret_cast<std::int64_t*>(memory + S::shared_bytes());
+    std::int64_t* const rows = reinterpret_cast<std::int64_t*>(memory + ring_bytes<Tile, transposed>);
     tile.template list_rows<Tile::n, Tile::threads>(rows, p);
     const std::int64_t first_feature = blockIdx.x % column_blocks * Tile::m;
     const View<T> activations{static_cast<const T*>(p.activations), 0, depth, p.row_stride, p.column_stride};
@@ -92,7 +99,7 @@ __global__ void __launch_bounds__(Tile::threads) multi_task_kernel(const __grid_
     Sums<Tile> sums;
     accumulate_masked<T, Tile, transposed, false, aligned>(
         sums, memory, operands, first_feature, 0, depth, whole, nullptr,
-        [&](char* to, std::int64_t, std::int64_t k, bool) { listed.load(to, k); });
+        [&](char* to, std::int64_t, std::int64_t k, auto) { listed.load(to, k); });
     finish<T, transposed>(p, tile, features, [&](auto use) {
         sums.each([&](int m, int n, float sum) {
             if (rows[n] >= 0 && first_feature + m < features) use(rows[n], first_feature + m, sum);
@@ -130,18 +137,10 @@ __global__ void __launch_bounds__(float32_threads) multi_task_float32_kernel(con
 }
 
 template <class T, bool transposed, bool aligned>
-std::size_t shared_bytes_of() {
-    using Tile = TileOf<aligned>;
-    return Stage<Tile, transposed ? Operand::weight_transposed : Operand::weight>::shared_bytes() + Tile::n * sizeof(std::int64_t);
-}
-
-constexpr std::size_t float32_bytes = float32_shared_bytes + float32_tile * sizeof(std::int64_t);
-
-template <class T, bool transposed, bool aligned>
 void run(const MultiTaskArguments& p, Target target) {
     using Tile = TileOf<aligned>;
     const std::int64_t blocks = divide_up(transposed ? p.in_features : p.out_features, Tile::m) * p.tile_count;
-    launch(multi_task_kernel<T, Tile, transposed, aligned>, blocks, Tile::threads, shared_bytes_of<T, transposed, aligned>(), target, p);
+    launch(multi_task_kernel<T, Tile, transposed, aligned>, blocks, Tile::threads, all_bytes<Tile, transposed>, target, p);
 }
 
 template <class T>
@@ -169,7 +168,7 @@ void multi_task_product(const MultiTaskArguments& arguments, Dtype dtype, Target
 }
 
 std::vector<SharedBytes> multi_task_shared_bytes() {
-    return {{"multi_task", max(shared_bytes_of<bfloat16, false, true>(), shared_bytes_of<bfloat16, true, true>())},
+    return {{"multi_task", max(all_bytes<TileOf<true>, false>, all_bytes<TileOf<true>, true>)},
             {"multi_task float32", float32_bytes}};
 }
 
