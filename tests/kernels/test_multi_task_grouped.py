@@ -1,4 +1,4 @@
-"""Products of many tasks on the backends of GPUs: how a batch is grouped, ids that the device alone sees, which bits."""
+"""Products of many tasks on the backends of GPUs: how a batch is grouped, ids that only the device sees, which bits."""
 
 from __future__ import annotations
 
@@ -175,7 +175,10 @@ FAULTS = {
 @pytest.mark.parametrize("op", OPERATIONS)
 def test_planted_faults_are_noticed(by, op, fault, monkeypatch):
     """The checks that these tests are made of fail on a batch that is grouped wrongly."""
-    module, tensors = implementation("multi_task_linear", by), on(draw([3, 0, 3, 1], 3, (70, 40), torch.float32, 4), DEVICE)
+    module, tensors = (
+        implementation("multi_task_linear", by),
+        on(draw([3, 0, 3, 1], 3, (70, 40), torch.float32, 4), DEVICE),
+    )
     right = module.KERNELS
 
     def wrong(*arguments):

@@ -37,7 +37,9 @@ class Line(NamedTuple):
 _LAUNCH = "predicted: bound by memory and, when small, by the launch, which is shorter than Triton's"
 _ONE_LAUNCH = "predicted: addresses travel in the launch, Triton needs a table copied to the device"
 _NOT_COUNTED = "predicted: pipelined tiles by Hopper's own matrix instructions; no counts for these sizes or dtypes"
-_MANY_TASKS = "predicted: tiles by Hopper's own matrix instructions, which the extension's lack here; nothing is counted"
+_MANY_TASKS = (
+    "predicted: tiles by Hopper's own matrix instructions, which the extension's lack here; nothing is counted"
+)
 _PRODUCTS, _ADAPTER = ("gated_linear", "packed_linear"), ("gated_adapter",)
 _CUDA, _TRITON = ("cuda", "triton"), ("triton", "cuda")
 

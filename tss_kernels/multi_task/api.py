@@ -157,7 +157,7 @@ def multi_task_linear(
     task_ids: torch.Tensor,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Compute y[b] = x[b] @ where(gate of task_ids[b], weight, 0).T + bias: rows of one batch by the gates of many tasks.
+    """Compute y[b] = x[b] @ where(gate of task_ids[b], weight, 0).T + bias: rows of many tasks in one batch.
 
     No bit of y[b] depends on the rest of the batch (README.md has what it is equal to). Gradient for x alone;
     differentiable once.
@@ -244,7 +244,7 @@ def multi_task_adapter(
     *,
     activation: str = "relu",
 ) -> torch.Tensor:
-    """Compute y[b] = x[b] + up(activation(down(x[b]))) by the gates of task_ids[b]: adapters of many tasks in one batch.
+    """Compute y[b] = x[b] + up(activation(down(x[b]))) by the gates of task_ids[b]: many tasks in one batch.
 
     dtypes as `gated_adapter`'s; bits and gradient as `multi_task_linear`'s.
 

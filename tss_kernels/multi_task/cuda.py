@@ -1,7 +1,8 @@
 """Products of rows of many tasks in CUDA C++ (csrc/cuda/multi_task.cu): one small launch that groups the entries by
 task, and one for each product.
 
-What runs is a function of dtype, shape and alignment, never of the number of rows: no bit of a row depends on its batch.
+What runs is a function of dtype, shape and alignment, never of the number of rows: no bit of a row depends on its
+batch.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def _launch(
     weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     bank, task_bytes = bank_of(bank)
     result_dtype = dtype if residual is None else residual.dtype
-    result = torch.empty((activations.shape[0], weight.shape[1 if transposed else 0]), dtype=result_dtype, device=device)
+    result = torch.empty(
+        (activations.shape[0], weight.shape[1 if transposed else 0]), dtype=result_dtype, device=device
+    )
     kernels(device).multi_task_product(
         activations.data_ptr(), *activations.stride(), weight.data_ptr(), *weight.shape, bank.data_ptr(), task_bytes,
         address(bias), result.data_ptr(), transposed, is_aligned(activations, weight), ACTIVATIONS.get(activation, -1),

@@ -1,8 +1,8 @@
 """What the backends of GPUs share: both operations by kernels that group the rows of a batch by task.
 
-Nothing here waits for the device. Ids on the CPU, where such kernels run for tests, are checked before anything is read.
-Those on a GPU are not, because Python would have to wait for them: their kernels read the gates of a task that there
-is, and give NaN to the rows of an id that is outside the bank.
+Nothing here waits for the device. Ids on the CPU, where such kernels run for tests, are checked before anything is
+read. Those on a GPU are not, because Python would have to wait for them: the kernels read the gates of a task that
+there is, and give NaN to the rows of an id that is outside the bank.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ def _check_on_the_host(task_ids: Tensor, tasks: int) -> None:
         check_ids_in_bank(task_ids, tasks)
 
 
-def linear(
-    kernels: Kernels, x: Tensor, weight: Tensor, bank: Tensor, task_ids: Tensor, bias: Tensor | None
-) -> Tensor:
+def linear(kernels: Kernels, x: Tensor, weight: Tensor, bank: Tensor, task_ids: Tensor, bias: Tensor | None) -> Tensor:
     """y as `reference.linear` returns it."""
     (entries, length, _), out_features, tasks = x.shape, weight.shape[0], bank.shape[0]
     _check_on_the_host(task_ids, tasks)

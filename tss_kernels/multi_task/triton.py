@@ -25,8 +25,9 @@ from tss_kernels.multi_task.triton_kernels import (
 )
 
 GROUP_BLOCK = 1024  # entries that are looked at together
-# `out` is what a program has of the result's features, `inner` of what is summed: the same for every shape of a dtype, so
-# that sums are cut alike. Few rows, because a batch may have few of each task. None spills, compiled for sm_80 to sm_120.
+# `out` is what a program has of the result's features, `inner` of what is summed over: the same for every
+# shape, so that sums are cut alike. Few rows, as a batch may have few of each task. None spills, compiled for sm_80 to
+# sm_120.
 ROWS = {"half": 32, "float32": 16}
 TILES: dict[tuple[Kind, Width], Tile] = {
     ("half", "narrow"): Tile(64, 64, ROWS["half"], 4, 3),
