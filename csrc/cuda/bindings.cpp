@@ -103,7 +103,7 @@ void bind_importance(py::module_& module) {
 
 std::vector<SharedBytes> shared_bytes() {
     std::vector<SharedBytes> all;
-    for (const auto& some : {product_shared_bytes(), scores_grad_shared_bytes(), adapter_shared_bytes()}) {
+    for (const auto& some : {product_shared_bytes(), scores_grad_shared_bytes(), adapter_shared_bytes(), multi_task_shared_bytes()}) {
         all.insert(all.end(), some.begin(), some.end());
     }
     return all;
@@ -118,6 +118,26 @@ void bind_gated_adapter(py::module_& module) {
                        at<void>(down_bias), at<void>(up_weight), at<std::uint8_t>(up_packed), at<void>(up_bias), features, bottleneck,
                        at<void>(result), at<void>(hidden), at<void>(d_hidden), Activation(activation), AdapterTiling(tile)},
                       Dtype(dtype), {device, stream});
+    });
+}
+
+void bind_multi_task(py::module_& module) {
+    module.def("group_tile_rows", [](int dtype) { return group_tile_rows(Dtype(dtype)); });
+    module.def("group_by_task", [](Address task_ids, Size entries, Size length, Size tasks, Address order, Address tiles, int dtype,
+                                   int device, Address stream) {
+        group_by_task({at<std::int64_t>(task_ids), entries, length, tasks, at<std::int64_t>(order), at<std::int64_t>(tiles)},
+                      Dtype(dtype), {device, stream});
+    });
+    module.def("multi_task_product", [](Address activations, Size row_stride, Size column_stride, Address weight, Size out_features,
+                                        Size in_features, Address bank, Size task_bytes, Address bias, Address result,
+                                        bool transposed, bool aligned, int activation, Address hidden, Address residual,
+                                        Size residual_row_stride, Size residual_column_stride, bool wider, Address order,
+                                        Address tiles, Size tile_count, Size length, int dtype, int device, Address stream) {
+        multi_task_product({at<void>(activations), row_stride, column_stride, at<void>(weight), out_features, in_features,
+                            at<std::uint8_t>(bank), task_bytes, at<void>(bias), at<void>(result), transposed, aligned, activation,
+                            at<void>(hidden), at<void>(residual), residual_row_stride, residual_column_stride, wider,
+                            at<std::int64_t>(order), at<std::int64_t>(tiles), tile_count, length},
+                           Dtype(dtype), {device, stream});
     });
 }
 
@@ -141,4 +161,5 @@ PYBIND11_MODULE(_cuda, module) {
     tss::bind_importance(module);
     tss::bind_gated_linear(module);
     tss::bind_gated_adapter(module);
+    tss::bind_multi_task(module);
 }

@@ -47,7 +47,7 @@ __device__ __forceinline__ char* dynamic_shared() {
 
 __host__ __device__ constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-inline bool starts_evenly(const void* address, std::size_t bytes = 16) {
+__host__ __device__ inline bool starts_evenly(const void* address, std::size_t bytes = 16) {
     return reinterpret_cast<std::uintptr_t>(address) % bytes == 0;
 }
 

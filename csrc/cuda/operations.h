@@ -108,6 +108,46 @@ struct AdapterArguments {
 void gated_adapter(const AdapterArguments& arguments, Dtype dtype, Target target);
 std::vector<SharedBytes> adapter_shared_bytes();
 
+// A batch grouped by task: `order` int64 (entries,), the entries by task and in their order; `tiles` int64 (tiles, 3) of up to
+// group_tile_rows rows: the task, or -1 for rows whose id is no task's, the first row among those of `order`, how many. Task t,
+// whose first entry is number s of `order`, has its first tile at s * length / tile_rows + min(t, s); tiles that it has room for
+// and no rows have 0 of them.
+struct GroupArguments {
+    const std::int64_t* task_ids;
+    std::int64_t entries, length, tasks;
+    std::int64_t* order;
+    std::int64_t* tiles;
+};
+std::int64_t group_tile_rows(Dtype dtype);
+void group_by_task(const GroupArguments& arguments, Dtype dtype, Target target);
+
+// The gated products of rows of many tasks, each tile by the gates at bank + task * task_bytes; rows of no task become NaN.
+// `aligned` as for the tilings of a gated product; the result (rows, features) is contiguous. With an activation (its number,
+// else -1) y is its result, and `hidden` gets what its derivative follows from, or is null where that is the result; of the
+// transposed product it is read, and the gradient goes on through the activation. A residual of any strides is added; `wider`:
+// it and the result are float32.
+struct MultiTaskArguments {
+    const void* activations;
+    std::int64_t row_stride, column_stride;
+    const void* weight;
+    std::int64_t out_features, in_features;
+    const std::uint8_t* bank;
+    std::int64_t task_bytes;
+    const void* bias;
+    void* result;
+    bool transposed, aligned;
+    int activation;
+    void* hidden;
+    const void* residual;
+    std::int64_t residual_row_stride, residual_column_stride;
+    bool wider;
+    const std::int64_t* order;
+    const std::int64_t* tiles;
+    std::int64_t tile_count, length;
+};
+void multi_task_product(const MultiTaskArguments& arguments, Dtype dtype, Target target);
+std::vector<SharedBytes> multi_task_shared_bytes();
+
 // What a step's number and learning rate make, as PyTorch computes it on the host; or, where `lr` is set, what the device
 // makes it of: `lr` (float32 or float64 by its type's number), logarithms to base 2 of both betas, weight decay; and `steps`,
 // where it puts that until it is used, three float32 for each parameter.

@@ -39,6 +39,19 @@ bool rows_start_evenly(const View<T>& view) {
     return view.column_stride == 1 && view.row_stride % elements == 0 && starts_evenly(view.data);
 }
 
+// Reads eight neighbours of a row, of which so many are inside the matrix; the others are 0.
+template <bool aligned, class T>
+__device__ __forceinline__ void load_chunk(char* target, const View<T>& view, const T* from, int valid) {
+    if constexpr (aligned) {
+        copy_async_16(target, valid > 0 ? from : view.data, static_cast<unsigned>(valid * sizeof(T)));
+    } else {
+        alignas(16) T values[chunk_elements];
+#pragma unroll
+        for (int i = 0; i < chunk_elements; ++i) values[i] = i < valid ? from[i * view.column_stride] : from_float<T>(0.0f);
+        *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(values);
+    }
+}
+
 // Reads a tile of rows x columns from (first_row, first_column) on; what lies outside the matrix is 0. With `aligned`
 // (columns contiguous, every row on a boundary of 16 bytes) by asynchronous copies, which the caller commits; else each
 // element by itself.
@@ -55,16 +68,7 @@ __device__ __forceinline__ void load_tile(char* tile, const View<T>& view, std::
 #pragma unroll
     for (int row = first; row < rows; row += rows_at_once) {
         const int valid = row < rows_left ? static_cast<int>(columns_left) : 0;
-        if constexpr (aligned) {
-            copy_async_16(target, valid > 0 ? from : view.data, static_cast<unsigned>(valid * sizeof(T)));
-        } else {
-            alignas(16) T values[chunk_elements];
-#pragma unroll
-            for (int i = 0; i < chunk_elements; ++i) {
-                values[i] = i < valid ? from[i * view.column_stride] : from_float<T>(0.0f);
-            }
-            *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(values);
-        }
+        load_chunk<aligned>(target, view, from, valid);
         from += step;
         target += rows_at_once * panel_row_bytes;
     }
@@ -106,7 +110,7 @@ struct GateBits {
 };
 
 // The gates of a matrix (rows, columns), contiguous.
-inline GateBits bits_at(const std::uint8_t* packed, std::int64_t rows, std::int64_t columns) {
+__host__ __device__ inline GateBits bits_at(const std::uint8_t* packed, std::int64_t rows, std::int64_t columns) {
     const std::int64_t row_bytes = divide_up(columns, gates_of_byte);
     return {packed, rows, row_bytes, row_bytes % 4 == 0 && starts_evenly(packed, 4)};
 }

@@ -9,6 +9,7 @@
 #include "cuda/gated_linear.cuh"
 #ifndef TSS_ONLY_PRODUCTS
 #include "cuda/gated_adapter.cuh"
+#include "cuda/multi_task.cu"
 #include "cuda/scores_grad.cuh"
 #endif
 
@@ -110,6 +111,40 @@ Tally adapter() {
     return tally;
 }
 
+// One row of each entry; more entries than the kernel that groups them takes at a time, of tasks in no order, and one of none.
+Tally many_tasks() {
+    constexpr int entries = 300, tasks = 3, room = 4096;  // on both sides of the order, for faults that miscount
+    const auto x = drawn<T>(entries * in, 11), weight = drawn<T>(out * in, 12);
+    const auto bank = drawn<std::uint8_t>(tasks * out * in / 8, 13), chosen = drawn<std::uint8_t>(entries, 14);
+    std::vector<std::int64_t> ids(chosen.begin(), chosen.end()), order(entries + 2 * room, -1);
+    for (auto& id : ids) id %= tasks;
+    ids[7] = tasks;
+    const std::int64_t count = entries / group_tile_rows(Dtype::bfloat16) + tasks + 1;
+    std::vector<std::int64_t> tiles(3 * count, -1);
+    std::vector<T> y(entries * out, T{0xFFFF});
+    group_by_task({ids.data(), entries, 1, tasks, order.data() + room, tiles.data()}, Dtype::bfloat16, Target{});
+    multi_task_product({x.data(), in, 1, weight.data(), out, in, bank.data(), out * in / 8, nullptr, y.data(), false, true, -1,
+                        nullptr, nullptr, 0, 0, false, order.data() + room, tiles.data(), count, 1},
+                       Dtype::bfloat16, Target{});
+    Tally tally;
+    for (int row = 0; row < entries; ++row) {
+        for (int column = 0; column < out; ++column) {
+            const float found = to_float(y[row * out + column]);
+            if (ids[row] == tasks) {
+                ++(std::isnan(found) ? tally.right : tally.wrong);
+                continue;
+            }
+            double sum = 0.0;
+            for (int k = 0; k < in; ++k) {
+                const bool gate = on(bank, in / 8, static_cast<int>(ids[row]) * out + column, k);
+                if (gate) sum += to_float(x[row * in + k]) * to_float(weight[column * in + k]);
+            }
+            add(tally, found, sum);
+        }
+    }
+    return tally;
+}
+
 Tally gradient() {
     using Tile = ProductTile<64, 128, 1, 4, 3>;
     const int features = 104;  // a multiple of eight
@@ -150,6 +185,7 @@ int main() {
         say("ranges", product<ProductTile<64, 32, 2, 2, 3>>(2));
 #ifndef TSS_ONLY_PRODUCTS
         say("adapter", adapter());
+        say("many_tasks", many_tasks());
         say("scores_grad", gradient());
 #endif
     }

@@ -16,6 +16,8 @@ from tss_kernels.backends.tables.cuda_adapter import TILES, AdapterTile
 from tss_kernels.gated_adapter import cuda as adapter
 from tss_kernels.gated_linear import cuda as linear
 from tss_kernels.gates import cuda as gates
+from tss_kernels.multi_task import cuda as many_tasks
+from tss_kernels.multi_task.grouped import Groups
 
 K_TILE = 64  # of what is summed over, in every product
 PIECE = 16  # rows or columns of a block's tile that one ldmatrix brings a warp, for 16 of what is summed over
@@ -127,6 +129,34 @@ def test_float32_products_wait_twice_for_sixteen_of_what_they_sum(sizes):
         blocks = up(features, 64) * up(many, 64)
         assert (counts["launches"], counts["blocks"], counts["barriers"]) == (1, blocks, 2 * blocks * up(depth, 16))
         assert sum(counts.values()) == 1 + blocks + counts["barriers"]  # and nothing else of all that is counted
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["forward", "input_grad"])
+def test_rows_of_many_tasks_read_their_weight_once_for_a_tile_of_one_task(transposed):
+    """Entries of 20 rows, one of tasks 0 and 1 and three of task 2: 1, 1 and 2 tiles of 32 rows; others end at once."""
+    in_features, out_features, rows, tasks, tiles = 352, 72, 100, 5, 4
+    features, depth = (in_features, out_features) if transposed else (out_features, in_features)
+    one = layer(rows, in_features, out_features, torch.bfloat16)
+    ids, bank = torch.tensor([2, 0, 2, 1, 2]), one.packed.repeat(tasks, 1, 1)
+    made: list[Groups] = []
+    counts = executed(lambda: made.append(many_tasks.KERNELS.group(ids, 20, tasks, torch.bfloat16)))
+    (groups,) = made
+    assert (counts["launches"], counts["blocks"]) == (1, tasks + 1)
+    # Two around the count, and two for the 256 entries that are put in order at a time, where a task has any.
+    assert counts["barriers"] == 2 * (tasks + 1) + 2 * 3
+    if transposed:
+        counts = executed(lambda: many_tasks.KERNELS.product_grad(one.dy, one.weight, bank, groups, "", None, None))
+    else:
+        counts = executed(lambda: many_tasks.KERNELS.product(one.x, one.weight, bank, groups, None, "", None))
+    column_blocks, k_tiles = up(features, SMALL.features), up(depth, K_TILE)
+    working = tiles * column_blocks
+    assert (counts["launches"], counts["blocks"]) == (1, groups.tiles.shape[0] * column_blocks)
+    assert counts["multiply_adds"] == working * SMALL.rows * SMALL.features * k_tiles * K_TILE
+    weight, gates_of_task = 2 * in_features * out_features, by_words(out_features, in_features)
+    assert counts["copied_bytes"] == tiles * (weight + gates_of_task) + column_blocks * 2 * rows * depth
+    assert counts["matrix_loads"] == working * k_tiles * K_TILE // PIECE * loads_of(64, 32, WARPS["small"])
+    assert counts["barriers"] == working * (k_tiles + 2)  # one a tile, around the list of rows, and the last
+    assert counts["conflicts"] == counts["exchanges"] == counts["atomics"] == 0
 
 
 @pytest.mark.parametrize("rows", [20, 64])

@@ -18,11 +18,13 @@ pytestmark = pytest.mark.skipif(isinstance(CXX, Missing), reason="no C++ compile
 FLAGS = (*COMMON, *EMULATED, "-O1", "-DTSS_EMULATED", "-pthread")
 PROGRAM = Path(__file__).with_name("emulated_kernels.cpp")
 PRODUCTS = {"groups", "mma", "ranges"}
-KERNELS = PRODUCTS | {"adapter", "scores_grad"}
+KERNELS = PRODUCTS | {"adapter", "many_tasks", "scores_grad"}
 
 RING, PRODUCT, ADAPTER = "wait_for_copies<stages - 2>();", "warpgroup_wait<0>();", "gated_adapter.cuh"
 FENCE = "    if constexpr (for_warpgroups) fence_shared_for_warpgroup();\n"
 BARRIER = "    __syncthreads();  // the tile is there for all, and all are done with the one before\n"
+LISTED = "p.length : -1;\n        }\n        __syncthreads();\n"
+CHUNK = "place += of_block;\n        __syncthreads();\n"
 STAGED = "(sums, at.b);\n        __syncthreads();\n"
 # What is wrong: the file, the text that is replaced, what replaces it, and the kernels whose results must show it.
 FAULTS = {
@@ -38,6 +40,8 @@ FAULTS = {
     "a range sums to the end": ("gated_linear.cuh", "ranges ? min(depth", "false ? min(depth", {"ranges"}),
     "a range begins too early": ("gated_linear.cuh", "range_tiles * k_tile;\n", "range_tiles;\n", {"ranges"}),
     "ranges share a place": ("gated_linear.cuh", "(range * rows + first_row)", "first_row", {"ranges"}),
+    "no barrier after rows are listed": ("multi_task.cuh", LISTED, LISTED.partition("        __")[0], {"many_tasks"}),
+    "no barrier before warps are counted": ("multi_task.cu", CHUNK, CHUNK.partition("        __")[0], {"many_tasks"}),
     "registers are not fenced": ("product.cuh", "warpgroup_arrive();", "", {"groups"}),
 }
 

@@ -16,7 +16,7 @@ from tss_kernels.backends import dispatch
 from tss_kernels.backends import registry as backends
 from tss_kernels.backends.dispatch import choose, select
 from tss_kernels.backends.preferences import preferences
-from tss_kernels.backends.registry import MULTI_TASK, OPERATIONS, SINGLE_TASK, why_not
+from tss_kernels.backends.registry import OPERATIONS, why_not
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
 X, W, S = torch.randn(4, 16), torch.randn(3, 16), torch.randn(3, 16)
@@ -74,20 +74,7 @@ def test_default_on_the_cpu(op, installed):
     assert dispatch.default_backend(op, META, torch.float32) == "reference"
 
 
-@pytest.mark.parametrize("op", MULTI_TASK)
-def test_products_of_many_tasks_have_no_kernel_on_cuda(op, installed):
-    """The reference runs, and who asks why or forces another backend is told."""
-    installed("native", "triton", "cuda")
-    choice = choose(op, CUDA, torch.bfloat16, (4, 16, 3))
-    assert (choice.backend, choice.reason) == (
-        "reference", f"no kernel of {op} for CUDA devices in this version"
-    )  # fmt: skip
-    for backend in ("triton", "cuda"):
-        with use_backend(backend), pytest.raises(BackendUnavailable, match=f"not {op}, in this version"):
-            select(op, CUDA, torch.bfloat16)
-
-
-@pytest.mark.parametrize("op", SINGLE_TASK)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_default_on_cuda(op, installed):
     product = "linear" in op or "adapter" in op
     installed("native", "triton", "cuda")

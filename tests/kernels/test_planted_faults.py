@@ -91,9 +91,7 @@ products.forward(guarded(torch.randn(33, 70)), torch.randn(65, 70), torch.randn(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
 def test_guard_pages_notice_a_missing_mask(tmp_path):
-    faulty(
-        tmp_path, "x_mask = inside[:, None] & (row < rows)[None, :]", "x_mask = inside[:, None] & (row >= 0)[None, :]"
-    )
+    faulty(tmp_path, "x_mask = inside[:, None] & row_mask[None, :]", "x_mask = inside[:, None] & (row >= 0)[None, :]")
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{tmp_path}"}
     ends = [
         subprocess.run([sys.executable, "-c", GUARDED.format(faulty=one)], env=environment, capture_output=True)

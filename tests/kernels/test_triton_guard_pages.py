@@ -31,6 +31,6 @@ def test_nothing_past_the_end():
     assert set(done.stdout.split()) == kernels, "a kernel that triton_guarded.py does not run"
 
 
-@pytest.mark.parametrize("family", ["gated_linear", "gated_adapter", "gates", "importance", "adamw"])
+@pytest.mark.parametrize("family", ["gated_linear", "gated_adapter", "multi_task", "gates", "importance", "adamw"])
 def test_an_access_past_the_end_would_be_seen(family):
     assert run("--short", family).returncode == -signal.SIGSEGV

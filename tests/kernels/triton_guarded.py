@@ -82,6 +82,28 @@ def gated_adapter(short: int) -> None:
                 triton.input_grad(dy, hidden, down, down_bits, up, up_bits, activation, for_x)
 
 
+def multi_task(short: int) -> None:
+    """Both operations and their gradients, by bytes and by words of gates; short: of a bias."""
+    from tss_kernels.multi_task import triton
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for length, features, bottleneck, activation in ((1, 5, 7, "relu"), (3, 70, 96, "gelu"), (40, 96, 48, "tanh")):
+            x = guarded(torch.randn(4, length, features).to(dtype))
+            down, up = (
+                guarded(torch.randn(shape).to(dtype)) for shape in ((bottleneck, features), (features, bottleneck))
+            )
+            banks = [
+                guarded(torch.randint(256, (3, weight.shape[0], math.ceil(weight.shape[1] / 8)), dtype=torch.uint8))
+                for weight in (down, up)
+            ]
+            ids = guarded(torch.tensor([2, 0, 2, 2]))
+            biases = guarded(torch.randn(bottleneck - short).to(dtype)), guarded(torch.randn(features).to(dtype))
+            y = triton.linear(x, down, banks[0], ids, biases[0])
+            triton.linear_input_grad(guarded(y), down, banks[0], ids)
+            y, hidden = triton.adapter(x, down, banks[0], up, banks[1], ids, *biases, activation)
+            triton.adapter_input_grad(guarded(y), hidden, down, banks[0], up, banks[1], ids, activation)
+
+
 def gates(short: int) -> None:
     """Packing of one and of two matrices, and unpacking; short: that many bytes less in a row."""
     from tss_kernels.gates import triton
@@ -123,6 +145,7 @@ def adamw(short: int) -> None:
 FAMILIES: dict[str, Callable[[int], None]] = {
     "gated_linear": gated_linear,
     "gated_adapter": gated_adapter,
+    "multi_task": multi_task,
     "gates": gates,
     "importance": importance,
     "adamw": adamw,

@@ -112,7 +112,7 @@ def _cuda(
     )
 
 
-CUDA_SMALL = _cuda(64, 32, (2, 2), 242, 326, 5, "ProductTile<64, 32, 2, 2, 3, false>, false, false, true")
+CUDA_SMALL = _cuda(64, 32, (2, 2), 230, 326, 5, "ProductTile<64, 32, 2, 2, 3, false>, false, false, true")
 CUDA_NARROW = _cuda(64, 128, (4, 1), 177, 584, 3, "ProductTile<64, 128, 4, 1, 3, true>, false, false, true")
 CUDA_WIDE = _cuda(128, 128, (8, 1), 164, 521, 2, "ProductTile<128, 128, 8, 1, 3, true>, false, false, true")
 CUDA_PRODUCTS = (CUDA_WIDE, CUDA_NARROW, CUDA_SMALL)

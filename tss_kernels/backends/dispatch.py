@@ -137,8 +137,6 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, 
 
 def _why_reference(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
     wanted = preferences(op, device, dtype, shape)
-    if not wanted and device.type == "cuda":
-        return f"no kernel of {op} for CUDA devices in this version"
     if not wanted:
         return f"nothing that was measured is faster on {device.type}"
     obstacle = why_not(wanted[0].backend, op, device, dtype)

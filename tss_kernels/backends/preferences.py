@@ -37,6 +37,9 @@ class Line(NamedTuple):
 _LAUNCH = "predicted: bound by memory and, when small, by the launch, which is shorter than Triton's"
 _ONE_LAUNCH = "predicted: addresses travel in the launch, Triton needs a table copied to the device"
 _NOT_COUNTED = "predicted: pipelined tiles by Hopper's own matrix instructions; no counts for these sizes or dtypes"
+_MANY_TASKS = (
+    "predicted: tiles by Hopper's own matrix instructions, which the extension's lack here; nothing is counted"
+)
 _PRODUCTS, _ADAPTER = ("gated_linear", "packed_linear"), ("gated_adapter",)
 _CUDA, _TRITON = ("cuda", "triton"), ("triton", "cuda")
 
@@ -53,6 +56,7 @@ LINES: tuple[Line, ...] = (
     Line(_ADAPTER, "adapter", 9472, _TRITON, "predicted: 6.5 against 10.0 us at 2,048 rows"),
     Line(_ADAPTER, "adapter", MANY, _CUDA, "predicted: 15.6 against 16.5 us at 10,240 rows"),
     Line((*_PRODUCTS, *_ADAPTER), "any", MANY, _TRITON, _NOT_COUNTED),
+    Line(("multi_task_linear", "multi_task_adapter"), "any", MANY, _TRITON, _MANY_TASKS),
     Line(("pack_gates", "unpack_gates", *IMPORTANCE), "any", MANY, _CUDA, _LAUNCH),
     Line(("soft_masked_adamw_",), "any", MANY, _CUDA, _ONE_LAUNCH),
 )  # fmt: skip
@@ -113,8 +117,8 @@ def preferences(
     """The backends to try for an operation before the reference, in order; a pure function of what it is given."""
     if device.type != "cuda":
         return CPU.get(op, ()) if device.type == "cpu" else ()
-    lines = CUDA.get((op, shape_class(op, dtype, shape)), ())  # none: an operation without a kernel there
+    lines = CUDA[op, shape_class(op, dtype, shape)]
     for rows, wanted in lines:
         if not shape or shape[0] <= rows:
             return wanted
-    return lines[-1][1] if lines else ()
+    return lines[-1][1]

@@ -28,8 +28,6 @@ FOLDERS = {
 OPERATIONS = tuple(FOLDERS)
 BACKENDS = ("reference", "native", "triton", "cuda")
 HALVES = (torch.float16, torch.bfloat16)
-MULTI_TASK = ("multi_task_linear", "multi_task_adapter")
-SINGLE_TASK = tuple(op for op in OPERATIONS if op not in MULTI_TASK)
 IMPORTANCE = ("normalize_importance", "accumulate_importance_", "update_importance_")
 
 
@@ -59,8 +57,8 @@ COMPILED = {
     "native": Compiled(
         OPERATIONS, (torch.float32, *HALVES, torch.float64), _FURTHER, "float32, float16, bfloat16 and float64"
     ),
-    "triton": Compiled(SINGLE_TASK, (torch.float32, *HALVES), _FURTHER, _THREE),
-    "cuda": Compiled(SINGLE_TASK, (torch.float32, *HALVES), _FURTHER, _THREE),
+    "triton": Compiled(OPERATIONS, (torch.float32, *HALVES), _FURTHER, _THREE),
+    "cuda": Compiled(OPERATIONS, (torch.float32, *HALVES), _FURTHER, _THREE),
 }
 # The file of an extension module with csrc/cuda compiled for the CPU, where its kernels run for tests.
 EMULATED = "TSS_KERNELS_EMULATED_CUDA"

@@ -83,6 +83,55 @@ def mask_kernel(
 
 
 @triton.jit
+def forward_sums(
+    x_ptr,
+    weight_ptr,
+    gates_ptr,
+    threshold,
+    row,
+    row_mask,
+    out,
+    out_mask,
+    in_features,
+    row_words,
+    x_row_stride,
+    x_column_stride,
+    BITS: tl.constexpr,
+    LOADED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """(W * g) xᵀ [OUT, ROWS] of some outputs and rows: by words of BITS gates, or (0) by scores at gates_ptr."""
+    inner = tl.arange(0, IN)
+    tl.assume(in_features > 0)
+    if BITS != 0:
+        numbers = gate_numbers(gates_ptr, in_features, BITS, LOADED)
+        word = tl.arange(0, IN // BITS)
+        words_at = out.to(tl.int64)[:, None] * row_words + word[None, :]
+    weight_at = out.to(tl.int64)[:, None] * in_features + inner[None, :]
+    x_at = row.to(tl.int64)[None, :] * x_row_stride + inner.to(tl.int64)[:, None] * x_column_stride
+    zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
+    sums = tl.zeros([OUT, ROWS], tl.float32)
+    for start in range(0, in_features, IN):
+        inside = inner < in_features - start
+        weight_mask = out_mask[:, None] & inside[None, :]
+        weight = tl.load(weight_ptr + weight_at + start, mask=weight_mask, other=0.0)
+        if BITS == 0:
+            score = tl.load(gates_ptr + weight_at + start, mask=weight_mask, other=0.0)
+            masked = tl.where(score >= threshold, weight, tl.zeros_like(weight))
+        else:
+            words_mask = out_mask[:, None] & (word < row_words - start // BITS)[None, :]
+            words = tl.load(gates_ptr + words_at + start // BITS, mask=words_mask, other=0).to(tl.int32)
+            masked = select_columns(words, weight, numbers)
+        x_mask = inside[:, None] & row_mask[None, :]
+        x = tl.load(x_ptr + x_at + (zero + start) * x_column_stride, mask=x_mask, other=0.0)
+        sums = tl.dot(dot_operand(masked), dot_operand(x), sums, input_precision=PRECISION)
+    return sums
+
+
+@triton.jit
 def forward_kernel(
     x_ptr,
     weight_ptr,
@@ -114,38 +163,64 @@ def forward_kernel(
     row_tile = tl.program_id(0) // out_tiles
     out = tl.program_id(0) % out_tiles * OUT + tl.arange(0, OUT)
     row = row_tile * ROWS + tl.arange(0, ROWS)
-    inner = tl.arange(0, IN)
-    out_mask = out < out_features
-    tl.assume(in_features > 0)
+    out_mask, row_mask = out < out_features, row < rows
     if BITS == 0:
         pack_gates(gates_ptr, packed_ptr, threshold, in_features, out, out_mask, row_tile * IN, row_tiles * IN, OUT, IN)
-    else:
-        numbers = gate_numbers(gates_ptr, in_features, BITS, LOADED)
-        word = tl.arange(0, IN // BITS)
-        words_at = out.to(tl.int64)[:, None] * row_words + word[None, :]
-    weight_at = out.to(tl.int64)[:, None] * in_features + inner[None, :]
-    x_at = row.to(tl.int64)[None, :] * x_row_stride + inner.to(tl.int64)[:, None] * x_column_stride
-    zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
-    sums = tl.zeros([OUT, ROWS], tl.float32)
-    for start in range(0, in_features, IN):
-        inside = inner < in_features - start
-        weight_mask = out_mask[:, None] & inside[None, :]
-        weight = tl.load(weight_ptr + weight_at + start, mask=weight_mask, other=0.0)
-        if BITS == 0:
-            score = tl.load(gates_ptr + weight_at + start, mask=weight_mask, other=0.0)
-            masked = tl.where(score >= threshold, weight, tl.zeros_like(weight))
-        else:
-            words_mask = out_mask[:, None] & (word < row_words - start // BITS)[None, :]
-            words = tl.load(gates_ptr + words_at + start // BITS, mask=words_mask, other=0).to(tl.int32)
-            masked = select_columns(words, weight, numbers)
-        x_mask = inside[:, None] & (row < rows)[None, :]
-        x = tl.load(x_ptr + x_at + (zero + start) * x_column_stride, mask=x_mask, other=0.0)
-        sums = tl.dot(dot_operand(masked), dot_operand(x), sums, input_precision=PRECISION)
+    sums = forward_sums(
+        x_ptr, weight_ptr, gates_ptr, threshold, row, row_mask, out, out_mask, in_features, row_words,
+        x_row_stride, x_column_stride, BITS, LOADED, PRECISION, OUT, IN, ROWS,
+    )  # fmt: skip
     if HAS_BIAS:
         sums += to_float32(tl.load(bias_ptr + out, mask=out_mask, other=0.0))[:, None]
     y_at = row.to(tl.int64)[None, :] * out_features + out[:, None]
     y = from_float32(sums, y_ptr.dtype.element_ty)
-    tl.store(y_ptr + y_at, y, mask=out_mask[:, None] & (row < rows)[None, :])
+    tl.store(y_ptr + y_at, y, mask=out_mask[:, None] & row_mask[None, :])
+
+
+@triton.jit
+def input_grad_sums(
+    dy_ptr,
+    weight_ptr,
+    gates_ptr,
+    row,
+    row_mask,
+    in_tile,
+    column_mask,
+    in_features,
+    out_features,
+    row_words,
+    dy_row_stride,
+    dy_column_stride,
+    BITS: tl.constexpr,
+    LOADED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """(W * g)ᵀ dyᵀ [IN, ROWS] of one tile of columns and some rows, by words of BITS columns."""
+    column = in_tile * IN + tl.arange(0, IN)
+    word = in_tile * (IN // BITS) + tl.arange(0, IN // BITS)
+    inner = tl.arange(0, OUT)
+    tl.assume(out_features > 0)
+    numbers = gate_numbers(gates_ptr, out_features, BITS, LOADED)
+    weight_at = inner.to(tl.int64)[None, :] * in_features + column[:, None]
+    gates_at = inner.to(tl.int64)[None, :] * row_words + word[:, None]
+    dy_at = row.to(tl.int64)[None, :] * dy_row_stride + inner.to(tl.int64)[:, None] * dy_column_stride
+    zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
+    sums = tl.zeros([IN, ROWS], tl.float32)
+    for start in range(0, out_features, OUT):
+        inside = inner < out_features - start
+        first = zero + start
+        weight_mask = column_mask[:, None] & inside[None, :]
+        weight = tl.load(weight_ptr + weight_at + first * in_features, mask=weight_mask, other=0.0)
+        gates_mask = (word < row_words)[:, None] & inside[None, :]
+        words = tl.load(gates_ptr + gates_at + first * row_words, mask=gates_mask, other=0).to(tl.int32)
+        dy_mask = inside[:, None] & row_mask[None, :]
+        dy = tl.load(dy_ptr + dy_at + first * dy_column_stride, mask=dy_mask, other=0.0)
+        masked = select_rows(words, weight, numbers)
+        sums = tl.dot(dot_operand(masked), dot_operand(dy), sums, input_precision=PRECISION)
+    return sums
 
 
 @triton.jit
@@ -171,30 +246,15 @@ def input_grad_kernel(
     in_tiles = tl.cdiv(in_features, IN)
     in_tile = tl.program_id(0) % in_tiles
     column = in_tile * IN + tl.arange(0, IN)
-    word = in_tile * (IN // BITS) + tl.arange(0, IN // BITS)
     row = tl.program_id(0) // in_tiles * ROWS + tl.arange(0, ROWS)
-    inner = tl.arange(0, OUT)
-    tl.assume(out_features > 0)
-    numbers = gate_numbers(gates_ptr, out_features, BITS, LOADED)
-    weight_at = inner.to(tl.int64)[None, :] * in_features + column[:, None]
-    gates_at = inner.to(tl.int64)[None, :] * row_words + word[:, None]
-    dy_at = row.to(tl.int64)[None, :] * dy_row_stride + inner.to(tl.int64)[:, None] * dy_column_stride
-    zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
-    sums = tl.zeros([IN, ROWS], tl.float32)
-    for start in range(0, out_features, OUT):
-        inside = inner < out_features - start
-        first = zero + start
-        weight_mask = (column < in_features)[:, None] & inside[None, :]
-        weight = tl.load(weight_ptr + weight_at + first * in_features, mask=weight_mask, other=0.0)
-        gates_mask = (word < row_words)[:, None] & inside[None, :]
-        words = tl.load(gates_ptr + gates_at + first * row_words, mask=gates_mask, other=0).to(tl.int32)
-        dy_mask = inside[:, None] & (row < rows)[None, :]
-        dy = tl.load(dy_ptr + dy_at + first * dy_column_stride, mask=dy_mask, other=0.0)
-        masked = select_rows(words, weight, numbers)
-        sums = tl.dot(dot_operand(masked), dot_operand(dy), sums, input_precision=PRECISION)
+    column_mask, row_mask = column < in_features, row < rows
+    sums = input_grad_sums(
+        dy_ptr, weight_ptr, gates_ptr, row, row_mask, in_tile, column_mask, in_features, out_features, row_words,
+        dy_row_stride, dy_column_stride, BITS, LOADED, PRECISION, OUT, IN, ROWS,
+    )  # fmt: skip
     dx_at = row.to(tl.int64)[None, :] * in_features + column[:, None]
     dx = from_float32(sums, dx_ptr.dtype.element_ty)
-    tl.store(dx_ptr + dx_at, dx, mask=(column < in_features)[:, None] & (row < rows)[None, :])
+    tl.store(dx_ptr + dx_at, dx, mask=column_mask[:, None] & row_mask[None, :])
 
 
 @triton.jit

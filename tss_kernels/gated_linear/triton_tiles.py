@@ -50,7 +50,7 @@ def loads_numbers_by(table: Table, rows_of_a: int, warps: int) -> bool:
     return table.name == "sm_90" and loads_numbers(rows_of_a, warps)
 
 
-def _pipelined(tile: Tile, steps: int) -> Tile:
+def pipelined(tile: Tile, steps: int) -> Tile:
     """The tile, pipelined no deeper than its loop is long: idle stages would only take shared memory."""
     return tile._replace(stages=max(1, min(tile.stages, steps)))
 
@@ -71,7 +71,7 @@ def forward_tile(
 ) -> Tile:
     """Configuration of the fused forward product; `aligned` as by `is_aligned`."""
     tile = _tile(table, "forward", dtype, rows, in_features, out_features, aligned)
-    return _pipelined(tile, divided_up(in_features, tile.inner))
+    return pipelined(tile, divided_up(in_features, tile.inner))
 
 
 def input_grad_tile(
@@ -79,7 +79,7 @@ def input_grad_tile(
 ) -> Tile:
     """Configuration of the fused input gradient; `aligned` as by `is_aligned`."""
     tile = _tile(table, "input_grad", dtype, rows, out_features, in_features, aligned)
-    return _pipelined(tile, divided_up(out_features, tile.out))
+    return pipelined(tile, divided_up(out_features, tile.out))
 
 
 def is_short(dtype: torch.dtype, summed: int, aligned: bool) -> bool:
@@ -92,7 +92,7 @@ def short_tile(table: Table, dtype: torch.dtype, rows: int, summed: int, feature
     """The tile of a product over few features, and how many tiles of the result a program takes."""
     best, count = tile_choice.triton_short(rows, summed, features)
     tile = next(tile for tile in table.tiles["forward", kind_of(dtype), "narrow"] if tile.rows == best.rows)
-    return _pipelined(tile, count), count
+    return pipelined(tile, count), count
 
 
 def scores_grad_tile(
@@ -107,4 +107,4 @@ def scores_grad_tile(
     splits = 1
     while splits < MAX_SPLITS and tiles_of_one * splits < PROGRAMS and rows >= 2 * splits * MIN_SPLIT_ROWS:
         splits *= 2
-    return _pipelined(tile, divided_up(divided_up(rows, splits), tile.rows)), splits
+    return pipelined(tile, divided_up(divided_up(rows, splits), tile.rows)), splits

@@ -157,15 +157,28 @@ def multi_task_linear(
     task_ids: torch.Tensor,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """y[b] = x[b] @ where(gate of task_ids[b], weight, 0).T + bias: rows of one batch belong to different tasks.
+    """Compute y[b] = x[b] @ where(gate of task_ids[b], weight, 0).T + bias: rows of many tasks in one batch.
 
-    x (batch, ..., in), all rows of x[b] belonging to task task_ids[b]: (rows, in) with an id for each row, (B, L, in)
-    with an id for each sequence. weight (out, in) of x's dtype; packed_bank uint8 (tasks, out, ceil(in / 8)), as
-    torch.stack makes it of what pack_gates gives; task_ids int64 (batch,), in any order; bias (out,) or None. Returns
-    (batch, ..., out) of x's dtype; under autocast as torch's linear does. No bit of y[b] depends on the rest of the
-    batch (README.md has what it is equal to). Gradient for x alone; differentiable once. Raises TypeError; ValueError,
-    also for an id outside the bank, which it names, and for a weight or bias that requires a gradient; and
-    BackendUnavailable for a forced backend.
+    No bit of y[b] depends on the rest of the batch (README.md has what it is equal to). Gradient for x alone;
+    differentiable once.
+
+    Args:
+        x: (batch, ..., in), floating; all rows of x[b] belong to task task_ids[b]. (rows, in) has an id for each row,
+            (B, L, in) one for each sequence.
+        weight: (out, in), of x's dtype; without a gradient.
+        packed_bank: uint8 (tasks, out, ceil(in / 8)), as torch.stack makes it of what `pack_gates` gives.
+        task_ids: int64 (batch,), in any order.
+        bias: (out,), of x's dtype, or None; without a gradient.
+
+    Returns:
+        (batch, ..., out) of x's dtype; under autocast as torch's linear does.
+
+    Raises:
+        TypeError: an argument's type or dtype, and what it should be.
+        ValueError: an argument's shape or device; a weight or bias that requires a gradient; an id outside the bank,
+            which it names. On a CUDA device the backends triton and cuda do not look for one, because Python would
+            have to wait: its rows are NaN.
+        BackendUnavailable: a forced backend cannot run it.
     """
     x, weight, bias = autocast_inputs(x, weight, bias)
     check_multi_task_linear(x, weight, packed_bank, task_ids, bias)
@@ -231,13 +244,26 @@ def multi_task_adapter(
     *,
     activation: str = "relu",
 ) -> torch.Tensor:
-    """y[b] = x[b] + up(activation(down(x[b]))) by the gates of task_ids[b]: the adapters of many tasks in one batch.
+    """Compute y[b] = x[b] + up(activation(down(x[b]))) by the gates of task_ids[b]: many tasks in one batch.
 
-    x (batch, ..., d), all rows of x[b] belonging to task task_ids[b]; down_weight (bottleneck, d); down_bank uint8
-    (tasks, bottleneck, ceil(d / 8)); up_weight (d, bottleneck); up_bank uint8 (tasks, d, ceil(bottleneck / 8));
-    task_ids int64 (batch,), in any order; down_bias (bottleneck,); up_bias (d,); activation "relu", "gelu" (exact),
-    "silu" or "tanh". dtypes as gated_adapter's, gradients and errors as multi_task_linear's; returns x's shape and
-    dtype.
+    dtypes as `gated_adapter`'s; bits and gradient as `multi_task_linear`'s.
+
+    Args:
+        x: (batch, ..., d), floating; all rows of x[b] belong to task task_ids[b].
+        down_weight: (bottleneck, d).
+        down_bank: uint8 (tasks, bottleneck, ceil(d / 8)), as torch.stack makes it of what `pack_gates` gives.
+        up_weight: (d, bottleneck).
+        up_bank: uint8 (tasks, d, ceil(bottleneck / 8)), of the same tasks.
+        task_ids: int64 (batch,), in any order.
+        down_bias: (bottleneck,), or None.
+        up_bias: (d,), or None.
+        activation: "relu", "gelu" (exact), "silu" or "tanh".
+
+    Returns:
+        x's shape and dtype.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable: as `multi_task_linear`.
     """
     x, down_weight, up_weight, down_bias, up_bias = check_multi_task_adapter(
         x, down_weight, down_bank, up_weight, up_bank, task_ids, down_bias, up_bias, activation

@@ -63,6 +63,21 @@ def adapter(draw: Draw, rows: int = 1200, hidden: int = 96, bottleneck: int = 16
     return [y.detach(), *torch.autograd.grad(y, (x, down, up), draw.normal(rows, hidden))]
 
 
+def many_tasks(draw: Draw, rows: int = 1200, hidden: int = 96, bottleneck: int = 16) -> Tensors:
+    """Both operations on entries of 40 rows, of seven tasks."""
+    entries = max(rows // 40, 1)
+    ids = torch.arange(entries, device=draw.device) * 3 % 7
+    x = draw.normal(entries, 40, hidden).requires_grad_()
+    down, up = draw.normal(bottleneck, hidden) * 0.1, draw.normal(hidden, bottleneck) * 0.1
+    banks = [torch.stack([tss_kernels.pack_gates(draw.scores(*w.shape)) for _ in range(7)]) for w in (down, up)]
+    y = tss_kernels.multi_task_linear(x, down, banks[0], ids, draw.normal(bottleneck))
+    z = tss_kernels.multi_task_adapter(x, down, banks[0], up, banks[1], ids, activation="gelu")
+    return [
+        y.detach(), z.detach(), *torch.autograd.grad(y, x, draw.normal(*y.shape)),
+        *torch.autograd.grad(z, x, draw.normal(*z.shape)),
+    ]  # fmt: skip
+
+
 def adamw(draw: Draw) -> Tensors:
     shapes = [(48, 96), (7,), (2500,)]
     lists = [[draw.unit(*shape) for shape in shapes] for _ in range(4)]
@@ -80,6 +95,7 @@ RUNS: dict[str, Callable[..., Tensors]] = {
     "gated_linear": linear,
     "packed_linear": packed,
     "gated_adapter": adapter,
+    "multi_task": many_tasks,
     "soft_masked_adamw_": adamw,
     "normalize_importance": importance,
 }

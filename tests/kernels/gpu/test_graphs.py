@@ -82,6 +82,26 @@ def test_packed_linear_switches_tasks_between_replays(by, draw, capture):
         assert all(torch.equal(one, other) for one, other in zip(found, expected[task], strict=True))
 
 
+def test_a_batch_takes_other_tasks_between_replays(by, draw, capture):
+    made = draw(torch.device("cuda"), 0)
+    down, up, dy = made.normal(16, 96) * 0.1, made.normal(96, 16) * 0.1, made.normal(6, 50, 96)
+    x = made.normal(6, 50, 96).requires_grad_()
+    banks = [torch.stack([tss_kernels.pack_gates(made.scores(*w.shape)) for _ in range(4)]) for w in (down, up)]
+    batches = [torch.tensor(ids, device="cuda") for ids in ([0, 0, 0, 0, 0, 0], [3, 1, 2, 0, 3, 1], [2, 2, 1, 1, 0, 0])]
+    active = batches[0].clone()
+
+    def step(ids: torch.Tensor) -> list[torch.Tensor]:
+        y = tss_kernels.multi_task_adapter(x, down, banks[0], up, banks[1], ids, activation="gelu")
+        return [y, *torch.autograd.grad(y, x, dy)]
+
+    expected = [[tensor.clone() for tensor in step(ids)] for ids in batches]
+    found, replay = capture(lambda: step(active))
+    for batch in (1, 2, 0, 1):
+        active.copy_(batches[batch])
+        replay()
+        assert all(torch.equal(one, other) for one, other in zip(found, expected[batch], strict=True))
+
+
 def test_a_layers_graph_follows_its_scores(by, draw, capture):
     # A layer may remember the gates of its scores; a graph must not replay what was remembered.
     torch.manual_seed(0)

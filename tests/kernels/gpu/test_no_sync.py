@@ -50,6 +50,22 @@ def test_operations(by, draw):
         everything()
 
 
+def test_many_tasks(by, draw):
+    made, ids = draw(torch.device("cuda"), 0), torch.tensor([3, 0, 3, 1, 9], device="cuda")  # one of no task
+    x, down, up = made.normal(5, 60, 96).requires_grad_(), made.normal(48, 96), made.normal(96, 48)
+    banks = [torch.stack([tss_kernels.pack_gates(made.scores(*w.shape)) for _ in range(4)]) for w in (down, up)]
+
+    def everything() -> None:
+        y = tss_kernels.multi_task_linear(x, down, banks[0], ids)
+        torch.autograd.grad(y.sum(), x)
+        y = tss_kernels.multi_task_adapter(x, down, banks[0], up, banks[1], ids)
+        torch.autograd.grad(y.sum(), x)
+
+    everything()  # compiles
+    with no_waiting():
+        everything()
+
+
 def training(importance: bool) -> tuple[tss_kernels.GatedAdapter, Callable[[], None]]:
     torch.manual_seed(0)
     module = tss_kernels.GatedAdapter(96, 16, device="cuda", dtype=torch.bfloat16)

@@ -46,6 +46,19 @@ def _products(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, i
     return 4
 
 
+def _many_tasks(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int]) -> int:
+    """Entries of several rows, tasks that repeat and are absent."""
+    rows, inner, out = shape
+    ids = torch.tensor([4, 0, 4, 1, 0], device=device)
+    x = torch.randn(5, -(-rows // 5), inner, device=device, dtype=dtype, requires_grad=True)
+    down, up = (torch.randn(size, device=device, dtype=dtype) for size in ((out, inner), (inner, out)))
+    banks = [torch.randint(256, (6, w.shape[0], -(-w.shape[1] // 8)), device=device).byte() for w in (down, up)]
+    y = tss_kernels.multi_task_linear(x, down, banks[0], ids, torch.randn(out, device=device, dtype=dtype))
+    z = tss_kernels.multi_task_adapter(x, down, banks[0], up, banks[1], ids, activation="gelu")
+    _finite(y, z, *(torch.autograd.grad(result.sum(), x)[0] for result in (y, z)))
+    return 4
+
+
 def _updates(device: torch.device, dtype: torch.dtype) -> int:
     shapes = [(1,), (1023,), (1025,), (33, 5), (2500,)]
     params, grads, exp_avgs, exp_avg_sqs = (
@@ -149,6 +162,7 @@ def _runs(backend: str, device: torch.device) -> Iterator[tuple[str, int]]:
         yield "updates", _updates(device, dtype)
         for shape in SHAPES:
             yield "operations", _products(device, dtype, shape)
+            yield "many tasks", _many_tasks(device, dtype, shape)
             operands = _operands(device, dtype, shape)
             if backend == "triton":
                 yield "strategies", _triton_strategies(operands)

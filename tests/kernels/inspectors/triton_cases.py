@@ -22,6 +22,9 @@ KERNELS = {
     "mask_kernel": Kernel(wide=True),
     "adapter_forward_kernel": Kernel(product=True, masked=True, wide=True),
     "adapter_input_grad_kernel": Kernel(product=True, masked=True, wide=True),
+    "group_kernel": Kernel(),
+    "multi_task_forward_kernel": Kernel(product=True, masked=True, wide=True),
+    "multi_task_input_grad_kernel": Kernel(product=True, masked=True, wide=True),
     "pack_kernel": Kernel(),
     "unpack_kernel": Kernel(),
     "statistics_kernel": Kernel(),
@@ -63,6 +66,12 @@ ADAPTERS = (
     (BFLOAT16, 512, 100, 100),
     (FLOAT32, 512, 1024, 64),
     (FLOAT32, 512, 100, 50),
+)
+# dtype, rows of an entry, in, out; in every tile, and adapters with each side in one of them
+MANY_TASKS = (
+    *((BFLOAT16, 64, *shape) for shape in ((1024, 64), (1024, 1024), (64, 64), (100, 50))),
+    (BFLOAT16, 1, 1024, 64),
+    *((FLOAT32, 64, *shape) for shape in ((1024, 64), (100, 50))),
 )
 # Sizes that are compiled in, because they are 1, and others that no 16 divides.
 ODD = ((FLOAT32, 5, 1, 3), (FLOAT32, 5, 9, 1), (BFLOAT16, 5, 1, 3), (BFLOAT16, 5, 9, 1))
@@ -143,6 +152,38 @@ def gated_adapter() -> Iterator[Case]:
         )
 
 
+def multi_task() -> Iterator[Case]:
+    """Products and adapters of 32 entries and 8 tasks; the launch that groups them is the same for all."""
+    from tss_kernels.multi_task import triton
+
+    def call(op: str, activation: str, dtype: torch.dtype, length: int, inner: int, out: int) -> None:
+        x, ids = empty(32, length, inner, dtype=dtype), empty(32, dtype=torch.int64)
+        down, up = empty(out, inner, dtype=dtype), empty(inner, out, dtype=dtype)
+        banks = [empty(8, shape[0], (shape[1] + 7) // 8, dtype=torch.uint8) for shape in (down.shape, up.shape)]
+        biases = empty(out, dtype=dtype), empty(inner, dtype=dtype)
+        if op == "linear":
+            y = triton.linear(x, down, banks[0], ids, biases[0])
+            triton.linear_input_grad(y, down, banks[0], ids)
+            return
+        y, hidden = triton.adapter(x, down, banks[0], up, banks[1], ids, *biases, activation)
+        triton.adapter_input_grad(y, hidden, down, banks[0], up, banks[1], ids, activation)
+
+    adapters = ((MANY_TASKS[0], activation) for activation in ("relu", "gelu", "silu", "tanh"))
+    for op, shape, activation in (
+        *(("linear", shape, "") for shape in MANY_TASKS),
+        *(("adapter", *adapter) for adapter in adapters),
+        ("adapter", MANY_TASKS[3], "gelu"),
+        ("adapter", MANY_TASKS[5], "gelu"),
+    ):
+        dtype, length, inner, out = shape
+        yield Case(
+            f"{name_of(dtype)} 32 of {length} x {inner} -> {out}, {activation or op}",
+            lambda all=(op, activation, *shape): call(*all),
+            aligned=inner % 16 == out % 16 == 0,
+            everywhere=activation in ("", "gelu"),
+        )
+
+
 def gates() -> Iterator[Case]:
     """Packing one matrix and two, and unpacking."""
     from tss_kernels.gates import triton
@@ -195,6 +236,7 @@ def adamw() -> Iterator[Case]:
 OPERATIONS: dict[str, Callable[[], Iterator[Case]]] = {
     "gated_linear": gated_linear,
     "gated_adapter": gated_adapter,
+    "multi_task": multi_task,
     "gates": gates,
     "importance": importance,
     "soft_masked_adamw_": adamw,
