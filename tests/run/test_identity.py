@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tss.cli.loaded_run import open_learned
+from tss.run.learned import open_learned
 from tss.errors import StateError, TssError
 from tss.run import prepare
 from tss.run.folder import RunFolder

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tss
-from tss.cli.loaded_run import open_learned
+from tss.run.learned import open_learned
 from tss.errors import ConfigError, ForgettingError, StateError, TssError
 from tss.io import sha256, to_json
 from tss.run import sequence
