@@ -73,7 +73,7 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
         description=__doc__,
         epilog='A line holds what its kind of task reads: {"text", "aspect"?}, {"tokens"} or {"source"}; the output is '
         'the same line with "prediction". Rows keep their order; those of different tasks are answered together where '
-        "they can be. Lines are checked as training data is, those of --input all of them before the first is answered. "
+        "they can be. Lines are checked as training data is, all those of a file before the first is answered. "
         "--output FILE is written whole or not at all. Standard output, a pipe or a device gets the lines as they are "
         f"answered, {WINDOW} at a time: after a failure what was written is right and the rest is missing.",
         allow_abbrev=False,

@@ -100,9 +100,7 @@ def parse_line(line: bytes, where: Path | str, number: int) -> object:
         DataError: it is not UTF-8, blank, longer than `MAX_LINE_BYTES`, or not JSON.
     """
     if len(line) > MAX_LINE_BYTES:
-        raise DataError(
-            f"the line has more than the limit of {MAX_LINE_BYTES:,} bytes: split the text", where, number
-        )
+        raise DataError(f"the line has more than the limit of {MAX_LINE_BYTES:,} bytes: split the text", where, number)
     if not line.strip():
         raise DataError("blank line: expected a JSON object", where, number)
     try:

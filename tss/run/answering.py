@@ -142,7 +142,7 @@ CANNOT = (ValueError, IndexError, RuntimeError, MemoryError)
 def answer_each(
     model: TssModel, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, runtime: Runtime
 ) -> list[Answer | Exception]:
-    """An answer to each row, in their order, or what came of it; a row that cannot be answered takes no other with it."""
+    """An answer to each row, in their order, or why there is none; a row that fails takes no other with it."""
     answers: list[Any] = [None] * len(rows)
 
     def answer(places: Sequence[int]) -> None:

@@ -142,7 +142,11 @@ class Learned:
 
     def _measured(self, question: Question, row: Row) -> Row | TooLong:
         """The row, marked if its input was cut; or that the input has too many tokens, where somebody asks."""
-        most, length, found = question.most_tokens, self.settings_of(row.task).source_length, len(row.encoded["input_ids"])
+        most, length, found = (
+            question.most_tokens,
+            self.settings_of(row.task).source_length,
+            len(row.encoded["input_ids"]),
+        )
         if most is None or found < min(length, most + 1):
             return row
         if found <= most:  # as many as the task reads: there may have been more
@@ -168,8 +172,8 @@ class Learned:
         for _, about in sealed:
             if about["name"] in there and about.get("hash") != there[about["name"]].hash:
                 raise StateError(
-                    f"{self.folder}: task {about['name']!r} is another one than the one that answers here, and a sealed "
-                    "task never changes: save the new one under another name, or start again"
+                    f"{self.folder}: task {about['name']!r} is another one than the one that answers here, and a "
+                    "sealed task never changes: save the new one under another name, or start again"
                 )
         new = [(tensors, about) for tensors, about in sealed if about["name"] not in there]
         if new:
