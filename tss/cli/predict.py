@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     _check_field(args.task_field)
     with contextlib.ExitStack() as files:
         where, stream = open_input(args.input, files)
-        learned = _open(args)
+        learned = open_folder(args)
         kinds = {name: kind.kind for name, kind in learned.kinds.items()}
         if args.task is not None and args.task not in kinds:
             raise DataError(f"task {args.task!r} is not learned in this folder; it has: {', '.join(kinds)}", "--task")
@@ -248,7 +248,12 @@ def answer(learned: Learned, rows: Rows, confidence: bool) -> list[dict[str, Any
     return lines
 
 
-def _open(args: argparse.Namespace) -> Learned:
+def open_folder(args: argparse.Namespace) -> Learned:
+    """The tasks that a command line names.
+
+    Raises:
+        StateError, ConfigError: they cannot be opened.
+    """
     folder = args.folder
     try:
         from tss.run.learned import open_learned
