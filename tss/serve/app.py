@@ -169,7 +169,9 @@ def _plain(answer: Answer) -> dict[str, Any]:
 
 async def _results(service: Service, request: Request, futures: Futures) -> list[Any]:
     """The results of all; if the client goes away first, what has not begun is taken out of the queue."""
-    return await _or_gone(service, request, futures, asyncio.gather(*map(asyncio.wrap_future, futures)))
+    return await _or_gone(
+        service, request, futures, asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+    )
 
 
 async def _or_gone(service: Service, request: Request, futures: Futures, awaited: asyncio.Future[Any]) -> Any:
@@ -205,7 +207,7 @@ async def _stream(
     futures[0].add_done_callback(lambda _: tell(None))
     first = await _or_gone(service, request, futures, asyncio.ensure_future(texts.get()))
     if first is None:  # an answer without text, or none: still time for a status
-        result_of(named[0][0], futures[0].result())
+        result_of(named[0][0], futures[0].exception() or futures[0].result())
     return StreamingResponse(_lines(service, task, named[0][0], futures, first, texts), media_type=LINES)
 
 
@@ -220,7 +222,7 @@ async def _lines(
                 sent = text
             text = await texts.get()
         try:
-            answer = result_of(called, futures[0].result())
+            answer = result_of(called, futures[0].exception() or futures[0].result())
         except Exception as error:  # the status is sent: a line tells it
             known = error if isinstance(error, ApiError) else fault(error)
             yield to_json(known.content()) + "\n"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tss.data import Malformed, check_input
 from tss.data.schema import ANSWERS, FIELDS
 from tss.errors import StateError
-from tss.run.answering import Answer, share_of
+from tss.run.answering import CANNOT, Answer, share_of
 from tss.run.learned import Learned, Question, TooLong, unknown_task
 from tss.serve.batcher import Batcher, Closed, QueueFull
 from tss.serve.errors import ApiError
@@ -79,7 +79,7 @@ class Service:
         inputs: Sequence[tuple[str, Mapping[str, Any]]],
         parameters: Mapping[str, int] | None = None,
         on_text: Callable[[str], object] | None = None,
-    ) -> list[Future[Answer | Exception]]:
+    ) -> list[Future[Answer]]:
         """Queue inputs of a task, all of them or none; `result_of` reads the futures.
 
         Args:
@@ -158,11 +158,12 @@ class Service:
         self._batcher.close()
 
 
-def result_of(called: str, found: Answer | Exception) -> Answer:
-    """The answer to an input.
+def result_of(called: str, found: Answer | BaseException) -> Answer:
+    """The answer to an input, from what its future has: a result or an exception.
 
     Raises:
         ApiError: there is none; `called` is what messages call the input.
+        Exception: of another kind, a fault.
     """
     if isinstance(found, Answer):
         return found
@@ -170,4 +171,6 @@ def result_of(called: str, found: Answer | Exception) -> Answer:
         raise ApiError("input_too_long", f"{called}: {found}")
     if isinstance(found, StateError):
         raise ApiError("unknown_task", str(found))
-    raise ApiError("cannot_answer", f"{called}: cannot be answered: {found}")
+    if isinstance(found, CANNOT):
+        raise ApiError("cannot_answer", f"{called}: cannot be answered: {found}")
+    raise found

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 
 from tss.errors import ConfigError
 
+LEAST = {"max_wait_ms": 0, "body_seconds": 0.01}
+
 
 @dataclass(frozen=True)
 class ServeSettings:
@@ -38,7 +40,7 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            value, least = getattr(self, one.name), 0 if one.name == "max_wait_ms" else 1
+            value, least = getattr(self, one.name), LEAST.get(one.name, 1)
             if not value >= least:
                 raise ConfigError(f"{one.name}={value} must be at least {least}")
         if self.max_inputs > self.max_queue:
