@@ -1,4 +1,4 @@
-"""Load on `tss serve` from another process of this machine: python -m scripts.load prints what docs/serving.md shows."""
+"""Load on `tss serve` from another process here: python -m scripts.load gives the figures of docs/serving.md."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ async def closed_loop(port: int, bodies: Sequence[Body], clients: int) -> tuple[
     return time.perf_counter() - started, replies
 
 
-def throughput(server: Server, name: str, tasks: Sequence[str], count: int, clients: int) -> tuple[float, list[str]]:
+def throughput(server: Server, name: str, tasks: list[str], count: int, clients: int) -> tuple[float, list[str]]:
     """Requests per second, and a row of the table, of so many requests of these tasks in turn."""
     rng = random.Random(0)
     bodies = [{"task": task, "input": some_input(task, rng)} for task in (tasks * count)[:count]]

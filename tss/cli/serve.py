@@ -119,6 +119,8 @@ def listen(host: str, port: int, has_token: bool) -> socket.socket:
     Raises:
         ConfigError: other machines reach it and there is no token, or it cannot be bound.
     """
+    if not 0 <= port < 2**16:  # some systems take the rest of the division
+        raise ConfigError(f"--port {port} is none: name one below {2**16}, or 0 for any that is free")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind)
@@ -132,7 +134,7 @@ def listen(host: str, port: int, has_token: bool) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind(address)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise ConfigError(f"--host {host} --port {port}: cannot listen there ({error}); name another") from error
     except BaseException:
         sock.close()
