@@ -20,7 +20,7 @@ from scripts.load.wire import Server
 def main() -> None:
     """Run all parts, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", default="embedded")
+    parser.add_argument("--backbone", default="embedded", help='as of `tss serve`; "tiny": a BART of width 16')
     parser.add_argument("--tasks", type=int, default=40)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int, default=2000, help="of each row of the table of throughput")
@@ -33,6 +33,8 @@ def main() -> None:
           f"{torch.get_num_threads()} threads; load average {os.getloadavg()[0]:.1f} before")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         kinds = random_tasks.kinds(args.tasks)
+        if args.backbone == "tiny":
+            args.backbone = str(random_tasks.tiny_backbone(Path(folder) / "backbone"))
         saved = random_tasks.save_random_tasks(Path(folder) / "tasks", kinds, args.backbone)
         run(args, list(kinds), lambda *options: Server(saved, args.backbone, *options))
     print(f"load average {os.getloadavg()[0]:.1f} after")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import BartConfig, BartForConditionalGeneration
 
 import tss
 from tss.run.backbone import load_backbone
@@ -40,6 +42,17 @@ def add_random_tasks(model: tss.TssModel, tasks: Mapping[str, TaskKind] | Iterab
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that nothing was learned, and no importance taken
             model.tss.seal_task()
+
+
+def tiny_backbone(folder: Path) -> Path:
+    """A model folder: a BART of width 16 with random weights, and the tokenizer of the embedded backbone."""
+    tokenizer = load_backbone("embedded").tokenizer
+    sizes: dict[str, Any] = {f"{stack}_{key}": value for stack in ("encoder", "decoder")
+             for key, value in {"layers": 1, "attention_heads": 2, "ffn_dim": 32}.items()}  # fmt: skip
+    config = BartConfig(vocab_size=len(tokenizer), d_model=16, max_position_embeddings=256, **sizes)
+    BartForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def save_random_tasks(folder: Path, tasks: Mapping[str, TaskKind], backbone: str = "embedded") -> Path:

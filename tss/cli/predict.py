@@ -110,7 +110,9 @@ def run(args: argparse.Namespace) -> int:
         learned = open_folder(args)
         kinds = {name: kind.kind for name, kind in learned.kinds.items()}
         if args.task is not None and args.task not in kinds:
-            raise DataError(f"task {args.task!r} is not learned in this folder; it has: {', '.join(kinds)}", "--task")
+            from tss.run.learned import unknown_task
+
+            raise DataError(unknown_task(args.task, kinds), "--task")
         reader = Reader(where, kinds, args.task_field, args.task, args.skip_bad)
         if args.input is not None and args.input.is_file() and not args.skip_bad:  # what can be read twice
             for _ in windows(stream, reader):
@@ -208,6 +210,7 @@ def windows(stream: BinaryIO, reader: Reader) -> Iterator[Rows]:
 def _checked(row: Any, number: int, reader: Reader) -> tuple[str, dict[str, Any]]:
     """A line's task, and what the task reads of it."""
     from tss.data import Malformed, check_input
+    from tss.run.learned import unknown_task
 
     where = reader.where
     if not isinstance(row, dict):
@@ -216,8 +219,7 @@ def _checked(row: Any, number: int, reader: Reader) -> tuple[str, dict[str, Any]
     if name is None:
         raise DataError(f'no task: give --task NAME, or "{reader.field}" in the line', where, number)
     if not isinstance(name, str) or name not in reader.kinds:
-        known = ", ".join(reader.kinds)
-        raise DataError(f"task {name!r} is not learned in this folder; it has: {known}", where, number)
+        raise DataError(unknown_task(name, reader.kinds), where, number)
     try:
         rest = {key: value for key, value in row.items() if key != reader.field}
         example = check_input(rest, reader.kinds[name])

@@ -186,7 +186,9 @@ class Learned:
 
 def unknown_task(name: object, kinds: Mapping[str, Any]) -> str:
     """What is said of a name that no task has."""
-    return f"task {name!r} is not learned in this folder; it has: {', '.join(kinds)}"
+    told = repr(name)
+    told = told if len(told) <= 200 else f"{told[:200]}..."
+    return f"task {told} is not learned in this folder; it has: {', '.join(kinds)}"
 
 
 def open_learned(folder: Path | str, *, backbone: str | None = None, tokenizer: str | None = None) -> Learned:

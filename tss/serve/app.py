@@ -69,7 +69,7 @@ def _add_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         message = f"{where}: {first['msg']}" if where else first["msg"]
-        return await refused(request, ApiError("invalid_request", message.encode(errors="replace").decode()))
+        return await refused(request, ApiError("invalid_request", message))
 
     @app.exception_handler(404)
     async def not_found(request: Request, error: Exception) -> JSONResponse:

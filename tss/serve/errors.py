@@ -8,6 +8,9 @@ from typing import Any
 
 log = logging.getLogger("tss.serve")
 
+LONGEST = 4000
+"""Characters of a message."""
+
 # code -> (status, remedy)
 CODES: dict[str, tuple[int, str]] = {
     "invalid_json": (400, "send one JSON object, in UTF-8"),
@@ -42,8 +45,11 @@ class ApiError(Exception):
     """
 
     def __init__(self, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.code, self.message, self.headers = code, message, dict(headers or {})
+        # what a caller sent may be in it: of any length, and with halves of surrogate pairs, which are no text
+        message = message.encode(errors="replace").decode()
+        self.message = message if len(message) <= LONGEST else f"{message[:LONGEST]}..."
+        super().__init__(self.message)
+        self.code, self.headers = code, dict(headers or {})
         self.status, self.remedy = CODES[code]
 
     def content(self) -> dict[str, Any]:

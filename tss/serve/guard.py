@@ -139,7 +139,7 @@ def _check_json(body: bytes, content_type: bytes) -> None:
 
 async def reply(error: ApiError, send: Send) -> None:
     """Send an error as a response."""
-    body = to_json(error.content()).encode(errors="replace")
+    body = to_json(error.content()).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
     if error.code in ("body_too_large", "body_too_slow"):  # the rest of the body is not waited for
         headers["connection"] = "close"
