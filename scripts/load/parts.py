@@ -252,14 +252,18 @@ def slow_clients(server: Server, task: str, slow: int, count: int) -> list[str]:
     bodies = [{"task": task, "input": some_input(task, rng)} for _ in range(count)]
 
     async def drip() -> None:
-        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        for byte in b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5000\r\n\r\n" + b" " * 5000:
-            writer.write(bytes([byte]))
+        head = b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5000\r\n\r\n"
+        while True:  # begin again when the server has had enough
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
             try:
-                await asyncio.sleep(0.05)
-            except asyncio.CancelledError:
+                for byte in head + b" " * 5000:
+                    writer.write(bytes([byte]))
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+            except OSError:
+                pass
+            finally:
                 writer.close()
-                raise
 
     async def beside(others: int) -> str:
         dripping = [asyncio.create_task(drip()) for _ in range(others)]
