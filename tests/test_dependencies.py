@@ -54,7 +54,7 @@ def _missing(folder: str, declared: set[str]) -> list[str]:
 
 
 # accelerate, peft, ray and triton are optional in the packages: they are looked for before they are imported.
-@pytest.mark.parametrize(("folder", "extras"), [("tss", ["train"]), ("tss_kernels", [])])
+@pytest.mark.parametrize(("folder", "extras"), [("tss", ["train", "serve"]), ("tss_kernels", [])])
 def test_packages_import_only_what_is_installed_with_them(folder, extras):
     optional = {"triton", "accelerate", "peft", "ray", "setuptools", "pybind11", "ninja"}
     assert not _missing(folder, _declared(*extras) | optional)
@@ -62,7 +62,7 @@ def test_packages_import_only_what_is_installed_with_them(folder, extras):
 
 @pytest.mark.parametrize("folder", ["tests", "bench", "scripts", "examples", "csrc"])
 def test_what_development_imports_is_in_the_extra_dev(folder):
-    assert not _missing(folder, _declared("train", "dev"))
+    assert not _missing(folder, _declared("train", "serve", "dev"))
 
 
 @pytest.mark.parametrize(

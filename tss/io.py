@@ -10,7 +10,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tss.errors import StateError
 
@@ -29,12 +29,23 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         OSError: for example a full disk; the old file is then still there.
     """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """What is written to this file stands at `path` once the block has ended well, as `write_bytes` does it.
+
+    Raises:
+        OSError: for example a full disk; the old file is then still there, as after any other exception.
+    """
     path = Path(path)
     make_directory(path.parent)
     partial = path.with_name(f"{path.name[:200]}.{uuid.uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

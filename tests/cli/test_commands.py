@@ -24,7 +24,7 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "heavy [] 0" in done.stdout
-    for command in ("run", "check", "study", "report", "predict", "tasks", "data", "presets", "env"):
+    for command in ("run", "check", "study", "report", "predict", "serve", "tasks", "data", "presets", "env"):
         assert f"    {command} " in done.stdout
 
 

@@ -1,14 +1,19 @@
-"""`tss predict` reads as training reads, writes at once or not at all, and says which line is to blame."""
+"""`tss predict` reads as training reads, writes a file at once or not at all, and says which line is to blame."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 
 import pytest
 
-from tss.cli.loaded_run import Learned
+from tss.cli import predict
 from tss.cli.predict import SKIPPED
+from tss.data import jsonl
+from tss.run import answering
+from tss.run.learned import Learned
 
 GOOD = b'{"text": "the phone is good"}'
 BAD = {
@@ -81,7 +86,7 @@ def test_the_input_is_never_written_over(tss, finished_run, tmp_path):
 
 
 def test_an_output_that_cannot_be_written_is_named_at_once(tss, finished_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(Learned, "predict", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(Learned, "answer", lambda *_: pytest.fail("computed"))
     assert "is a folder" in ask(tss, finished_run, tmp_path, GOOD, more=["--output", tmp_path]).err
     (tmp_path / "file").write_text("")
     assert (
@@ -101,16 +106,84 @@ def test_an_output_that_is_no_file_is_not_replaced(tss, finished_run, tmp_path):
 
 
 def test_a_row_that_fails_later_is_named(tss, finished_run, tmp_path, monkeypatch):
-    predict = Learned.predict
+    answer_batch = answering.answer_batch
 
-    def fail_at_bad(self, rows):
-        if any("bad" in example["text"] for _, example in rows):
+    def fail_at_bad(model, rows, *more):
+        if any("bad" in row.example["text"] for row in rows):
             raise ValueError("a prompt of 99 tokens fills the model's 64 positions")
-        return predict(self, rows)
+        return answer_batch(model, rows, *more)
 
-    monkeypatch.setattr(Learned, "predict", fail_at_bad)
+    monkeypatch.setattr(answering, "answer_batch", fail_at_bad)
     done = ask(tss, finished_run, tmp_path, GOOD, b'{"text": "the phone is bad"}', GOOD)
     assert done.code == 1
     assert "in.jsonl:2: cannot be answered: a prompt of 99 tokens" in done.err
     done = ask(tss, finished_run, tmp_path, GOOD, b'{"text": "the phone is bad"}', GOOD, more=["--skip-bad"])
     assert (done.code, len(done.out.splitlines())) == (SKIPPED, 2)
+
+
+def test_any_field_may_name_the_task(tss, finished_run, tmp_path):
+    line = b'{"text": "the phone is good", "skill": "asc/phones", "task": 7}'
+    done = ask(tss, finished_run, tmp_path, line, GOOD, more=["--task-field", "skill"])
+    assert done.code == 0, done.err
+    first, second = map(json.loads, done.out.splitlines())
+    assert (first["skill"], first["task"], second["skill"]) == ("asc/phones", 7, "asc/phones")
+    assert first["prediction"] == second["prediction"]
+    for field in ("text", "tokens", "prediction"):
+        done = ask(tss, finished_run, tmp_path, line, more=["--task-field", field])
+        assert (done.code, f"--task-field {field} is a field" in done.err) == (1, True)
+
+
+def test_confidence_is_told_where_it_is_asked_for(tss, finished_run, tmp_path):
+    lines = [GOOD, b'{"tokens": ["Alice", "visits", "Paris"], "task": "ner/people"}']
+    done = ask(tss, finished_run, tmp_path, *lines, more=["--confidence"])
+    label, tags = (json.loads(line)["confidence"] for line in done.out.splitlines())
+    assert 0.5 <= label <= 1
+    assert len(tags) == 3
+    assert all(1 / 3 <= tag <= 1 for tag in tags)
+    assert "confidence" not in ask(tss, finished_run, tmp_path, GOOD).out
+
+
+@pytest.fixture
+def small_windows(monkeypatch):
+    """The most lines that were asked at once, in windows of three."""
+    most, ask_learned = [0], Learned.answer
+
+    def counted(self, questions):
+        most[0] = max(most[0], len(questions))
+        return ask_learned(self, questions)
+
+    monkeypatch.setattr(predict, "WINDOW", 3)
+    monkeypatch.setattr(Learned, "answer", counted)
+    return most
+
+
+def test_many_lines_are_answered_window_by_window(tss, finished_run, tmp_path, small_windows):
+    lines = [json.dumps({"text": f"the phone is {'good ' * (i % 4)}", "i": i}).encode() for i in range(10)]
+    whole = ask(tss, finished_run, tmp_path, *lines, more=["--output", tmp_path / "out.jsonl"])
+    assert whole.code == 0, whole.err
+    assert [json.loads(line)["i"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == list(range(10))
+    assert small_windows == [3]
+
+
+def test_a_file_is_whole_or_not_there_and_a_stream_has_what_was_answered(
+    tss, finished_run, tmp_path, small_windows, monkeypatch
+):
+    lines = [*[GOOD] * 4, b"3"]
+    (tmp_path / "out.jsonl").write_text("before")
+    done = ask(tss, finished_run, tmp_path, *lines, more=["--output", tmp_path / "out.jsonl"])
+    assert (done.code, small_windows) == (1, [0])  # every line of a file is looked at first
+    text = b"\n".join(lines).decode()
+    for more in (["--output", tmp_path / "out.jsonl"], []):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        done = tss("predict", finished_run, "--task", "asc/phones", *more)
+        assert done.code == 1
+        assert "<stdin>:5: " in done.err
+        assert len(done.out.splitlines()) == (0 if more else 3)
+    assert (tmp_path / "out.jsonl").read_text() == "before"
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
+
+
+def test_a_line_without_end_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 10)
+    text = b"1\n" + b"2" * 1000 + b"\n\n3"
+    assert list(jsonl.stream_lines(io.BytesIO(text), "x")) == [(1, b"1"), (2, b"2" * 12), (3, b""), (4, b"3")]

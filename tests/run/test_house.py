@@ -13,12 +13,13 @@ PACKAGE = Path(tss.__file__).parent
 BELOW = {
     "data": {"tasks"},
     "run": {"adapters", "data", "methods", "metrics", "tasks"},
+    "serve": {"data", "run", "tasks", "adapters"},
     "report": {"adapters", "methods", "metrics", "run", "tasks"},
     "study": {"methods", "metrics", "report", "run"},
 }
 
 
-@pytest.mark.parametrize("folder", ["cli", "data", "report", "run", "study"])
+@pytest.mark.parametrize("folder", ["cli", "data", "report", "run", "serve", "study"])
 def test_files_import_each_other_in_no_circle(folder):
     check_no_circle(files_in(PACKAGE / folder))
 

@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-from tss.cli.loaded_run import open_learned
 from tss.errors import StateError, TssError
 from tss.run import prepare
 from tss.run.folder import RunFolder
+from tss.run.learned import open_learned
 from tss.run.run_state import load_state
 from tss.run.sequence import run_sequence
 

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tss
-from tss.cli.loaded_run import open_learned
 from tss.errors import ConfigError, ForgettingError, StateError, TssError
 from tss.io import sha256, to_json
 from tss.run import sequence
 from tss.run.backbone import load_backbone
 from tss.run.folder import RunFolder
+from tss.run.learned import open_learned
 from tss.run.loop import schedule
 from tss.run.run_state import load_state
 from tss.run.runtime import memory_errors

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tss.cli import check, data, env, predict, presets, report, run, study, tasks
+from tss.cli import check, data, env, predict, presets, report, run, serve, study, tasks
 from tss.errors import TssError
 from tss.io import WINDOWS
 
-COMMANDS = (run, check, study, report, predict, tasks, data, presets, env)
+COMMANDS = (run, check, study, report, predict, serve, tasks, data, presets, env)
 FAILED, MISUSED, UNEXPECTED, INTERRUPTED = 1, 2, 70, 130
 
 

@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from tss.errors import DataError, StateError, TssError
-from tss.io import check_folder, write_text
+from tss.errors import ConfigError, DataError, StateError, TssError
+from tss.io import check_folder, replacing
 
 if TYPE_CHECKING:
-    from tss.cli.loaded_run import Learned
+    from tss.run.learned import Learned
 
 SKIPPED = 3
 """Exit code where lines were left out."""
+WINDOW = 4096
+"""Lines that are in memory at a time: they are answered together, and written in their order."""
+PREDICTED, CONFIDENCE = "prediction", "confidence"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How lines are read.
+
+    Attributes:
+        where: of the lines, for messages.
+        kinds: of the tasks, by name.
+        field: of a line, names its task.
+        task: of lines without one.
+        skip_bad: leave out lines that cannot be answered.
+    """
+
+    where: str
+    kinds: dict[str, str]
+    field: str
+    task: str | None
+    skip_bad: bool
 
 
 @dataclass
 class Rows:
-    """The good lines of the input: line number, the whole object, and what its task reads of it."""
+    """Good lines of the input: line number, the whole object, and what its task reads of it."""
 
-    where: str
-    skip_bad: bool
+    reader: Reader
     numbers: list[int] = field(default_factory=list)
     objects: list[dict[str, Any]] = field(default_factory=list)
     inputs: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -34,7 +58,7 @@ class Rows:
 
     def refuse(self, error: DataError) -> None:
         """Leave a line out and say so, or stop."""
-        if not self.skip_bad:
+        if not self.reader.skip_bad:
             raise error
         self.skipped += 1
         print(f"tss: skipped: {' '.join(str(error).split())}", file=sys.stderr)
@@ -48,14 +72,25 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
         help="predict with a learned task, JSONL in, JSONL out",
         description=__doc__,
         epilog='A line holds what its kind of task reads: {"text", "aspect"?}, {"tokens"} or {"source"}; the output is '
-        'the same line with "prediction". Rows keep their order. Lines are checked as training data is, and nothing is '
-        "written unless all are answered.",
+        'the same line with "prediction". Rows keep their order; those of different tasks are answered together where '
+        "they can be. Lines are checked as training data is, all those of a file before the first is answered. "
+        "--output FILE is written whole or not at all. Standard output, a pipe or a device gets the lines as they are "
+        f"answered, {WINDOW} at a time: after a failure what was written is right and the rest is missing.",
         allow_abbrev=False,
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run folder, or one that model.tss.save wrote")
     parser.add_argument("--backbone", metavar="NAME", help="model folder or hub name; default: what the folder names")
     parser.add_argument("--tokenizer", metavar="NAME", help="folder or hub name; default: the backbone's own")
-    parser.add_argument("--task", metavar="NAME", help='the task of lines without a "task" of their own')
+    parser.add_argument("--task", metavar="NAME", help="the task of lines that name none")
+    parser.add_argument(
+        "--task-field", metavar="FIELD", default="task", help="field in which a line names its task; default: task"
+    )
+    parser.add_argument(
+        "--confidence",
+        action="store_true",
+        help='write "confidence" too, the softmax probability of what was predicted, for each word where there are '
+        "several; generated text has none",
+    )
     parser.add_argument("--input", type=Path, metavar="FILE", help="default: standard input")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
     parser.add_argument(
@@ -68,100 +103,126 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    write = writer(args.output, args.input)
-    where, data = read_input(args.input)
-    learned = _open(args)
-    kinds = {name: kind.kind for name, kind in learned.kinds.items()}
-    if args.task is not None and args.task not in kinds:
-        raise DataError(f"task {args.task!r} is not learned in this folder; it has: {', '.join(kinds)}", "--task")
-    # Nothing is answered before every line is known to be right: the output has a line for each, or is not there.
-    rows = read_rows(data, where, args.task, kinds, skip_bad=args.skip_bad)
-    answered = answer(learned, rows)
-    lines = [json.dumps({**row, "prediction": found}, ensure_ascii=False) + "\n" for row, found in answered]
-    write("".join(lines))
-    if rows.skipped:
-        print(f"tss: {rows.skipped} of {rows.skipped + len(lines)} lines were skipped", file=sys.stderr)
-    return SKIPPED if rows.skipped else 0
+    output = writer(args.output, args.input)
+    _check_field(args.task_field)
+    with contextlib.ExitStack() as files:
+        where, stream = open_input(args.input, files)
+        learned = open_folder(args)
+        kinds = {name: kind.kind for name, kind in learned.kinds.items()}
+        if args.task is not None and args.task not in kinds:
+            from tss.run.learned import unknown_task
+
+            raise DataError(unknown_task(args.task, kinds), "--task")
+        reader = Reader(where, kinds, args.task_field, args.task, args.skip_bad)
+        if args.input is not None and args.input.is_file() and not args.skip_bad:  # what can be read twice
+            for _ in windows(stream, reader):
+                pass
+            stream.seek(0)
+        write = files.enter_context(output)
+        skipped = answered = 0
+        for rows in windows(stream, reader):
+            lines = answer(learned, rows, args.confidence)
+            write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            answered, skipped = answered + len(lines), skipped + rows.skipped
+    if skipped:
+        print(f"tss: {skipped} of {skipped + answered} lines were skipped", file=sys.stderr)
+    return SKIPPED if skipped else 0
 
 
-def read_input(path: Path | None) -> tuple[str, bytes]:
-    """A name for messages, and the bytes.
+def _check_field(name: str) -> None:
+    from tss.data.schema import FIELDS
+
+    taken = {PREDICTED, CONFIDENCE, *(field for needed, optional in FIELDS.values() for field in (*needed, *optional))}
+    if name in taken:
+        raise ConfigError(f"--task-field {name} is a field that tasks read or write; name another: --task-field task")
+
+
+def open_input(path: Path | None, files: contextlib.ExitStack) -> tuple[str, BinaryIO]:
+    """A name for messages, and the bytes; `files` closes them.
 
     Raises:
         DataError: the file cannot be read.
     """
     if path is None:
         stream = getattr(sys.stdin, "buffer", None)
-        return "<stdin>", sys.stdin.read().encode() if stream is None else stream.read()
+        if stream is None:  # a text put in its place
+            import io
+
+            stream = io.BytesIO(sys.stdin.read().encode())
+        return "<stdin>", stream
     try:
-        return str(path), path.read_bytes()
+        return str(path), files.enter_context(path.open("rb"))
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", path) from error
 
 
-def writer(output: Path | None, source: Path | None) -> Callable[[str], object]:
-    """What writes the answers, at once or not at all; looked at before anything is computed.
+def writer(output: Path | None, source: Path | None) -> AbstractContextManager[Callable[[str], object]]:
+    """What gives a function that writes answers; looked at before anything is computed.
+
+    A file has them at the end of the block and all at once, if it ends well; anything else at once.
 
     Raises:
         StateError: the output is the input, or cannot be written.
     """
     if output is None:
-        return sys.stdout.write
+        return contextlib.nullcontext(sys.stdout.write)
     output = output.resolve()
     if source is not None and output.exists() and source.exists() and os.path.samefile(source, output):
         raise StateError(f"--output {output} is the input, which is never written over; name another file")
     if output.is_dir():
         raise StateError(f"--output {output} is a folder; name a file in it")
     if output.exists() and not output.is_file():  # a pipe or a device: nothing there to replace
-        return lambda text: output.write_text(text, encoding="utf-8")
+        return _into(lambda: output.open("wb"))
     check_folder(output.parent, "name another --output")
-    return lambda text: write_text(output, text)
+    return _into(lambda: replacing(output))
 
 
-def read_rows(data: bytes, where: str, task: str | None, kinds: dict[str, str], *, skip_bad: bool) -> Rows:
-    """The lines, each with its "task", read and checked as training data is.
+@contextlib.contextmanager
+def _into(opened: Callable[[], AbstractContextManager[BinaryIO]]) -> Iterator[Callable[[str], object]]:
+    with opened() as file:
+        yield lambda text: file.write(text.encode())
+
+
+def windows(stream: BinaryIO, reader: Reader) -> Iterator[Rows]:
+    """The lines, so many at a time, each with its task, read and checked as training data is.
 
     Raises:
         DataError: with the line, what it lacks, and what there is; with `skip_bad` only where there is no line at all.
     """
-    rows = Rows(where, skip_bad)
-    for number, row in _parsed(data, rows):
-        try:
-            name, example = _checked(row, where, number, task, kinds)
-        except DataError as error:
-            rows.refuse(error)
-            continue
-        rows.numbers.append(number)
-        rows.objects.append({**row, "task": name})
-        rows.inputs.append((name, example))
-    return rows
+    from tss.data import parse_line, stream_lines
+
+    lines = stream_lines(stream, reader.where)
+    while window := list(itertools.islice(lines, WINDOW)):
+        rows = Rows(reader)
+        for number, line in window:
+            try:
+                row = parse_line(line, reader.where, number)
+                name, example = _checked(row, number, reader)
+            except DataError as error:
+                rows.refuse(error)
+                continue
+            rows.numbers.append(number)
+            rows.objects.append({**row, reader.field: name})  # type: ignore[dict-item]
+            rows.inputs.append((name, example))
+        yield rows
 
 
-def _parsed(data: bytes, rows: Rows) -> Iterator[tuple[int, Any]]:
-    from tss.data import parse_line, split_lines
-
-    for number, line in split_lines(data, rows.where):
-        try:
-            value = parse_line(line, rows.where, number)
-        except DataError as error:
-            rows.refuse(error)
-            continue
-        yield number, value
-
-
-def _checked(row: Any, where: str, number: int, task: str | None, kinds: dict[str, str]) -> tuple[str, dict[str, Any]]:
+def _checked(row: Any, number: int, reader: Reader) -> tuple[str, dict[str, Any]]:
     """A line's task, and what the task reads of it."""
     from tss.data import Malformed, check_input
+    from tss.run.learned import unknown_task
 
+    where = reader.where
     if not isinstance(row, dict):
         raise DataError(f"expected a JSON object, found {type(row).__name__}", where, number)
-    name = row.get("task", task)
+    name = row.get(reader.field, reader.task)
     if name is None:
-        raise DataError('no task: give --task NAME, or "task" in the line', where, number)
-    if not isinstance(name, str) or name not in kinds:
-        raise DataError(f"task {name!r} is not learned in this folder; it has: {', '.join(kinds)}", where, number)
+        raise DataError(f'no task: give --task NAME, or "{reader.field}" in the line', where, number)
+    if not isinstance(name, str) or name not in reader.kinds:
+        raise DataError(unknown_task(name, reader.kinds), where, number)
     try:
-        example = check_input({key: value for key, value in row.items() if key != "task"}, kinds[name])
+        rest = {key: value for key, value in row.items() if key != reader.field}
+        example = check_input(rest, reader.kinds[name])
         json.dumps(row, ensure_ascii=False, allow_nan=False).encode()  # the output has the whole line
     except Malformed as error:
         raise DataError(f"{error} (task {name})", where, number) from None
@@ -170,28 +231,34 @@ def _checked(row: Any, where: str, number: int, task: str | None, kinds: dict[st
     return name, example
 
 
-def answer(learned: Learned, rows: Rows) -> list[tuple[dict[str, Any], Any]]:
-    """Each good line with its answer; a line that makes its batch fail is looked for and named.
+def answer(learned: Learned, rows: Rows, confidence: bool) -> list[dict[str, Any]]:
+    """Each good line with its answer; a line that cannot be answered is named.
 
     Raises:
         DataError: naming that line.
     """
-    try:
-        return list(zip(rows.objects, learned.predict(rows.inputs), strict=True))
-    except (ValueError, IndexError, RuntimeError):
-        answered = []
-    for number, row, example in zip(rows.numbers, rows.objects, rows.inputs, strict=True):
-        try:
-            answered.append((row, learned.predict([example])[0]))
-        except (ValueError, IndexError, RuntimeError) as error:
-            rows.refuse(DataError(f"cannot be answered: {error}", rows.where, number))
-    return answered
+    from tss.run.learned import Question
+
+    lines = []
+    found = learned.answer([Question(task, example) for task, example in rows.inputs])
+    for number, row, one in zip(rows.numbers, rows.objects, found, strict=True):
+        if isinstance(one, Exception):
+            rows.refuse(DataError(f"cannot be answered: {one}", rows.reader.where, number))
+            continue
+        extra = {CONFIDENCE: one.details[CONFIDENCE]} if confidence and CONFIDENCE in one.details else {}
+        lines.append({**row, PREDICTED: one.prediction, **extra})
+    return lines
 
 
-def _open(args: argparse.Namespace) -> Learned:
+def open_folder(args: argparse.Namespace) -> Learned:
+    """The tasks that a command line names.
+
+    Raises:
+        StateError, ConfigError: they cannot be opened.
+    """
     folder = args.folder
     try:
-        from tss.cli.loaded_run import open_learned
+        from tss.run.learned import open_learned
 
         return open_learned(folder, backbone=args.backbone, tokenizer=args.tokenizer)
     except FileNotFoundError as error:

@@ -1,7 +1,7 @@
 """Tasks as checked examples, the order of tasks, and the order of batches."""
 
 from tss.data.batches import batches
-from tss.data.jsonl import parse_line, read_lines, split_lines
+from tss.data.jsonl import parse_line, read_lines, split_lines, stream_lines
 from tss.data.orders import AUTHOR_ORDERS, Order, author_order, resolve_order
 from tss.data.schema import Malformed, check_input
 from tss.data.source import TaskData, list_tasks, load_task
@@ -20,4 +20,5 @@ __all__ = [
     "read_lines",
     "resolve_order",
     "split_lines",
+    "stream_lines",
 ]

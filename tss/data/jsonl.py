@@ -6,12 +6,15 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from tss.errors import DataError
 from tss.io import from_json
 
 MAX_LINE_BYTES = 16 * 2**20
 """A line of data may have so many bytes; a book has about one million."""
+BOM = b"\xef\xbb\xbf"
+EMPTY = "the file is empty: expected one JSON object per line"
 SPLITS = ("train", "validation", "test")
 
 Row = tuple[int, object]  # line number counted from 1, and what stands there
@@ -69,9 +72,25 @@ def split_lines(data: bytes, where: Path | str) -> Iterator[tuple[int, bytes]]:
         DataError: there is none.
     """
     if not data.strip():
-        raise DataError("the file is empty: expected one JSON object per line", where)
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        raise DataError(EMPTY, where)
+    lines = data.removeprefix(BOM).split(b"\n")
     yield from enumerate(lines[:-1] if lines[-1] == b"" else lines, start=1)
+
+
+def stream_lines(stream: BinaryIO, where: Path | str) -> Iterator[tuple[int, bytes]]:
+    """What `split_lines` gives, read line by line; of a line that is too long, so much that `parse_line` refuses it.
+
+    Raises:
+        DataError: there is none.
+    """
+    number, goes_on = 0, False
+    while piece := stream.readline(MAX_LINE_BYTES + 2):
+        if not goes_on:
+            number += 1
+            yield number, (piece.removeprefix(BOM) if number == 1 else piece).removesuffix(b"\n")
+        goes_on = not piece.endswith(b"\n")
+    if not number:
+        raise DataError(EMPTY, where)
 
 
 def parse_line(line: bytes, where: Path | str, number: int) -> object:
@@ -81,11 +100,7 @@ def parse_line(line: bytes, where: Path | str, number: int) -> object:
         DataError: it is not UTF-8, blank, longer than `MAX_LINE_BYTES`, or not JSON.
     """
     if len(line) > MAX_LINE_BYTES:
-        raise DataError(
-            f"the line has {len(line):,} bytes, more than the limit of {MAX_LINE_BYTES:,}: split the text",
-            where,
-            number,
-        )
+        raise DataError(f"the line has more than the limit of {MAX_LINE_BYTES:,} bytes: split the text", where, number)
     if not line.strip():
         raise DataError("blank line: expected a JSON object", where, number)
     try:

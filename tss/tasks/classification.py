@@ -116,6 +116,13 @@ class Classification(HeadedKind):
         """The label with the largest logit, for each row."""
         return [self.labels[i] for i in logits.argmax(-1).tolist()]
 
+    def confidence(
+        self, logits: torch.Tensor, batch: base.Batch, examples: Sequence[base.Example] | None = None
+    ) -> list[dict[str, Any]]:
+        """The largest probability, and that of each label."""
+        rows = logits.float().softmax(-1).tolist()
+        return [{"confidence": max(row), "scores": dict(zip(self.labels, row, strict=True))} for row in rows]
+
     def references(self, examples: Sequence[base.Example]) -> list[str]:
         """The labels."""
         return [example["label"] for example in examples]

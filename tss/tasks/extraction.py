@@ -129,6 +129,20 @@ class Extraction(HeadedKind):
         ]
         return tags if examples is None else pad_tags(tags, [len(example["tokens"]) for example in examples])
 
+    def confidence(
+        self, logits: torch.Tensor, batch: base.Batch, examples: Sequence[base.Example] | None = None
+    ) -> list[dict[str, Any]]:
+        """The probability of each word's tag; None for words that were cut off."""
+        best = logits.float().softmax(-1).amax(-1).tolist()
+        marks = (batch["labels"] != base.IGNORED).tolist()
+        found: list[list[float | None]] = [
+            [value for value, marked in zip(*row, strict=True) if marked] for row in zip(best, marks, strict=True)
+        ]
+        if examples is not None:
+            for row, example in zip(found, examples, strict=True):
+                row += [None] * (len(example["tokens"]) - len(row))
+        return [{"confidence": row} for row in found]
+
     def references(self, examples: Sequence[base.Example]) -> list[list[str]]:
         """The tags of every word."""
         return [list(example["ner_tags"]) for example in examples]

@@ -172,8 +172,13 @@ class Generation(base.TaskKind):
         tokenizer: Any,
         *,
         examples: Sequence[base.Example] | None = None,
+        streamer: Any = None,
     ) -> list[str]:
         """Beam search with this kind's settings; special tokens and outer blanks are removed.
+
+        Args:
+            model, batch, tokenizer, examples: as for every kind.
+            streamer: of transformers, gets the tokens of a greedy search (one beam) as they are found.
 
         Raises:
             ValueError: the model has no language-model head, or a prompt leaves no position for an answer.
@@ -197,6 +202,7 @@ class Generation(base.TaskKind):
             max_new_tokens=most,
             no_repeat_ngram_size=self.no_repeat_ngram_size,
             **({"pad_token_id": tokenizer.pad_token_id} if self.causal else {}),
+            **({} if streamer is None else {"streamer": streamer}),
         )
         answers = ids[:, taken:] if self.causal else ids
         return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]

@@ -52,6 +52,20 @@ class HeadedKind(TaskKind):
             examples: as for `predict`.
         """
 
+    @abstractmethod
+    def confidence(
+        self, logits: torch.Tensor, batch: Batch, examples: Sequence[Example] | None = None
+    ) -> list[dict[str, Any]]:
+        """How sure the logits are of what `decode` reads off them, one per row; softmax, not calibrated.
+
+        Args:
+            logits, batch, examples: as for `decode`.
+
+        Returns:
+            "confidence", the probability of the prediction, one for each part of it where it has parts, None for a part
+            that was not read; and "scores", label -> probability, where a row has one distribution.
+        """
+
     @torch.no_grad()
     def predict(
         self, model: nn.Module, batch: Batch, tokenizer: Any, *, examples: Sequence[Example] | None = None

@@ -1,0 +1,184 @@
+"""`tss serve`: the learned tasks of one model over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import ipaddress
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tss.errors import ConfigError, TssError
+
+if TYPE_CHECKING:
+    from tss.serve.service import Service
+    from tss.serve.settings import ServeSettings
+
+LEAST_TOKEN = 16
+"""Characters of a token that is not guessed."""
+OPTIONS = {
+    "max_batch": (int, "N", "inputs that one pass answers at most"),
+    "max_wait_ms": (float, "MS", "how long the oldest input waits for others while the model is free"),
+    "max_queue": (int, "N", "inputs that wait at most; a request over it gets 429 and Retry-After"),
+    "max_inputs": (int, "N", "inputs of one request at most"),
+    "max_body": (int, "BYTES", "of one request at most"),
+    "max_tokens": (int, "N", "tokens of an input at most; what is over the task's own length is cut, and said so"),
+    "max_new_tokens": (int, "N", "that a request may ask for; a task's own settings always hold"),
+    "max_beams": (int, "N", "that a request may ask for"),
+    "max_connections": (int, "N", "connections at a time; over it 503"),
+    "grace_seconds": (int, "S", "in which accepted requests are answered after SIGTERM"),
+}
+
+
+def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "serve",
+        parents=parents,
+        help="answer for the learned tasks over HTTP, with a page to try them",
+        description=__doc__,
+        epilog="GET / is a page to try tasks on; POST /v1/predict, GET /v1/tasks, POST /v1/reload, GET /health, GET "
+        "/metrics and GET /openapi.json are for programs. SIGTERM ends it when all that was accepted is answered, "
+        "SIGHUP takes up tasks that were learned in the folder since. Needs: pip install 'tss[serve]'.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run folder, or one that model.tss.save wrote")
+    parser.add_argument("--backbone", metavar="NAME", help="model folder or hub name; default: what the folder names")
+    parser.add_argument("--tokenizer", metavar="NAME", help="folder or hub name; default: the backbone's own")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default: 127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000, help="0: any that is free; default: 8000")
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="holds a token that every request must carry as Authorization: Bearer TOKEN; must be given for a host "
+        "that other machines reach",
+    )
+    for name, (kind, metavar, text) in OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    token = None if args.token_file is None else read_token(args.token_file)
+    with listen(args.host, args.port, token is not None) as sock:
+        try:
+            import fastapi  # noqa: F401
+            import prometheus_client  # noqa: F401
+            import uvicorn  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise TssError(f"the package {error.name} is not installed: pip install 'tss[serve]'") from error
+        settings = _settings(args)
+        from tss.cli.predict import open_folder
+        from tss.serve.service import Service
+
+        service = Service(open_folder(args), settings)
+        try:
+            _serve(service, settings, token, sock)
+        finally:
+            service.close()
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> ServeSettings:
+    from tss.serve.settings import ServeSettings
+
+    given = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
+    if "max_queue" in given:
+        known = {one.name: one.default for one in dataclasses.fields(ServeSettings)}
+        given.setdefault("max_inputs", min(known["max_inputs"], given["max_queue"]))
+    return ServeSettings(**given)
+
+
+def read_token(path: Path) -> str:
+    """The token in a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds none that is long enough.
+    """
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--token-file {path}: cannot be read: {error}") from error
+    if len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"--token-file {path}: expected one token of at least {LEAST_TOKEN} ASCII characters, found {len(token)}; "
+            "make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+        )
+    return token
+
+
+def listen(host: str, port: int, has_token: bool) -> socket.socket:
+    """A socket bound to an address, at which nothing is accepted yet.
+
+    Raises:
+        ConfigError: other machines reach it and there is no token, or it cannot be bound.
+    """
+    if not 0 <= port < 2**16:  # some systems take the rest of the division
+        raise ConfigError(f"--port {port} is none: name one below {2**16}, or 0 for any that is free")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"--host {host} --port {port}: no such address ({error})") from error
+    try:
+        if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback and not has_token:
+            raise ConfigError(
+                f"--host {host} is reached by other machines, so --token-file FILE is needed, or --host 127.0.0.1"
+            )
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(address)
+        except OSError as error:
+            raise ConfigError(f"--host {host} --port {port}: cannot listen there ({error}); name another") from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _serve(service: Service, settings: ServeSettings, token: str | None, sock: socket.socket) -> None:
+    import uvicorn
+
+    from tss.serve.app import create_app
+
+    config = uvicorn.Config(
+        create_app(service, token),
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=settings.max_connections,
+        timeout_graceful_shutdown=settings.grace_seconds,
+    )
+    server = uvicorn.Server(config)
+    # uvicorn raises the signal that ended it anew, when it has answered everything
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    before[signal.SIGHUP] = signal.signal(
+        signal.SIGHUP, lambda *_: threading.Thread(target=_reload, args=(service,), daemon=True).start()
+    )
+    host, port = sock.getsockname()[:2]
+    named = f"[{host}]" if ":" in host else host
+    print(f"tss: {len(service.task_names)} tasks at http://{named}:{port}/", file=sys.stderr, flush=True)
+    try:
+        server.run(sockets=[sock])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _reload(service: Service) -> None:
+    try:
+        added = service.reload().result()
+        print(f"tss: added {', '.join(added) or 'no task'}", file=sys.stderr, flush=True)
+    except Exception as error:  # a server goes on with the tasks that it has
+        print(f"tss: nothing was added: {error}", file=sys.stderr, flush=True)

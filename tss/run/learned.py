@@ -1,0 +1,238 @@
+"""Learned tasks, opened for prediction: those of a run, or those that `model.tss.save` wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tss.adapters import saving
+from tss.adapters.loading import restore
+from tss.errors import ConfigError, DataError, StateError
+from tss.run.answering import CANNOT, Answer, Row, answer_each
+from tss.run.backbone import Backbone, identity, load_backbone, resolve_device, resolve_precision
+from tss.run.config import RunConfig, TaskSettings, load_config, settings_for
+from tss.run.examples import encode_split
+from tss.run.folder import RunFolder
+from tss.run.run_state import RunState, check_same
+from tss.run.runtime import Runtime
+from tss.tasks import TaskKind
+from tss.tasks.base import Example
+
+if TYPE_CHECKING:
+    from tss.adapters import TssHandle, TssModel
+
+
+@dataclass(frozen=True)
+class Question:
+    """An input of a task.
+
+    Attributes:
+        task: that is to answer.
+        example: what its kind reads, checked.
+        kind: the task's with other settings of decoding; None: as it was learned.
+        on_text: as in `Row`.
+        most_tokens: of the input, more are refused; None: any number. What is over the task's own length is cut.
+    """
+
+    task: str
+    example: Example
+    kind: TaskKind | None = None
+    on_text: Callable[[str], object] | None = None
+    most_tokens: int | None = None
+
+
+class TooLong(DataError):
+    """An input of more tokens than are allowed."""
+
+
+@dataclass
+class Learned:
+    """A backbone with gates (or plain adapters) and heads.
+
+    Attributes:
+        folder: where the tasks come from.
+        config: of the run, or the defaults.
+        backbone, model, runtime: what answers.
+        kinds: of the sealed tasks, by name; a new mapping whenever there are others.
+    """
+
+    folder: Path
+    config: RunConfig
+    backbone: Backbone
+    model: TssModel
+    runtime: Runtime
+    kinds: Mapping[str, TaskKind] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._settings: dict[str, TaskSettings] = {}
+        self.refresh()
+
+    @property
+    def handle(self) -> TssHandle:
+        """Of the model."""
+        return self.model.tss
+
+    def refresh(self) -> None:
+        """Take up tasks that were sealed in the model, or deleted from it, since."""
+        kinds = {name: record.kind for name, record in self.handle.tasks.items() if record.state == "sealed"}
+        self._settings |= {name: settings_for(self.config, name) for name in kinds if name not in self._settings}
+        self.kinds = kinds
+
+    def settings_of(self, task: str) -> TaskSettings:
+        """Lengths and batch size that a task was learned with."""
+        return self._settings[task]
+
+    def predict(self, rows: Sequence[tuple[str, Example]]) -> list[Any]:
+        """The prediction for each (task, example), in their order.
+
+        Raises:
+            ValueError, IndexError, RuntimeError: an input cannot be answered.
+        """
+        answers = self.answer([Question(task, example) for task, example in rows])
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return [answer.prediction for answer in answers]  # type: ignore[union-attr]
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer | Exception]:
+        """The answer to each question, in their order, or why there is none; rows that can share a batch do."""
+        answers: list[Any] = self._rows(questions)
+        places = [i for i, row in enumerate(answers) if isinstance(row, Row)]
+        found = answer_each(self.model, [answers[i] for i in places], self.backbone.tokenizer, self.runtime)
+        for place, answer in zip(places, found, strict=True):
+            answers[place] = answer
+        return answers
+
+    def _rows(self, questions: Sequence[Question]) -> list[Row | Exception]:
+        """Each question encoded, those of a task by one call of the tokenizer; or why it cannot be."""
+        rows: list[Any] = [None] * len(questions)
+        places: dict[str, list[int]] = {}
+        for place, question in enumerate(questions):
+            places.setdefault(question.task, []).append(place)
+        for task, of_task in places.items():
+            if task not in self.kinds:  # it was deleted after it was asked
+                found: list[Row | Exception] = [StateError(unknown_task(task, self.kinds))] * len(of_task)
+            else:
+                try:
+                    found = list(self._encode([questions[i] for i in of_task]))
+                except CANNOT:
+                    found = [self._encode_one(questions[i]) for i in of_task]
+            for place, row in zip(of_task, found, strict=True):
+                rows[place] = self._measured(questions[place], row) if isinstance(row, Row) else row
+        return rows
+
+    def _encode_one(self, question: Question) -> Row | Exception:
+        try:
+            return self._encode([question])[0]
+        except CANNOT as error:
+            return error
+
+    def _encode(self, questions: Sequence[Question]) -> list[Row]:
+        """Rows of one task."""
+        task = questions[0].task
+        settings, kind = self.settings_of(task), self.kinds[task]
+        split = encode_split([one.example for one in questions], kind, self.backbone.tokenizer, settings)
+        return [
+            Row(task, one.kind or kind, one.example, encoded, settings.eval_batch_size, on_text=one.on_text)
+            for one, encoded in zip(questions, split.encoded, strict=True)
+        ]
+
+    def _measured(self, question: Question, row: Row) -> Row | TooLong:
+        """The row, marked if its input was cut; or that the input has too many tokens, where somebody asks."""
+        most, length, found = (
+            question.most_tokens,
+            self.settings_of(row.task).source_length,
+            len(row.encoded["input_ids"]),
+        )
+        if most is None or found < min(length, most + 1):
+            return row
+        if found <= most:  # as many as the task reads: there may have been more
+            longer = self.settings_of(row.task).model_copy(update={"source_length": most + 1})
+            split = encode_split([row.example], self.kinds[row.task], self.backbone.tokenizer, longer)
+            found = len(split.encoded[0]["input_ids"])
+        if found > most:
+            return TooLong(f"the input has more than {most} tokens; shorten it")
+        return dataclasses.replace(row, cut=found > length)
+
+    def reload(self) -> list[str]:
+        """Add tasks that were learned in the folder since it was opened; gives their names.
+
+        Tasks that are there stay, also if the folder has lost them.
+
+        Raises:
+            StateError: nothing can be read, or the folder has another task under a name that is there: a sealed task
+                never changes. Nothing is added then.
+        """
+        state, saved = _read(self.folder)
+        sealed = [(tensors, about) for tensors, about in saved.tasks if about["state"] == "sealed"]
+        there = self.handle.tasks
+        for _, about in sealed:
+            if about["name"] in there and about.get("hash") != there[about["name"]].hash:
+                raise StateError(
+                    f"{self.folder}: task {about['name']!r} is another one than the one that answers here, and a "
+                    "sealed task never changes: save the new one under another name, or start again"
+                )
+        new = [(tensors, about) for tensors, about in sealed if about["name"] not in there]
+        if new:
+            restore(self.model, dataclasses.replace(saved, tasks=new), str(self.folder))
+            if state is not None:
+                self.config = load_config(state.config)
+            self.refresh()
+        return [about["name"] for _, about in new]
+
+
+def unknown_task(name: object, kinds: Mapping[str, Any]) -> str:
+    """What is said of a name that no task has."""
+    told = repr(name)
+    told = told if len(told) <= 200 else f"{told[:200]}..."
+    return f"task {told} is not learned in this folder; it has: {', '.join(kinds)}"
+
+
+def open_learned(folder: Path | str, *, backbone: str | None = None, tokenizer: str | None = None) -> Learned:
+    """Opens a run folder, finished or not, or a folder that `model.tss.save` wrote. Nothing in it is changed.
+
+    Args:
+        folder: a run's, or with `tss.json`.
+        backbone: model folder or hub name; None: the one that the folder names.
+        tokenizer: folder or hub name; None: the backbone's own.
+
+    Raises:
+        StateError: neither kind of folder, nothing learned yet, or a file that is missing, truncated or edited.
+        ConfigError: its backbone cannot be loaded here, or a saved folder does not say which it is.
+    """
+    state, saved = _read(folder)
+    if not any(about["state"] == "sealed" for _, about in saved.tasks):
+        raise StateError(f"{folder}: no task is learned yet")
+    if state is not None:  # what is in config.yaml may have been edited since
+        config = load_config(state.config)
+    else:
+        name = backbone or saved.backbone.get("name")
+        if not name:
+            raise ConfigError(f"{folder} does not say which backbone it was learned on: name it with --backbone")
+        config = load_config({"backbone": name})
+    device = resolve_device(config.device)
+    runtime = Runtime(device, resolve_precision(config.precision, device))
+    base = load_backbone(
+        backbone or config.backbone,
+        tokenizer=tokenizer or config.tokenizer,
+        precision=runtime.precision,
+        device=runtime.device,
+        seed=config.seed,
+    )
+    if state is not None:
+        check_same(f"{folder} cannot be used here: the {{}}", state.backbone, identity(base))
+    model = restore(base.model, saved, str(folder))
+    model.eval()
+    return Learned(RunFolder(folder).path, config, base, model, runtime)
+
+
+def _read(folder: Path | str) -> tuple[RunState | None, saving.SavedTasks]:
+    """The state of a run, None for another folder, and its tasks."""
+    files = RunFolder(folder)
+    state = files.load_state() if files.state.is_file() else None
+    if state is not None and not state.sealed:
+        raise StateError(f"{folder}: no task is learned yet")
+    return state, saving.read(files.path, None if state is None else state.saved)

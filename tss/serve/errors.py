@@ -1,0 +1,63 @@
+"""What a request can be refused with: a code for programs, the words of the Python error, and what to do about it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+log = logging.getLogger("tss.serve")
+
+LONGEST = 4000
+"""Characters of a message."""
+
+# code -> (status, remedy)
+CODES: dict[str, tuple[int, str]] = {
+    "invalid_json": (400, "send one JSON object, in UTF-8"),
+    "unauthorized": (401, "send the server's token in the header Authorization: Bearer TOKEN"),
+    "forbidden_origin": (403, "call from a page of this server, or from a program"),
+    "unknown_task": (404, "name one of the tasks of GET /v1/tasks"),
+    "not_found": (404, "see the paths in GET /openapi.json"),
+    "method_not_allowed": (405, "see the methods in GET /openapi.json"),
+    "body_too_slow": (408, "send the whole body at once"),
+    "conflict": (409, "what is served stays as it is; see the message"),
+    "body_too_large": (413, "send fewer or shorter inputs"),
+    "input_too_long": (413, "shorten the input, or split it"),
+    "not_json": (415, "send the header Content-Type: application/json"),
+    "invalid_request": (422, "see the request's schema in GET /openapi.json"),
+    "invalid_input": (422, 'give what the kind of the task reads: {"text", "aspect"?}, {"tokens"} or {"source"}'),
+    "invalid_parameters": (422, "leave parameters out to decode as the task was learned"),
+    "cannot_answer": (422, "change the input as the message says"),
+    "queue_full": (429, "send it again after the seconds in the header Retry-After"),
+    "client_gone": (499, "keep the connection open until the answer is there"),
+    "internal": (500, "a fault in tss: report it with the server's log"),
+    "shutting_down": (503, "send it to another server, or again when this one is back"),
+}
+
+
+class ApiError(Exception):
+    """A request that is not answered as it was meant.
+
+    Args:
+        code: a key of `CODES`.
+        message: the condition and the values.
+        headers: of the response.
+    """
+
+    def __init__(self, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        # what a caller sent may be in it: of any length, and with halves of surrogate pairs, which are no text
+        message = message.encode(errors="replace").decode()
+        self.message = message if len(message) <= LONGEST else f"{message[:LONGEST]}..."
+        super().__init__(self.message)
+        self.code, self.headers = code, dict(headers or {})
+        self.status, self.remedy = CODES[code]
+
+    def content(self) -> dict[str, Any]:
+        """The body of the response."""
+        return {"error": {"code": self.code, "message": self.message, "remedy": self.remedy}}
+
+
+def fault(error: Exception) -> ApiError:
+    """What a caller hears of an error that nobody expected; the log has all of it."""
+    log.error("a request failed", exc_info=error)
+    return ApiError("internal", f"{type(error).__name__} while answering")

@@ -1,0 +1,50 @@
+"""Counts and times of a server, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """Those of one server; nothing is shared with others in the process."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "tss_requests", "Requests for predictions, by task and status", ["task", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "tss_request_seconds",
+            "From the first byte of a request for predictions to the last of its answer",
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._batch = Histogram("tss_batch_inputs", "Inputs of a batch", buckets=SIZES, registry=self._registry)
+        self._waiting = Gauge("tss_queue_inputs", "Inputs that wait", registry=self._registry)
+        self._tasks = Gauge("tss_tasks", "Tasks that answer", registry=self._registry)
+
+    def watch(self, waiting: Callable[[], float], tasks: Callable[[], float]) -> None:
+        """Where the queue's length and the number of tasks are read when somebody asks."""
+        self._waiting.set_function(waiting)
+        self._tasks.set_function(tasks)
+
+    def batch(self, size: int) -> None:
+        """A batch of so many inputs is run."""
+        self._batch.observe(size)
+
+    def request(self, task: str, status: int, seconds: float) -> None:
+        """A request for predictions has ended; `task` is empty unless it is one that answers."""
+        self._requests.labels(task, str(status)).inc()
+        self._seconds.observe(seconds)
+
+    def render(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self._registry)
