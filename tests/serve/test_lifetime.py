@@ -162,13 +162,14 @@ def test_readiness_ends_with_the_service(served):
 
 
 @pytest.fixture
-def own(saved, tmp_path, tiny_backbone):
+def own(saved, tmp_path, tiny_backbone, request):
     """A folder of the same tasks that may change, and what was opened from it."""
     folder = tmp_path / "own"
     shutil.copytree(saved, folder)
-    return folder, open_learned(folder, backbone=str(tiny_backbone))
+    return folder, open_learned(folder, backbone=str(tiny_backbone), cache_bytes=getattr(request, "param", None))
 
 
+@pytest.mark.parametrize("own", [None, 1000], ids=["all read", "cache of 1000 bytes"], indirect=True)
 def test_new_tasks_of_the_folder_answer_after_a_reload(own, served, tiny_backbone):
     folder, opened = own
     client = served(of=opened)

@@ -250,8 +250,8 @@ def answer(learned: Learned, rows: Rows, confidence: bool) -> list[dict[str, Any
     return lines
 
 
-def open_folder(args: argparse.Namespace) -> Learned:
-    """The tasks that a command line names.
+def open_folder(args: argparse.Namespace, *, cache_bytes: int | None = None) -> Learned:
+    """The tasks that a command line names; `cache_bytes` as in `open_learned`.
 
     Raises:
         StateError, ConfigError: they cannot be opened.
@@ -260,7 +260,7 @@ def open_folder(args: argparse.Namespace) -> Learned:
     try:
         from tss.run.learned import open_learned
 
-        return open_learned(folder, backbone=args.backbone, tokenizer=args.tokenizer)
+        return open_learned(folder, backbone=args.backbone, tokenizer=args.tokenizer, cache_bytes=cache_bytes)
     except FileNotFoundError as error:
         raise StateError(f"{folder}: not a run folder ({error.filename} is missing)") from error
     except ValueError as error:

@@ -58,6 +58,13 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
         help="holds a token that every request must carry as Authorization: Bearer TOKEN; must be given for a host "
         "that other machines reach",
     )
+    parser.add_argument(
+        "--cache-mib",
+        type=int,
+        metavar="N",
+        help="leave tasks in the folder, read each when it is first asked for, and hold at most N MiB of them; "
+        "default: all are read at the start",
+    )
     for name, (kind, metavar, text) in OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
     return parser
@@ -74,10 +81,13 @@ def run(args: argparse.Namespace) -> int:
         except ModuleNotFoundError as error:
             raise TssError(f"the package {error.name} is not installed: pip install 'tss[serve]'") from error
         settings = _settings(args)
+        if args.cache_mib is not None and args.cache_mib < 0:
+            raise ConfigError(f"--cache-mib: at least 0, got {args.cache_mib}")
         from tss.cli.predict import open_folder
         from tss.serve.service import Service
 
-        service = Service(open_folder(args), settings)
+        cache_bytes = None if args.cache_mib is None else args.cache_mib * 2**20
+        service = Service(open_folder(args, cache_bytes=cache_bytes), settings)
         try:
             _serve(service, settings, token, sock)
         finally:

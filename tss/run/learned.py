@@ -56,6 +56,7 @@ class Learned:
         folder: where the tasks come from.
         config: of the run, or the defaults.
         backbone, model, runtime: what answers.
+        cache_bytes: as `tss.load` has it: sealed tasks stay in the folder, and at most so many bytes of them in memory.
         kinds: of the sealed tasks, by name; a new mapping whenever there are others.
     """
 
@@ -64,6 +65,7 @@ class Learned:
     backbone: Backbone
     model: TssModel
     runtime: Runtime
+    cache_bytes: int | None = None
     kinds: Mapping[str, TaskKind] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -166,22 +168,23 @@ class Learned:
             StateError: nothing can be read, or the folder has another task under a name that is there: a sealed task
                 never changes. Nothing is added then.
         """
-        state, saved = _read(self.folder)
-        sealed = [(tensors, about) for tensors, about in saved.tasks if about["state"] == "sealed"]
+        state, saved = _read(self.folder, keep=self.cache_bytes is not None)
         there = self.handle.tasks
-        for _, about in sealed:
+        for about in _sealed(saved):
             if about["name"] in there and about.get("hash") != there[about["name"]].hash:
                 raise StateError(
                     f"{self.folder}: task {about['name']!r} is another one than the one that answers here, and a "
                     "sealed task never changes: save the new one under another name, or start again"
                 )
-        new = [(tensors, about) for tensors, about in sealed if about["name"] not in there]
+        new = [about["name"] for about in _sealed(saved) if about["name"] not in there]
         if new:
-            restore(self.model, dataclasses.replace(saved, tasks=new), str(self.folder))
+            tasks = [(tensors, about) for tensors, about in saved.tasks if about["name"] in new]
+            kept = [(read, about) for read, about in saved.kept if about["name"] in new]
+            restore(self.model, dataclasses.replace(saved, tasks=tasks, kept=kept), str(self.folder))
             if state is not None:
                 self.config = load_config(state.config)
             self.refresh()
-        return [about["name"] for _, about in new]
+        return new
 
 
 def unknown_task(name: object, kinds: Mapping[str, Any]) -> str:
@@ -191,20 +194,28 @@ def unknown_task(name: object, kinds: Mapping[str, Any]) -> str:
     return f"task {told} is not learned in this folder; it has: {', '.join(kinds)}"
 
 
-def open_learned(folder: Path | str, *, backbone: str | None = None, tokenizer: str | None = None) -> Learned:
+def open_learned(
+    folder: Path | str,
+    *,
+    backbone: str | None = None,
+    tokenizer: str | None = None,
+    cache_bytes: int | None = None,
+) -> Learned:
     """Opens a run folder, finished or not, or a folder that `model.tss.save` wrote. Nothing in it is changed.
 
     Args:
         folder: a run's, or with `tss.json`.
         backbone: model folder or hub name; None: the one that the folder names.
         tokenizer: folder or hub name; None: the backbone's own.
+        cache_bytes: leave sealed tasks in the folder, which has to stay, and hold at most so many bytes of them; None:
+            read all now.
 
     Raises:
         StateError: neither kind of folder, nothing learned yet, or a file that is missing, truncated or edited.
         ConfigError: its backbone cannot be loaded here, or a saved folder does not say which it is.
     """
-    state, saved = _read(folder)
-    if not any(about["state"] == "sealed" for _, about in saved.tasks):
+    state, saved = _read(folder, keep=cache_bytes is not None)
+    if not _sealed(saved):
         raise StateError(f"{folder}: no task is learned yet")
     if state is not None:  # what is in config.yaml may have been edited since
         config = load_config(state.config)
@@ -226,13 +237,19 @@ def open_learned(folder: Path | str, *, backbone: str | None = None, tokenizer: 
         check_same(f"{folder} cannot be used here: the {{}}", state.backbone, identity(base))
     model = restore(base.model, saved, str(folder))
     model.eval()
-    return Learned(RunFolder(folder).path, config, base, model, runtime)
+    model.tss.store.cache.limit = cache_bytes
+    return Learned(RunFolder(folder).path, config, base, model, runtime, cache_bytes)
 
 
-def _read(folder: Path | str) -> tuple[RunState | None, saving.SavedTasks]:
+def _sealed(saved: saving.SavedTasks) -> list[dict[str, Any]]:
+    """What is told of the sealed tasks."""
+    return [about for _, about in (*saved.kept, *saved.tasks) if about["state"] == "sealed"]
+
+
+def _read(folder: Path | str, *, keep: bool) -> tuple[RunState | None, saving.SavedTasks]:
     """The state of a run, None for another folder, and its tasks."""
     files = RunFolder(folder)
     state = files.load_state() if files.state.is_file() else None
     if state is not None and not state.sealed:
         raise StateError(f"{folder}: no task is learned yet")
-    return state, saving.read(files.path, None if state is None else state.saved)
+    return state, saving.read(files.path, None if state is None else state.saved, keep=keep)
