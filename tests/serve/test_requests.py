@@ -111,7 +111,8 @@ def test_a_full_queue_refuses_with_a_time_to_wait(served, monkeypatch):
         ({"task": "sum/beams", "input": {"source": "a"}, "stream": True}, "invalid_parameters", "2 beams"),
         ({"task": "asc/a", "input": {"text": "a"}, "stream": True}, "invalid_parameters", "is classification"),
         ({"task": "asc/a", "inputs": [{"text": "a"}], "stream": True}, "invalid_request", "one input"),
-        ({"task": "asc/a", "input": {"text": "good " * 99}}, "input_too_long", "more than 30 tokens"),
+        ({"task": "asc/a", "input": {"text": "a " * 99}}, "input_too_long", "more than 30 tokens"),
+        ({"task": "ner/c", "input": {"tokens": ["a" * 200] * 2}}, "input_too_long", "400 characters are over"),
         ({"task": "asc/a", "inputs": [{"text": "a"}] * 5}, "body_too_large", "5 inputs are over"),
         ([], "invalid_request", ""),
         (None, "invalid_request", ""),
@@ -211,7 +212,7 @@ def test_a_search_streams_if_one_beam_is_asked_for(client, learned):
 
 
 def test_a_stream_of_what_cannot_be_answered_has_a_status(served):
-    response = ask(served(max_tokens=5), "drg/d", {"source": "good " * 30}, stream=True)
+    response = ask(served(max_tokens=5), "drg/d", {"source": "a " * 15}, stream=True)
     refused(response, "input_too_long")
 
 

@@ -21,6 +21,9 @@ from tss.tasks import Generation, TaskKind
 if TYPE_CHECKING:
     from tss.adapters import TssModel
 
+CHARACTERS = 8
+"""Characters of an input for each token that it may have; texts have four or five."""
+
 
 class Service:
     """Answers for the sealed tasks of a model, which from now on belongs to this service's thread.
@@ -108,6 +111,10 @@ class Service:
                 example = check_input(given, kind.kind)
             except Malformed as error:
                 raise ApiError("invalid_input", f"{called}: {error} (task {task})") from None
+            # Tokenizers read all of a text before they cut it, on the thread that everybody waits for.
+            size = sum(len(part) for value in example.values() for part in value)
+            if size > (most := CHARACTERS * self.settings.max_tokens):
+                raise ApiError("input_too_long", f"{called}: {size} characters are over this server's limit of {most}")
             questions.append(Question(task, example, kind, on_text, self.settings.max_tokens))
         key = share_of(self._learned.model.core, kind, self._learned.settings_of(task).eval_batch_size)
         try:
