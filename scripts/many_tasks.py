@@ -14,6 +14,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import transformers
@@ -33,7 +34,7 @@ def backbone_of(name: str) -> transformers.PreTrainedModel:
     if name == "embedded":
         return load_backbone("embedded").model
     torch.manual_seed(0)
-    stacks = {f"{stack}_{key}": value for stack in ("encoder", "decoder")
+    stacks: dict[str, Any] = {f"{stack}_{key}": value for stack in ("encoder", "decoder")
               for key, value in {"layers": 6, "attention_heads": 8, "ffn_dim": 1024}.items()}  # fmt: skip
     return transformers.BartForConditionalGeneration(transformers.BartConfig(vocab_size=8000, d_model=256, **stacks))
 
@@ -73,7 +74,7 @@ def medians(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
     return {key: statistics.median(values) for key, values in times.items()}
 
 
-def calls_of(models: dict[str, torch.nn.Module], source: int, target: int, generate: bool) -> dict[str, Callable]:
+def calls_of(models: dict[str, Any], source: int, target: int, generate: bool) -> dict[str, Callable]:
     """One call for each system and number of tasks."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(10, 5000, (ROWS, source), generator=generator)
@@ -112,7 +113,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    models = {"tss": ours(arguments.backbone), "peft": theirs(arguments.backbone)}
+    models: dict[str, Any] = {"tss": ours(arguments.backbone), "peft": theirs(arguments.backbone)}
     if arguments.bfloat16:
         models = {system: model.bfloat16() for system, model in models.items()}
     precision = "bfloat16" if arguments.bfloat16 else "float32"

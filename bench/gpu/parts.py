@@ -197,7 +197,7 @@ PARTS: tuple[Part, ...] = (
     _measured("gated_adapter", 40, "forward, forward and backward"),
     _measured("gated_linear", 50, "forward, dX, dS, forward and backward"),
     _measured("rest", 30, "packed_linear, gates, importance", "packed_linear", "gates", "importance"),
-    _measured("multi_task", 60, "batches of many tasks against one call for each task"),
+    _measured("multi_task", 60, "batches of many tasks against one call for each task", named=True),
     _measured("importance_pass", 60, "the importance pass against a training epoch", named=True),
     _measured("scaling", 180, "along rows, features, bottleneck and number of tensors", named=True),
     _measured("tasks", 180, "switching, learning, saving and loading, up to 1,000 tasks", named=True),
