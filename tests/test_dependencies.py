@@ -53,10 +53,10 @@ def _missing(folder: str, declared: set[str]) -> list[str]:
     ]
 
 
-# accelerate, peft, ray and triton are optional in the packages: they are looked for before they are imported.
+# accelerate, peft, ray, triton and wandb are optional in the packages: they are looked for before they are imported.
 @pytest.mark.parametrize(("folder", "extras"), [("tss", ["train", "serve"]), ("tss_kernels", [])])
 def test_packages_import_only_what_is_installed_with_them(folder, extras):
-    optional = {"triton", "accelerate", "peft", "ray", "setuptools", "pybind11", "ninja"}
+    optional = {"triton", "accelerate", "peft", "ray", "wandb", "setuptools", "pybind11", "ninja"}
     assert not _missing(folder, _declared(*extras) | optional)
 
 

@@ -88,7 +88,10 @@ class Method(ABC):
         """Before an optimizer step: its place in the epoch, from 0, of `steps`. A resumed run comes by at the same."""
 
     def penalty(self, handle: TssHandle, batch: Batch) -> torch.Tensor | None:
-        """A scalar added to the loss of a batch, or None."""
+        """A scalar added to the loss of a batch, or None.
+
+        The batch has "prefix_states" too where the run keeps the states below the first adapter.
+        """
         return None
 
     def end_task(self, handle: TssHandle, name: str, batches: Iterable[Batch]) -> None:

@@ -37,10 +37,10 @@ def distillation_loss(
         temperature: divides the logits.
     """
     inputs = dict(batch)
-    below, labels = inputs.pop("below", None), inputs.pop("labels")
+    states, labels = inputs.pop("prefix_states", None), inputs.pop("labels")
     assert handle.trainable is not None
     targets = labels if handle.tasks[handle.trainable].kind.kind == "generation" else None
-    with evaluation_mode(handle.model), reuse_states(None if below is None else handle.frozen_prefix, below):
+    with evaluation_mode(handle.model), reuse_states(None if states is None else handle.frozen_prefix, states):
         with torch.no_grad():
             before = answers(handle, past, inputs, targets, teacher)
         now = answers(handle, past, inputs, targets, None)

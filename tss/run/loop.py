@@ -213,7 +213,7 @@ def backward(job: Job, group: list[list[int]], epoch: int, step: int) -> float:
         batch = collate(job.train, processes.rows(rows), job.kind, job.tokenizer, job.runtime)
         with job.runtime.autocast():
             loss = job.handle.loss(**batch)
-            penalty = job.method.penalty(job.handle, {key: batch[key] for key in batch if key != "prefix_states"})
+            penalty = job.method.penalty(job.handle, batch)
         if penalty is not None:
             loss = loss + penalty
         loss = loss * (processes.share(label_counts(job.train, rows)) / len(group))
