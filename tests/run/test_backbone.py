@@ -15,8 +15,12 @@ from tss.run.backbone import (
     resolve_device,
     resolve_precision,
 )
+from tss.run.config import load_config
 from tss.run.runtime import Runtime
+from tss.run.sequence import run_sequence
 from tss.seeding import seed_of
+
+from .conftest import tiny_values
 
 
 def test_a_folder_gives_model_and_tokenizer_in_the_precision_asked_for(tiny_backbone):
@@ -142,3 +146,17 @@ def test_the_embedded_backbone_is_small_and_knows_more_than_its_shape():
         loss = float(backbone.model(input_ids=words, labels=words).loss)
         untrained = float(load_backbone("embedded-random").model(input_ids=words, labels=words).loss)
     assert loss < untrained - 2, "nats per token, of a sentence to be reproduced"
+
+
+def test_a_run_on_an_encoder(tiny_data, tiny_tokenizer, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    transformers.BertModel(transformers.BertConfig(vocab_size=len(tiny_tokenizer), **sizes)).save_pretrained(
+        tmp_path / "encoder"
+    )
+    tiny_tokenizer.save_pretrained(tmp_path / "encoder")
+    values = tiny_values(tmp_path / "encoder", tiny_data) | {"tasks": ["asc/phones", "ner/people"]}
+    done = run_sequence(load_config(values), tmp_path / "run")
+    assert done.matrix[1][0] == done.matrix[0][0]
+    with pytest.raises(ConfigError, match=r"drg/trips on backbone .* need a language-model head"):
+        run_sequence(load_config(values | {"tasks": ["drg/trips"]}), tmp_path / "other")

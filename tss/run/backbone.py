@@ -140,7 +140,8 @@ def identity(backbone: Backbone) -> dict[str, str]:
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
         words = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
-    settings = [config.to_diff_dict() for config in (backbone.model.config, backbone.model.generation_config) if config]
+    configs = (backbone.model.config, getattr(backbone.model, "generation_config", None))  # an encoder has none
+    settings = [config.to_diff_dict() for config in configs if config]
     told = [{key: value for key, value in each.items() if key not in VOLATILE} for each in settings]
     return {
         "tokenizer": sha256(json.dumps([type(tokenizer).__name__, words, special], sort_keys=True)),
