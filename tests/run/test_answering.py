@@ -17,7 +17,7 @@ from tss.run.backbone import load_backbone
 from tss.run.config import load_config
 from tss.run.evaluate import predict
 from tss.run.examples import encode_split
-from tss.run.learned import Question, TooLong, open_learned
+from tss.run.learned import Question, TooLong, UnknownTask, open_learned
 from tss.tasks import Generation
 
 KINDS = {
@@ -147,7 +147,7 @@ def test_a_row_that_cannot_be_answered_takes_no_other_with_it(learned, monkeypat
     found = learned.answer(
         [*[Question("asc/a", {"text": text}) for text in texts], Question("asc/gone", {"text": "a"})]
     )
-    assert [type(one) for one in found] == [Answer, RuntimeError, Answer, StateError]
+    assert [type(one) for one in found] == [Answer, RuntimeError, Answer, UnknownTask]
 
 
 def test_lengths_are_asked_about(learned):

@@ -228,3 +228,20 @@ def test_an_abandoned_loop_stops_no_answer(learned):
     (future,) = service.submit("drg/d", [("input", INPUTS["drg/d"])])
     assert future.result(60).prediction
     service.close()
+
+
+@pytest.mark.parametrize("own", [0], indirect=True)
+def test_a_task_whose_file_is_gone_is_unavailable_and_no_other_is(own, served):
+    folder, opened = own
+    client = served(of=opened)
+    before = {task: ask(client, task).json() for task in KINDS}
+    (path,) = folder.glob("tasks/*-asc-a-*.safetensors")
+    path.rename(folder / "aside")
+    ask(client, "asc/b")  # what was asked for last stays in memory
+    told = ask(client, "asc/a")
+    assert told.status_code == 503
+    refused(told, "task_unavailable")
+    assert str(folder) not in told.text
+    assert ask(client, "asc/b").json() == before["asc/b"]
+    (folder / "aside").rename(path)
+    assert ask(client, "asc/a").json() == before["asc/a"]

@@ -32,8 +32,12 @@ def load(
     Raises:
         StateError: a file is missing, damaged or of another save; another backbone; other settings, or names that are
             taken. The model is then as it was.
-        ValueError: `cache_bytes` is negative.
+        TypeError, ValueError: `tasks` is one name, or `cache_bytes` no number of bytes.
     """
+    if isinstance(tasks, str):
+        raise TypeError(f"tasks takes names of tasks, got one string: give [{tasks!r}]")
+    if cache_bytes is not None and not isinstance(cache_bytes, int):
+        raise TypeError(f"cache_bytes must be a whole number of bytes, got {cache_bytes!r}")
     if cache_bytes is not None and cache_bytes < 0:
         raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
     directory = _folder(source)

@@ -258,11 +258,55 @@ def _add(
         if names is not None and about["name"] not in names:
             return
         if keep and about["state"] == "sealed":
-            saved.kept.append((lambda: _get(directory, entry)[0], about))
+            saved.kept.append((KeptFile(directory.absolute(), dict(entry), about), about))
             return
     tensors, about = _get(directory, entry)
     _check_description(path, about)
     saved.tasks.append((tensors, about))
+
+
+class KeptFile:
+    """Reads a sealed task's tensors from the folder that it was left in, also after others have saved there.
+
+    A save may give the task's file another name, or move it in the order: it is found by what was sealed.
+    """
+
+    def __init__(self, directory: Path, entry: Mapping[str, str], about: Mapping[str, Any]) -> None:
+        self.directory, self.entry, self.about = directory, entry, about
+
+    def __call__(self) -> Tensors:
+        """The tensors, checked.
+
+        Raises:
+            StateError: the folder is gone, has the task no more, or its file was changed.
+        """
+        for _ in range(2):  # a save may come between finding the file and reading it
+            if not (self.directory / self.entry["file"]).is_file():
+                self.entry = self._find()
+            try:
+                tensors, about = _get(self.directory, self.entry)
+            except StateError:
+                if (self.directory / self.entry["file"]).is_file():
+                    raise
+                continue
+            if {**about, "name": None} != {**self.about, "name": None}:
+                raise StateError(
+                    f"{self.directory / self.entry['file']} does not say of task {self.about['name']!r} what it said "
+                    "when the folder was opened: it was edited then or since; open it again"
+                )
+            return tensors
+        raise StateError(f"{self.directory / self.entry['file']} is missing")
+
+    def _find(self) -> Mapping[str, str]:
+        manifest = read_manifest(self.directory)
+        _check_manifest(self.directory, manifest)
+        for entry in manifest["tasks"]:
+            if read_metadata(self.directory / entry["file"]).get("hash") == self.about["hash"]:
+                return entry
+        raise StateError(
+            f"{self.directory} has task {self.about['name']!r} no more, which was left there when it was opened: put "
+            f"{self.entry['file']} back, or load the folder without cache_bytes"
+        )
 
 
 def _check_description(path: Path, about: Mapping[str, Any]) -> None:

@@ -112,12 +112,13 @@ class TaskChoice:
                 f"model.tss.use(name), or use(None) for the model without adapters; the tasks are: {self._sealed()}"
             )
         try:
-            return self._call_of(self._checked(self.chosen))
+            chosen = self._checked(self.chosen)
         except StateError as error:
             raise StateError(
                 f"{error}. The call names no task, and this one was active on this thread: choose another with "
                 "model.tss.use(name), or use(None) for the model without adapters"
             ) from None
+        return self._call_of(chosen)
 
     def _sealed(self) -> str:
         return ", ".join(name for name, record in self.store.tasks.items() if record.state is State.SEALED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -173,7 +174,10 @@ class TaskTensors:
             raise StateError(f"task {name!r}: its metadata does not describe a task ({error!r})") from error
         if not self._sealed():
             self.frozen.remember(fresh=True)
-        self.store.add_kept(record, lambda: self._value_of(name, self.make_head(name, kind), read(), sha))
+        self.store.add_kept(record, partial(self._read_kept, name, kind, read, sha))
+
+    def _read_kept(self, name: str, kind: TaskKind, read: Callable[[], Tensors], sha: str) -> SealedTask:
+        return self._value_of(name, self.make_head(name, kind), read(), sha)
 
     def _load_head(self, name: str, head: nn.Module | None, tensors: Mapping[str, torch.Tensor]) -> None:
         if head is not None:
@@ -196,16 +200,16 @@ class TaskTensors:
         gates, total = self.gate_bytes(), self.store.record(name).bytes
         return {"gates": gates, "head": total - gates, "total": total}
 
-    def verify(self, *, fresh: bool = True) -> None:
+    def verify(self, *, fresh: bool = True, kept: bool = True) -> None:
         """Raise ForgettingError, naming what changed, if anything is not what it was that a sealed task relies on.
 
         Args:
-            fresh: read frozen weights anew, and tasks that are not in memory; False: of frozen weights only those that
-                torch knows to have been written to.
+            fresh: read frozen weights anew; False: only those that torch knows to have been written to.
+            kept: read tasks too that are not in memory.
         """
         sealed = self._sealed()
         for name in sealed:
-            self.store.verify(name, fresh=fresh)
+            self.store.verify(name, fresh=kept)
         if sealed:
             self.frozen.verify(fresh=fresh)
 
@@ -220,7 +224,7 @@ class TaskTensors:
             ForgettingError: what a sealed task relies on was written to.
         """
         check_whole(self.layers)
-        self.verify(fresh=False)
+        self.verify(fresh=False, kept=False)
         if len(self.store.learners) > 1:
             raise StateError(
                 f"{', '.join(self.store.learners)} are being learned together, which a save cannot hold: seal them "
@@ -244,7 +248,7 @@ class TaskTensors:
             StateError: another backbone or other adapters, or names that are taken; nothing is added then.
             ForgettingError: what this model's own tasks rely on was written to.
         """
-        self.verify()
+        self.verify(kept=False)
         self.frozen.check_same(saved.backbone, saved.frozen, origin)
         for _, about in (*saved.tasks, *saved.kept):
             self.store.check_free(about["name"])

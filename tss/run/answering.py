@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tss.errors import StateError
 from tss.run.examples import Split, by_length
 from tss.run.runtime import Runtime
 from tss.run.text_stream import TextStream
@@ -135,8 +136,8 @@ def _read(logits: torch.Tensor, rows: Sequence[Row]) -> list[Answer]:
     return [Answer(*both) for both in zip(found, details, strict=True)]
 
 
-CANNOT = (ValueError, IndexError, RuntimeError, MemoryError)
-"""What the model, its tokenizer and PyTorch raise for an input that they cannot answer."""
+CANNOT = (ValueError, IndexError, RuntimeError, MemoryError, StateError)
+"""What is raised for an input that the model or its tokenizer cannot answer, or a task that cannot be read."""
 
 
 def answer_each(

@@ -48,6 +48,10 @@ class TooLong(DataError):
     """An input of more tokens than are allowed."""
 
 
+class UnknownTask(StateError):
+    """A task that is not learned here, or not any more."""
+
+
 @dataclass
 class Learned:
     """A backbone with gates (or plain adapters) and heads.
@@ -116,7 +120,7 @@ class Learned:
             places.setdefault(question.task, []).append(place)
         for task, of_task in places.items():
             if task not in self.kinds:  # it was deleted after it was asked
-                found: list[Row | Exception] = [StateError(unknown_task(task, self.kinds))] * len(of_task)
+                found: list[Row | Exception] = [UnknownTask(unknown_task(task, self.kinds))] * len(of_task)
             else:
                 try:
                     found = list(self._encode([questions[i] for i in of_task]))

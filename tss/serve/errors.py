@@ -31,6 +31,7 @@ CODES: dict[str, tuple[int, str]] = {
     "queue_full": (429, "send it again after the seconds in the header Retry-After"),
     "client_gone": (499, "keep the connection open until the answer is there"),
     "internal": (500, "a fault in tss: report it with the server's log"),
+    "task_unavailable": (503, "tell who runs the server, whose log says what is missing, and send it again"),
     "shutting_down": (503, "send it to another server, or again when this one is back"),
 }
 

@@ -11,9 +11,9 @@ from tss.data import Malformed, check_input
 from tss.data.schema import ANSWERS, FIELDS
 from tss.errors import StateError
 from tss.run.answering import CANNOT, Answer, share_of
-from tss.run.learned import Learned, Question, TooLong, unknown_task
+from tss.run.learned import Learned, Question, TooLong, UnknownTask, unknown_task
 from tss.serve.batcher import Batcher, Closed, QueueFull
-from tss.serve.errors import ApiError
+from tss.serve.errors import ApiError, log
 from tss.serve.metrics import Metrics
 from tss.serve.settings import ServeSettings
 from tss.tasks import Generation, TaskKind
@@ -176,8 +176,11 @@ def result_of(called: str, found: Answer | BaseException) -> Answer:
         return found
     if isinstance(found, TooLong):
         raise ApiError("input_too_long", f"{called}: {found}")
-    if isinstance(found, StateError):
+    if isinstance(found, UnknownTask):
         raise ApiError("unknown_task", str(found))
+    if isinstance(found, StateError):  # a task that was left in the folder cannot be read from it
+        log.error("a task cannot be read", exc_info=found)
+        raise ApiError("task_unavailable", "the task's files cannot be read now")
     if isinstance(found, CANNOT):
         raise ApiError("cannot_answer", f"{called}: cannot be answered: {found}")
     raise found
