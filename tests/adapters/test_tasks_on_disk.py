@@ -69,6 +69,14 @@ def test_memory_stays_within_its_limit_and_what_was_used_last_stays(folder, whol
     assert cache.bytes == sizes["topics"]
 
 
+def test_a_batch_of_many_tasks_reads_each_of_them_once(folder):
+    model, reads = opened(folder, 0), []
+    for kept in model.tss.store._sealed.values():
+        kept.read = lambda read=kept.read: (reads.append(1), read())[1]
+    logits(model, make_batch(REPLIES), ["r1", "r2", "r1", "r3"])
+    assert len(reads) == 3
+
+
 def test_tasks_are_added_saved_and_deleted_beside_those_on_disk(folder, whole, tmp_path):
     model, batch = opened(folder, 0), make_batch(REPLIES)
     learn(model.tss, "new", REPLIES, seed=9)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from tss.adapters.learning import TasksLearned
+from tss.adapters.sealed_task import SealedTask
 from tss.adapters.task_call import NO_TASK, TaskCall
 from tss.adapters.task_store import State, TaskStore
 from tss.errors import StateError
@@ -127,35 +128,39 @@ class TaskChoice:
         if chosen is None:
             return NO_TASK
         if isinstance(chosen, str):
-            return self._call_of_one(chosen)
+            return self._call_of_one(chosen, self._value(chosen))
         places: dict[str, list[int]] = {}
         for row, name in enumerate(chosen):
             places.setdefault(name, []).append(row)
-        rows = [(self._call_of_one(name), where) for name, where in places.items()]
+        values = {name: self._value(name) for name in places}  # once each: one that is not in memory is read
+        rows = [(self._call_of_one(name, values[name]), where) for name, where in places.items()]
         first = rows[0][0]
         call = TaskCall(self.store, chosen, first.kind, None, first.head, rows)
-        self._add_banks(call, places)
+        sealed = [value for value in values.values() if value is not None]
+        if len(sealed) == len(values):
+            self._add_banks(call, sealed, list(places.values()))
         return call
 
-    def _add_banks(self, call: TaskCall, places: Mapping[str, list[int]]) -> None:
-        """Bring the gates of all tasks of a call together, if they have gates and none is being learned."""
-        if any(self.store.record(name).state is State.LEARNING for name in places):
-            return
-        first, *others = [self.store.sealed(name) for name in places]
+    def _value(self, name: str) -> SealedTask | None:
+        """What a task is sealed as; None of one that is being learned."""
+        return None if self.store.record(name).state is State.LEARNING else self.store.sealed(name)
+
+    def _add_banks(self, call: TaskCall, values: Sequence[SealedTask], places: Sequence[list[int]]) -> None:
+        """Bring the gates of all tasks of a call together, if they have gates."""
+        first, *others = values
         if first.block is None:
             return
         call.banks = first.banks(others, len(call.names))
         ids = torch.empty(len(call.names), dtype=torch.int64)
-        for index, rows in enumerate(places.values()):
+        for index, rows in enumerate(places):
             ids[rows] = index
         call.bank_ids = ids.to(first.block.device)
 
-    def _call_of_one(self, name: str) -> TaskCall:
-        record = self.store.record(name)
-        if record.state is State.LEARNING:
-            return TaskCall(self.store, (name,), record.kind, None, self.learning.of(name).head)
-        value = self.store.sealed(name)
-        return TaskCall(self.store, (name,), record.kind, value.by_site, value.head)
+    def _call_of_one(self, name: str, value: SealedTask | None) -> TaskCall:
+        kind = self.store.record(name).kind
+        if value is None:
+            return TaskCall(self.store, (name,), kind, None, self.learning.of(name).head)
+        return TaskCall(self.store, (name,), kind, value.by_site, value.head)
 
     def _checked(self, task: str | Sequence[str] | None) -> Chosen:
         if task is None:
