@@ -349,5 +349,6 @@ _keep_from_compiler(
     _resolve_task, TssHandle.resolve, TssHandle._check_attached, TaskChoice.resolve, TaskChoice._call_of,
     TaskChoice._call_of_one, TaskChoice._checked, TaskChoice._runnable, TaskChoice.chosen.fget, TaskChoice._sealed,
     TaskChoice._value, TaskChoice._add_banks, TaskCall.__init__, TaskStore.record, TaskStore.sealed,
-    TaskStore.learning.fget, TaskCache.get, SealedTask.banks, part_of_block, TasksLearned.of, module_name, TssModel.__getattr__,
+    TaskStore.learning.fget, TaskCache.get, SealedTask.banks, part_of_block, TasksLearned.of,
+    module_name, TssModel.__getattr__,
 )  # fmt: skip
