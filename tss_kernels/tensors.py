@@ -39,3 +39,11 @@ def count_writes(tensors: Iterable[torch.Tensor]) -> None:
     """Tells autograd that an operator wrote to these tensors, which it does not find out from the schema."""
     if not torch.compiler.is_compiling():  # a compiled graph writes by operations that count
         torch.autograd.graph.increment_version(tensors)
+
+
+def bank_of(bank: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The bank with each task's gates contiguous, and bytes from a task to the next; they may lie apart."""
+    if not bank[:1].is_contiguous():
+        bank = bank.contiguous()
+    # The stride of a single task may be anything.
+    return bank, bank.stride(0) if bank.shape[0] > 1 else bank.shape[1] * bank.shape[2]

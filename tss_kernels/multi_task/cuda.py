@@ -17,8 +17,8 @@ from tss_kernels.gated_adapter.cuda import ACTIVATIONS
 from tss_kernels.gated_adapter.reference import FROM_RESULT
 from tss_kernels.gated_linear.cuda import CHUNK, is_aligned
 from tss_kernels.multi_task import grouped
-from tss_kernels.multi_task.grouped import Groups, Kernels, bank_of, empty_groups
-from tss_kernels.tensors import DTYPE_CODES, address
+from tss_kernels.multi_task.grouped import Groups, Kernels, empty_groups
+from tss_kernels.tensors import DTYPE_CODES, address, bank_of
 
 
 def _group(task_ids: torch.Tensor, length: int, tasks: int, dtype: torch.dtype) -> Groups:

@@ -64,14 +64,6 @@ def empty_groups(task_ids: Tensor, length: int, tasks: int, tile_rows: int) -> G
     return Groups(order, torch.empty((most, 3), dtype=torch.int64, device=task_ids.device), length)
 
 
-def bank_of(bank: Tensor) -> tuple[Tensor, int]:
-    """The bank with each task's gates contiguous, and bytes from a task to the next; they may lie apart."""
-    if not bank[:1].is_contiguous():
-        bank = bank.contiguous()
-    # The stride of a single task may be anything.
-    return bank, bank.stride(0) if bank.shape[0] > 1 else bank.shape[1] * bank.shape[2]
-
-
 def _check_on_the_host(task_ids: Tensor, tasks: int) -> None:
     """Raises ValueError for an id outside a bank of so many tasks, if finding one waits for no device."""
     if task_ids.device.type == "cpu":

@@ -7,7 +7,7 @@ import torch
 
 from tss_kernels.backends.native import described, kernels
 from tss_kernels.gated_adapter import reference as adapters
-from tss_kernels.tensors import DTYPE_CODES, address, rows_of
+from tss_kernels.tensors import DTYPE_CODES, address, bank_of, rows_of
 from tss_kernels.validation import refuse_id
 
 ACTIVATIONS = {"relu": 0, "gelu": 1, "silu": 2, "tanh": 3}
@@ -27,11 +27,10 @@ def _product(
     rows = rows_of(x)
     if rows.stride(1) != 1:
         rows = rows.contiguous()
-    if not bank[:1].is_contiguous():  # tasks may lie apart, as in a larger bank
-        bank = bank.contiguous()
+    bank, task_bytes = bank_of(bank)
     weight, task_ids, bias = weight.contiguous(), task_ids.contiguous(), None if bias is None else bias.contiguous()
     outside = kernels.multi_task_product(
-        rows.data_ptr(), rows.stride(0), weight.data_ptr(), DTYPE_CODES[x.dtype], bank.data_ptr(), bank.stride(0),
+        rows.data_ptr(), rows.stride(0), weight.data_ptr(), DTYPE_CODES[x.dtype], bank.data_ptr(), task_bytes,
         bank.shape[0], task_ids.data_ptr(), entries, length, address(bias), y.data_ptr(), out_features, in_features,
         backward, torch.get_num_threads(),
     )  # fmt: skip

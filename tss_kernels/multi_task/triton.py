@@ -17,12 +17,13 @@ from tss_kernels.backends.triton import dot_precision, launch
 from tss_kernels.gated_adapter.reference import FROM_RESULT
 from tss_kernels.gated_linear.triton_tiles import is_aligned, loads_numbers, pipelined
 from tss_kernels.multi_task import grouped
-from tss_kernels.multi_task.grouped import Groups, Kernels, bank_of, empty_groups
+from tss_kernels.multi_task.grouped import Groups, Kernels, empty_groups
 from tss_kernels.multi_task.triton_kernels import (
     group_kernel,
     multi_task_forward_kernel,
     multi_task_input_grad_kernel,
 )
+from tss_kernels.tensors import bank_of
 
 GROUP_BLOCK = 1024  # entries that are looked at together
 # `out` is what a program has of the result's features, `inner` of what is summed over: the same for every
