@@ -101,7 +101,7 @@ class Client:
     async def raw(self, data: bytes) -> Reply:
         """The response to these bytes."""
         started = time.perf_counter()
-        if self._streams is None:
+        if self._streams is None or self._streams[0].at_eof():  # never opened, or closed by the server since
             self._streams = await asyncio.open_connection("127.0.0.1", self.port)
         reader, writer = self._streams
         try:

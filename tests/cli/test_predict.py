@@ -32,6 +32,7 @@ BAD = {
     "bytes": (b'{"text": "\xff"}', "not UTF-8"),
     "kind": (b'{"text": "a", "tokens": ["a"]}', "belongs to another kind"),
     "task": (b'{"text": "a", "task": 3}', "task 3 is not learned"),
+    "answered": (b'{"text": "a", "prediction": "b"}', '"prediction" is in the line'),
 }
 
 
@@ -141,6 +142,9 @@ def test_confidence_is_told_where_it_is_asked_for(tss, finished_run, tmp_path):
     assert len(tags) == 3
     assert all(1 / 3 <= tag <= 1 for tag in tags)
     assert "confidence" not in ask(tss, finished_run, tmp_path, GOOD).out
+    sure = b'{"text": "a", "confidence": 0.1}'
+    assert json.loads(ask(tss, finished_run, tmp_path, sure).out)["confidence"] == 0.1
+    assert '"confidence" is in the line' in ask(tss, finished_run, tmp_path, sure, more=["--confidence"]).err
 
 
 @pytest.fixture

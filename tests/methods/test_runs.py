@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import tss
-from tests.run.conftest import TASKS, examples, tiny_values
+from tests.run.conftest import TASKS, examples, tiny_values, write_tiny_data
 from tss.methods import METHODS
 from tss.run.config import load_config
 from tss.run.sequence import run_sequence
@@ -40,13 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    for task in TASKS:
-        (root / task).mkdir(parents=True)
-        for split, count, offset in (("train", 20, 0), ("validation", 6, 20), ("test", 6, 26)):
-            rows = "".join(json.dumps(row) + "\n" for row in examples(task, count, offset))
-            (root / task / f"{split}.jsonl").write_text(rows)
-    return root
+    return write_tiny_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("name", list(METHODS))
@@ -63,17 +57,18 @@ def test_a_run_is_stopped_resumed_to_the_same_bytes_and_predicts(name, data, tin
     if METHODS[name].never_forgets:
         assert result.summary["forgetting"] == 0.0
 
-    model = tss.load(AutoModelForSeq2SeqLM.from_pretrained(tiny_backbone), whole)
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
-    for number, task in enumerate(TASKS, start=1):
-        kind, rows = model.tss.tasks[task].kind, examples(task, 6, 26)
-        encoded = kind.encode_all(rows, tokenizer, source_length=24, target_length=16)
-        (path,) = (whole / "predictions").glob(f"{number:02d}-*")
-        told = [json.loads(line)["prediction"] for line in path.read_text().splitlines()]
+    for cache_bytes in (None, 1000):  # all read, and each read from the folder when it is asked
+        model = tss.load(AutoModelForSeq2SeqLM.from_pretrained(tiny_backbone), whole, cache_bytes=cache_bytes)
         model.eval()
-        with model.tss.using(task):
-            found = [
-                kind.predict(model, kind.collate([row], pad_id=1), tokenizer, examples=[one])[0]
-                for row, one in zip(encoded, rows, strict=True)
-            ]
-        assert found == told
+        for number, task in enumerate(TASKS, start=1):
+            kind, rows = model.tss.tasks[task].kind, examples(task, 6, 26)
+            encoded = kind.encode_all(rows, tokenizer, source_length=24, target_length=16)
+            (path,) = (whole / "predictions").glob(f"{number:02d}-*")
+            told = [json.loads(line)["prediction"] for line in path.read_text().splitlines()]
+            with model.tss.using(task):
+                found = [
+                    kind.predict(model, kind.collate([row], pad_id=1), tokenizer, examples=[one])[0]
+                    for row, one in zip(encoded, rows, strict=True)
+                ]
+            assert found == told

@@ -31,16 +31,19 @@ def examples(task: str, count: int, offset: int) -> list[dict[str, object]]:
     return rows
 
 
+def write_tiny_data(root: Path) -> Path:
+    """The folder, with twenty, six and six examples of each task."""
+    for task in TASKS:
+        (root / task).mkdir(parents=True)
+        for split, count, offset in (("train", 20, 0), ("validation", 6, 20), ("test", 6, 26)):
+            rows = "".join(json.dumps(row) + "\n" for row in examples(task, count, offset))
+            (root / task / f"{split}.jsonl").write_text(rows)
+    return root
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    for task in TASKS:
-        folder = root / task
-        folder.mkdir(parents=True)
-        for split, count, offset in (("train", 20, 0), ("validation", 6, 20), ("test", 6, 26)):
-            lines = [json.dumps(row) for row in examples(task, count, offset)]
-            (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-    return root
+    return write_tiny_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")

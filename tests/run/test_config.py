@@ -97,6 +97,22 @@ def test_a_file_wins_over_what_the_preset_that_it_extends_says_for_a_method():
         assert [settings_for(config, task).adapter_lr for task in tasks] == [expected] * 3
 
 
+def test_a_preset_says_what_differs_for_a_backbone_below_what_it_says_for_a_method_and_every_later_layer():
+    mine = {"extends": "quick", "backbone": "mine", "backbones": {"mine": {"training": {"score_lr": 7e-3}}}}
+    for config, expected in (
+        (load_config("quick"), 1e-2),
+        (load_config("quick", ["backbone=./minilm"]), 3e-3),
+        (load_config({"extends": "quick", "backbone": "./minilm"}), 3e-3),
+        (load_config("quick", ["method=piggyback"]), 1e-3),
+        (load_config("quick", ["training.score_lr=2e-3"]), 2e-3),
+        (load_config({"extends": "quick", "training": {"score_lr": 2e-3}}), 2e-3),
+        (load_config(mine), 7e-3),
+    ):
+        assert settings_for(config, "asc/x").score_lr == expected
+    with pytest.raises(ConfigError, match="backbones: expected names of backbones"):
+        load_config({"backbones": ["embedded"]})
+
+
 def test_what_an_override_brings_in_is_not_blamed_on_the_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("seed: -1\n")

@@ -83,6 +83,11 @@ def test_a_full_queue_refuses_with_a_time_to_wait(served, monkeypatch):
         ({"task": "asc/a", "input": {"text": ""}}, "invalid_input", 'input: field "text" is empty'),
         ({"task": "asc/a", "input": {"tokens": ["a"]}}, "invalid_input", 'field "text" is missing'),
         ({"task": "asc/a", "inputs": [{"text": "a"}, {"text": 3}]}, "invalid_input", 'inputs[1]: field "text" must be'),
+        (
+            {"task": "asc/a", "input": {"text": "a", "aspekt": "b"}},
+            "invalid_input",
+            "no field 'aspekt' in classification",
+        ),
         ({"task": "asc/a", "input": {"text": "\ud800"}}, "invalid_input", "half of a surrogate pair"),
         ({"task": "asc/a", "input": {"\ud800": "a"}}, "invalid_input", 'field "text" is missing'),
         ({"task": "asc/a", "\ud800": {"text": "a"}}, "invalid_request", "valid string"),

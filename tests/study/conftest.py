@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.run.conftest import TASKS, examples, tiny_values
+from tests.run.conftest import tiny_values, write_tiny_data
 from tss.io import sha256, to_json
 from tss.run.folder import RunFolder
 from tss.run.run_state import RunState, SealedTask
@@ -18,13 +17,7 @@ from tss.study.plan import Cell, cells_of, load_study
 
 @pytest.fixture(scope="session")
 def study_data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("study-data")
-    for task in TASKS:
-        (root / task).mkdir(parents=True)
-        for split, count, offset in (("train", 20, 0), ("validation", 6, 20), ("test", 6, 26)):
-            rows = "".join(json.dumps(row) + "\n" for row in examples(task, count, offset))
-            (root / task / f"{split}.jsonl").write_text(rows)
-    return root
+    return write_tiny_data(tmp_path_factory.mktemp("study-data"))
 
 
 @pytest.fixture

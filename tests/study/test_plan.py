@@ -65,6 +65,10 @@ def test_the_section_methods_of_a_preset_lies_below_the_changes_of_a_study(tmp_p
     assert load_config(base, ["method=ewc"]).training.adapter_lr == 0.1
     assert load_config(base, ["method=ewc", "training.adapter_lr=0.3"]).training.adapter_lr == 0.3
     assert load_config(base, ["method=ncl"]).training.adapter_lr == 1e-3
+    base.write_text(base.read_text() + "backbones: {embedded-random: {training: {score_lr: 0.7}}}\n")
+    for backbone, rate in (("embedded-random", 0.7), ("elsewhere", 0.05)):
+        chosen = cells_of(load_study(path, [f"backbone={backbone}"]))
+        assert {cell.config.training.score_lr for cell in chosen} == {rate}
     base.write_text(base.read_text().replace("methods: {ewc", "methods: {ewcc"))
     with pytest.raises(ConfigError, match="methods: no method 'ewcc'; did you mean 'ewc'"):
         load_config(base, ["method=ewc"])

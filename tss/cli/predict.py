@@ -37,6 +37,7 @@ class Reader:
         field: of a line, names its task.
         task: of lines without one.
         skip_bad: leave out lines that cannot be answered.
+        written: fields that answers add, which no line may have.
     """
 
     where: str
@@ -44,6 +45,7 @@ class Reader:
     field: str
     task: str | None
     skip_bad: bool
+    written: tuple[str, ...]
 
 
 @dataclass
@@ -113,7 +115,8 @@ def run(args: argparse.Namespace) -> int:
             from tss.run.learned import unknown_task
 
             raise DataError(unknown_task(args.task, kinds), "--task")
-        reader = Reader(where, kinds, args.task_field, args.task, args.skip_bad)
+        written = (PREDICTED, CONFIDENCE) if args.confidence else (PREDICTED,)
+        reader = Reader(where, kinds, args.task_field, args.task, args.skip_bad, written)
         if args.input is not None and args.input.is_file() and not args.skip_bad:  # what can be read twice
             for _ in windows(stream, reader):
                 pass
@@ -215,6 +218,10 @@ def _checked(row: Any, number: int, reader: Reader) -> tuple[str, dict[str, Any]
     where = reader.where
     if not isinstance(row, dict):
         raise DataError(f"expected a JSON object, found {type(row).__name__}", where, number)
+    if taken := [field for field in reader.written if field in row]:
+        raise DataError(
+            f'"{taken[0]}" is in the line, and the answer would replace it; rename the field', where, number
+        )
     name = row.get(reader.field, reader.task)
     if name is None:
         raise DataError(f'no task: give --task NAME, or "{reader.field}" in the line', where, number)

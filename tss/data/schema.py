@@ -97,6 +97,17 @@ def check_input(example: object, kind: str) -> Example:
     return checked
 
 
+def unknown_field(example: Mapping[str, Any], kind: str) -> str | None:
+    """The first field of an example that no task of its kind reads or predicts.
+
+    Args:
+        example: what was given.
+        kind: of its task.
+    """
+    needed, optional = FIELDS[kind]
+    return next((str(name) for name in example if name not in (*needed, *optional)), None)
+
+
 def is_text(value: str) -> bool:
     """Whether a string can be written as UTF-8; JSON can name half of a surrogate pair, and tokenizers fail on that."""
     try:

@@ -14,7 +14,7 @@ from tss.adapters.config import AdapterConfig
 from tss.errors import ConfigError
 from tss.methods import METHODS
 from tss.run.config_errors import explain, nearest
-from tss.run.config_files import apply_override, apply_overrides, lay_over, merge, read_source
+from tss.run.config_files import CHOICES, apply_override, apply_overrides, lay_over, merge, read_source
 
 MAX_BOTTLENECK = 2**16
 Rate = Annotated[float, Field(gt=0, le=3e38)]  # float32 has no more
@@ -254,7 +254,7 @@ def load_config(
             source that holds the problem, those of overrides with the key.
     """
     values, origin = read_source(source, variant)
-    values = for_method(values, apply_overrides(values, overrides or []).get("method", "tss"), origin)
+    values = for_choices(values, apply_overrides(values, overrides or []), origin)
     config, found = _checked(values)
     origins = dict.fromkeys(found, f"{origin}: ")
     for text in overrides or []:
@@ -276,26 +276,32 @@ def _checked(values: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
         return None, str(error).splitlines()
 
 
-def for_method(values: Mapping[str, Any], method: Any, origin: str) -> dict[str, Any]:
-    """The values of a preset or a file with what its section `methods` says of a method laid over the rest.
+def for_choices(values: Mapping[str, Any], changes: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """The values of a preset or a file, with what its sections `backbones` and `methods` say of the chosen ones.
+
+    What is said of the method wins over what is said of the backbone.
 
     Args:
-        values: with or without such a section: name of a method -> the keys that differ for it.
-        method: name of the method.
+        values: with or without such sections: name of a backbone or method -> the keys that differ for it.
+        changes: later layers' values; their keys `backbone` and `method` choose before those of `values`.
         origin: of the values, for messages.
 
     Raises:
-        ConfigError: the section is none, or names no method.
+        ConfigError: a section is none, or names no method.
     """
-    rest = {key: value for key, value in values.items() if key != "methods"}
-    section = values.get("methods") or {}
-    if not isinstance(section, Mapping) or not all(isinstance(changes, Mapping) for changes in section.values()):
-        raise ConfigError(f"{origin}: methods: expected names of methods with the keys that differ for them")
-    if unknown := [name for name in section if name not in METHODS]:
-        raise ConfigError(
-            f"{origin}: methods: no method {unknown[0]!r}; {nearest(str(unknown[0]), list(METHODS), 'methods')}"
-        )
-    return lay_over(rest, section.get(method, {}) if isinstance(method, str) else {})
+    rest = {key: value for key, value in values.items() if key not in CHOICES}
+    laid = rest
+    for section, key in CHOICES.items():
+        settings = values.get(section) or {}
+        if not isinstance(settings, Mapping) or not all(isinstance(given, Mapping) for given in settings.values()):
+            raise ConfigError(f"{origin}: {section}: expected names of {section} with the keys that differ for them")
+        if section == "methods" and (unknown := [name for name in settings if name not in METHODS]):
+            raise ConfigError(
+                f"{origin}: methods: no method {unknown[0]!r}; {nearest(str(unknown[0]), list(METHODS), 'methods')}"
+            )
+        chosen = {**rest, **changes}.get(key, RunConfig.model_fields[key].default)
+        laid = lay_over(laid, settings.get(chosen, {}) if isinstance(chosen, str) else {})
+    return laid
 
 
 def dump_config(config: RunConfig) -> str:

@@ -17,6 +17,8 @@ MAX_BYTES, MAX_VALUES = 2**20, 100_000
 """Of a configuration: bytes of its file, and values in it."""
 SECTIONS, SPECIFIC = ("training", "generation", "limits"), ("families", "overrides")
 """Keys that hold for every task, and keys that hold for a family or a task alone."""
+CHOICES = {"backbones": "backbone", "methods": "method"}
+"""Sections of what differs for one value of a key; the later one wins."""
 
 
 def preset_names() -> list[str]:
@@ -142,13 +144,14 @@ def lay_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     """`base` with a later layer laid over it: a file over the preset that it extends, an override over a file.
 
     What the layer sets for every task also replaces what `base` sets for a family or a single task, and what it sets
-    for a family what `base` sets for a task of it; and all that it sets replaces what `base` sets for a method: an
-    earlier layer would win otherwise, and without a word.
+    for a family what `base` sets for a task of it; and all that it sets replaces what `base` sets for a backbone or a
+    method: an earlier layer would win otherwise, and without a word.
     """
     lower = _less(base, changes)
-    for name, settings in _mapping(base.get("methods")).items():
-        if isinstance(settings, Mapping):
-            lower["methods"] = {**lower["methods"], name: without(_less(settings, changes), changes)}
+    for section in CHOICES:
+        for name, settings in _mapping(base.get(section)).items():
+            if isinstance(settings, Mapping):
+                lower[section] = {**lower[section], name: without(_less(settings, changes), changes)}
     return merge(lower, changes)
 
 

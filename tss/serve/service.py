@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from tss.data import Malformed, check_input
-from tss.data.schema import ANSWERS, FIELDS
+from tss.data.schema import ANSWERS, FIELDS, unknown_field
 from tss.errors import StateError
 from tss.run.answering import CANNOT, Answer, share_of
 from tss.run.learned import Learned, Question, TooLong, UnknownTask, unknown_task
@@ -111,6 +111,10 @@ class Service:
                 example = check_input(given, kind.kind)
             except Malformed as error:
                 raise ApiError("invalid_input", f"{called}: {error} (task {task})") from None
+            if (name := unknown_field(given, kind.kind)) is not None:  # a field misspelt gives another answer
+                reads = ", ".join(sum(FIELDS[kind.kind], ()))
+                message = f"{called}: no field {name[:80]!r} in {kind.kind}, which has {reads} (task {task})"
+                raise ApiError("invalid_input", message)
             # Tokenizers read all of a text before they cut it, on the thread that everybody waits for.
             size = sum(len(part) for value in example.values() for part in value)
             if size > (most := CHARACTERS * self.settings.max_tokens):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from tss.errors import ConfigError
 from tss.io import safe_name
 from tss.methods import METHODS
-from tss.run.config import RunConfig, for_method, load_config
+from tss.run.config import RunConfig, for_choices, load_config
 from tss.run.config_errors import explain, nearest
 from tss.run.config_files import MAX_BYTES, apply_overrides, lay_over, read_source, read_yaml
 from tss.run.resolve import missing_message, sequence
@@ -174,7 +174,9 @@ def _row(study: StudyConfig, base: dict[str, Any], origin: str, row: str) -> Run
     method = changes.get("method", row)
     if method not in METHODS:
         raise ConfigError(f"methods.{row}: no method {method!r}: name one by its key method; {', '.join(METHODS)}")
-    values = lay_over(lay_over(for_method(base, method, origin), study.changes), {**changes, "method": method})
+    changes = {**changes, "method": method}
+    values = for_choices(base, {**study.changes, **changes}, origin)
+    values = lay_over(lay_over(values, study.changes), changes)
     try:
         return load_config(values)
     except ConfigError as error:
