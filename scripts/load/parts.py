@@ -112,6 +112,7 @@ def overload(server: Server, tasks: Sequence[str], rate: float, seconds: float) 
 
     offered = asyncio.run(everything())
     assert all(wait is not None for wait in waits)
+    assert set(statuses) <= {200, 429}, statuses
     return {"offered per second": round(offered), "statuses": dict(statuses), "answered in ms": percentiles(answered),
             "memory in MB": f"{before:.0f} to {server.megabytes():.0f}"}  # fmt: skip
 
