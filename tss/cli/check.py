@@ -1,4 +1,4 @@
-"""`tss check`: validate a configuration and every line of its data, estimate memory and time; nothing is trained."""
+"""`tss check`: validate a configuration and every line of its data, and estimate memory and time, without training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
     )
     config_args.add_arguments(parser)
     parser.add_argument(
-        "--no-steps", action="store_true", help="leave the backbone alone: no estimate of memory and time"
+        "--no-steps", action="store_true", help="do not load the backbone, and do not estimate memory and time"
     )
     return parser
 

@@ -24,13 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "words",
         nargs="*",
         metavar="CONFIG|PRESET|key=value",
-        help="a YAML file or a preset, then keys to change, the "
-        "last one wins: training.epochs=1 holds for every task, families.asc.epochs=3 after it for a family",
+        help="a YAML file or a preset, then changes to it, of which the last one wins: training.epochs=1 for every "
+        "task, then families.asc.epochs=3 for one family",
     )
-    parser.add_argument(
-        "--preset", metavar="NAME", help="the preset, for example mixed or mixed.paper (see `tss presets`)"
-    )
-    parser.add_argument("--variant", metavar="quick|paper", help="which variant of the preset")
+    parser.add_argument("--preset", metavar="NAME", help="preset, for example mixed or mixed.paper (see `tss presets`)")
+    parser.add_argument("--variant", metavar="quick|paper", help="variant of the preset")
     parser.add_argument("--data", metavar="DIR", help="folder of <family>/<task>/*.jsonl, `generated`, or hub:NAME")
     parser.add_argument(
         "--backbone", metavar="X", help="embedded, bart-large (either with -random), a model folder or a hub name"
@@ -38,12 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         metavar="M",
-        help="tss; or, to compare: one, lora, supsup, piggyback, hat, ewc, lwf, ncl, full or mtl",
+        help="tss, or a baseline: one, lora, supsup, piggyback, hat, ewc, lwf, ncl, full, mtl",
     )
     parser.add_argument(
         "--available-only",
         action="store_true",
-        help="leave out the tasks of the sequence that the data lacks, and say which",
+        help="skip tasks of the sequence that the data does not have, and list them",
     )
 
 

@@ -1,4 +1,4 @@
-"""`tss data get`: the paper's forty tasks as checked JSONL; `tss data list`: where each comes from."""
+"""`tss data get`: download and convert the paper's forty tasks; `tss data list`: show where each comes from."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
     parser = subparsers.add_parser(
         "data",
         parents=parents,
-        help="get the forty tasks, or list where they come from",
+        help="download the paper's forty tasks, or list their sources",
         description=__doc__,
-        epilog="A finished task is kept: the same command again goes on where it stopped.",
+        epilog="Finished tasks are kept: run the same command again to continue.",
         allow_abbrev=False,
     )
-    parser.add_argument("action", choices=("get", "list"), help="make tasks in a folder, or show the table")
+    parser.add_argument("action", choices=("get", "list"), help="create tasks in a folder, or show the table")
     parser.add_argument("words", nargs="*", metavar="TASK|FAMILY", help="for example ner/conll2003, ner, ipod")
-    parser.add_argument("--all", action="store_true", help="all forty")
-    parser.add_argument("--to", metavar="DIR", help="the data folder; tasks go to DIR/<family>/<task>/")
+    parser.add_argument("--all", action="store_true", help="all forty tasks")
+    parser.add_argument("--to", metavar="DIR", help="data folder; tasks are written to DIR/<family>/<task>/")
     parser.add_argument(
         "--from",
         dest="source",
         metavar="DIR",
-        help="take the files of a source from DIR/<name>/ where there is such a folder (see `tss data list TASK`)",
+        help="read the files of a source from DIR/<name>/ if it exists (see `tss data list TASK`)",
     )
-    parser.add_argument("--replace", action="store_true", help="make tasks anew, whatever is there")
-    parser.add_argument("--any-size", action="store_true", help="keep tasks whose sizes are not those of the table")
+    parser.add_argument("--replace", action="store_true", help="create tasks again, and replace what is there")
+    parser.add_argument("--any-size", action="store_true", help="keep tasks whose sizes differ from the table")
     return parser
 
 

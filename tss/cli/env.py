@@ -1,4 +1,4 @@
-"""`tss env`: what a bug report should say about the machine and the installation."""
+"""`tss env`: print the machine and the installation, for bug reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VARIABLES = (
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Adds the command."""
     return subparsers.add_parser(
-        "env", parents=parents, help="print a bug-report block", description=__doc__, allow_abbrev=False
+        "env", parents=parents, help="print the environment, for bug reports", description=__doc__, allow_abbrev=False
     )
 
 

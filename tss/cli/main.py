@@ -28,11 +28,11 @@ def build_parser() -> Parser:
     """The parser with all commands; nothing heavy is imported."""
     parser = Parser(
         prog="tss",
-        description="Learn a sequence of language tasks on one frozen model, without forgetting.",
+        description="Train a sequence of language tasks on one frozen model, without forgetting.",
         epilog="Start with `tss run demo`. TSS_DEBUG=1 shows tracebacks.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", parser_class=Parser)

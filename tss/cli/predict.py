@@ -1,4 +1,4 @@
-"""`tss predict`: answers of learned tasks, JSONL in, JSONL out; each line may name its own task."""
+"""`tss predict`: predict with learned tasks, from JSONL to JSONL; each line can name its own task."""
 
 from __future__ import annotations
 
@@ -71,34 +71,35 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
     parser = subparsers.add_parser(
         "predict",
         parents=parents,
-        help="predict with a learned task, JSONL in, JSONL out",
+        help="predict with learned tasks, from JSONL to JSONL",
         description=__doc__,
-        epilog='A line holds what its kind of task reads: {"text", "aspect"?}, {"tokens"} or {"source"}; the output is '
-        'the same line with "prediction". Rows keep their order; those of different tasks are answered together where '
-        "they can be. Lines are checked as training data is, all those of a file before the first is answered. "
-        "--output FILE is written whole or not at all. Standard output, a pipe or a device gets the lines as they are "
-        f"answered, {WINDOW} at a time: after a failure what was written is right and the rest is missing.",
+        epilog='The fields of a line depend on the kind of its task: {"text", "aspect"?}, {"tokens"} or {"source"}. '
+        'Output lines are the input lines with "prediction" added. Rows of different tasks share batches if they can. '
+        "Lines are validated like training data, and a file is validated as a whole before the first prediction. "
+        "--output FILE is written as a whole or not at all. Standard output, pipes and devices get lines as they are "
+        f"predicted, {WINDOW} at a time; after a failure the lines written are correct and the rest is missing.",
         allow_abbrev=False,
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run folder, or one that model.tss.save wrote")
-    parser.add_argument("--backbone", metavar="NAME", help="model folder or hub name; default: what the folder names")
-    parser.add_argument("--tokenizer", metavar="NAME", help="folder or hub name; default: the backbone's own")
-    parser.add_argument("--task", metavar="NAME", help="the task of lines that name none")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="run folder, or a folder written by model.tss.save")
     parser.add_argument(
-        "--task-field", metavar="FIELD", default="task", help="field in which a line names its task; default: task"
+        "--backbone", metavar="NAME", help="model folder or hub name (default: the one named in FOLDER)"
+    )
+    parser.add_argument("--tokenizer", metavar="NAME", help="folder or hub name (default: the backbone's own)")
+    parser.add_argument("--task", metavar="NAME", help="task of the lines that do not name one")
+    parser.add_argument(
+        "--task-field", metavar="FIELD", default="task", help="field of a line that names its task (default: task)"
     )
     parser.add_argument(
         "--confidence",
         action="store_true",
-        help='write "confidence" too, the softmax probability of what was predicted, for each word where there are '
-        "several; generated text has none",
+        help='add "confidence": the softmax probability of the label, or of each tag; generated text has none',
     )
-    parser.add_argument("--input", type=Path, metavar="FILE", help="default: standard input")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="JSONL file (default: standard input)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSONL file (default: standard output)")
     parser.add_argument(
         "--skip-bad",
         action="store_true",
-        help=f"leave out lines that cannot be answered, name each on standard error, and end with {SKIPPED}",
+        help=f"skip lines that cannot be predicted, report each on standard error, and exit with {SKIPPED}",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""`tss presets`: the presets there are, or one of them in full."""
+"""`tss presets`: list the presets, or print one with all defaults."""
 
 from __future__ import annotations
 

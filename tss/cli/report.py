@@ -1,4 +1,4 @@
-"""`tss report`: one HTML page with plots and tables from one run, from several side by side, or from a study."""
+"""`tss report`: write an HTML page with plots and tables of one run, several runs, or a study."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tss.errors import StateError
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Adds the command."""
     parser = subparsers.add_parser(
-        "report", parents=parents, help="write a report of one run or several", description=__doc__, allow_abbrev=False
+        "report", parents=parents, help="write a report of one or more runs", description=__doc__, allow_abbrev=False
     )
     parser.add_argument(
         "runs",
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="run folders, the first gives the headline numbers; or one study's folder",
+        help="run folders, of which the first gives the headline numbers; or a study folder",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where to write (default: the run, or `report` for several)"
+        "--out", type=Path, metavar="DIR", help="output folder (default: the run folder, or `report` for several runs)"
     )
     parser.add_argument(
         "--one",
@@ -31,12 +31,12 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
         type=Path,
         default=[],
         metavar="RUN",
-        help="runs of single tasks learned alone, for the transfer metric",
+        help="runs of single tasks, for the transfer metric",
     )
     parser.add_argument(
-        "--tensorboard", type=Path, metavar="DIR", help="also write the runs' curves there, for `tensorboard --logdir`"
+        "--tensorboard", type=Path, metavar="DIR", help="also write curves for `tensorboard --logdir DIR`"
     )
-    parser.add_argument("--wandb", metavar="PROJECT", help="also upload the runs to a project of Weights & Biases")
+    parser.add_argument("--wandb", metavar="PROJECT", help="also upload the runs to this Weights & Biases project")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`tss run`: learn a sequence of tasks, evaluate all that are learned after each, write a run folder and its report."""
+"""`tss run`: train a sequence of tasks, evaluate after each, and write a run folder with a report."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ METRICS = ("average", "learning", "forgetting", "forgetting_chaudhry", "forgetti
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Adds the command."""
     parser = subparsers.add_parser(
-        "run", parents=parents, help="learn a sequence of tasks", description=__doc__, allow_abbrev=False
+        "run", parents=parents, help="train a sequence of tasks", description=__doc__, allow_abbrev=False
     )
     config_args.add_arguments(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder (default: a new one under runs/)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: a new one in runs/)")
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in the folder, bit for bit, with its own configuration",
+        help="continue the run in the folder with its own configuration; the result is the same bit for bit",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress, only the results")
+    parser.add_argument("--quiet", action="store_true", help="print results only")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`tss serve`: the learned tasks of one model over HTTP."""
+"""`tss serve`: serve the learned tasks of one model over HTTP."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 LEAST_TOKEN = 16
 """Characters of a token that is not guessed."""
 OPTIONS = {
-    "max_batch": (int, "N", "inputs that one pass answers at most"),
-    "max_wait_ms": (float, "MS", "how long the oldest input waits for others while the model is free"),
-    "max_queue": (int, "N", "inputs that wait at most; a request over it gets 429 and Retry-After"),
-    "max_inputs": (int, "N", "inputs of one request at most"),
-    "max_body": (int, "BYTES", "of one request at most"),
-    "max_tokens": (int, "N", "tokens of an input at most; what is over the task's own length is cut, and said so"),
-    "max_new_tokens": (int, "N", "that a request may ask for; a task's own settings always hold"),
-    "max_beams": (int, "N", "that a request may ask for"),
-    "max_connections": (int, "N", "connections at a time; over it 503"),
-    "grace_seconds": (int, "S", "in which accepted requests are answered after SIGTERM"),
+    "max_batch": (int, "N", "maximum batch size"),
+    "max_wait_ms": (float, "MS", "maximum time that the oldest input waits for others while the model is idle"),
+    "max_queue": (int, "N", "maximum number of waiting inputs; further requests get 429 with Retry-After"),
+    "max_inputs": (int, "N", "maximum number of inputs in a request"),
+    "max_body": (int, "BYTES", "maximum size of a request"),
+    "max_tokens": (int, "N", "maximum number of tokens of an input; longer ones get 413"),
+    "max_new_tokens": (int, "N", "maximum that a request can set; a task's own value is always allowed"),
+    "max_beams": (int, "N", "maximum that a request can set"),
+    "max_connections": (int, "N", "maximum number of open connections; further ones get 503"),
+    "grace_seconds": (int, "S", "time to answer accepted requests after SIGTERM"),
 }
 
 
@@ -39,31 +39,33 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
     parser = subparsers.add_parser(
         "serve",
         parents=parents,
-        help="answer for the learned tasks over HTTP, with a page to try them",
+        help="serve learned tasks over HTTP, with a page to try them",
         description=__doc__,
-        epilog="GET / is a page to try tasks on; POST /v1/predict, GET /v1/tasks, POST /v1/reload, GET /health, GET "
-        "/metrics and GET /openapi.json are for programs. SIGTERM ends it when all that was accepted is answered, "
-        "SIGHUP takes up tasks that were learned in the folder since. Needs: pip install 'tss[serve]'.",
+        epilog="GET / is a page to try tasks; API: POST /v1/predict, GET /v1/tasks, POST /v1/reload, GET /health, "
+        "GET /metrics and GET /openapi.json. On SIGTERM the server answers accepted requests and exits; on SIGHUP it "
+        "loads tasks that were added to the folder. Needs: pip install 'tss[serve]'.",
         allow_abbrev=False,
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run folder, or one that model.tss.save wrote")
-    parser.add_argument("--backbone", metavar="NAME", help="model folder or hub name; default: what the folder names")
-    parser.add_argument("--tokenizer", metavar="NAME", help="folder or hub name; default: the backbone's own")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default: 127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000, help="0: any that is free; default: 8000")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="run folder, or a folder written by model.tss.save")
+    parser.add_argument(
+        "--backbone", metavar="NAME", help="model folder or hub name (default: the one named in FOLDER)"
+    )
+    parser.add_argument("--tokenizer", metavar="NAME", help="folder or hub name (default: the backbone's own)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="port, or 0 for any free one (default: 8000)")
     parser.add_argument(
         "--token-file",
         type=Path,
         metavar="FILE",
-        help="holds a token that every request must carry as Authorization: Bearer TOKEN; must be given for a host "
-        "that other machines reach",
+        help="file with the token that requests must send as Authorization: Bearer TOKEN; required unless HOST is a "
+        "loopback address",
     )
     parser.add_argument(
         "--cache-mib",
         type=int,
         metavar="N",
-        help="leave tasks in the folder, read each when it is first asked for, and hold at most N MiB of them; "
-        "default: all are read at the start",
+        help="leave tasks in the folder, read each when it is first used, and keep at most N MiB of them in memory "
+        "(default: read all at the start)",
     )
     for name, (kind, metavar, text) in OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)

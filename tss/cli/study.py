@@ -1,4 +1,4 @@
-"""`tss study`: the same tasks by several methods, in several orders and with several seeds, and the table of it."""
+"""`tss study`: run several methods, task orders and seeds, and compare them."""
 
 from __future__ import annotations
 
@@ -27,26 +27,31 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
     parser = subparsers.add_parser(
         "study",
         parents=parents,
-        help="compare methods over orders and seeds",
-        description=f"{__doc__} Finished runs are skipped, interrupted ones go on, failed ones are tried again.",
+        help="compare methods over task orders and seeds",
+        description=f"{__doc__} Finished runs are skipped, interrupted runs resume, failed runs are retried.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "words", nargs="*", metavar="CONFIG|key=value", help="a study's YAML file or name, then keys of all its runs"
+        "words",
+        nargs="*",
+        metavar="CONFIG|key=value",
+        help="YAML file or name of a study, then changes to the configuration of all runs",
     )
-    parser.add_argument("--seeds", metavar="N|S,S,…", help="how many seeds, or which, in place of the file's")
+    parser.add_argument("--seeds", metavar="N|S,S,…", help="number of seeds, or a list of them; overrides the file")
     parser.add_argument("--data", metavar="DIR", help="folder of <family>/<task>/*.jsonl, or `generated`")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the study's folder (default: runs/study-NAME)")
-    parser.add_argument("--workers", type=int, metavar="N", help="runs at a time (default 1); they share the cores")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="study folder (default: runs/study-NAME)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="number of runs at a time, which share the cores (default: 1)"
+    )
     parser.add_argument(
         "--ray",
         nargs="?",
         const="local",
         metavar="ADDRESS",
-        help="run on the Ray cluster there (`auto`: the one of this machine); without ADDRESS on one started here",
+        help="run on the Ray cluster at ADDRESS (`auto`: the one on this machine); default ADDRESS: start a local one",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress, only the table")
-    parser.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
+    parser.add_argument("--quiet", action="store_true", help="print the table only")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs without running them")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`tss tasks`: the tasks there are, with their kinds and sizes; every line of the data is checked."""
+"""`tss tasks`: list the tasks of a data folder with kinds and sizes, and validate every line."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
     parser = subparsers.add_parser(
         "tasks", parents=parents, help="list tasks, kinds and sizes", description=__doc__, allow_abbrev=False
     )
-    parser.add_argument(
-        "--data", default="generated", metavar="DIR", help="a data folder (default: the generated tasks)"
-    )
+    parser.add_argument("--data", default="generated", metavar="DIR", help="data folder (default: the generated tasks)")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What a server allows, and how long it waits."""
+"""Limits and timeouts of the server."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class ServeSettings:
     """Limits of a server.
 
     Attributes:
-        max_batch: inputs that are answered by one pass at most.
-        max_wait_ms: how long the oldest input waits for others while the model is free.
-        max_queue: inputs that wait at most; a request that would be over it is refused.
-        max_inputs: of one request.
-        max_body: bytes of a request.
-        max_tokens: of an input.
-        max_new_tokens, max_beams: that a request may ask for; a task's own settings hold whatever they are.
-        body_seconds: until a request's body must be there.
-        max_connections: at a time.
-        grace_seconds: that requests have to be answered in after the server was told to stop.
+        max_batch: maximum number of inputs in a batch.
+        max_wait_ms: maximum time in milliseconds that the oldest input waits for others while the model is idle.
+        max_queue: maximum number of waiting inputs; a request that would exceed it is rejected.
+        max_inputs: maximum number of inputs in a request.
+        max_body: maximum size of a request in bytes.
+        max_tokens: maximum number of tokens of an input.
+        max_new_tokens, max_beams: maximum that a request can set; a task's own parameters are always allowed.
+        body_seconds: time in seconds within which the body of a request must arrive.
+        max_connections: maximum number of open connections.
+        grace_seconds: time in seconds to answer accepted requests after the server is told to stop.
     """
 
     max_batch: int = 32
