@@ -29,17 +29,17 @@ from tss_kernels import SoftMaskedAdamW
 
 
 class TssHandle:
-    """The tasks of a model that `tss.attach` gave; `print` shows them as a table.
+    """Manage the tasks of a model created by `tss.attach`; `print` shows them as a table.
 
-    Active and trainable are separate: a sealed task can run while another is being learned. Which task is active is
-    each thread's own; a thread that never chose runs what is being learned.
+    The active task and the trained task are separate: a sealed task can run while another one is trained. Each thread
+    has its own active task, by default the one being trained.
 
     Attributes:
-        model: the `TssModel`; backbone: what it was put around.
-        config, options: which adapters, and how tasks are learned.
-        adapters: site -> its adapter for all tasks.
+        model: the `TssModel`; backbone: the model it wraps.
+        config, options: settings of the adapters and of training.
+        adapters: site -> adapter, shared by all tasks.
         store: the tasks.
-        choice: which of them runs on this thread.
+        choice: the active task of each thread.
         tokenizer: set it to seal tasks from raw examples.
     """
 
@@ -74,7 +74,7 @@ class TssHandle:
 
     @property
     def backbone(self) -> Any:
-        """What the model was put around.
+        """The model that the `TssModel` wraps.
 
         Raises:
             StateError: it was detached.
@@ -84,17 +84,17 @@ class TssHandle:
 
     @property
     def core(self) -> Any:
-        """The transformers model in it."""
+        """The transformers model inside the backbone."""
         return task_forward.core_of(self.backbone)
 
     @property
     def tasks(self) -> Mapping[str, TaskRecord]:
-        """Name -> record, in the order in which the tasks were added."""
+        """Task name -> record, in the order of `add_task`."""
         return self.store.tasks
 
     @property
     def trainable(self) -> str | None:
-        """The task that is being learned, the first of those learned together, or None."""
+        """The task being trained (the first one, if several are trained together), or None."""
         return self.store.learning
 
     @property
@@ -104,18 +104,22 @@ class TssHandle:
 
     @property
     def head(self) -> nn.Module | None:
-        """The head of the task being learned; of several, of the first."""
+        """The head of the task being trained (the first one, if several are trained together), or None."""
         return None if self.trainable is None else self._tensors.head_of(self.trainable)
 
-    # The life of a task: new -> learning -> sealed.
+    # Task states: new -> learning -> sealed.
 
     def add_task(self, name: str, kind: TaskKind) -> None:
-        """Make a task known; its state is new.
+        """Add a task, in the state "new".
+
+        Args:
+            name: 1 to 200 printable characters.
+            kind: a `Classification`, `Extraction` or `Generation`.
 
         Raises:
             StateError: the name is taken.
-            ValueError: it is no name, or the model cannot learn tasks of this kind.
-            TypeError: `kind` is no kind of task.
+            ValueError: the name is invalid, or the model does not support this kind.
+            TypeError: `kind` is not a kind of task.
         """
         self.store.check_free(name)
         if not isinstance(kind, TaskKind):
@@ -126,26 +130,28 @@ class TssHandle:
         self.store.add(name, kind, self._tensors.bytes_with(self._tensors.make_head(name, kind)))
 
     def train_task(self, name: str) -> None:
-        """Begin to learn a new task: it becomes active, and only its scores and its head require gradients.
+        """Start training a task: it becomes active, and only its scores and its head require gradients.
 
-        Its scores start as the first draw, then as a copy of the last task's or (`score_copy=False`) as a draw of its
-        own. Accumulated importance masks them as `options.soft_mask` says. A task being learned just goes on.
+        The scores start from the last trained task's scores, or from a new random draw with `score_copy=False`.
+        `options.soft_mask` says how accumulated importance masks their gradients. If the task is being trained already,
+        training continues.
 
-        What is trained are new parameters: an optimizer that was made before this is refused when it steps.
+        The trained tensors are new parameters: create the optimizer after this call. The step of an earlier optimizer
+        raises StateError.
 
         Raises:
-            StateError: no such task, a sealed one, or another task is being learned.
+            StateError: there is no such task, it is sealed, or another task is being trained.
         """
         self.train_tasks([name])
 
     def train_tasks(self, names: Sequence[str]) -> None:
-        """Begin to learn new tasks together: each has a head of its own, and all move the weights that they share.
+        """Start training several tasks together, with a head each, on shared plain adapters.
 
-        The first becomes active; choose another with `use` or `using` for its batches. Each is sealed by itself.
+        The first task becomes active; select another with `use` or `using` for its batches. Seal each separately.
 
         Raises:
-            StateError: no such task, a sealed one, or others are being learned.
-            ValueError: no name, a name twice, or several tasks on adapters of which each task keeps a part as its own.
+            StateError: there is no such task, it is sealed, or other tasks are being trained.
+            ValueError: no name, a repeated name, or several tasks on adapters that are not shared.
         """
         if not names or len(set(names)) < len(names):
             raise ValueError(f"expected the names of tasks, each once, got {names}")
@@ -162,23 +168,22 @@ class TssHandle:
         self.use(names[0])
 
     def seal_task(self, data: Any = None, *, name: str | None = None, batch_size: int = 32) -> None:
-        """End the task being learned: importance, then its gates packed to 1 bit; it can never change again.
+        """Finish training a task: accumulate its importance and pack its gates to 1 bit per weight.
 
-        A task whose scores or head no step has moved is sealed with a warning. In a distributed run every process calls
-        this: importance is averaged over all of them.
+        A sealed task never changes. Warns if the scores or the head are still at their initial values. In distributed
+        training, call this in every process; importance is averaged over all of them.
 
         Args:
-            data: its training data, passed over once in evaluation mode: batches with labels (dicts of tensors, such
-                as a DataLoader gives), or single examples, encoded (input_ids, labels) or, if `tokenizer` is set, raw.
-                None, with a warning, or `soft_mask="none"`: no importance is taken, so nothing holds later tasks back
-                from its scores.
-            name: the task, to be sure; it must be the one being learned, or one of those learned together.
-            batch_size: for single examples.
+            data: the training data, read once in evaluation mode: batches with labels (dicts of tensors, for example
+                from a DataLoader), or single examples, encoded (input_ids, labels) or, if `tokenizer` is set, raw. With
+                None (which warns) or `soft_mask="none"` no importance is computed, and later tasks may change all scores.
+            name: the task; it must be the one being trained, or one of those trained together.
+            batch_size: batch size for single examples.
 
         Raises:
-            StateError: no task, or another one, is being learned; or scores, head or a gradient are not finite. It is
-                then still being learned.
-            ValueError: data without a batch or without labels.
+            StateError: no task or another task is being trained, or scores, head or a gradient are not finite. Training
+                can then continue.
+            ValueError: the data has no batch or no labels.
         """
         learners = self.store.learners
         if name not in learners and (name is not None or len(learners) != 1):
@@ -206,70 +211,70 @@ class TssHandle:
         self._tensors.seal(task)
 
     def abandon(self) -> None:
-        """Leave what is being learned: it is new again, and the scores are what they were before it.
+        """Stop training and discard it: the task is "new" again, and the scores are as before `train_task`.
 
         Raises:
-            StateError: no task is being learned.
+            StateError: no task is being trained.
         """
         self._tensors.abandon()
 
     def delete_task(self, name: str) -> None:
-        """Forget a task that is new or sealed. The importance that it added to the shared scores stays.
+        """Delete a new or sealed task. Its contribution to the accumulated importance stays.
 
         Raises:
-            StateError: no such task, or it is being learned.
+            StateError: there is no such task, or it is being trained.
         """
         self.store.delete(name)
 
     def rename_task(self, old: str, new: str) -> None:
-        """Another name for a task that is new or sealed; what it answers stays the same.
+        """Rename a new or sealed task.
 
         Raises:
-            StateError: no such task, it is being learned, or the new name is taken.
-            ValueError: the new name is none.
+            StateError: there is no such task, it is being trained, or the new name is taken.
+            ValueError: the new name is invalid.
         """
         self.store.rename(old, new)
         self.choice.rename(old, new)
 
     def check_finite(self) -> None:
-        """Raise StateError if scores or head of the task being learned are not finite: a gate of NaN reads as off."""
+        """Raise StateError if the scores or the head of the task being trained are not finite."""
         self._tensors.check_finite()
 
-    # Which task runs.
+    # The active task.
 
     @property
     def active(self) -> str | None:
-        """The task that a call runs which names none.
+        """The task that calls without `task` use on this thread.
 
-        None: there is none, so that such a call raises, or runs the model without adapters after `use(None)` and while
-        there are no tasks; or rows have tasks of their own.
+        None if calls run the backbone without adapters (after `use(None)`, or without tasks), if they raise because the
+        active task was deleted or abandoned, or if rows have different tasks.
         """
         return self.choice.active
 
     def use(self, task: str | Sequence[str] | None) -> None:
-        """Make a task active on this thread, or one for each row; None: the original model, adapters are bypassed.
+        """Set the active task of this thread, or one task per row; None bypasses the adapters.
 
-        It stays so until another is chosen: a call raises StateError if that task was deleted or abandoned since.
+        Calls raise StateError if the task is deleted or abandoned later.
 
         Raises:
-            StateError: no such task, or one that was never trained.
-            ValueError: no names; later, a batch that does not fit one name per row.
+            StateError: there is no such task, or it was never trained.
+            ValueError: no names. Later calls raise it if the batch does not have one row per name.
         """
         self._check_attached()
         self.choice.use(task)
 
     @contextmanager
     def using(self, task: str | Sequence[str] | None) -> Iterator[None]:
-        """`use(task)` for a while; what was active before is active again after."""
+        """Set the active task within a `with` block, as `use` does."""
         self._check_attached()
         with self.choice.using(task):
             yield
 
     def resolve(self, task: Task) -> TaskCall:
-        """What `task=` means in a call: a task for all rows, one per row, or None, the original model.
+        """Resolve the argument `task` of a call: a task for all rows, one per row, or None for the backbone alone.
 
         Raises:
-            StateError: no such task, or one that was never trained; or the call names none, and none is active.
+            StateError: there is no such task, it was never trained, or no task is given and none is active.
             ValueError: no names.
         """
         if isinstance(task, TaskCall):
@@ -281,15 +286,18 @@ class TssHandle:
 
     @cached_property
     def frozen_prefix(self) -> FrozenPrefix | None:
-        """The frozen layers before the first adapter; None where there are none that could be skipped."""
+        """The frozen layers before the first adapter, whose outputs can be reused; None if there are none."""
         return find_prefix(self.core, self.adapters)
 
     def loss(self, *, prefix_states: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
-        """The loss of the active task: what `model(**inputs).loss` is, but without logits that no label asks for.
+        """Compute the loss of the active task. Equals `model(**inputs).loss`, but skips logits without labels.
 
         Args:
-            prefix_states: what `frozen_prefix.compute` gave for these inputs; what it holds is then not computed again.
-            inputs: of the model's forward pass, with labels; ValueError without.
+            prefix_states: result of `frozen_prefix.compute` for these inputs, to reuse it.
+            inputs: inputs of the model's forward pass, with labels.
+
+        Raises:
+            ValueError: there are no labels.
         """
         if inputs.get("labels") is None:
             raise ValueError(f"a loss needs labels, got only {', '.join(inputs) or 'nothing'}")
@@ -301,17 +309,17 @@ class TssHandle:
                 return task_forward.loss(self.backbone, call, inputs, inputs.pop("labels"))
 
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """What is being learned: "scores" (plain adapters: their weights) and "head"; empty lists if nothing is."""
+        """The trained parameters: "scores" (plain adapters: weights) and "head"; empty lists if no task is trained."""
         if self.trainable is None:
             return {"scores": [], "head": []}
         scores = [parameter for adapter in self.adapters.values() for parameter in adapter.trained().values()]
         return {"scores": scores, "head": [p for name in self.store.learners for p in self.head_parameters(name)]}
 
     def head_parameters(self, name: str) -> list[nn.Parameter]:
-        """The parameters of the head of a task being learned; empty if it has none of its own.
+        """The head's parameters of a task being trained; empty if it has no head.
 
         Raises:
-            StateError: it is not being learned.
+            StateError: the task is not being trained.
         """
         if name not in self.store.learners:
             raise StateError(f"task {name!r} is {self.store.record(name).state}: no head of it is being learned")
@@ -319,7 +327,7 @@ class TssHandle:
         return [] if head is None else list(head.parameters())
 
     def print_trainable_parameters(self) -> None:
-        """Print how many parameters are being learned, in the form that PEFT uses."""
+        """Print the number of trainable parameters, in the same format as PEFT."""
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         every = sum(p.numel() for p in self.model.parameters())
         print(f"trainable params: {trained:,} || all params: {every:,} || trainable%: {100 * trained / every:.4f}")
@@ -332,20 +340,21 @@ class TssHandle:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
     ) -> SoftMaskedAdamW:
-        """A fresh optimizer with groups "scores" and "head", without weight decay, which would move masked scores.
+        """Create an optimizer with the parameter groups "scores" and "head", without weight decay.
 
-        With `soft_mask="update"` it applies the mask; with "gradient" the layers do in the backward pass, and it does
-        not. So "gradient" takes any optimizer that decays no scores, and "update" needs this one. Any other is checked
-        when it steps: StateError if it would break the soft mask, a warning if its rate would teach scores nothing.
+        With `soft_mask="update"`, this optimizer applies the mask and is required. With `soft_mask="gradient"`, the
+        layers apply it in the backward pass, and any optimizer without weight decay on the scores works. The step of
+        another optimizer raises StateError if it would violate the soft mask, and warns if its learning rate is too
+        small to change gates.
 
         Args:
-            score_lr: learning rate of the scores (plain adapters: of their weights).
-            head_lr: of the head; a generation task has none and needs none.
-            betas, eps: of Adam.
+            score_lr: learning rate of the scores (of the weights, for plain adapters).
+            head_lr: learning rate of the head; not needed for generation tasks, which have no head.
+            betas, eps: as in Adam.
 
         Raises:
-            StateError: no task is being learned.
-            ValueError: the task has a head, and no rate for it is given.
+            StateError: no task is being trained.
+            ValueError: the task has a head, and `head_lr` is missing.
         """
         if self.trainable is None:
             raise StateError("no task is being learned: call train_task(name) before making its optimizer")
@@ -359,98 +368,101 @@ class TssHandle:
         rates = {"scores": score_lr, "head": head_lr or 0.0}
         return optimizers.make_optimizer(parameters, rates, masks, betas=betas, eps=eps)
 
-    # What the gates look like.
+    # Gates.
 
     def packed(self) -> Tensors:
-        """The gates that run now, of the live scores if none runs: uint8 by layer; empty for plain adapters."""
+        """Packed gates (uint8) by layer, of the active task or else of the current scores; empty for plain adapters."""
         if self.active is not None and self.tasks[self.active].state is State.SEALED:
             return {name: packed.clone() for name, packed in self.store.sealed(self.active).gates.items()}
         return {name: packed for adapter in self.adapters.values() for name, packed in adapter.packed().items()}
 
     def density(self) -> dict[str, float]:
-        """The share of those gates that is on, by layer; empty for plain adapters."""
+        """Fraction of the gates of `packed` that are on, by layer; empty for plain adapters."""
         return {
             name: self._tensors.ones(name, packed) / self._tensors.size(name) for name, packed in self.packed().items()
         }
 
     def flipped(self, since: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """The share of gates that differ from `since`, which `packed` gave earlier, by layer."""
+        """Fraction of the gates that differ from `since`, an earlier result of `packed`, by layer."""
         return table.flipped(since, self.packed(), {name: self._tensors.size(name) for name in self.layers})
 
-    # State. The tensors are the handle's own, as in `state_dict`: clone what has to stay as it is.
+    # State. As in `state_dict`, tensors are not copied.
 
     def learning_state(self) -> Tensors:
-        """What is being learned: scores (plain adapters: weights) and head; heads by task where there are several."""
+        """State of training: scores (weights, for plain adapters) and head, or heads by task if there are several."""
         return self._tensors.learning_state()
 
     def load_learning_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `learning_state` gave; raises StateError if it does not fit."""
+        """Load a result of `learning_state`; raises StateError if it does not fit."""
         self._tensors.load_learning_state(tensors)
 
     def shared_state(self) -> Tensors:
-        """What is handed from task to task: last scores and importance; plain adapters: their weights."""
+        """State passed on to the next task: scores and importance (weights, for plain adapters)."""
         return self._tensors.shared_state()
 
     def load_shared_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `shared_state` gave; raises StateError if it does not fit."""
+        """Load a result of `shared_state`; raises StateError if it does not fit."""
         self._tensors.load_shared_state(tensors)
 
     def task_state(self, name: str) -> tuple[Tensors, dict[str, Any]]:
-        """A task's own tensors ("gates.<layer>" uint8 once sealed, "head.<parameter>") and JSON-able metadata."""
+        """A task's tensors ("gates.<layer>" in uint8 once sealed, "head.<parameter>") and its metadata, plain JSON."""
         return self._tensors.task_state(name)
 
     def load_task_state(self, name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
-        """Add the task that `task_state` gave; a failure adds nothing.
+        """Add a task from a result of `task_state`.
 
         Raises:
-            StateError: there is a task of that name; or the tensors or the metadata do not fit.
+            StateError: the name is taken, or the tensors or the metadata do not fit. Nothing is added.
         """
         self._check_attached()
         self._tensors.load_task_state(name, tensors, metadata)
 
     def fingerprint(self, name: str) -> str:
-        """sha256 over the gates and the head of a sealed task, as they are now.
+        """SHA-256 of the gates and the head of a sealed task.
 
         Raises:
-            StateError: no such task, or it is not sealed.
+            StateError: there is no such task, or it is not sealed.
         """
         return digest(self.store.sealed(name).tensors())
 
     def verify(self) -> None:
-        """Raise ForgettingError if anything changed that a sealed task's answers depend on; the message says what.
+        """Check that nothing has changed that predictions of sealed tasks depend on.
 
-        That is its gates and head, the adapters' frozen weights, and all parameters and persistent buffers of the
-        backbone. All of it is read: a pass over the backbone.
+        Reads and compares gates and heads, the adapters' frozen weights, and all parameters and persistent buffers of
+        the backbone.
+
+        Raises:
+            ForgettingError: something has changed; the message says what.
         """
         self._check_attached()
         self._tensors.verify()
 
     def frozen_fingerprint(self) -> str:
-        """A digest of what never changes, read anew: all values of the backbone, and the adapters' frozen tensors."""
+        """Digest of the current values of the backbone and of the adapters' frozen tensors."""
         self._check_attached()
         return self._tensors.frozen.fingerprint()
 
     def bytes_per_task(self, name: str) -> dict[str, int]:
-        """Bytes kept for a task: {"gates", "head", "total"}."""
+        """Bytes stored for a task: {"gates", "head", "total"}."""
         return self._tensors.bytes_per_task(name)
 
     # On disk.
 
     def save(self, directory: str | Path, tasks: Sequence[str] | None = None, *, replace: bool = False) -> None:
-        """Write adapters, importance and all tasks, or those named, never the backbone; `tss.load` reads them.
+        """Save adapters, importance and tasks to a folder, without the backbone; `tss.load` loads them.
 
-        A folder that holds a save changes as one: whatever goes wrong, it then holds the old or the new one. It holds
-        what was saved last and nothing else, so a save that lacks tasks of the folder, another model's or, with
-        `tasks`, this one's, is refused; so that no work is lost by it, it is then saved beside that folder.
+        The folder is replaced as a whole: after a failure it has either the old or the new content. If it has tasks
+        that this save does not, StateError is raised and nothing is replaced; the save is then written to another
+        folder beside it, which the message names.
 
         Args:
-            directory: made if it is missing; not the folder of a run.
-            tasks: some of them; None: all.
-            replace: write although tasks that the folder holds are lost by it.
+            directory: folder, created if missing; not the folder of a run.
+            tasks: names of the tasks to save; None for all.
+            replace: replace the folder even if it has tasks that this save does not.
 
         Raises:
-            StateError: no such task, or values that are not finite; or tasks of the folder would be lost.
-            ForgettingError: what a sealed task's answers depend on was written to.
+            StateError: there is no such task, values are not finite, or tasks in the folder would be lost.
+            ForgettingError: something has changed that predictions of sealed tasks depend on.
         """
         saving.save(Path(directory), self.saved(tasks), replace=replace)
 
@@ -463,40 +475,40 @@ class TssHandle:
         replace: bool = False,
         **settings: Any,
     ) -> str:
-        """Upload what `save` writes to the Hugging Face hub, with a card; `tss.load(backbone, repository)` reads it.
+        """Save to the Hugging Face hub, with a model card; `tss.load(backbone, repository)` loads it.
 
         Args:
             repository: "owner/name".
-            tasks: some of them; None: all.
-            scores: task -> metric -> value, as the task's kind scores it, for the card and the hub's model index.
-            replace: upload although tasks that the repository holds are lost by it.
-            settings: of the client's `create_repo`: private, token.
+            tasks: names of the tasks to upload; None for all.
+            scores: task -> metric -> value, for the model card and the model index.
+            replace: replace the repository's content even if it has tasks that this save does not.
+            settings: arguments for `huggingface_hub.create_repo`, such as private and token.
 
         Raises:
-            StateError: as `save`; scores of a task that is not among them.
+            StateError: as in `save`, or `scores` has a task that is not uploaded.
         """
         return hub.push(self.saved(tasks), repository, scores, replace=replace, **settings)
 
     def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> saving.SavedTasks:
-        """What `save` writes, and `extra` tensors beside it."""
+        """The content that `save` writes, with `extra` tensors."""
         self._check_attached()
         return self._tensors.saved(tasks, extra)
 
     def restore(self, saved: saving.SavedTasks, origin: str) -> None:
-        """Add the tasks of `saved`; if there are none here yet, take over scores and importance too.
+        """Add the tasks of `saved`; if the model has no tasks yet, also load scores and importance.
 
         Args:
-            saved: of a model with the same settings.
+            saved: saved from a model with the same settings.
             origin: its folder, for messages.
 
         Raises:
-            StateError: another backbone or other adapters, or names that are taken; nothing is added then.
+            StateError: the backbone or the adapters differ, or a name is taken. Nothing is added.
         """
         self._check_attached()
         self._tensors.restore(saved, origin)
 
     def detach(self) -> Any:
-        """Take everything off the backbone and return it as it was before `attach`, bit for bit."""
+        """Remove the adapters and return the backbone as it was before `attach`."""
         backbone, core = self.backbone, self.core
         forget_calls(core)
         for site, adapter in self.adapters.items():
@@ -508,7 +520,7 @@ class TssHandle:
         self._model, self._backbone, self.store = None, None, TaskStore()
         return backbone
 
-    # Steps that several of these share.
+    # Helpers.
 
     def _check_attached(self) -> None:
         if self._backbone is None:
