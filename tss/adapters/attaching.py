@@ -15,20 +15,20 @@ from tss.errors import StateError
 
 
 def attach(model: Any, config: AdapterConfig | None = None, options: TssOptions | None = None) -> TssModel:
-    """Freeze a Hugging Face model, put an adapter on each of its sites and return the model around it.
+    """Freeze a transformers model and wrap it with adapters.
 
-    Before a task is learned, and for `task=None` ever after, it answers exactly as before. `model.tss.detach()` undoes
-    everything.
+    With `task=None`, and before the first task is trained, outputs are those of the original model. `model.tss.detach()`
+    removes the adapters.
 
     Args:
-        model: a transformers model, also one with PEFT's adapters in it.
-        config: where the adapters go and what they look like; `AdapterConfig()` if None.
-        options: how tasks are learned in them; `TssOptions()` if None.
+        model: a transformers model, with or without PEFT adapters.
+        config: settings of the adapters; None for `AdapterConfig()`.
+        options: options of training; None for `TssOptions()`.
 
     Raises:
-        StateError: the model has adapters already.
-        ValueError: no site, a site of unknown width, or a model that tasks could not be learned or kept on.
-        TypeError: settings of another type.
+        StateError: the model already has adapters.
+        ValueError: no module matches, the size of a module's output is unknown, or the model is not supported.
+        TypeError: `config` or `options` has another type.
     """
     for name, value, kind in (("config", config, AdapterConfig), ("options", options, TssOptions)):
         if value is not None and not isinstance(value, kind):

@@ -1,4 +1,4 @@
-"""Where adapters go, what they look like, and how a task is learned in them: frozen, checked settings."""
+"""Settings of adapters and of training, validated and immutable."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def _check(owner: str, key: str, value: object, allowed: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The adapters of one model.
+    """Settings of the adapters.
 
     Attributes:
-        bottleneck: width between the two maps of an adapter.
-        activation: relu, gelu, silu or tanh, between them.
+        bottleneck: size of the adapter's hidden layer.
+        activation: activation of the hidden layer: relu, gelu, silu or tanh.
         placement: after the "feed_forward" block of every layer, after its "attention" block, or after "both".
-        sites: regular expression that a module's whole name must match to get an adapter; overrides the preset.
-        preset: one of `PRESET_NAMES`; None takes the one of the model's `config.model_type`.
-        gated: True: frozen random weights and trained gates; False: plain trained adapters of the same shapes.
-        threshold: a gate is on where its score is at least this.
+        sites: regular expression that matches the full names of the modules that get an adapter; overrides the preset.
+        preset: one of `PRESET_NAMES`; None uses the one for the model's `config.model_type`.
+        gated: True for frozen random weights with trained gates, False for trained weights of the same shapes.
+        threshold: a gate is on if its score is at least this.
         weight_init: "normal", N(0, 0.02²), or "signed_constant", sign(W) * sqrt(2 / in).
-        share: how far a gated adapter moves its hidden state at the start, as a share of its norm, with half of its
-            gates on: the weights of its up map are scaled to it. None keeps weights as `weight_init` draws them; with
-            ReLU that is a share of 0.71 for "signed_constant", and of 0.018 for "normal" at 256 x 64.
-        pairs: hidden unit i + bottleneck / 2 starts with the weights and scores of unit i, its up weights negated: the
-            adapter starts as exactly the identity while every gate has a gradient.
-        seed: of the weights, the first scores and the heads, each from a stream of its own.
+        share: how much an untrained adapter changes the hidden state, relative to its norm, with half of the gates on.
+            The up weights are scaled accordingly. None keeps the scale of `weight_init`, with ReLU a share of 0.71 for
+            "signed_constant", and of 0.018 for "normal" at 256 x 64.
+        pairs: initialize hidden unit i + bottleneck / 2 with the weights and scores of unit i and negated up weights:
+            the adapter starts as the identity, while all scores have gradients.
+        seed: seed of the weights, the first scores and the heads, which use separate random streams.
 
     Raises:
         ValueError: names the setting, its value and what is allowed.
@@ -90,16 +90,15 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class TssOptions:
-    """The choices of the method; the defaults are the paper's.
+    """Options of the method; the defaults follow the paper.
 
     Attributes:
-        soft_mask: "gradient" scales the score gradient by (1 - importance), "update" Adam's own step; "none".
-        score_copy: a later task starts from a copy of the last task's trained scores; False draws them afresh.
-        importance_per: normalise importance over the whole "tensor" or over each "row".
-        importance_of: mean over batches of the "signed" gradient, or of its "absolute" value.
-        importance_scale: "paper" adds 1e-6 to the deviation, whatever the size of the gradients, so that a task fitted
-            until they are smaller than that is hardly protected; "relative" divides them by their root mean square
-            first, so that only their proportions count.
+        soft_mask: multiply the scores' "gradient" or their "update" (Adam's step) by (1 - importance), or "none".
+        score_copy: start a later task from the last trained scores; False draws new scores.
+        importance_per: normalize importance per "tensor" or per "row".
+        importance_of: mean over batches of the "signed" gradient or of its "absolute" value.
+        importance_scale: "paper" adds 1e-6 to the standard deviation, so that importance vanishes if a task is fitted
+            until its gradients are smaller than that; "relative" first divides by their root mean square.
 
     Raises:
         ValueError: names the setting, its value and what is allowed.
@@ -122,19 +121,18 @@ class TssOptions:
 
 @dataclass(frozen=True)
 class PlainOptions(TssOptions):
-    """What is trained, and what is kept of each task, without gates.
+    """Options of the baselines, which have no gates.
 
     Attributes:
-        trained: the weights of the adapters, one "shared" set that every task moves; or the same "masked", each hidden
-            unit by a gate between 0 and 1 that a task learns and keeps; or an adapter of each task's
-            "own", kept when it is sealed; or a "lora" of each task's own beside linear maps of the backbone, in place
-            of adapters, which needs the package peft; or every parameter of the "backbone", without adapters.
-        soft_mask: "none", as there is nothing to mask.
-        rank: of "lora"; None: the one with which it trains as many parameters as the adapters would, or nearly.
-        alpha: of "lora", whose product is scaled by alpha / rank; None: by 1.
-        targets: of "lora": regular expression that a linear map's whole name must match; None: what peft targets in
-            models of this type.
-        steepness: of "masked": a gate is sigmoid(steepness * e), e trained; while training, the slope may be smaller.
+        trained: "shared": adapter weights that all tasks train; "masked": the same, with a trained gate between 0 and 1
+            per task and hidden unit; "own": an adapter for each task; "lora": a LoRA for each task instead of adapters
+            (needs peft); "backbone": all parameters of the backbone, without adapters.
+        soft_mask: must be "none".
+        rank: rank of "lora"; None: about as many trained parameters as adapters would have.
+        alpha: scale of "lora", whose product is multiplied by alpha / rank; None: 1.
+        targets: for "lora", regular expression that matches the full names of linear layers; None: peft's defaults for
+            the type of model.
+        steepness: for "masked", a gate is sigmoid(steepness * e) with e trained; the slope may be smaller in training.
 
     Raises:
         ValueError: names the setting, its value and what is allowed.

@@ -176,7 +176,7 @@ class TssHandle:
         Args:
             data: the training data, read once in evaluation mode: batches with labels (dicts of tensors, for example
                 from a DataLoader), or single examples, encoded (input_ids, labels) or, if `tokenizer` is set, raw. With
-                None (which warns) or `soft_mask="none"` no importance is computed, and later tasks may change all scores.
+                None (which warns) or `soft_mask="none"`, no importance is computed: later tasks may change all scores.
             name: the task; it must be the one being trained, or one of those trained together.
             batch_size: batch size for single examples.
 

@@ -1,4 +1,4 @@
-"""`tss.load`: a model around a backbone, with the tasks of a folder, a run or a repository of the hub."""
+"""`tss.load`: load tasks from a folder, a run or a repository on the hub."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from tss.errors import StateError
 def load(
     model: Any, source: str | Path, *, tasks: Sequence[str] | None = None, cache_bytes: int | None = None
 ) -> TssModel:
-    """Put what `model.tss.save(directory)` or a run wrote around a model of the same weights.
+    """Load tasks that `model.tss.save` or a run has written, for a backbone with the same weights.
 
-    Tasks come back as they were, sealed or not, with the scores and the importance that the next one starts from. Into
-    a model that has tasks the others are added: it keeps its scores, and of importance the larger.
+    Loads all tasks, sealed or not, and the scores and importance that the next task starts from. If the model has tasks
+    already, the new ones are added; it keeps its scores, and the maximum of both importances.
 
     Args:
-        model: the backbone, or a `TssModel` around it.
+        model: the backbone, or a `TssModel` that wraps it.
         source: a folder, a run folder, or the name of a repository on the hub.
-        tasks: names of some of its tasks; None: all.
-        cache_bytes: leave sealed tasks where they are. Each is read and checked when it is first asked for; of those
-            in memory the least recently used leave when they exceed so many bytes, and are read again when asked for.
-            So a folder of a thousand tasks opens at once. It has to stay; other folders' limits are replaced by this.
+        tasks: names of the tasks to load; None for all.
+        cache_bytes: keep sealed tasks on disk, so that folders with thousands of tasks open quickly. Each is read and
+            checked when it is first used; the least recently used are dropped when all in memory exceed this size. The
+            folder must remain available. Replaces the limit of earlier calls on this model.
 
     Raises:
-        StateError: a file is missing, damaged or of another save; another backbone; other settings, or names that are
-            taken. The model is then as it was.
-        TypeError, ValueError: `tasks` is one name, or `cache_bytes` no number of bytes.
+        StateError: a file is missing, damaged or from another save, the backbone or settings differ, or a name is
+            taken. The model is unchanged.
+        TypeError, ValueError: `tasks` is a single name, or `cache_bytes` is not a number of bytes.
     """
     if isinstance(tasks, str):
         raise TypeError(f"tasks takes names of tasks, got one string: give [{tasks!r}]")
@@ -49,7 +49,7 @@ def load(
 
 
 def restore(model: Any, saved: saving.SavedTasks, origin: str) -> TssModel:
-    """`load` of what was read already; `origin` names its folder in messages."""
+    """Load tasks that were read already; `origin` names their folder in messages."""
     try:
         config, options = AdapterConfig(**saved.config), options_from(saved.options)
     except (TypeError, ValueError) as error:

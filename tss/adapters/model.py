@@ -42,14 +42,13 @@ KEPT = {"forward", "generate", "training"}
 
 
 class TssModel(PreTrainedModel):
-    """A backbone with adapters and tasks; `tss` is their handle. Made by `tss.attach` and `tss.load`.
+    """A backbone with adapters and tasks, created by `tss.attach` or `tss.load`; `tss` is its `TssHandle`.
 
-    It runs, trains, generates, saves and moves as the backbone does, and what it does not define is the backbone's.
-    `model(**batch, task=...)` runs a task for this call: a name, one name per row, or None, the original model; without
-    `task`, the one that is active on this thread. Where rows have names and the tasks have heads, `logits` is a list
-    with a tensor for each row, as heads differ in width. `state_dict` holds what is being learned, and no sealed task:
-    those are values that nothing loads, casts or trains, and `save_pretrained` writes them beside it, never the
-    backbone.
+    It can be called, trained, moved and saved like the backbone, and forwards other attributes to it.
+    `model(**batch, task=...)` runs one task, one task per row, or the original model (None); without `task`, the active
+    task of this thread. For one task per row with heads, `logits` is a list with one tensor per row, since heads differ
+    in size. `state_dict` has the state of training but no sealed tasks, which cannot be cast or trained;
+    `save_pretrained` saves both, without the backbone.
     """
 
     config_class = None  # type: ignore[assignment]
@@ -58,11 +57,11 @@ class TssModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Not here: the backbone comes from its own class."""
+        """Not supported: load the backbone with its own class."""
         raise TypeError("load the backbone with its own class, then tss.load(backbone, folder)")
 
     def wrap(self, backbone: Any, config: AdapterConfig, options: TssOptions) -> None:
-        """Put adapters on a backbone; the caller has made the object without calling `__init__`."""
+        """Add adapters to a backbone; called once, in place of `__init__`."""
         nn.Module.__init__(self)
         core, store = task_forward.core_of(backbone), TaskStore()
         adapters = make_adapters(core, config, options, store)
@@ -83,7 +82,7 @@ class TssModel(PreTrainedModel):
 
     @property
     def core(self) -> Any:
-        """The transformers model inside what was attached to: without PEFT's and the compiler's wrappers."""
+        """The transformers model inside the backbone, without wrappers of PEFT and `torch.compile`."""
         return task_forward.core_of(self.backbone)
 
     # A call.
@@ -107,10 +106,10 @@ class TssModel(PreTrainedModel):
         return self.backbone(**kwargs)
 
     def generate(self, *args: Any, task: Task = ACTIVE, **kwargs: Any) -> Any:
-        """The backbone's own `generate`, for `task`: one, one per row, or None, as the original model does.
+        """Generate with the backbone's `generate`, for one task, one task per row, or None (the original model).
 
         Raises:
-            ValueError: a task that answers with a head of its own.
+            ValueError: the task has a head.
         """
         call = self.tss.resolve(task)
         for of_task in [call] if call.rows is None else [one for one, _ in call.rows]:
