@@ -17,8 +17,8 @@ from tss.errors import StateError
 def attach(model: Any, config: AdapterConfig | None = None, options: TssOptions | None = None) -> TssModel:
     """Freeze a transformers model and wrap it with adapters.
 
-    With `task=None`, and before the first task is trained, outputs are those of the original model. `model.tss.detach()`
-    removes the adapters.
+    Outputs with `task=None`, and before the first task is trained, are those of the original model. To remove the
+    adapters, call `model.tss.detach()`.
 
     Args:
         model: a transformers model, with or without PEFT adapters.
