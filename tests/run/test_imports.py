@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tss
-from tests.house import check_no_circle, files_in, imported
+from tests.imports import check_no_circle, files_in, imported
 
 PACKAGE = Path(tss.__file__).parent
 BELOW = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.house import check_no_circle
+from tests.imports import check_no_circle
 
 
 @pytest.mark.parametrize("line", ["from tss.room import {}", "from tss.room.{} import x", "import tss.room.{}"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import tss.adapters
-from tests.house import check_no_circle, files_in, imported
+from tests.imports import check_no_circle, files_in, imported
 
 FILES = files_in(Path(tss.adapters.__file__).parent)
 
