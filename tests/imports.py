@@ -1,4 +1,4 @@
-"""What files import, for the tests that hold arrows down."""
+"""Imports of files, for tests of the dependencies between packages."""
 
 from __future__ import annotations
 
