@@ -113,6 +113,23 @@ def test_a_preset_says_what_differs_for_a_backbone_below_what_it_says_for_a_meth
         load_config({"backbones": ["embedded"]})
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"backbones": {"mine": {"training": {"score_rl": 1}}}}, "backbones.mine: unknown key 'training.score_rl'"),
+        ({"backbones": {"mine": {"families": {"asc": {"epochs": 0}}}}}, "backbones.mine: families.asc.epochs"),
+        (
+            {"methods": {"ewc": {"method_options": {"strenght": 1}}}},
+            "methods.ewc: unknown key 'method_options.strenght'",
+        ),
+        ({"methods": {"lora": {"training": 3}}}, "methods.lora: training"),
+    ],
+)
+def test_mistakes_in_what_differs_for_another_backbone_or_method_are_told(values, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(values)
+
+
 def test_what_an_override_brings_in_is_not_blamed_on_the_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("seed: -1\n")

@@ -287,7 +287,8 @@ def for_choices(values: Mapping[str, Any], changes: Mapping[str, Any], origin: s
         origin: of the values, for messages.
 
     Raises:
-        ConfigError: a section is none, or names no method.
+        ConfigError: a section is not of that form, names no method, or has a setting that no run can have, also of one
+            that is not chosen.
     """
     rest = {key: value for key, value in values.items() if key not in CHOICES}
     laid = rest
@@ -299,6 +300,11 @@ def for_choices(values: Mapping[str, Any], changes: Mapping[str, Any], origin: s
             raise ConfigError(
                 f"{origin}: methods: no method {unknown[0]!r}; {nearest(str(unknown[0]), list(METHODS), 'methods')}"
             )
+        for name, given in settings.items():
+            before = _checked({**rest, key: name})[1]
+            found = [line for line in _checked(lay_over({**rest, key: name}, given))[1] if line not in before]
+            if found:
+                raise ConfigError("\n".join(f"{origin}: {section}.{name}: {line}" for line in found))
         chosen = {**rest, **changes}.get(key, RunConfig.model_fields[key].default)
         laid = lay_over(laid, settings.get(chosen, {}) if isinstance(chosen, str) else {})
     return laid
