@@ -26,8 +26,9 @@ def handle(request):
     return handle
 
 
-def close(one, other):
-    return torch.allclose(one, other, rtol=0, atol=64 * 2.0**-24 * other.abs().max().item())
+def close(one, other, scale=None):
+    """Up to rounding of values of this size, the largest of `other` unless given."""
+    return torch.allclose(one, other, rtol=0, atol=64 * 2.0**-24 * (scale or other.abs().max().item()))
 
 
 def test_each_row_answers_as_its_own_task(handle):
@@ -108,9 +109,10 @@ def test_heads_of_mixed_rows_share_one_pass(handle, monkeypatch):
     assert [tuple(row.shape) for row in mixed.logits] == [(2,), (8, 3), (2,), (8, 3)]
     model.eval()
     mixed = model(**inputs_of(batch), task=names)
+    scale = max(row.abs().max().item() for row in mixed.logits)  # products that nearly cancel round as large ones do
     for i, name in enumerate(names):
         row = {key: value[i : i + 1] for key, value in batch.items()}
-        assert close(mixed.logits[i], logits(model, row, name)[0])
+        assert close(mixed.logits[i], logits(model, row, name)[0], scale)
 
 
 def test_losses_of_mixed_rows_are_their_mean(handle):

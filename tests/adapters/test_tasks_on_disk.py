@@ -205,6 +205,7 @@ def test_a_relative_folder_and_a_pickle(folder, whole, tmp_path, monkeypatch):
     [
         ({"tasks": "r1"}, "tasks takes names of tasks, got one string"),
         ({"cache_bytes": "64MB"}, "cache_bytes must be a whole number of bytes, got '64MB'"),
+        ({"cache_bytes": True}, "cache_bytes must be a whole number of bytes, got True"),
         ({"cache_bytes": 1.5}, "cache_bytes must be a whole number of bytes, got 1.5"),
     ],
 )

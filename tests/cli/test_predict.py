@@ -129,6 +129,8 @@ def test_any_field_may_name_the_task(tss, finished_run, tmp_path):
     first, second = map(json.loads, done.out.splitlines())
     assert (first["skill"], first["task"], second["skill"]) == ("asc/phones", 7, "asc/phones")
     assert first["prediction"] == second["prediction"]
+    assert ask(tss, finished_run, tmp_path, b'{"text": "the phone is good", "task": null}').code == 0
+    assert "--task-field is empty" in ask(tss, finished_run, tmp_path, line, more=["--task-field", ""]).err
     for field in ("text", "tokens", "prediction"):
         done = ask(tss, finished_run, tmp_path, line, more=["--task-field", field])
         assert (done.code, f"--task-field {field} is a field" in done.err) == (1, True)

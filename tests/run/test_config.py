@@ -113,6 +113,21 @@ def test_a_preset_says_what_differs_for_a_backbone_below_what_it_says_for_a_meth
         load_config({"backbones": ["embedded"]})
 
 
+def test_a_file_wins_for_a_family_and_a_task_over_what_its_preset_says_for_a_backbone_or_a_method():
+    for values, task, key, expected in (
+        ({"families": {"asc": {"score_lr": 0.8}}}, "asc/x", "score_lr", 0.8),
+        ({"families": {"asc": {"score_lr": 0.8}}}, "ccd/x", "score_lr", 1e-2),
+        ({"overrides": {"asc/x": {"score_lr": 0.8}}}, "asc/x", "score_lr", 0.8),
+        ({"method": "one", "families": {"sum": {"adapter_lr": 0.2}}}, "sum/x", "adapter_lr", 0.2),
+        ({"method": "one", "families": {"sum": {"adapter_lr": 0.2}}}, "asc/x", "adapter_lr", 3e-3),
+        ({"method": "one", "overrides": {"sum/x": {"adapter_lr": 0.8}}}, "sum/x", "adapter_lr", 0.8),
+        ({"method": "one", "overrides": {"sum/x": {"adapter_lr": 0.8}}}, "sum/y", "adapter_lr", 1e-2),
+        ({"backbones": None, "methods": {}}, "asc/x", "score_lr", 1e-2),
+        ({"backbones": {"mine": {"training": {"epochs": 2}}}}, "asc/x", "score_lr", 1e-2),
+    ):
+        assert getattr(settings_for(load_config({"extends": "quick", **values}), task), key) == expected
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -123,6 +138,11 @@ def test_a_preset_says_what_differs_for_a_backbone_below_what_it_says_for_a_meth
             "methods.ewc: unknown key 'method_options.strenght'",
         ),
         ({"methods": {"lora": {"training": 3}}}, "methods.lora: training"),
+        ({"methods": {"tss": {"method": "one"}}}, "methods.tss: method cannot differ here"),
+        ({"backbones": {"embedded": {"backbone": "bart-large"}}}, "backbones.embedded: backbone cannot differ here"),
+        ({"backbones": {"embedded": None}}, "backbones.embedded: expected a name with the keys"),
+        ({"backbones": {1: {}}}, "backbones.1: expected a name with the keys"),
+        ({"backbones": 0}, "backbones: expected names of backbones"),
     ],
 )
 def test_mistakes_in_what_differs_for_another_backbone_or_method_are_told(values, message):

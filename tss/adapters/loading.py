@@ -36,7 +36,7 @@ def load(
     """
     if isinstance(tasks, str):
         raise TypeError(f"tasks takes names of tasks, got one string: give [{tasks!r}]")
-    if cache_bytes is not None and not isinstance(cache_bytes, int):
+    if cache_bytes is not None and (isinstance(cache_bytes, bool) or not isinstance(cache_bytes, int)):
         raise TypeError(f"cache_bytes must be a whole number of bytes, got {cache_bytes!r}")
     if cache_bytes is not None and cache_bytes < 0:
         raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")

@@ -137,6 +137,8 @@ def _check_field(name: str) -> None:
     from tss.data.schema import FIELDS
 
     taken = {PREDICTED, CONFIDENCE, *(field for needed, optional in FIELDS.values() for field in (*needed, *optional))}
+    if not name:
+        raise ConfigError("--task-field is empty; name a field: --task-field task")
     if name in taken:
         raise ConfigError(f"--task-field {name} is a field that tasks read or write; name another: --task-field task")
 
@@ -223,7 +225,7 @@ def _checked(row: Any, number: int, reader: Reader) -> tuple[str, dict[str, Any]
         raise DataError(
             f'"{taken[0]}" is in the line, and the answer would replace it; rename the field', where, number
         )
-    name = row.get(reader.field, reader.task)
+    name = reader.task if row.get(reader.field) is None else row[reader.field]
     if name is None:
         raise DataError(f'no task: give --task NAME, or "{reader.field}" in the line', where, number)
     if not isinstance(name, str) or name not in reader.kinds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,9 +14,11 @@ from tss.adapters.config import AdapterConfig
 from tss.errors import ConfigError
 from tss.methods import METHODS
 from tss.run.config_errors import explain, nearest
-from tss.run.config_files import CHOICES, apply_override, apply_overrides, lay_over, merge, read_source
+from tss.run.config_files import Layer, apply_override, apply_overrides, lay_over, merge, read_source
 
 MAX_BOTTLENECK = 2**16
+CHOICES = {"backbones": "backbone", "methods": "method"}
+"""Sections of a layer with what differs for a value of a key."""
 Rate = Annotated[float, Field(gt=0, le=3e38)]  # float32 has no more
 Count = Annotated[int, Field(ge=1, le=10**6)]
 Length = Annotated[int, Field(ge=8, le=10**6)]
@@ -253,8 +255,8 @@ def load_config(
         ConfigError: with one line for each problem; an unknown key names the nearest known one. Lines begin with the
             source that holds the problem, those of overrides with the key.
     """
-    values, origin = read_source(source, variant)
-    values = for_choices(values, apply_overrides(values, overrides or []), origin)
+    layers, origin = read_source(source, variant)
+    values = combine(layers, apply_overrides({}, overrides or []))
     config, found = _checked(values)
     origins = dict.fromkeys(found, f"{origin}: ")
     for text in overrides or []:
@@ -276,38 +278,51 @@ def _checked(values: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
         return None, str(error).splitlines()
 
 
-def for_choices(values: Mapping[str, Any], changes: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """The values of a preset or a file, with what its sections `backbones` and `methods` say of the chosen ones.
+def combine(layers: Sequence[Layer], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Combine the layers of a configuration for the backbone and the method that are chosen.
 
-    What is said of the method wins over what is said of the backbone.
+    A layer wins over those before it. In a layer, the section `backbones` wins over the other keys, and `methods` over
+    both.
 
     Args:
-        values: with or without such sections: name of a backbone or method -> the keys that differ for it.
-        changes: later layers' values; their keys `backbone` and `method` choose before those of `values`.
-        origin: of the values, for messages.
+        layers: as `read_source` gives them.
+        changes: values of later layers, for their keys `backbone` and `method`.
 
     Raises:
-        ConfigError: a section is not of that form, names no method, or has a setting that no run can have, also of one
-            that is not chosen.
+        ConfigError: a section has another form, names no method, or has a setting that no run can have, also of a
+            backbone or a method that is not chosen.
     """
-    rest = {key: value for key, value in values.items() if key not in CHOICES}
-    laid = rest
-    for section, key in CHOICES.items():
-        settings = values.get(section) or {}
-        if not isinstance(settings, Mapping) or not all(isinstance(given, Mapping) for given in settings.values()):
-            raise ConfigError(f"{origin}: {section}: expected names of {section} with the keys that differ for them")
-        if section == "methods" and (unknown := [name for name in settings if name not in METHODS]):
-            raise ConfigError(
-                f"{origin}: methods: no method {unknown[0]!r}; {nearest(str(unknown[0]), list(METHODS), 'methods')}"
-            )
-        for name, given in settings.items():
-            before = _checked({**rest, key: name})[1]
-            found = [line for line in _checked(lay_over({**rest, key: name}, given))[1] if line not in before]
-            if found:
-                raise ConfigError("\n".join(f"{origin}: {section}.{name}: {line}" for line in found))
-        chosen = {**rest, **changes}.get(key, RunConfig.model_fields[key].default)
-        laid = lay_over(laid, settings.get(chosen, {}) if isinstance(chosen, str) else {})
-    return laid
+    choice = {key: RunConfig.model_fields[key].default for key in CHOICES.values()}
+    for values in (*(layer.values for layer in layers), changes):
+        choice |= {key: values[key] for key in choice if key in values}
+    combined: dict[str, Any] = {}
+    for values, origin in layers:
+        combined = lay_over(combined, {key: value for key, value in values.items() if key not in CHOICES})
+        for section, key in CHOICES.items():
+            settings = {} if values.get(section) is None else values[section]
+            _check_section(settings, section, combined, origin)
+            chosen = choice[key]
+            combined = lay_over(combined, settings.get(chosen, {}) if isinstance(chosen, str) else {})
+    return combined
+
+
+def _check_section(settings: Any, section: str, combined: Mapping[str, Any], origin: str) -> None:
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{origin}: {section}: expected names of {section} with the keys that differ for them")
+    if section == "methods" and (unknown := [name for name in settings if name not in METHODS]):
+        raise ConfigError(
+            f"{origin}: methods: no method {unknown[0]!r}; {nearest(str(unknown[0]), list(METHODS), 'methods')}"
+        )
+    for name, given in settings.items():
+        where = f"{origin}: {section}.{name}"
+        if not isinstance(name, str) or not isinstance(given, Mapping):
+            raise ConfigError(f"{where}: expected a name with the keys that differ for it")
+        if fixed := [key for key in ("extends", *CHOICES, *CHOICES.values()) if key in given]:
+            raise ConfigError(f"{where}: {fixed[0]} cannot differ here, as it is chosen before; leave it out")
+        chosen = {**combined, CHOICES[section]: name}
+        before = _checked(chosen)[1]
+        if found := [line for line in _checked(lay_over(chosen, given))[1] if line not in before]:
+            raise ConfigError("\n".join(f"{where}: {line}" for line in found))
 
 
 def dump_config(config: RunConfig) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -17,8 +17,13 @@ MAX_BYTES, MAX_VALUES = 2**20, 100_000
 """Of a configuration: bytes of its file, and values in it."""
 SECTIONS, SPECIFIC = ("training", "generation", "limits"), ("families", "overrides")
 """Keys that hold for every task, and keys that hold for a family or a task alone."""
-CHOICES = {"backbones": "backbone", "methods": "method"}
-"""Sections of what differs for one value of a key; the later one wins."""
+
+
+class Layer(NamedTuple):
+    """The values of one preset, file or mapping, without what it extends, and its name for messages."""
+
+    values: dict[str, Any]
+    origin: str
 
 
 def preset_names() -> list[str]:
@@ -27,10 +32,10 @@ def preset_names() -> list[str]:
     return sorted(entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def read_source(source: str | Path | Mapping[str, Any] | None, variant: str | None) -> tuple[dict[str, Any], str]:
-    """The values of a preset, a YAML file or a mapping, with what they extend merged in, and a name for messages."""
+def read_source(source: str | Path | Mapping[str, Any] | None, variant: str | None) -> tuple[list[Layer], str]:
+    """Read a preset, a YAML file or a mapping: its layers, first the preset that the others extend, and its name."""
     if source is None:
-        return {}, "configuration"
+        return [], "configuration"
     if isinstance(source, Mapping):
         return _extended(dict(source), "configuration", ()), "configuration"
     path = Path(source)
@@ -144,19 +149,8 @@ def lay_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     """`base` with a later layer laid over it: a file over the preset that it extends, an override over a file.
 
     What the layer sets for every task also replaces what `base` sets for a family or a single task, and what it sets
-    for a family what `base` sets for a task of it; and all that it sets replaces what `base` sets for a backbone or a
-    method: an earlier layer would win otherwise, and without a word.
+    for a family what `base` sets for a task of it: an earlier layer would win otherwise, and without a word.
     """
-    lower = _less(base, changes)
-    for section in CHOICES:
-        for name, settings in _mapping(base.get(section)).items():
-            if isinstance(settings, Mapping):
-                lower[section] = {**lower[section], name: without(_less(settings, changes), changes)}
-    return merge(lower, changes)
-
-
-def _less(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` less what it sets for families and single tasks where `changes` sets it for more of them."""
     general = {key: changes[key] for key in SECTIONS if isinstance(changes.get(key), Mapping)}
     general = {**_mapping(general.pop("training", None)), **general}
     families = _mapping(changes.get("families"))
@@ -167,7 +161,7 @@ def _less(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
             left = without(without(_mapping(settings), general), _mapping(family))
             if left != settings and isinstance(settings, Mapping):
                 lower[section] = {**lower[section], name: left}
-    return lower
+    return merge(lower, changes)
 
 
 def without(settings: Mapping[str, Any], replaced: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,21 +183,22 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _preset(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
+def _preset(name: str, seen: tuple[str, ...]) -> list[Layer]:
     text = (resources.files("tss") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     return _extended(_parse(text, f"preset {name}"), f"preset {name}", (*seen, name))
 
 
-def _extended(values: dict[str, Any], origin: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    """Lay the values over the preset that their key `extends` names."""
+def _extended(values: dict[str, Any], origin: str, seen: tuple[str, ...]) -> list[Layer]:
+    """The layers of the preset that the key `extends` names, and the values."""
     base = values.pop("extends", None)
+    layer = Layer(values, origin)
     if base is None:
-        return values
+        return [layer]
     if base not in preset_names():
         raise ConfigError(f"{origin}: extends {base!r}, but {nearest(str(base), preset_names(), 'presets')}")
     if base in seen:
         raise ConfigError(f"{origin}: extends {base!r}, which extends it in turn")
-    return lay_over(_preset(base, seen), values)
+    return [*_preset(base, seen), layer]
 
 
 def _read(path: Path) -> str:

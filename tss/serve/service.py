@@ -183,7 +183,7 @@ def result_of(called: str, found: Answer | BaseException) -> Answer:
     if isinstance(found, UnknownTask):
         raise ApiError("unknown_task", str(found))
     if isinstance(found, StateError):  # a task that was left in the folder cannot be read from it
-        log.error("a task cannot be read", exc_info=found)
+        log.error("a task cannot be read: %s", found)
         raise ApiError("task_unavailable", "the task's files cannot be read now")
     if isinstance(found, CANNOT):
         raise ApiError("cannot_answer", f"{called}: cannot be answered: {found}")

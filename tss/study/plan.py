@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from tss.errors import ConfigError
 from tss.io import safe_name
 from tss.methods import METHODS
-from tss.run.config import RunConfig, for_choices, load_config
+from tss.run.config import RunConfig, combine, load_config
 from tss.run.config_errors import explain, nearest
-from tss.run.config_files import MAX_BYTES, apply_overrides, lay_over, read_source, read_yaml
+from tss.run.config_files import MAX_BYTES, Layer, apply_overrides, lay_over, read_source, read_yaml
 from tss.run.resolve import missing_message, sequence
 from tss.seeding import stream
 
@@ -149,8 +149,8 @@ def cells_of(study: StudyConfig) -> list[Cell]:
         ConfigError: settings that no run can have, tasks that the data lacks, or rows of the same name.
         DataError: no such data.
     """
-    base, origin = read_source(study.base, None)
-    configs = {row: _row(study, base, origin, row) for row in study.methods}
+    base, _ = read_source(study.base, None)
+    configs = {row: _row(study, base, row) for row in study.methods}
     first = next(iter(configs.values()))
     seeds = study.seeds if isinstance(study.seeds, list) else [first.seed + i for i in range(study.seeds)]
     orders = _orders(study, first)
@@ -168,14 +168,14 @@ def cells_of(study: StudyConfig) -> list[Cell]:
     return cells
 
 
-def _row(study: StudyConfig, base: dict[str, Any], origin: str, row: str) -> RunConfig:
+def _row(study: StudyConfig, base: Sequence[Layer], row: str) -> RunConfig:
     """The configuration of a row, in the base's order and with its seed."""
     changes = study.methods[row]
     method = changes.get("method", row)
     if method not in METHODS:
         raise ConfigError(f"methods.{row}: no method {method!r}: name one by its key method; {', '.join(METHODS)}")
     changes = {**changes, "method": method}
-    values = for_choices(base, {**study.changes, **changes}, origin)
+    values = combine(base, {**study.changes, **changes})
     values = lay_over(lay_over(values, study.changes), changes)
     try:
         return load_config(values)
