@@ -113,7 +113,7 @@ class TssHandle:
         """Add a task, in the state "new".
 
         Args:
-            name: 1 to 200 printable characters.
+            name: a non-empty line of printable text.
             kind: a `Classification`, `Extraction` or `Generation`.
 
         Raises:
@@ -246,8 +246,8 @@ class TssHandle:
     def active(self) -> str | None:
         """The task that calls without `task` use on this thread.
 
-        None if calls run the backbone without adapters (after `use(None)`, or without tasks), if they raise because the
-        active task was deleted or abandoned, or if rows have different tasks.
+        None if calls run the backbone without adapters (after `use(None)`, or without tasks), if they raise because no
+        task was chosen or the chosen one was deleted or abandoned, or if each row has its own task.
         """
         return self.choice.active
 
