@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 
+import numpy
 import pytest
 import torch
 
@@ -36,6 +37,25 @@ def _kernels_for_the_cpu() -> None:
     """Has the CUDA kernels compiled for the CPU, once; without a compiler their tests skip and say so."""
     if not torch.cuda.is_available() and EMULATED not in os.environ and not isinstance(find_cxx(read()), Missing):
         os.environ[EMULATED] = str(built("emulated", ROOT / "build"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interpreted_dot_of_any_place() -> None:
+    """Has the interpreter's `tl.dot` add in one order everywhere in a tile, as tensor cores do.
+
+    It multiplies by NumPy's BLAS, which on some processors adds the last columns of a tile in another order: the bits
+    of a row would depend on its place among others, which they do not on a GPU.
+    """
+    if torch.cuda.is_available():
+        return
+    from triton.runtime import interpreter
+
+    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        del self, input_precision, max_num_imprecise_acc
+        rows, columns = (numpy.ascontiguousarray(x, dtype=d.data.dtype) for x in (a.data, b.data.T))
+        return interpreter.TensorHandle(numpy.einsum("mk,nk->mn", rows, columns) + d.data, d.dtype.scalar)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
 
 
 @pytest.fixture
