@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse at once what no benchmark could run with; from here on the time counts."""
+    """Reject options with which no benchmark could run; the time limit counts from here."""
     limit = config.getoption("--benchmark-stop-after")
     config.stash[END] = math.inf if limit is None else time.monotonic() + limit
     if config.getoption("--benchmark") and (obstacle := _obstacle(config)) is not None:
@@ -55,20 +55,20 @@ def _obstacle(config: pytest.Config) -> str | None:
 
 @dataclass(frozen=True)
 class Planned:
-    """A case of a group, and how tables and comparisons know it."""
+    """A case of a group, and its title in tables and comparisons."""
 
     group: str
     case: Any
 
     @property
     def title(self) -> str:
-        """Unique in a run, and the same in every run."""
+        """The title, unique in a run, and the same in every run."""
         return f"{self.group}: {self.case}"
 
 
 @dataclass
 class _Shown:
-    """What pytest-benchmark asks of a fixture that timed something."""
+    """What pytest-benchmark requires of a fixture that timed something."""
 
     name: str
     fullname: str
@@ -82,7 +82,7 @@ class _Shown:
 
 @dataclass
 class Results:
-    """What this run has measured, for pytest-benchmark and for the terminal."""
+    """Measurements of this run, for pytest-benchmark and for the terminal."""
 
     config: Any
     end: float
@@ -93,24 +93,24 @@ class Results:
 
     @property
     def time_is_up(self) -> bool:
-        """Whether no case may begin any more."""
+        """Whether no further case may begin."""
         return time.monotonic() >= self.end
 
     def skip_and_note(self, planned: Planned, why: str) -> None:
-        """Skips the running test."""
+        """Record why and skip the running test."""
         self.skipped.append(f"{planned.title}: {why}")
         pytest.skip(why)
 
     def note_failure(self, planned: Planned, why: str) -> str:
-        """A line for the file and for the test."""
+        """Record a failure; return its line for the file and for the test."""
         self.failed.append(f"{planned.title}: {why}")
         return self.failed[-1]
 
     def add(self, planned: Planned, measured: Any, ceilings: Any) -> list[str]:
-        """Hands every time to pytest-benchmark; returns what failed.
+        """Pass every time to pytest-benchmark; return what failed.
 
-        pytest-benchmark times one function at a time. These took turns, so its own `Metadata` gets the turns' times
-        without a fixture in between.
+        pytest-benchmark times one function at a time. These took turns, so its own `Metadata` gets the times of the
+        turns directly, without a fixture.
         """
         from pytest_benchmark.stats import Metadata
 
@@ -193,7 +193,7 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """What there is beside times; single turns are left out, their percentiles are in each entry."""
+    """Add what there is besides times; drop single turns, whose percentiles are in each entry."""
     found = config.stash.get(RESULTS, None)
     if found is None:
         return
@@ -207,7 +207,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 
 
 def _not_compared(config: Any) -> str | None:
-    """Why --benchmark-compare compared nothing, or None."""
+    """Return why --benchmark-compare compared nothing, or None."""
     compared = config._benchmarksession.compared_mapping
     if RESULTS not in config.stash or not config.getoption("benchmark_compare", None):
         return None
@@ -220,7 +220,7 @@ def _not_compared(config: Any) -> str | None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Runs after pytest-benchmark has written and read its files."""
+    """Fail a run that compared nothing; runs after pytest-benchmark has written and read its files."""
     if session.config.getoption("--benchmark") and _not_compared(session.config) is not None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -1,4 +1,4 @@
-"""Every case as a test: it fails if the check of any competitor fails, and shows the times of those that passed."""
+"""Run every case as a test: it fails if any competitor's check fails, and shows the times of those that passed."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The native sources of tss_kernels and what builds them; nothing here is installed."""
+"""Native sources of tss_kernels and the code that builds them; nothing here is installed."""

@@ -1,7 +1,7 @@
-"""A causal language model learns to answer two kinds of questions, one after the other: python examples/causal.py
+"""Teach a causal language model two kinds of questions, one after the other: python examples/causal.py
 
-The model is a tiny Llama that first reads a few sentences, so that nothing is downloaded; put one of the hub in its
-place. The loss counts the answer alone, and the prompt's format is data of the task.
+The model is a tiny Llama that is first trained on a few sentences, so that nothing is downloaded; replace it with one
+from the hub. Only the answer counts in the loss, and the prompt's format is a setting of the task.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROMPTS = {"capital": "The capital of {source} is", "opposite": "Not {source} bu
 
 
 def language_model(tokenizer: Any) -> LlamaForCausalLM:
-    """A model that has read TEXT."""
+    """Return a model trained on TEXT."""
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)  # fmt: skip
     model = LlamaForCausalLM(config)
@@ -42,7 +42,7 @@ def language_model(tokenizer: Any) -> LlamaForCausalLM:
 
 
 def main() -> None:
-    """Learn both tasks, then see that both answer as when they were learned."""
+    """Learn both tasks, then check that both give the same loss as when they were learned."""
     torch.manual_seed(0)
     tokenizer = load_backbone("embedded").tokenizer
     model = tss.attach(language_model(tokenizer), tss.AdapterConfig(bottleneck=64))
@@ -50,7 +50,7 @@ def main() -> None:
     for name, pairs in QUESTIONS.items():
         kind = tss.Generation(prompt=PROMPTS[name], num_beams=1, min_new_tokens=0, max_new_tokens=6)
         model.tss.add_task(name, kind)
-        kind = model.tss.tasks[name].kind  # as a causal model learns it
+        kind = model.tss.tasks[name].kind  # with the settings for a causal model
         rows = kind.encode_all(
             [{"source": source, "target": target} for source, target in pairs],
             tokenizer,

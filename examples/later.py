@@ -1,4 +1,4 @@
-"""Add a task months later: open what was saved, learn one more, save again. python examples/later.py [FOLDER]"""
+"""Add a task later: load saved tasks, learn one more, save again. python examples/later.py [FOLDER]"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REVIEWS = {
 
 
 def inputs_of(name: str, tokenizer: object) -> dict[str, torch.Tensor]:
-    """The model's inputs and labels of a task."""
+    """Return the model's inputs and labels for a task."""
     texts, labels = REVIEWS[name]
     tokens = tokenizer(texts, padding=True, return_tensors="pt")  # type: ignore[operator]
     return {key: tokens[key] for key in ("input_ids", "attention_mask")} | {"labels": torch.tensor(labels)}
@@ -37,7 +37,7 @@ def learn(model: tss.TssModel, name: str, batch: dict[str, torch.Tensor]) -> Non
 
 
 def main(folder: Path) -> None:
-    """Learn a task and save; then, as another program would, open it and add a second."""
+    """Learn a task and save it; then, as another program would, load it and add a second task."""
     backbone = load_backbone("embedded")
     loud, cheap = (inputs_of(name, backbone.tokenizer) for name in REVIEWS)
     model = tss.attach(backbone.model)

@@ -1,4 +1,4 @@
-"""GatedAdapterLinear in a plain training loop: two tasks share one frozen weight, each by its own gates.
+"""GatedAdapterLinear in a plain training loop: two tasks share one frozen weight, each with its own gates.
 
 python examples/layer.py
 """
@@ -12,14 +12,14 @@ from tss_kernels import GatedAdapterLinear, SoftMaskedAdamW, pack_gates, packed_
 
 
 def data(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs (256, 32) and what a random linear map makes of them, (256, 8)."""
+    """Return inputs (256, 32) and the outputs of a random linear map, (256, 8)."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(256, 32, generator=generator)
     return x, x @ torch.randn(32, 8, generator=generator) / 32**0.5
 
 
 def learn(layer: GatedAdapterLinear, readout: nn.Linear, x: torch.Tensor, y: torch.Tensor) -> float:
-    """Train scores and the readout on one task; gives the last loss."""
+    """Train the scores and the readout on one task; return the last loss."""
     optimizer = SoftMaskedAdamW(
         [{"params": [layer.scores], "lr": 1e-2}, {"params": readout.parameters(), "lr": 1e-2}],
         weight_decay=0.0,
@@ -35,7 +35,7 @@ def learn(layer: GatedAdapterLinear, readout: nn.Linear, x: torch.Tensor, y: tor
 
 
 def main() -> None:
-    """Learn two tasks, and see that the first answers as before."""
+    """Learn two tasks, and check that the outputs of both are as when they were learned."""
     torch.manual_seed(0)
     layer = GatedAdapterLinear(32, 128)
     layer.mask_gradient = False  # the optimizer masks the step instead
@@ -44,13 +44,13 @@ def main() -> None:
         x, y = data(seed)
         readout = nn.Linear(128, 8)
         loss = learn(layer, readout, x, y)
-        # What of the scores this task relies on; the next one moves that less.
+        # The importance of each score to this task; the next task moves important scores less.
         (readout(torch.relu(layer(x))) - y).square().mean().backward()
         assert layer.scores.grad is not None
         total = torch.zeros_like(layer.scores) if layer.importance is None else layer.importance
         layer.importance = update_importance_(total, layer.scores.grad * (layer.scores >= layer.threshold))
         layer.scores.grad = None
-        gates = pack_gates(layer.scores.detach(), layer.threshold)  # 1 bit per weight: all that is kept of it here
+        gates = pack_gates(layer.scores.detach(), layer.threshold)  # 1 bit per weight: all that is kept of the scores
         with torch.no_grad():
             answer = readout(torch.relu(packed_linear(x, layer.weight, gates, layer.bias)))
         kept.append((x, readout, gates, answer))

@@ -1,8 +1,8 @@
-"""Two tasks, one after the other, with transformers' Trainer: python examples/trainer.py [FOLDER]
+"""Learn two tasks, one after the other, with transformers' Trainer: python examples/trainer.py [FOLDER]
 
-Scores want a learning rate of their own: the handle's optimizer has a group for them. In Trainer's own optimizer the
-default rate, 5e-5 for everything, would flip few gates, of which a warning tells, and weight decay would move scores
-that earlier tasks rely on, which is refused.
+Scores need their own learning rate: the handle's optimizer has a parameter group for them. With Trainer's own
+optimizer, the default learning rate of 5e-5 for all parameters would flip few gates, which causes a warning, and weight
+decay would move scores that earlier tasks rely on, which raises an error.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ EXAMPLES = 64
 
 
 class SealAtEnd(transformers.TrainerCallback):
-    """Seals the task after its last step.
+    """Callback that seals the task after its last step.
 
     Args:
-        data: its training data, for the importance pass.
+        data: training data of the task, for the importance pass.
     """
 
     def __init__(self, data: Any) -> None:
@@ -36,7 +36,7 @@ class SealAtEnd(transformers.TrainerCallback):
 
 
 def main(folder: str) -> None:
-    """Learn both tasks, save them, and see that the first answers as it did."""
+    """Learn both tasks, save them, and check that the fingerprints of both are unchanged."""
     backbone = load_backbone("embedded")
     model = tss.attach(backbone.model, tss.AdapterConfig(bottleneck=16, weight_init="signed_constant"))
     fingerprints = {}

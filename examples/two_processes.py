@@ -1,6 +1,6 @@
-"""One task on two processes with accelerate and gloo: torchrun --nproc-per-node 2 examples/two_processes.py [FOLDER]
+"""Learn a task on two processes with accelerate, gloo: torchrun --nproc-per-node 2 examples/two_processes.py [FOLDER]
 
-Every process seals: the importance of the task is averaged over the batches of all of them, so that all keep the same.
+Every process seals the task: its importance is averaged over the batches of all processes, so that all keep the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TASK, EXAMPLES = "asc/cameras", 64
 
 
 def main(folder: str | None) -> None:
-    """Learn, seal, compare the processes, and save on the first of them."""
+    """Learn, seal, compare the processes, and save on the first one."""
     accelerator = Accelerator(cpu=True)
     backbone = load_backbone("embedded")
     task = load_task("generated", TASK, seed=2021, limits={"train": EXAMPLES})
@@ -44,7 +44,7 @@ def main(folder: str | None) -> None:
         print(model.tss)
         if folder is not None:
             model.tss.save(folder)
-    accelerator.wait_for_everyone()  # none leaves while another still saves
+    accelerator.wait_for_everyone()  # no process exits while another is still saving
     accelerator.end_training()
 
 

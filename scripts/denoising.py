@@ -1,4 +1,4 @@
-"""BART's noise: spans of text infilled, single tokens masked, and batches of both for pretraining."""
+"""BART's noise for pretraining: text infilling, token masking, and batches with both."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import torch
 
 BOS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 4
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-MASKED_SHARE = 0.12  # tokens masked one for one, which the encoder predicts itself
+MASKED_SHARE = 0.12  # fraction of tokens masked one for one, which the encoder itself predicts
 
 
 def infill(
     tokens: np.ndarray, rng: np.random.Generator, ratio: float = 0.3, mean_span: float = 3.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """BART's text infilling: spans of Poisson(3) tokens, each replaced by one <mask>; a span of 0 inserts one.
+    """Apply BART's text infilling: spans of Poisson(3) tokens, each replaced by one <mask>; a span of 0 inserts one.
 
-    Returns the noised tokens and a bool array over the original ones: True where the token was removed.
+    Return the noised tokens and a bool array over the original ones: True where the token was removed.
     """
     budget = round(len(tokens) * ratio)
     pieces: list[np.ndarray] = []
@@ -38,7 +38,7 @@ def infill(
 
 
 def mask_tokens(noised: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """BART's token masking on top: MASKED_SHARE of the tokens become <mask>. Returns the tokens and where."""
+    """Apply BART's token masking in addition: MASKED_SHARE of the tokens become <mask>. Return the tokens and where."""
     masked = (rng.random(len(noised)) < MASKED_SHARE) & (noised != MASK)
     return np.where(masked, MASK, noised), masked
 
@@ -46,10 +46,10 @@ def mask_tokens(noised: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarra
 def make_batch(
     stream: np.ndarray, rng: np.random.Generator, rows: int, length: int, copied_share: float
 ) -> dict[str, torch.Tensor]:
-    """One batch. Labels are kept where the token was removed, and on `copied_share` of the tokens that were not:
+    """Return one batch. Labels are kept for removed tokens, and for `copied_share` of the tokens that were not removed.
 
-    the vocabulary product and its softmax are a third of a step on a CPU, and copied tokens teach least.
-    `encoder_labels` holds the tokens that were masked one for one, -100 elsewhere.
+    The vocabulary product and its softmax take a third of a step on a CPU, and copied tokens teach least.
+    `encoder_labels` contains the tokens that were masked one for one, -100 elsewhere.
     """
     starts = rng.integers(0, len(stream) - length, size=rows)
     source = torch.full((rows, length), PAD)

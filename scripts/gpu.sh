@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Everything that needs an NVIDIA GPU: csrc compiled for it, tests, memory and race checks, measurements; see
+# Everything that needs an NVIDIA GPU: compiling csrc for it, tests, memory and race checks, measurements; see
 # docs/measuring.md.
 #   scripts/gpu.sh [--parts build,tests,sanitize,measure] [--out FILE] [--resume] [--dry-run] [--help]
-# Runs straight from a checkout, without a network and without installing; PYTHON names another interpreter.
+# Runs from a checkout without network access or installation; set PYTHON to use another interpreter.
 set -eu
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"

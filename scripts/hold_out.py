@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Write train, validation and held-out examples of every task below DATA."""
+    """Write train, validation and held-out examples of every task in DATA."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of <family>/<task>/*.jsonl")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")

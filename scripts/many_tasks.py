@@ -30,7 +30,7 @@ Batch = dict[str, torch.Tensor]
 
 
 def backbone_of(name: str) -> transformers.PreTrainedModel:
-    """The embedded backbone, or a BART of six layers and width 256 with random weights."""
+    """Return the embedded backbone, or a BART of six layers and width 256 with random weights."""
     if name == "embedded":
         return load_backbone("embedded").model
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def backbone_of(name: str) -> transformers.PreTrainedModel:
 
 
 def ours(name: str) -> tss.TssModel:
-    """A model with so many sealed generation tasks of random gates."""
+    """Return a model with `TASKS` sealed generation tasks with random gates."""
     model = tss.attach(backbone_of(name), tss.AdapterConfig(bottleneck=64))
     for i in range(TASKS):
         model.tss.add_task(f"task {i}", tss.Generation())
@@ -53,7 +53,7 @@ def ours(name: str) -> tss.TssModel:
 
 
 def theirs(name: str) -> torch.nn.Module:
-    """The same backbone with so many LoRAs."""
+    """Return the same backbone with `TASKS` LoRAs."""
     config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     model = get_peft_model(backbone_of(name), config, adapter_name="task 0")
     for i in range(1, TASKS):
@@ -62,20 +62,20 @@ def theirs(name: str) -> torch.nn.Module:
 
 
 def medians(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of the processor of each call, by turns."""
+    """Return the median CPU seconds of each call, with calls made in turn."""
     times: dict[str, list[float]] = {key: [] for key in calls}
     with torch.inference_mode():
         for turn in range(repeats + 1):
             for key, call in calls.items():
                 started = time.process_time()
                 call()
-                if turn:  # the first one warms up
+                if turn:  # the first turn is a warm-up
                     times[key].append(time.process_time() - started)
     return {key: statistics.median(values) for key, values in times.items()}
 
 
 def calls_of(models: dict[str, Any], source: int, target: int, generate: bool) -> dict[str, Callable]:
-    """One call for each system and number of tasks."""
+    """Return one call for each system and number of tasks."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(10, 5000, (ROWS, source), generator=generator)
     batch: Batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -91,7 +91,7 @@ def calls_of(models: dict[str, Any], source: int, target: int, generate: bool) -
     counts = [count for count in COUNTS if count <= ROWS]
     calls = {f"{system} {count}": call(system, [f"task {i % count}" for i in range(ROWS)])
              for system in models for count in counts}  # fmt: skip
-    for count in COUNTS[len(counts) :]:  # 32 of so many tasks, far apart
+    for count in COUNTS[len(counts) :]:  # 32 tasks, evenly spaced among `count`
         rows = [f"task {i * count // ROWS}" for i in range(ROWS)]
         calls |= {f"{system} {count}": call(system, rows) for system in models}
     single = models["tss"]
@@ -103,7 +103,7 @@ def calls_of(models: dict[str, Any], source: int, target: int, generate: bool) -
 
 
 def main() -> None:
-    """Print a table of milliseconds, and draw the curve."""
+    """Print a table of milliseconds, and draw the figure if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="embedded", choices=["embedded", "d256"])
     parser.add_argument("--figure", metavar="FILE.svg")
@@ -134,7 +134,7 @@ def main() -> None:
 
 
 def draw(curves: dict[str, list[float]], file: str) -> None:
-    """The time of a batch over that of the same batch of one task, against the number of tasks."""
+    """Plot the time of a batch relative to the same batch with one task, against the number of tasks."""
     import matplotlib
 
     matplotlib.use("svg")

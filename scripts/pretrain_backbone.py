@@ -56,7 +56,7 @@ def train_tokenizer(folder: Path) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # Every third passage is plenty for 8,000 merges and keeps memory small.
+    # Every third passage is enough for 8,000 merges and keeps memory small.
     sample = (text for i, text in enumerate(passages(folder)) if i % 3 == 0)
     tokenizer.train_from_iterator(sample, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -66,7 +66,7 @@ def train_tokenizer(folder: Path) -> Tokenizer:
 
 
 def encode_corpus(tokenizer: Tokenizer, folder: Path) -> np.ndarray:
-    """All passages as one uint16 stream, each ended by </s>, passages shuffled once with a fixed seed."""
+    """Return all passages as one uint16 stream, each ended by </s>, shuffled once with a fixed seed."""
     texts = list(passages(folder))
     np.random.default_rng(0).shuffle(texts)  # type: ignore[arg-type]
     parts = []
@@ -104,9 +104,9 @@ def prepare(text: Path, work: Path) -> tuple[PreTrainedTokenizerFast, np.ndarray
 def denoising_losses(
     model: BartForConditionalGeneration, batch: dict[str, torch.Tensor], bfloat16: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropies in nats: the decoder's over the kept positions, the encoder's over the masked ones.
+    """Return mean cross-entropies in nats: the decoder's at the kept positions, the encoder's at the masked ones.
 
-    The vocabulary product, the same tied one for both, runs on those positions alone.
+    The vocabulary product, with tied weights for both, is computed only at those positions.
     """
     keep, labels, encoder_labels = (batch.pop(name) for name in ("keep", "labels", "encoder_labels"))
     masked = encoder_labels != -100
@@ -133,7 +133,7 @@ def new_model() -> BartForConditionalGeneration:
         encoder_ffn_dim=1024,
         decoder_ffn_dim=1024,
         max_position_embeddings=512,
-        dropout=0.0,  # far from one epoch over the text: nothing to overfit, and a frozen backbone wants none
+        dropout=0.0,  # far less than one epoch over the text, so no overfitting; a frozen backbone needs none
         attention_dropout=0.0,
         activation_dropout=0.0,
         bos_token_id=BOS,
@@ -146,15 +146,15 @@ def new_model() -> BartForConditionalGeneration:
 
 
 def learning_rate(share: float, step: int, peak: float) -> float:
-    """Warm-up over 200 steps, then linear to zero with the share of the time budget."""
+    """Return the learning rate: warm-up over 200 steps, and linear decay to zero with the share of the time budget."""
     return peak * min(1.0, (step + 1) / 200) * max(0.0, 1.0 - share)
 
 
 def batch_shape(share: float, step: int, short_share: float) -> tuple[int, int, float]:
-    """Rows, length and share of copied tokens in the loss: TOKENS_A_STEP tokens, short rows first.
+    """Return rows, length and share of copied tokens in the loss: TOKENS_A_STEP tokens, short rows first.
 
-    Cross-attention learns to copy soonest on short rows with every token in the loss. Later rows have all lengths,
-    since a model forgets the lengths that it stops seeing; one step in eight trains all 512 positions.
+    Cross-attention learns to copy fastest on short rows with every token in the loss. Later rows have all lengths,
+    because a model forgets lengths that it no longer sees; one step in eight trains all 512 positions.
     """
     if share < short_share:
         return TOKENS_A_STEP // 32, 32, 1.0
@@ -166,9 +166,9 @@ def batch_shape(share: float, step: int, short_share: float) -> tuple[int, int, 
 
 @torch.no_grad()
 def held_out_losses(model: BartForConditionalGeneration, stream: np.ndarray, bfloat16: bool) -> dict[str, float]:
-    """Nats per token on text that is never trained on, with fixed noise.
+    """Return nats per token on held-out text, with fixed noise.
 
-    All tokens and those that were removed, in rows of 128; all tokens in rows of 16; the encoder's masked ones.
+    All tokens and removed tokens, in rows of 128; all tokens in rows of 16; the encoder's masked tokens.
     """
     model.eval()
     means = {}
@@ -193,7 +193,7 @@ def save_checkpoint(work: Path, state: dict) -> None:
 
 
 def load_weights(model: BartForConditionalGeneration, folder: Path) -> None:
-    """Start from the weights of an exported model folder; the optimizer starts afresh."""
+    """Load the weights of an exported model folder; the optimizer state is not loaded."""
     model.load_state_dict(BartForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict())
 
 
@@ -282,7 +282,7 @@ def main() -> None:
         export(model, tokenizer, arguments.work, arguments.export)
     else:
         print(f"{model.num_parameters():,} parameters, {len(stream):,} tokens of text", flush=True)
-        # A model that knows how to copy needs no phase of short rows alone.
+        # A model that can copy already needs no phase with short rows only.
         short_share = 0.0 if arguments.start_from else 0.2
         train(model, stream, arguments.work, arguments.minutes, arguments.peak_lr, short_share, bfloat16)
 

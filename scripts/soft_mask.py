@@ -37,7 +37,7 @@ FORMS: dict[str, tuple[str, str]] = {
 
 
 def batches(task: TaskData, tokenizer: Any, count: int, size: int = 16) -> Iterator[dict[str, torch.Tensor]]:
-    """`count` batches of a task, in the data's order, over and over."""
+    """Yield `count` batches of a task, cycling through the data in order."""
     encoded = task.kind.encode_all(task.train, tokenizer, source_length=64, target_length=64)
     for number in range(count):
         rows = [encoded[(number * size + i) % len(encoded)] for i in range(size)]
@@ -45,7 +45,7 @@ def batches(task: TaskData, tokenizer: Any, count: int, size: int = 16) -> Itera
 
 
 def learn(model: tss.TssModel, task: TaskData, tokenizer: Any, steps: int, make: Callable[[], Any]) -> list[Any]:
-    """Train the task that is being learned; gives its batches."""
+    """Train the current task; return its batches."""
     optimizer, seen = make(), []
     model.train()
     for batch in batches(task, tokenizer, steps):
@@ -57,7 +57,7 @@ def learn(model: tss.TssModel, task: TaskData, tokenizer: Any, steps: int, make:
 
 
 def movement(form: str, seed: int, steps: int) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """The first task's importance (None without a mask) and how far the second moved each score, all layers flat."""
+    """Return the first task's importance (None without a mask) and how far each score moved in the second, flat."""
     mask, kind = FORMS[form]
     backbone = load_backbone("embedded")
     first, second = (load_task("generated", name, seed=seed, limits={"train": 320}) for name in (FIRST, SECOND))
@@ -70,7 +70,7 @@ def movement(form: str, seed: int, steps: int) -> tuple[torch.Tensor | None, tor
         groups = model.tss.trainable_parameters()
         return torch.optim.SGD([{"params": groups["scores"], "lr": 30.0}, {"params": groups["head"], "lr": 0.1}])
 
-    # Nothing masks the first task, so that it is the same in every form.
+    # The first task is never masked, so that it is the same in every form.
     torch.manual_seed(seed)
     model.tss.add_task(FIRST, first.kind)
     model.tss.train_task(FIRST)
@@ -86,13 +86,13 @@ def movement(form: str, seed: int, steps: int) -> tuple[torch.Tensor | None, tor
 
 
 def binned(free: torch.Tensor, moved: torch.Tensor) -> list[float]:
-    """Mean movement in each of BINS ranges of 1 - importance, from held to free."""
+    """Return the mean movement in each of BINS ranges of 1 - importance, from masked to free."""
     place = (free * BINS).long().clamp(max=BINS - 1)
     return [moved[place == number].mean().item() if (place == number).any() else float("nan") for number in range(BINS)]
 
 
 def main() -> None:
-    """Run every form, draw, print."""
+    """Run every form, draw the figure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=2021)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Importing torch takes seconds and the command line must answer at once: each name comes with its room.
+# Importing torch takes seconds and the command line must start at once: a name's module is imported on first use.
 _ROOMS = {
     "tss.adapters": ("AdapterConfig", "TssHandle", "TssModel", "TssOptions", "attach", "load"),
     "tss.errors": ("ConfigError", "DataError", "ForgettingError", "StateError", "TssError"),

@@ -1,4 +1,4 @@
-"""What `tss` raises when a user can act on it: every message names the condition, the values and the remedy."""
+"""Exceptions for conditions that a user can act on; every message names the condition, the values and the remedy."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from pathlib import Path
 
 
 class TssError(Exception):
-    """A condition the user can act on; the command line prints it as one line and exits non-zero."""
+    """Condition that the user can act on; the command line prints it as one line per problem and exits non-zero."""
 
 
 class ConfigError(TssError):
-    """A configuration key or value that is not usable."""
+    """Configuration key or value that cannot be used."""
 
 
 class DataError(TssError):
-    """A data file that does not hold what its kind of task needs.
+    """Data file that does not contain what its kind of task needs.
 
     Args:
         message: what was found and what was expected.
-        path: the file, if one is to blame.
-        line: its line, counted from 1.
+        path: the file, if the error is in one.
+        line: line number in the file, counted from 1.
     """
 
     def __init__(self, message: str, path: Path | str | None = None, line: int | None = None) -> None:
@@ -29,8 +29,8 @@ class DataError(TssError):
 
 
 class StateError(TssError):
-    """A state or task file that is missing, truncated, edited, or belongs to another configuration."""
+    """State or task file that is missing, truncated, edited, or belongs to another configuration."""
 
 
 class ForgettingError(TssError):
-    """A sealed task's gates, head, frozen weights or logits are not what they were: the run stops."""
+    """Change of a sealed task's gates, head, frozen weights or logits; it stops the run."""

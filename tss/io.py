@@ -1,4 +1,4 @@
-"""Files that are whole or as they were, what identifies their content, and names that are safe in a path."""
+"""Atomic file writes, locks, JSON, checksums, and names that are safe in a path."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ NAME_LENGTH = 100
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file at once: written beside it, flushed to the disk, then renamed over it, and the renaming flushed.
+    """Write a file atomically: write and flush a temporary file, rename it over the old one, and flush the rename.
 
-    The temporary file has a name of its own, so that several processes may write the same path: the last one wins. The
-    new name is on the disk when this returns, so that files written one after the other survive in that order.
+    The temporary file has a unique name, so that several processes may write the same path: the last one wins. The
+    rename is on the disk when this returns, so that files written one after the other survive a power failure in that
+    order.
 
     Raises:
-        OSError: for example a full disk; the old file is then still there.
+        OSError: for example, the disk is full; the old file is then kept.
     """
     with replacing(path) as file:
         file.write(data)
@@ -35,10 +36,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """What is written to this file stands at `path` once the block has ended well, as `write_bytes` does it.
+    """Yield a file whose content replaces `path`, as in `write_bytes`, if the block ends without an exception.
 
     Raises:
-        OSError: for example a full disk; the old file is then still there, as after any other exception.
+        OSError: for example, the disk is full; the old file is then kept, as after any other exception.
     """
     path = Path(path)
     make_directory(path.parent)
@@ -55,12 +56,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of the text as UTF-8."""
+    """Write text as UTF-8 with `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it, and flush that they exist."""
+    """Create a directory and its missing parents, and flush their entries to the disk."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in reversed(missing):
@@ -68,7 +69,7 @@ def make_directory(path: Path) -> None:
 
 
 def check_folder(path: Path, remedy: str = "name another folder") -> None:
-    """Raise StateError unless files can be written in a folder, which need not be there yet."""
+    """Raise StateError unless files can be written to a folder, which need not exist yet."""
     path = path.absolute()
     there = next(folder for folder in (path, *path.parents) if folder.exists())
     if not there.is_dir():
@@ -78,7 +79,7 @@ def check_folder(path: Path, remedy: str = "name another folder") -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Flush which files a directory has: without it a rename may be lost with the power."""
+    """Flush a directory's entries to the disk; without this, a rename may be lost in a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -88,15 +89,15 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock of a file (made if it is missing) or directory; it goes with the process, however that ends.
+    """Lock a file (created if missing) or directory within the block; the lock also ends with the process.
 
     Args:
-        path: what is locked, for processes that ask in the same way.
-        wait: for a process that holds it.
+        path: file or directory to lock, against processes that lock it in the same way.
+        wait: wait while another process holds the lock.
 
     Raises:
-        BlockingIOError: another process holds it, and `wait` is off.
-        StateError: this system has no such locks.
+        BlockingIOError: another process holds the lock, and `wait` is False.
+        StateError: the system has no such locks.
     """
     try:
         import fcntl  # not on Windows
@@ -114,16 +115,16 @@ WINDOWS = "tss needs POSIX file locks and signals, which Windows does not have; 
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON text, the same for equal values: keys keep their order, not-a-number is refused."""
+    """Return deterministic JSON text: keys keep their order, NaN is refused."""
     return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def from_json(text: str | bytes) -> Any:
-    """The value of a JSON text.
+    """Parse JSON text.
 
     Raises:
-        ValueError: it is none, or one that Python cannot read: nested too deeply, a number of thousands of digits, NaN;
-            or an object has a key twice, of which the first value would be dropped without a word.
+        ValueError: it is not JSON, or Python cannot read it (nested too deeply, a number of thousands of digits, NaN),
+            or an object has a key twice, whose first value would otherwise be dropped silently.
     """
     try:
         return json.loads(text, parse_constant=_refuse, object_pairs_hook=_without_twins)
@@ -145,7 +146,7 @@ def _refuse(constant: str) -> None:
 
 
 def sha256(content: bytes | str | Path) -> str:
-    """Hexadecimal SHA-256 of bytes, of a text as UTF-8, or of a file."""
+    """Return the hexadecimal SHA-256 of bytes, of a text as UTF-8, or of a file."""
     if isinstance(content, Path):
         with content.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -153,5 +154,5 @@ def sha256(content: bytes | str | Path) -> str:
 
 
 def safe_name(name: str) -> str:
-    """A task's name as a part of a file name: "asc/ding9_ipod" becomes "asc-ding9_ipod"; long ones are cut."""
+    """Return a task's name for use in file names: "asc/ding9_ipod" becomes "asc-ding9_ipod"; long names are cut."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", name)[:NAME_LENGTH].strip("-.") or "task"

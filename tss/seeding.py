@@ -1,4 +1,4 @@
-"""Random streams that depend on what they are for, and on nothing else: the same in every process, on every machine."""
+"""Random streams that depend only on their key, such as a seed and names: the same in all processes and machines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def seed_of(*parts: object, separator: str = "/") -> int:
-    """A 63-bit seed that is a function of the parts alone.
+    """Return a 63-bit seed that depends only on the parts.
 
     Python's own `hash` of a string differs from process to process, so the parts go through SHA-256.
     """
@@ -20,13 +20,13 @@ def seed_of(*parts: object, separator: str = "/") -> int:
 
 
 def tensor_stream(seed: int, *names: str) -> torch.Generator:
-    """A CPU generator of torch's for the seed and the names: adding a task or a site changes no other's draws."""
-    import torch  # data is prepared without it
+    """Return a CPU `torch.Generator` for a seed and names; adding a task or a site changes no other's draws."""
+    import torch  # imported here, because data is prepared without torch
 
     return torch.Generator().manual_seed(seed_of(seed, *names, separator="\0"))
 
 
 def stream(*parts: str | int) -> random.Random:
-    """A generator of Python's for the parts."""
+    """Return a `random.Random` for the parts."""
     key = "".join(f"{len(str(part))}:{part}" for part in parts)  # lengths keep ("a", "bc") apart from ("ab", "c")
     return random.Random(hashlib.sha256(key.encode()).digest())

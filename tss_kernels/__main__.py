@@ -1,4 +1,4 @@
-"""`python -m tss_kernels`: which backends there are on this machine, which are not, and why; for bug reports."""
+"""`python -m tss_kernels`: show which backends this machine has, which it lacks, and why; for bug reports."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _backend_line(backend: str, device: torch.device) -> str:
 
 
 def _built(backend: str) -> str:
-    """What the installation compiled for a backend, with what; or why it did not."""
+    """Return what the installation compiled for a backend and with what, or why it did not."""
     part = build_record().get(f"_{backend}")
     if part is None:
         return "built" if INSTALLED[backend] else "not built, and the installation left no record of why"
@@ -62,7 +62,7 @@ def _built(backend: str) -> str:
 
 
 def _obstacle() -> str:
-    """What keeps the compiled CUDA kernels from running, in their own runtime's words; empty if nothing does."""
+    """Return why the compiled CUDA kernels cannot run here, as their runtime says it; empty if they can."""
     if not INSTALLED["cuda"]:
         return ""
     try:
@@ -73,7 +73,7 @@ def _obstacle() -> str:
 
 
 def report() -> str:
-    """The environment as text: versions, builds, devices, and for each device every backend with what it runs."""
+    """Return the environment as text: versions, builds, devices, and for each device what every backend runs."""
     forced = forced_backend()
     lines = [
         f"python {platform.python_version()} on {platform.platform()}",

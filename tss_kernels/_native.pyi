@@ -1,5 +1,8 @@
-"""The compiled module of csrc/cpu. Tensors are given as addresses of contiguous memory, 0 for none; kinds as in
-`tss_kernels.native.DTYPE_CODES`. csrc/cpu/kernels.h says what each function computes. Nothing is checked."""
+"""The compiled module of csrc/cpu; csrc/cpu/kernels.h documents each function.
+
+Tensors are passed as addresses of contiguous memory, 0 for none; kinds as in `tss_kernels.native.DTYPE_CODES`.
+Arguments are not checked.
+"""
 
 def pack(scores: int, kind: int, threshold: float, packed: int, rows: int, columns: int, threads: int) -> None: ...
 def unpack(packed: int, gate: int, rows: int, columns: int, threads: int) -> None: ...

@@ -1,4 +1,4 @@
-"""Autocast: inputs are cast before an operation as torch's linear casts them, and nothing is cast inside it."""
+"""Autocast: cast the inputs of an operation as torch's linear does, and nothing inside it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def _is_cast(dtype: torch.dtype) -> bool:
 
 
 def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    # What is no tensor is refused later, by the checks that name it.
+    # Anything that is not a tensor is rejected later, by the checks that name the argument.
     return tensor.to(dtype) if isinstance(tensor, torch.Tensor) and _is_cast(tensor.dtype) else tensor
 
 
 def _is_on(x: torch.Tensor) -> bool:
-    """Whether autocast is on for x's device."""
-    if not torch._C._is_any_autocast_enabled():  # in most programs, and much sooner asked
+    """Return whether autocast is on for x's device."""
+    if not torch._C._is_any_autocast_enabled():  # true in most programs, and a much cheaper check
         return False
     if not isinstance(x, torch.Tensor):
         return False
@@ -35,7 +35,7 @@ def _is_on(x: torch.Tensor) -> bool:
 def autocast_inputs(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """x, weight and bias in autocast's dtype where autocast is on for x's device, else as they are."""
+    """Return x, weight and bias in autocast's dtype if autocast is on for x's device, else unchanged."""
     if not _is_on(x):
         return x, weight, bias
     dtype = torch.get_autocast_dtype(x.device.type)
@@ -43,7 +43,7 @@ def autocast_inputs(
 
 
 def autocast_weights(x: torch.Tensor, *weights: torch.Tensor | None) -> tuple[torch.dtype, tuple[Any, ...]]:
-    """The dtype that torch's linear computes in for x, and weights as it would cast them; x itself is not cast here."""
+    """Return the dtype in which torch's linear computes for x, and the weights as it casts them; x is not cast here."""
     if not _is_on(x):
         return x.dtype, weights
     dtype = torch.get_autocast_dtype(x.device.type)
@@ -51,9 +51,9 @@ def autocast_weights(x: torch.Tensor, *weights: torch.Tensor | None) -> tuple[to
 
 
 def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """The function with autocast off: an operator's body computes in the dtypes that it is given.
+    """Wrap a function to run with autocast off: an operator's body computes in the dtypes of its arguments.
 
-    Its first argument is a tensor, whose device's autocast is meant.
+    Autocast is turned off for the device of the first argument, which must be a tensor.
     """
 
     @functools.wraps(function)

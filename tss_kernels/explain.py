@@ -1,4 +1,4 @@
-"""What an operation would run and what it costs at least: backend and reasons, bytes, arithmetic, roofline time."""
+"""Explain what an operation would run and its minimal cost: backend and reasons, bytes, operations, roofline time."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Tensor = torch.Tensor
 
 
 class Ceiling(NamedTuple):
-    """Measured limits of one device: bytes per second both ways, and operations per second by dtype."""
+    """Measured limits of one device: bytes read and written per second, and operations per second by dtype."""
 
     bytes_per_second: float
     flops_per_second: dict[torch.dtype, float]
 
 
-# Measured by a device copy and by large products of random data; a device that is not here gets no roofline time.
+# Measured by a device copy and by large products of random data. Devices not listed here get no roofline time.
 CEILINGS = {"NVIDIA H200": Ceiling(4.3e12, {torch.bfloat16: 790e12, torch.float16: 790e12})}
 
 
@@ -38,9 +38,9 @@ CEILINGS = {"NVIDIA H200": Ceiling(4.3e12, {torch.bfloat16: 790e12, torch.float1
 class Explanation:
     """What one call would run. bytes: moved if everything is read and written once; flops: of the forward pass alone.
 
-    roofline_seconds is None where it cannot be said, and `roofline_note` says why; `rejected` maps every other backend
-    to why it was not chosen. predicted: the forward pass's time by backend, counted and not measured, where
-    `predicted_note` says what is known of the chip.
+    roofline_seconds is None if it is unknown, and `roofline_note` says why; `rejected` maps every other backend to why
+    it was not chosen. predicted: the forward pass's time by backend, counted and not measured; `predicted_note` says
+    for which chip it was counted, or why it was not.
     """
 
     op: str
@@ -68,7 +68,7 @@ class Explanation:
 
 
 class _Cost(NamedTuple):
-    """What a call moves and computes, the tensor that decides the backend, and its shape for the choice."""
+    """Bytes and operations of a call, the tensor that decides the backend, and the shape used for that choice."""
 
     bytes: int
     flops: int
@@ -113,7 +113,7 @@ def _gated_adapter(values: dict[str, Any]) -> _Cost:
 
 
 def _of_batch(bank: Tensor, task_ids: Tensor) -> Tensor:
-    """The gates that a batch reads at most: of each of its entries another task's, once for each task."""
+    """Return the most gates that a batch can read: those of one task per entry, each task read once."""
     return bank[: task_ids.numel()]
 
 
@@ -150,7 +150,7 @@ def _unpack_gates(values: dict[str, Any]) -> _Cost:
 def _normalize(values: dict[str, Any]) -> _Cost:
     raw = values["raw"]
     check_raw(raw, values["per"])
-    # Two reads: the deviation needs the mean, the result needs both.
+    # Two reads: the standard deviation needs the mean, and the result needs both.
     return _Cost(2 * _bytes(raw) + 4 * raw.numel(), 7 * raw.numel(), raw, tuple(raw.shape))
 
 
@@ -224,7 +224,7 @@ def _rejected(op: str, chosen: str, default: str, main: Tensor) -> dict[str, str
 
 
 def _layer_call(layer: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
-    """The operation that a layer of this package runs for an input, and its arguments."""
+    """Return the operation that a layer of this package runs for an input, and its arguments."""
     if not isinstance(layer, (GatedAdapterLinear, GatedAdapter)):
         raise ValueError(f"explain knows the layers GatedAdapterLinear and GatedAdapter, not {type(layer).__name__}")
     if kwargs or len(args) != 1 or not isinstance(args[0], torch.Tensor):
@@ -253,17 +253,16 @@ def _layer_call(layer: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[str,
 
 
 def explain(op: str | Callable[..., Any] | torch.nn.Module, *args: Any, **kwargs: Any) -> Explanation:
-    """Say what a call would run, without running it.
+    """Explain what a call would run, without running it.
 
     Args:
-        op: an operation of this package or its name, with the arguments of a call; or a layer of it,
-            `GatedAdapterLinear` or `GatedAdapter`, with its input x.
-        args, kwargs: of the call.
+        op: an operation of this package or its name; or one of its layers, `GatedAdapterLinear` or `GatedAdapter`.
+        args, kwargs: the arguments of the call; for a layer, its input x.
 
     Raises:
-        ValueError: not an operation or layer of this package; or what the operation raises for arguments that it
-            refuses.
-        TypeError: arguments that are missing or too many.
+        ValueError: not an operation or layer of this package; also whatever the operation itself raises for invalid
+            arguments.
+        TypeError: missing or extra arguments.
         BackendUnavailable: a forced backend cannot run it.
     """
     import tss_kernels

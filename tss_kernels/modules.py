@@ -1,4 +1,4 @@
-"""Layers: the gated linear map and the adapter made of two."""
+"""Layers: the gated linear map, and the adapter made of two of them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class GatedAdapterLinear(nn.Module):
     """Drop-in for torch.nn.Linear whose frozen weight is switched on and off by trained scores.
 
     y = x @ where(scores >= threshold, weight, 0).T + bias. `weight` (out, in) and `bias` (out,) are frozen parameters,
-    `scores` (out, in) is a float32 parameter, the only trained one; `importance` a float32 buffer (out, in) or None.
-    `mask_gradient`: True applies (1 - importance) to the gradient of the scores; False leaves it plain. Scores and
+    `scores` (out, in) is a float32 parameter, the only trained one; `importance` is a float32 buffer (out, in) or None.
+    `mask_gradient`: True multiplies the gradient of the scores by (1 - importance); False does not. Scores and
     importance stay float32 under `.half()` and `.to(dtype)`.
 
-    weight_init: "signed_constant" (the default), random signs times sqrt(2 / in), whose outputs are as large as those
-    of a layer that trains its weights, so that choosing among them learns in place of torch.nn.Linear; or "normal",
-    N(0, 0.02^2), whose outputs are small: for a branch beside a residual, as in GatedAdapter. Raises ValueError for an
-    unknown weight_init, a size below 0 or a threshold of NaN, and TypeError for arguments of another type.
+    weight_init: "signed_constant" (the default), random signs times sqrt(2 / in), gives outputs as large as those of a
+    layer that trains its weights, so that choosing among weights can replace torch.nn.Linear; "normal", N(0, 0.02^2),
+    gives small outputs, for a branch beside a residual, as in GatedAdapter. Raises ValueError for an unknown
+    weight_init, a size below 0 or a threshold of NaN, and TypeError for arguments of another type.
     """
 
     weight: nn.Parameter
@@ -77,9 +77,9 @@ class GatedAdapterLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, *, threshold: float = 0.0) -> GatedAdapterLinear:
-        """A gated layer on a linear layer's own weight and bias, frozen here and shared with it; new scores.
+        """Create a gated layer that shares a linear layer's weight and bias, frozen here, with new scores.
 
-        Raises TypeError for what is no torch.nn.Linear with weights of a floating dtype.
+        Raises TypeError if `linear` is not a torch.nn.Linear with weights of a floating dtype.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"from_linear takes a torch.nn.Linear but got a {type(linear).__name__}: {linear!r}")
@@ -95,7 +95,7 @@ class GatedAdapterLinear(nn.Module):
         return layer
 
     def reset_parameters(self, generator: torch.Generator | None = None, *, scale: float = 1.0) -> None:
-        """Draws weight and scores anew and sets the bias to 0; with a generator, the same values on every device.
+        """Redraw weight and scores and set the bias to 0; with a generator, to the same values on every device.
 
         weight: N(0, 0.02^2), or for "signed_constant" its sign times sqrt(2 / in); times scale, in float32.
         """
@@ -109,27 +109,27 @@ class GatedAdapterLinear(nn.Module):
         self.reset_scores(generator)
 
     def reset_scores(self, generator: torch.Generator | None = None) -> None:
-        """Draws the scores anew, kaiming_uniform(a = sqrt 5): U(-1 / sqrt(in), 1 / sqrt(in)), half the gates on."""
+        """Redraw the scores, kaiming_uniform(a = sqrt 5): U(-1 / sqrt(in), 1 / sqrt(in)), half the gates on."""
         draw = self._draw(torch.rand, generator)
         if draw is not None:
             self.scores.data.copy_((2 * draw - 1) / math.sqrt(max(self.in_features, 1)))
 
     def _draw(self, function: Callable[..., torch.Tensor], generator: torch.Generator | None) -> torch.Tensor | None:
-        """Random float32 (out, in) from the generator's device or the layer's; None on the meta device."""
+        """Draw float32 (out, in) on the generator's device, or else the layer's; None on the meta device."""
         if self.scores.is_meta:
             return None
         device = self.scores.device if generator is None else generator.device
         return function(self.scores.shape, generator=generator, device=device, dtype=torch.float32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., in) to (..., out), by the scores or, after set_packed, by the gates given there."""
-        # Each attribute of a module would cost a call of Python.
+        """Map x (..., in) to (..., out), by the scores or, after set_packed, by the packed gates set there."""
+        # Reading each of these as an attribute of the module would cost a Python call.
         parameters: dict[str, Any] = self._parameters
         buffers: dict[str, Any] = self._buffers
         try:
             packed, scores, importance = buffers["packed"], parameters["scores"], buffers["importance"]
             weight, bias = parameters["weight"], parameters["bias"]
-        except KeyError:  # pruning and parametrisations keep them elsewhere
+        except KeyError:  # pruning and parametrizations store them elsewhere
             packed, scores, weight, bias, importance = self.packed, self.scores, self.weight, self.bias, self.importance
         if self.gates_of_call is not None and (chosen := self.gates_of_call(x)) is not None:
             packed = chosen
@@ -139,7 +139,7 @@ class GatedAdapterLinear(nn.Module):
         return gated_product(x, (weight, scores, bias, self.threshold, masking, False))
 
     def set_packed(self, packed: torch.Tensor | None) -> None:
-        """Fixes the gates to packed uint8 (out, ceil(in / 8)), no gradient for the scores; None: live scores again.
+        """Fix the gates to packed uint8 (out, ceil(in / 8)), without gradient for the scores; None uses scores again.
 
         Not part of state_dict; moves with the layer. Raises TypeError, ValueError.
         """
@@ -148,21 +148,21 @@ class GatedAdapterLinear(nn.Module):
         self.packed = packed
 
     def gate(self) -> torch.Tensor:
-        """The gates that the forward pass uses, bool (out, in)."""
+        """Return the gates that the forward pass uses, bool (out, in)."""
         if self.packed is not None:
             return unpack_gates(self.packed, self.in_features)
         return self.scores.detach() >= self.threshold
 
     def density(self) -> float:
-        """The share of gates that are on, in [0, 1]."""
+        """Return the fraction of gates that are on, in [0, 1]."""
         return self.gate().float().mean().item()
 
     def pack(self) -> torch.Tensor:
-        """The gates that the forward pass uses at one bit each, a new uint8 (out, ceil(in / 8))."""
+        """Return the gates that the forward pass uses, packed in a new tensor: uint8 (out, ceil(in / 8))."""
         return self.packed.clone() if self.packed is not None else pack_gates(self.scores, self.threshold)
 
     def extra_repr(self) -> str:
-        """Sizes and options, as torch.nn.Linear prints them."""
+        """Return sizes and options, in the format of torch.nn.Linear."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"threshold={self.threshold}"
@@ -180,7 +180,7 @@ class GatedAdapterLinear(nn.Module):
         return super()._apply(convert, recurse)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Importance is None before anything was learned: it comes and goes with the state that is loaded.
+        # Importance is None before any task was learned: create or remove it to match the loaded state dict.
         stored = prefix + "importance" in state_dict
         if stored != (self.importance is not None):
             self.importance = torch.zeros_like(self.scores, requires_grad=False) if stored else None
@@ -190,10 +190,10 @@ class GatedAdapterLinear(nn.Module):
 class GatedAdapter(nn.Module):
     """A bottleneck adapter of two gated layers with its residual: x + up(activation(down(x))), x (..., hidden_size).
 
-    activation: "relu", "gelu", "silu" or "tanh". Takes any floating x: the frozen weights are cast to its dtype, or
-    to autocast's. weight_init is "normal" here, N(0, 0.02^2): beside a residual small weights leave the hidden state of
-    the model nearly as it was, where "signed_constant" would change it by more than half. Further arguments as
-    GatedAdapterLinear's. How the layers run: `run_adapter`. Raises ValueError, TypeError.
+    activation: "relu", "gelu", "silu" or "tanh". x may have any floating dtype: the frozen weights are cast to it, or
+    to autocast's. weight_init is "normal" here, N(0, 0.02^2): beside a residual, small weights leave the hidden state
+    of the model nearly unchanged, whereas "signed_constant" would change it by more than half. Other arguments as for
+    GatedAdapterLinear. `run_adapter` describes how the layers run. Raises ValueError, TypeError.
     """
 
     def __init__(
@@ -218,29 +218,29 @@ class GatedAdapter(nn.Module):
         self.up = GatedAdapterLinear(bottleneck, hidden_size, **options)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws both layers anew, down first."""
+        """Redraw both layers, down first."""
         self.down.reset_parameters(generator)
         self.up.reset_parameters(generator)
 
     def reset_scores(self, generator: torch.Generator | None = None) -> None:
-        """Draws the scores of both layers anew, down first."""
+        """Redraw the scores of both layers, down first."""
         self.down.reset_scores(generator)
         self.up.reset_scores(generator)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., hidden_size) to the same shape and dtype."""
+        """Map x (..., hidden_size) to the same shape and dtype."""
         modules: dict[str, Any] = self._modules
         return run_adapter(x, modules["down"], modules["up"], self.activation)
 
     def extra_repr(self) -> str:
-        """The activation; the layers print themselves."""
+        """Return the activation; the layers print themselves."""
         return f"activation={self.activation!r}"
 
 
 def run_adapter(x: torch.Tensor, down: Any, up: Any, activation: str) -> torch.Tensor:
-    """x + up(activation(down(x))) by two GatedAdapterLinear: one operation where calling them would do no more.
+    """Compute x + up(activation(down(x))) with two GatedAdapterLinear: one operation if calling them does no more.
 
-    x (..., d), any floating dtype; the frozen weights are cast to it, or to autocast's. Layers that carry hooks or have
+    x (..., d), any floating dtype; the frozen weights are cast to it, or to autocast's. Layers that have hooks or
     another forward are called one by one, in the dtype of their weights. Returns x's shape and dtype.
     """
     maps = _plain_maps(x, (down, up))
@@ -261,10 +261,10 @@ def run_multi_task_adapter(
     up_bank: torch.Tensor,
     task_ids: torch.Tensor,
 ) -> torch.Tensor | None:
-    """`run_adapter` for rows of many tasks, x[b] by the gates of task_ids[b], which take the place of the layers' own.
+    """Run `run_adapter` for rows of many tasks: x[b] with the gates of task_ids[b] instead of the layers' own.
 
-    x, weights and what is returned are as there, banks and ids as in multi_task_adapter. None where the layers have to
-    be called one by one, as they carry hooks or have another forward: then run task by task.
+    x, weights and the returned value are as in `run_adapter`, banks and ids as in multi_task_adapter. Returns None if
+    the layers must be called one by one, because they have hooks or another forward: then run task by task.
     """
     maps = _plain_maps(x, (down, up))
     if maps is None:
@@ -278,7 +278,7 @@ def run_multi_task_adapter(
 
 
 def _plain_maps(x: torch.Tensor, layers: Iterable[Any]) -> list[GatedMap] | None:
-    """What the layers multiply by; None if calling one would do more than that: hooks, another forward or class."""
+    """Return the layers' gated maps, or None if calling a layer would do more: hooks, another forward or class."""
     if (
         _hooks._global_forward_hooks
         or _hooks._global_forward_pre_hooks
@@ -311,12 +311,12 @@ def _plain_maps(x: torch.Tensor, layers: Iterable[Any]) -> list[GatedMap] | None
 
 
 def _for_layer(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """x in the dtype of the layer's weight, if it has a floating one."""
+    """Cast x to the dtype of the layer's weight, if that is floating."""
     weight = getattr(layer, "weight", None)
     return x.to(weight.dtype) if isinstance(weight, torch.Tensor) and weight.is_floating_point() else x
 
 
 def _cast(one: GatedMap, dtype: torch.dtype) -> GatedMap:
-    """The same with weight and bias in this dtype."""
+    """Cast the weight and bias of a gated map to this dtype."""
     weight, gates, bias, *rest = one
     return weight.to(dtype), gates, None if bias is None else bias.to(dtype), *rest  # type: ignore[return-value]

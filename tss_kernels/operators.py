@@ -1,4 +1,4 @@
-"""Every registered operator on one page: its schema and the shapes of what it returns.
+"""All registered operators: their schemas and the shapes of what they return.
 
 Operators take the backend's name as their last argument, so that the one chosen in the forward pass also runs the
 backward pass. They have no gradients of their own: the functions that call them in each folder's `api.py` add those.
@@ -24,7 +24,7 @@ def _define(schema: str, fake: Fake) -> None:
 
 
 def implement(name: str, function: Callable[..., object]) -> torch._ops.OpOverload:
-    """Gives an operator its body for every device and returns it, ready to be called."""
+    """Register an operator's implementation for every device; return the operator, ready to call."""
     LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     return getattr(torch.ops.tss_kernels, name).default
 
@@ -34,7 +34,7 @@ def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _nothing(*arguments: object) -> None:
-    """The fake of an operator that only changes its arguments."""
+    """Fake implementation of an operator that only changes its arguments."""
 
 
 def _as_float32(like: torch.Tensor, *_: object) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Whether what an operation writes in place shares memory with itself or with its other arguments: exactly."""
+"""Exact checks that what an operation writes in place shares no memory with itself or with its other arguments."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import NamedTuple, NoReturn
 import torch
 
 Named = Mapping[str, torch.Tensor] | Sequence[tuple[str, torch.Tensor]]
-Term = tuple[int, int, int]  # a step and the first and the last of the integers that it is multiplied by
+Term = tuple[int, int, int]  # a step, and the first and last integer that it is multiplied by
 _nbytes, _data_ptr, _is_contiguous = attrgetter("nbytes"), torch.Tensor.data_ptr, torch.Tensor.is_contiguous
 
 
 def check_no_overlap(written: Named, read: Named = (), *, elementwise: bool = True) -> None:
-    """No two elements of what is written in place share a byte, and none shares one with an element that is read.
+    """Check that no two elements written in place share a byte, and that none shares one with an element that is read.
 
-    written, read: strided tensors by name. elementwise: each result depends on the elements at its own place alone, so
-    a tensor may also be read whose every element is the written one of the same place. Raises ValueError.
+    written, read: strided tensors by name. elementwise: each result depends only on the elements at its own position,
+    so a read tensor is allowed if each of its elements is the written element at the same position. Raises ValueError.
     """
     names, tensors = _taken_apart(written)
     other_names, others = _taken_apart(read)
@@ -29,7 +29,7 @@ def check_no_overlap(written: Named, read: Named = (), *, elementwise: bool = Tr
 
 
 def refuse_overlap(written: str, other: str) -> NoReturn:
-    """Raises the ValueError that says that these two share memory, or the first with itself if they are one."""
+    """Raise the ValueError that these two share memory, or one with itself if the names are equal."""
     if written == other:
         raise ValueError(
             f"{written} is written in place, but several of its elements lie at one address: pass a tensor that was "
@@ -44,17 +44,17 @@ def refuse_overlap(written: str, other: str) -> NoReturn:
 def find_overlap(
     written: Sequence[torch.Tensor], read: Sequence[torch.Tensor] = (), *, elementwise: bool = True
 ) -> tuple[int, int] | None:
-    """Two places in `[*written, *read]`, at least one of them written, of tensors that share memory, or None.
+    """Return two indices into `[*written, *read]`, at least one written, of tensors that share memory, or None.
 
-    The same place twice is a tensor whose own elements do. Contiguous tensors cost a sort of their addresses; where
-    these interlock, strides decide. Tensors without memory (meta, fake, transformed) share none.
+    The same index twice means a tensor whose own elements share memory. Contiguous tensors cost a sort of their
+    addresses; if address ranges overlap, strides decide. Tensors without memory (meta, fake, transformed) share none.
     """
     memory = Memory.of([*written, *read])
     return None if memory is None else memory.overlap(len(written), elementwise)
 
 
 class Memory(NamedTuple):
-    """Where strided tensors lie: first addresses, the bytes from there to the last, and whether all are contiguous."""
+    """Memory of strided tensors: start addresses, bytes from there to the end, and whether all are contiguous."""
 
     tensors: Sequence[torch.Tensor]
     starts: list[int]
@@ -63,32 +63,32 @@ class Memory(NamedTuple):
 
     @staticmethod
     def of(tensors: Sequence[torch.Tensor]) -> Memory | None:
-        """None where tensors have no memory of their own, or a compiler tells apart by itself what is one memory."""
+        """Return the memory, or None if tensors have none of their own, or under a compiler, which handles aliasing."""
         if torch.compiler.is_compiling() or any(map(_has_its_own_way, set(map(type, tensors)))):
             return None
         try:
             starts = list(map(_data_ptr, tensors))
-        except RuntimeError:  # of a transform
+        except RuntimeError:  # raised under a transform
             return None
         if all(map(_is_contiguous, tensors)):
             return Memory(tensors, starts, list(map(_nbytes, tensors)), True)
         return Memory(tensors, starts, list(map(_extent, tensors)), False)
 
     def overlap(self, written: int, elementwise: bool) -> tuple[int, int] | None:
-        """As `find_overlap`, where so many of the first tensors are written."""
+        """Return what `find_overlap` returns; the first `written` tensors are the written ones."""
         if not self.contiguous:
             for index, tensor in enumerate(self.tensors[:written]):
                 if _overlaps_itself(tensor):
                     return index, index
         ranges = sorted(zip(self.starts, self.sizes, range(len(self.tensors)), strict=True))
         starts, sizes, _ = zip(*ranges, strict=True) if ranges else ((), (), ())
-        # The ordinary case, in few steps of Python: each range ends before the next one starts.
+        # The usual case, in few Python steps: each range ends before the next one starts.
         apart = all(map(le, map(add, starts, sizes), starts[1:]))
         return None if apart else _first_shared(self.tensors, ranges, written, elementwise)
 
 
 def _has_its_own_way(kind: type[torch.Tensor]) -> bool:
-    """Whether operations on a class go another way, as those on fake tensors and wrappers do."""
+    """Return whether a tensor class has its own `__torch_dispatch__`, as fake tensors and wrappers do."""
     return kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__  # type: ignore[attr-defined]
 
 
@@ -100,7 +100,7 @@ def _taken_apart(named: Named) -> tuple[list[str], list[torch.Tensor]]:
 def _first_shared(
     tensors: Sequence[torch.Tensor], ranges: Iterable[tuple[int, int, int]], written: int, elementwise: bool
 ) -> tuple[int, int] | None:
-    open_ones: list[tuple[int, int]] = []  # ends and places of those before that may reach the next
+    open_ones: list[tuple[int, int]] = []  # ends and indices of earlier tensors that may reach the next one
     for start, size, index in ranges:
         if not size or not start:
             continue
@@ -116,7 +116,7 @@ def _first_shared(
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether elements at the same place lie at the same address."""
+    """Return whether elements at the same position have the same address."""
     return (
         one.data_ptr() == other.data_ptr()
         and one.shape == other.shape
@@ -126,7 +126,7 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _extent(tensor: torch.Tensor) -> int:
-    """Bytes from the first element's start to the last one's end."""
+    """Return the bytes from the start of the first element to the end of the last one."""
     if tensor.numel() == 0:
         return 0
     last = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
@@ -134,13 +134,13 @@ def _extent(tensor: torch.Tensor) -> int:
 
 
 def _dimensions(tensor: torch.Tensor) -> list[tuple[int, int]]:
-    """Stride in bytes and size of the dimensions that have several elements, the longest strides first."""
+    """Return stride in bytes and size of each dimension with more than one element, longest strides first."""
     pairs = zip(tensor.stride(), tensor.shape, strict=True)
     return sorted(((stride * tensor.itemsize, size) for stride, size in pairs if size > 1), reverse=True)
 
 
 def _overlaps_itself(tensor: torch.Tensor) -> bool:
-    if tensor.is_contiguous():  # also where it is empty
+    if tensor.is_contiguous():  # also if it is empty
         return False
     dimensions = _dimensions(tensor)
     if dimensions and dimensions[-1][0] == 0:
@@ -161,7 +161,7 @@ def _overlaps_itself(tensor: torch.Tensor) -> bool:
 
 
 def _share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether an element of one has a byte that an element of the other has too."""
+    """Return whether an element of one tensor shares a byte with an element of the other."""
     if one.device != other.device:
         return False
     bounds: dict[int, tuple[int, int]] = {}
@@ -177,9 +177,9 @@ def _share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _reaches(terms: Sequence[Term], low: int, high: int) -> bool:
-    """Whether a sum of step times integer, one within the bounds of each term, lies between low and high.
+    """Return whether some sum of step * integer, with each integer within its term's bounds, is between low and high.
 
-    The longest steps come first: what the others can still reach leaves few integers to try of each.
+    The longest steps come first: given what the remaining terms can reach, few integers are left to try for each.
     """
     low = max(low, sum(step * first for step, first, _ in terms))
     high = min(high, sum(step * last for step, _, last in terms))

@@ -1,4 +1,4 @@
-"""Small helpers on tensors that operations and backends share."""
+"""Small tensor helpers shared by operations and backends."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.floa
 
 
 def address(tensor: torch.Tensor | None) -> int:
-    """Where a tensor's elements start; 0 for none."""
+    """Return the address of a tensor's first element; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
 def rows_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor (..., features) as (rows, features), a view where one is possible."""
+    """Reshape a tensor (..., features) to (rows, features), as a view where possible."""
     if tensor.dim() == 2:
         return tensor
     rows = 1
@@ -26,23 +26,23 @@ def rows_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def shaped_like(rows: torch.Tensor, leading: Sequence[int]) -> torch.Tensor:
-    """The opposite of `rows_of`: (rows, features) as (*leading, features)."""
+    """Reshape (rows, features) to (*leading, features): the inverse of `rows_of`."""
     return rows if len(leading) == 1 else rows.view(*leading, rows.shape[-1])
 
 
 def empty_packed(scores: torch.Tensor) -> torch.Tensor:
-    """Room for the gates of a matrix (out, in) at one bit each, on its device: uint8 (out, ceil(in / 8))."""
+    """Allocate packed gates for a matrix (out, in), on its device: uint8 (out, ceil(in / 8))."""
     return scores.new_empty((scores.shape[0], (scores.shape[1] + 7) // 8), dtype=torch.uint8)
 
 
 def count_writes(tensors: Iterable[torch.Tensor]) -> None:
-    """Tells autograd that an operator wrote to these tensors, which it does not find out from the schema."""
-    if not torch.compiler.is_compiling():  # a compiled graph writes by operations that count
+    """Tell autograd that an operator wrote to these tensors, which it cannot find out from the schema."""
+    if not torch.compiler.is_compiling():  # the operations of a compiled graph count their own writes
         torch.autograd.graph.increment_version(tensors)
 
 
 def bank_of(bank: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """The bank with each task's gates contiguous, and bytes from a task to the next; they may lie apart."""
+    """Return the bank with each task's gates contiguous, and the bytes from task to task; gaps are allowed."""
     if not bank[:1].is_contiguous():
         bank = bank.contiguous()
     # The stride of a single task may be anything.

@@ -1,4 +1,4 @@
-"""What the operations demand of their arguments; every message has the condition, both values and the remedy."""
+"""Argument checks of the operations; every message has the condition, both values and the remedy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 import torch
 from torch.autograd import forward_ad
 
-# What the operations compute with; PyTorch has narrower floating types, which it only stores.
+# Dtypes that the operations compute with; PyTorch also has narrower floating dtypes, but only for storage.
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_tensor(name: str, tensor: Any) -> None:
-    """A dense tensor: its elements lie in memory by strides."""
+    """Check for a dense (strided) tensor."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
             f"{name} must be a tensor but is {_brief(tensor)}: convert it, for example with torch.as_tensor"
@@ -28,7 +28,7 @@ def _brief(value: object) -> str:
 
 
 def check_floating(name: str, tensor: Any) -> None:
-    """A dense tensor whose dtype is one of FLOATING."""
+    """Check for a dense tensor whose dtype is one of FLOATING."""
     check_tensor(name, tensor)
     if tensor.dtype not in FLOATING:
         raise TypeError(
@@ -38,13 +38,13 @@ def check_floating(name: str, tensor: Any) -> None:
 
 
 def check_threshold(threshold: Any) -> None:
-    """A number; a tensor could change unseen."""
+    """Check for a number; a tensor could change unnoticed."""
     if not isinstance(threshold, int | float):
         raise TypeError(f"threshold must be a number but is {_brief(threshold)}: use float()")
 
 
 def check_linear(x: Any, weight: Any, bias: Any) -> None:
-    """x (..., in), weight (out, in) and bias (out,) fit together and share one floating dtype and one device."""
+    """Check that x (..., in), weight (out, in) and bias (out,) fit together and share a floating dtype and a device."""
     check_floating("x", x)
     check_floating("weight", weight)
     if weight.dim() != 2:
@@ -73,13 +73,13 @@ def check_linear(x: Any, weight: Any, bias: Any) -> None:
 
 
 def check_device(name: str, tensor: torch.Tensor, x: torch.Tensor) -> None:
-    """The tensor is on x's device."""
+    """Check that the tensor is on x's device."""
     if tensor.device != x.device:
         raise ValueError(f"{name} must be on x's device {x.device} but is on {tensor.device}: move it with .to()")
 
 
 def check_scores(scores: Any, weight: torch.Tensor) -> None:
-    """Scores are float32, of weight's shape and on its device."""
+    """Check that scores are float32, of weight's shape and on its device."""
     check_tensor("scores", scores)
     if scores.shape != weight.shape:
         raise ValueError(f"scores must have weight's shape {tuple(weight.shape)} but have {tuple(scores.shape)}")
@@ -89,7 +89,7 @@ def check_scores(scores: Any, weight: torch.Tensor) -> None:
 
 
 def check_importance(importance: Any, weight: torch.Tensor) -> None:
-    """Importance is absent, or floating, of weight's shape and on its device."""
+    """Check that importance is None, or floating, of weight's shape and on its device."""
     if importance is None:
         return
     check_floating("importance", importance)
@@ -99,7 +99,7 @@ def check_importance(importance: Any, weight: torch.Tensor) -> None:
 
 
 def check_packed(packed: Any, weight: torch.Tensor) -> None:
-    """Packed gates are uint8 (out, ceil(in / 8)) on weight's device."""
+    """Check that packed gates are uint8 (out, ceil(in / 8)) on weight's device."""
     check_tensor("packed gates", packed)
     expected = (weight.shape[0], (weight.shape[1] + 7) // 8)
     if packed.dtype != torch.uint8:
@@ -112,7 +112,7 @@ def check_packed(packed: Any, weight: torch.Tensor) -> None:
 
 
 def check_bank(bank: Any, weight: torch.Tensor, name: str = "packed_bank") -> None:
-    """A bank has packed gates of every task: uint8 (tasks, out, ceil(in / 8)) on weight's device."""
+    """Check a bank, the packed gates of every task: uint8 (tasks, out, ceil(in / 8)) on weight's device."""
     check_tensor(name, bank)
     if bank.dtype != torch.uint8:
         raise TypeError(f"{name} must be uint8 but is {bank.dtype}: make it of what pack_gates gives, by torch.stack")
@@ -126,7 +126,7 @@ def check_bank(bank: Any, weight: torch.Tensor, name: str = "packed_bank") -> No
 
 
 def check_task_ids(task_ids: Any, x: torch.Tensor) -> None:
-    """One int64 id for each index of x's first dimension, on x's device; their values are seen to when it runs."""
+    """Check for one int64 id per index of x's first dimension, on x's device; values are handled when the op runs."""
     check_tensor("task_ids", task_ids)
     if task_ids.dtype != torch.int64:
         raise TypeError(f"task_ids must be int64 but are {task_ids.dtype}: convert them with .long()")
@@ -144,7 +144,7 @@ def check_task_ids(task_ids: Any, x: torch.Tensor) -> None:
 
 
 def check_ids_in_bank(task_ids: torch.Tensor, tasks: int) -> list[int]:
-    """The ids as numbers, after each was found in a bank of so many tasks. Raises ValueError."""
+    """Return the ids as numbers. Raises ValueError if one is outside a bank of `tasks` tasks."""
     ids = task_ids.tolist()
     for place, task in enumerate(ids):
         if not 0 <= task < tasks:
@@ -153,13 +153,13 @@ def check_ids_in_bank(task_ids: torch.Tensor, tasks: int) -> list[int]:
 
 
 def refuse_id(place: int, task: int, tasks: int) -> NoReturn:
-    """Raises the ValueError for an id that is outside a bank of so many tasks."""
+    """Raise the ValueError for an id outside a bank of `tasks` tasks."""
     there = f"{tasks} tasks, 0 to {tasks - 1}" if tasks else "no tasks"
     raise ValueError(f"task_ids[{place}] is {task}, but the bank has {there}: pass the ids of tasks that are in it")
 
 
 def check_differentiable(*tensors: torch.Tensor | None) -> None:
-    """No transform has to differentiate the operation: neither torch.func's nor torch.autograd.forward_ad."""
+    """Check that neither torch.func nor torch.autograd.forward_ad has to differentiate the operation."""
     if torch.compiler.is_compiling():
         return
     needed = [tensor for tensor in tensors if tensor is not None]
@@ -176,13 +176,13 @@ def check_differentiable(*tensors: torch.Tensor | None) -> None:
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """The option is one of those allowed."""
+    """Check that the option is one of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))} but is {value!r}")
 
 
 def check_size(name: str, value: Any) -> int:
-    """The option is a whole number of at least 0; returned as an int."""
+    """Check that the option is a whole number of at least 0; return it as an int."""
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"{name} must be a whole number but is {_brief(value)}: use int()")
     if value < 0:
@@ -191,7 +191,7 @@ def check_size(name: str, value: Any) -> int:
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
-    """A dtype of weights: one of FLOATING, or None for torch's default."""
+    """Check a dtype of weights: one of FLOATING, or None for torch's default."""
     if dtype is not None and dtype not in FLOATING:
         raise TypeError(
             f"dtype must be one of float16, bfloat16, float32 and float64, or None, but is {dtype}: gates choose "

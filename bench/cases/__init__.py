@@ -1,4 +1,4 @@
-"""The operations that are measured, one group a file; `GROUPS` lists them."""
+"""The measured operations, one group per file; `GROUPS` lists them."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ GROUPS: dict[str, Callable[[Sizes], Iterable[Case]]] = {
     "tasks": tasks.cases,
     "start": start.cases,
 }
-WHOLE_MODELS = frozenset({"step", "importance_pass", "tasks"})  # the groups that run whole models
-PROCESSES = frozenset({"start"})  # those that start whole processes
+WHOLE_MODELS = frozenset({"step", "importance_pass", "tasks"})  # groups that run whole models
+PROCESSES = frozenset({"start"})  # groups that start whole processes

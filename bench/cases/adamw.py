@@ -13,7 +13,7 @@ from bench.cases.sizes import Draw, Sizes
 from bench.core.case import Case, Cost, Inputs, Outputs, Precision, Variant, by_backends
 
 STEP = 10
-LARGE = 10**7  # scores beyond which one set of inputs is far larger than any cache
+LARGE = 10**7  # scores above which one set of inputs is far larger than any cache
 HYPER: dict[str, float] = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6, "weight_decay": 0.01}
 LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs", "importances")
 Shapes = tuple[tuple[int, int], ...]
@@ -39,7 +39,7 @@ def _changed(t: Inputs) -> Outputs:
 
 
 def _formula(site: str, t: Inputs, precision: Precision) -> Outputs:
-    """AdamW written out, one tensor after another."""
+    """Compute AdamW written out, one tensor at a time."""
     dtype, (beta1, beta2) = precision.dtype, (HYPER["beta1"], HYPER["beta2"])
     result: dict[str, list[torch.Tensor]] = {"params": [], "exp_avgs": [], "exp_avg_sqs": []}
     for p, g, m, v, importance in zip(*(t[name] for name in LISTS), strict=True):
@@ -74,7 +74,7 @@ FORMS: dict[str, dict[str, bool]] = {
 
 
 def _torch_optimizer(form: str, t: Inputs) -> tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]:
-    """PyTorch's AdamW in one of its forms, in the state of these inputs, before its step number STEP."""
+    """Create PyTorch's AdamW in one of its forms, with the state of these inputs, before step number STEP."""
     parameters = [torch.nn.Parameter(tensor) for tensor in t["params"]]
     optimizer = torch.optim.AdamW(
         parameters, HYPER["lr"], (HYPER["beta1"], HYPER["beta2"]), HYPER["eps"], HYPER["weight_decay"], **FORMS[form]
@@ -100,7 +100,7 @@ def _bind_unmasked(t: Inputs) -> Callable[[], Outputs]:
 
 
 def _bind_multiply(site: str, form: str, t: Inputs) -> Callable[[], Outputs]:
-    """PyTorch's step; before it the gradients times 1 - I, or after it the change times 1 - I."""
+    """Bind PyTorch's step with gradients multiplied by 1 - I before it, or the change multiplied by 1 - I after it."""
     optimizer, parameters = _torch_optimizer(form, t)
     values: list[Any] = [parameter.detach() for parameter in parameters]
     keeps, changed = [1 - importance for importance in t["importances"]], _changed(t)
@@ -121,7 +121,7 @@ def _bind_multiply(site: str, form: str, t: Inputs) -> Callable[[], Outputs]:
 
 
 def case(name: str, sizes: Sizes, shapes: Shapes, site: str) -> Case:
-    """One step over tensors of these shapes."""
+    """Return the case of one step over tensors of these shapes."""
     lists = [[sizes.written(*shape, dtype=torch.float32) for shape in shapes] for _ in range(5)]
     told = tss_kernels.explain("soft_masked_adamw_", *lists, step=STEP, **HYPER)
     scores = sum(a * b for a, b in shapes)
@@ -132,7 +132,7 @@ def case(name: str, sizes: Sizes, shapes: Shapes, site: str) -> Case:
             *by_backends(told, sizes.device, Variant("tss", "ours", partial(_bind_ours, site))),
             Variant("AdamW fused, no mask", "floor", _bind_unmasked),
             *(
-                # after PyTorch's step the change is taken back in part: one rounding of the parameters more
+                # after PyTorch's step the change is partly undone: one more rounding of the parameters
                 Variant(
                     f"AdamW {form} + multiply", "rival", partial(_bind_multiply, site, form),
                     rounds_more=site == "update",
@@ -145,7 +145,7 @@ def case(name: str, sizes: Sizes, shapes: Shapes, site: str) -> Case:
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """Every number of scores; both sites where one model's adapters are stepped as they are."""
+    """Yield a case for every number of scores; both sites for the first two, else only "update"."""
     for number, (name, shapes) in enumerate(sizes.scores.items()):
         for site in ("update", "gradient") if number < 2 else ("update",):
             yield case(name, sizes, shapes, site)

@@ -1,4 +1,4 @@
-"""Operations on tensors so small that only the way to the arithmetic costs."""
+"""Operations on tensors so small that only the call overhead counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROWS, FEATURES, BOTTLENECK = 4, 8, 4
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """4 rows, 8 -> 8."""
+    """Yield the cases, at 4 rows of 8 -> 8."""
     for operation in ("gated_linear forward", "gated_linear forward+backward"):
         yield gated_linear.case(sizes, operation, ROWS, (FEATURES, FEATURES), compiled=False)
     for use in layers.USES:

@@ -22,7 +22,7 @@ Shape = tuple[int, int, int]  # rows, hidden, bottleneck
 
 
 def draw(sizes: Sizes, shape: Shape, seed: int) -> Inputs:
-    """Random inputs; "<layer>_keep" is 1 - importance, which rivals get ready made."""
+    """Draw inputs; "<layer>_keep" is 1 - importance, precomputed for rivals."""
     random, (rows, hidden, bottleneck) = Draw(sizes, seed), shape
     inputs: Inputs = {"x": random.normal(rows, hidden), "dy": random.normal(rows, hidden)}
     for layer, (out, inner) in {"down": (bottleneck, hidden), "up": (hidden, bottleneck)}.items():
@@ -35,7 +35,7 @@ def draw(sizes: Sizes, shape: Shape, seed: int) -> Inputs:
 
 
 def formula(with_gradients: bool, t: Inputs, precision: Precision) -> Outputs:
-    """The adapter written out, and its gradients by hand."""
+    """Compute the adapter written out, and its gradients by hand."""
     dtype, wide = precision
     values = {name: t[name].to(dtype) for name in t if name in OPERANDS}
     x, dy = values["x"], values["dy"]
@@ -113,32 +113,34 @@ def _told(sizes: Sizes, shape: Shape) -> tss_kernels.Explanation:
 
 
 def _cost(sizes: Sizes, forward: tss_kernels.Explanation, shape: Shape, with_gradients: bool) -> Cost:
-    """Forward as `explain` counts it; the backward pass of one fused operation reads x and dy, writes dx, and computes
-    the hidden state again."""
+    """Count bytes and operations, the forward pass as `explain` does.
+
+    The backward pass is one fused operation that reads x and dy, writes dx, and recomputes the hidden state.
+    """
     if not with_gradients:
         return Cost(forward.bytes, forward.flops)
     rows, hidden, bottleneck = shape
     size, weights = sizes.dtype.itemsize, hidden * bottleneck
     backward = 3 * size * rows * hidden + 2 * (size * weights + weights // 8 + 8 * weights)
-    # the hidden state again, two gradients of inputs, two of scores
+    # recomputed hidden state, two gradients of inputs, two of scores
     return Cost(forward.bytes + backward, forward.flops + 5 * 2 * rows * weights)
 
 
 def case(sizes: Sizes, shape: Shape, with_gradients: bool, *, compiled: bool = True) -> Case:
-    """One adapter; a compiled rival only if asked for."""
+    """Return the case of one adapter; compiled: with a compiled rival."""
     (rows, hidden, bottleneck), told = shape, _told(sizes, shape)
     return Case(
         f"gated_adapter forward{'+backward' if with_gradients else ''}",
         {"rows": rows, "hidden": hidden, "bottleneck": bottleneck}, sizes.dtype,
         partial(draw, sizes, shape), partial(formula, with_gradients), _variants(sizes, told, with_gradients, compiled),
         _cost(sizes, told, shape, with_gradients),
-        # where the ReLU's input is nearly 0, its gradient is a matter of the last bit
+        # if the ReLU's input is nearly 0, its gradient depends on the last bit
         by_norm=frozenset({"dx", "ddown_scores"}),
     )  # fmt: skip
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """Forward and backward first: it is what training runs."""
+    """Yield every shape, forward with backward first, since training runs it."""
     for rows in sizes.rows:
         for hidden, bottleneck in sizes.adapters:
             for with_gradients in (True, False):

@@ -14,7 +14,7 @@ from bench.cases.sizes import Draw, Sizes, gradients, late_compiled
 from bench.core.case import Case, Cost, Inputs, Outputs, Precision, Role, Variant, by_backends
 
 Product = Callable[[Inputs], torch.Tensor]
-# Operation -> its outputs; a gradient "d" + name is that of the input of this name.
+# Operation -> its outputs; "d" + name is the gradient of the input of this name.
 OPERATIONS = {
     "gated_linear forward": ("y",),
     "gated_linear dX": ("dx",),
@@ -24,7 +24,7 @@ OPERATIONS = {
 
 
 def draw(sizes: Sizes, rows: int, in_features: int, out_features: int, seed: int) -> Inputs:
-    """Random inputs; about half the gates on. "keep" is 1 - importance, which rivals get ready made."""
+    """Draw inputs with about half the gates on. "keep" is 1 - importance, precomputed for rivals."""
     random = Draw(sizes, seed)
     inputs: Inputs = {
         "x": random.normal(rows, in_features),
@@ -39,7 +39,7 @@ def draw(sizes: Sizes, rows: int, in_features: int, out_features: int, seed: int
 
 
 def formula(names: tuple[str, ...], t: Inputs, precision: Precision) -> Outputs:
-    """Those outputs that a case has, of all that any of these cases gives."""
+    """Compute the named outputs, of all those of these cases."""
     dtype, wide = precision
     x, dy, weight = (t[name].to(dtype) for name in ("x", "dy", "weight"))
     masked = torch.where(t["scores"] >= 0, weight, 0)
@@ -54,7 +54,7 @@ def formula(names: tuple[str, ...], t: Inputs, precision: Precision) -> Outputs:
 
 
 def bind(outputs: tuple[str, ...], product: Product, t: Inputs) -> Callable[[], Outputs]:
-    """The outputs of these names by a product of the inputs; a gradient without "y" alone, from a kept graph."""
+    """Bind a product to inputs: return a call for these outputs; without "y", only gradients, from a retained graph."""
     trained = tuple(name[1:] for name in outputs if name != "y")
     leaves = t | {name: t[name].detach().requires_grad_() for name in trained}
 
@@ -75,22 +75,22 @@ def bind(outputs: tuple[str, ...], product: Product, t: Inputs) -> Callable[[], 
 
 
 def ours(t: Inputs) -> torch.Tensor:
-    """By this package."""
+    """Compute the product with this package."""
     return tss_kernels.gated_linear(t["x"], t["weight"], t["scores"], importance=t["importance"])
 
 
 def ungated(t: Inputs) -> torch.Tensor:
-    """The product alone."""
+    """Compute only the product."""
     return linear(t["x"], t["weight"])
 
 
 def ungated_bind(outputs: tuple[str, ...], product: Product) -> Callable[[Inputs], Callable[[], Outputs]]:
-    """As `bind`, with the gradient of the weight in the place of that of the scores."""
+    """Return `bind` with the gradient of the weight instead of that of the scores."""
     return partial(bind, tuple("dweight" if name == "dscores" else name for name in outputs), product)
 
 
 def eager(t: Inputs) -> torch.Tensor:
-    """As a user would write it."""
+    """Compute the product as a user would write it."""
     return rivals.eager_linear(t["x"], t["weight"], t["scores"], t["keep"])
 
 
@@ -99,8 +99,10 @@ def _materialised(t: Inputs) -> torch.Tensor:
 
 
 def cost(sizes: Sizes, outputs: tuple[str, ...], rows: int, in_features: int, out_features: int) -> Cost:
-    """Bytes and operations: forward as `explain` counts them; a gradient's gates are bits, the importance and the
-    score gradient float32."""
+    """Count bytes and operations, forward as `explain` does.
+
+    For a gradient, gates are bits, and importance and score gradient are float32.
+    """
     counted, size, weights = (
         told(sizes, rows, in_features, out_features),
         sizes.dtype.itemsize,
@@ -112,17 +114,17 @@ def cost(sizes: Sizes, outputs: tuple[str, ...], rows: int, in_features: int, ou
 
 
 def told(sizes: Sizes, rows: int, in_features: int, out_features: int) -> tss_kernels.Explanation:
-    """What the forward pass runs and costs."""
+    """Explain what the forward pass runs and costs."""
     weight = sizes.like(out_features, in_features)
     scores = sizes.like(out_features, in_features, dtype=torch.float32)
     return tss_kernels.explain("gated_linear", sizes.like(rows, in_features), weight, scores)
 
 
 def case(sizes: Sizes, operation: str, rows: int, features: tuple[int, int], *, compiled: bool = True) -> Case:
-    """One operation at one shape; a compiled rival only if asked for."""
+    """Return the case of one operation at one shape; compiled: with a compiled rival."""
     outputs, late = OPERATIONS[operation], late_compiled(rivals.eager_linear, sizes)
     others: list[tuple[str, Role, Product]] = [("eager", "rival", eager)]
-    if "y" in outputs:  # for a gradient alone each keeps the masked weight of the forward pass
+    if "y" in outputs:  # for a gradient alone every variant has saved the masked weight
         others.insert(0, ("materialise", "rival", _materialised))
     if "y" in outputs and compiled:
         others.append(("compile", "rival", lambda t: late()(t["x"], t["weight"], t["scores"], t["keep"])))
@@ -139,7 +141,7 @@ def case(sizes: Sizes, operation: str, rows: int, features: tuple[int, int], *, 
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """Every operation at every shape, the most telling numbers of rows first."""
+    """Yield every operation at every shape, the most informative numbers of rows first."""
     for rows in sizes.rows:
         for features in sizes.features:
             for operation in OPERATIONS:

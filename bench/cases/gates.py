@@ -62,7 +62,7 @@ def _unpack_variants(sizes: Sizes, told: tss_kernels.Explanation) -> tuple[Varia
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """One matrix of each shape."""
+    """Yield the cases, with one matrix of each shape."""
     for in_features, out_features in sizes.features:
         told = tss_kernels.explain("pack_gates", sizes.like(out_features, in_features, dtype=torch.float32))
         yield Case(

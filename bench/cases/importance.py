@@ -17,7 +17,7 @@ Normalise = Callable[[torch.Tensor], torch.Tensor]
 
 def _draw(sizes: Sizes, out_features: int, in_features: int, seed: int) -> Inputs:
     random = Draw(sizes, seed)
-    # about as large as gradients are: the 1e-6 in the formula must not matter in one precision and not in another
+    # about as large as gradients: the 1e-6 in the formula must not matter in one precision but not in another
     raw = random.normal(out_features, in_features, dtype=torch.float32, scale=1e-3)
     return {"raw": raw, "total": random.unit(out_features, in_features), "new": random.unit(out_features, in_features)}
 
@@ -62,7 +62,7 @@ def _accumulate_variants(sizes: Sizes, told: tss_kernels.Explanation) -> tuple[V
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """One matrix of each shape."""
+    """Yield the cases, with one matrix of each shape."""
     for in_features, out_features in sizes.features:
         like = sizes.like(out_features, in_features, dtype=torch.float32)
         shape, drawn = {"out": out_features, "in": in_features}, partial(_draw, sizes, out_features, in_features)

@@ -1,4 +1,4 @@
-"""What a task's end costs: the importance pass over its batches, against a training epoch over the same ones."""
+"""Cost of a task's end: the importance pass over its batches, against a training epoch over the same batches."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _bind_epoch(t: Inputs) -> Callable[[], Outputs]:
 
 
 def _by_hand(t: Inputs) -> torch.Tensor:
-    """Mean over the batches of (dL/ds) * g with eager adapters, all layers in one vector."""
+    """Compute the mean over batches of (dL/ds) * g with eager adapters, all layers in one vector."""
     model = t["model"]
     layers = list(model.tss.layers.values())
     total: torch.Tensor | float = 0.0
@@ -82,7 +82,7 @@ def _check(setting: Setting, variant: Variant) -> str | None:
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """The first setting of the training step."""
+    """Yield the case of the first setting of the training step."""
     for setting in settings(sizes)[:1]:
         yield Case(
             f"importance pass, {setting.backbone}", setting.shape | {"batches": BATCHES}, setting.dtype,

@@ -12,7 +12,7 @@ from bench.cases.sizes import Sizes, gradients
 from bench.core.case import Case, Inputs, Outputs, Variant, by_backends
 from tss_kernels import GatedAdapterLinear, pack_gates
 
-# Use -> the operation whose inputs, formula, work and rivals are its own.
+# Use -> the operation whose inputs, formula, cost and rivals it shares.
 TRAINING, SEALED = "layer forward+backward", "layer forward, gates packed"
 USES = {TRAINING: "gated_linear forward+backward", SEALED: "gated_linear forward"}
 
@@ -45,7 +45,7 @@ def _bind_sealed(t: Inputs) -> Callable[[], Outputs]:
 
 
 def _bind_module(training: bool, t: Inputs) -> Callable[[], Outputs]:
-    """The module that a gated layer replaces."""
+    """Bind the module that a gated layer replaces."""
     out_features, in_features = t["weight"].shape
     module = torch.nn.Linear(in_features, out_features, bias=False, device="meta")
     module.weight = torch.nn.Parameter(t["weight"].detach())
@@ -60,7 +60,7 @@ def _bind_module(training: bool, t: Inputs) -> Callable[[], Outputs]:
 
 
 def case(sizes: Sizes, use: str, rows: int, features: tuple[int, int]) -> Case:
-    """One use at one shape."""
+    """Return the case of one use at one shape."""
     like = gated_linear.case(sizes, USES[use], rows, features, compiled=False)
     told, training = gated_linear.told(sizes, rows, *features), use == TRAINING
     rivals = tuple(one for one in like.variants if one.name in ("ungated", "eager"))
@@ -73,7 +73,7 @@ def case(sizes: Sizes, use: str, rows: int, features: tuple[int, int]) -> Case:
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """Both uses at every shape."""
+    """Yield both uses at every shape."""
     for rows in sizes.rows:
         for features in sizes.features:
             for use in USES:

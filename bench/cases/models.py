@@ -1,4 +1,4 @@
-"""Whole models to measure: backbones with gated adapters while one task is being learned, and batches for them."""
+"""Whole models to measure: backbones with gated adapters while a task is being trained, and their batches."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LABELS, TASK = 3, "measured"
 
 @dataclass(frozen=True)
 class Setting:
-    """A model and the batches that it is measured with.
+    """A model and the batches with which it is measured.
 
-    backbone: "embedded" or "BART-Large" (its shape, random weights), or "tiny". source, target: tokens of a row;
-    target 0: a labelled task.
+    backbone: "embedded" or "BART-Large" (its shape, random weights), or "tiny". source, target: tokens per row; target
+    0: a classification task.
     """
 
     backbone: str
@@ -31,12 +31,12 @@ class Setting:
 
     @property
     def shape(self) -> dict[str, int]:
-        """As a case tells it."""
+        """The shape as a case lists it."""
         return {"batch": self.batch, "source": self.source, "target": self.target}
 
 
 def backbone(setting: Setting) -> Any:
-    """The frozen language model, without adapters, as transformers gives it."""
+    """Return the frozen language model from transformers, without adapters."""
     from transformers import BartConfig, BartForConditionalGeneration
 
     if setting.backbone == "embedded":
@@ -57,15 +57,15 @@ def backbone(setting: Setting) -> Any:
 
 
 def kind_of_task(setting: Setting) -> Any:
-    """A labelled task, or a generation task where the setting has targets."""
+    """Return a classification task, or a generation task if the setting has targets."""
     import tss
 
     return tss.Generation() if setting.target else tss.Classification(labels=tuple(str(i) for i in range(LABELS)))
 
 
-@lru_cache(maxsize=1)  # one after another: they are large
+@lru_cache(maxsize=1)  # one at a time: they are large
 def learning(setting: Setting) -> Any:
-    """A model in training mode that learns its second task: importance holds its scores back."""
+    """Return a model in training mode with importance on its scores, as when it is trained on a second task."""
     import tss
 
     model: Any = tss.attach(backbone(setting), tss.AdapterConfig(bottleneck=4 if setting.backbone == "tiny" else 64))
@@ -78,7 +78,7 @@ def learning(setting: Setting) -> Any:
 
 
 def batch_for(setting: Setting, words: int, *, rows: int | None = None, seed: int = 1) -> dict[str, torch.Tensor]:
-    """Random tokens without padding; rows: in the place of the setting's own number."""
+    """Draw random tokens without padding; rows: overrides the setting's number."""
     rows, generator = rows or setting.batch, torch.Generator(setting.device).manual_seed(seed)
 
     def drawn(low: int, high: int, *shape: int) -> torch.Tensor:
@@ -91,7 +91,7 @@ def batch_for(setting: Setting, words: int, *, rows: int | None = None, seed: in
 
 @contextmanager
 def adapters_replaced(model: Any, by: Mapping[str, Apply] | None) -> Iterator[None]:
-    """Every adapter computes what stands for its site; None: itself."""
+    """Replace what every adapter computes by the function for its site; None replaces nothing."""
     adapters = model.tss.adapters
     for site, adapter in adapters.items():
         if by is not None:

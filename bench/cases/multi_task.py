@@ -17,7 +17,7 @@ from bench.core.case import Case, Cost, Inputs, Outputs, Precision, Role, Varian
 Tensor = torch.Tensor
 
 ENTRIES, TASKS = 32, (1, 2, 8, 32)
-LENGTHS = (1, 64)  # rows of an entry: a step of generation, and a sequence
+LENGTHS = (1, 64)  # rows per entry: a step of generation, and a sequence
 SIDES = {"linear": ("down",), "adapter": ("down", "up")}
 
 
@@ -70,7 +70,7 @@ def _bind_ours(op: str, t: Inputs) -> Callable[[], Outputs]:
 
 
 def _bind_loop(op: str, t: Inputs) -> Callable[[], Outputs]:
-    """One call for each task that occurs, on its entries, which are put back in order; who is where is known before."""
+    """Bind one call per task that occurs, on its entries, which are put back in order; the grouping is not timed."""
     ids = t["task_ids"]
     groups = [(task, (ids == task).nonzero().flatten()) for task in ids.unique().tolist()]
     back = torch.cat([entries for _, entries in groups]).argsort()
@@ -112,7 +112,7 @@ def _told(sizes: Sizes, op: str, shape: dict[str, int]) -> tss_kernels.Explanati
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """Every adapter, and its down map alone, at every number of tasks."""
+    """Yield every adapter, and its down map alone, at every number of tasks."""
     lengths, counts = ((2,), (3,)) if sizes.tiny else (LENGTHS, TASKS)
     for op in SIDES:
         for d, units in sizes.adapters:

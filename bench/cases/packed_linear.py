@@ -1,4 +1,4 @@
-"""packed_linear, the forward pass of a sealed task: gates at one bit each."""
+"""packed_linear, the forward pass of a sealed task, with packed gates."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _variants(sizes: Sizes, told: tss_kernels.Explanation, compiled: bool) -> tu
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """Every shape."""
+    """Yield a case for every shape."""
     for rows in sizes.rows:
         for in_features, out_features in sizes.features:
             packed = sizes.like(out_features, (in_features + 7) // 8, dtype=torch.uint8)

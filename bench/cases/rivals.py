@@ -1,4 +1,4 @@
-"""What a user would write without this package, in plain PyTorch: the rivals."""
+"""The rivals: what a user would write in plain PyTorch without this package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Tensor = torch.Tensor
 
 
 class _Threshold(torch.autograd.Function):
-    """Gates of scores with a straight-through gradient, softly masked."""
+    """Gates of scores with a straight-through gradient and soft mask."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, keep: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -27,12 +27,12 @@ class _Threshold(torch.autograd.Function):
 
 
 def eager_linear(x: Tensor, weight: Tensor, scores: Tensor, keep: Tensor | None, bias: Tensor | None = None) -> Tensor:
-    """Threshold, multiply, linear. keep (out, in): 1 - importance, made once beforehand."""
+    """Compute threshold, multiply, linear. keep (out, in): 1 - importance, precomputed."""
     return linear(x, weight * _Threshold.apply(scores, keep, weight.dtype), bias)
 
 
 class _Materialised(torch.autograd.Function):
-    """W * g written once, then the vendor's products, forward and backward."""
+    """Write W * g once, then run the vendor's products, forward and backward."""
 
     @staticmethod
     def forward(
@@ -52,41 +52,41 @@ class _Materialised(torch.autograd.Function):
 def materialised_linear(
     x: Tensor, weight: Tensor, scores: Tensor, keep: Tensor | None, bias: Tensor | None = None
 ) -> Tensor:
-    """W * g written once, then F.linear; the same with gradients by hand."""
+    """Write W * g once, then run F.linear, with gradients computed by hand."""
     return _Materialised.apply(x, weight, scores, keep, bias)
 
 
 def scores_grad(dy: Tensor, x: Tensor, weight: Tensor, keep: Tensor | None) -> Tensor:
-    """The straight-through gradient as autograd would do it: product, times the weight, then float32 and soft mask."""
+    """Compute the straight-through gradient as autograd would: product, times weight, then float32 and soft mask."""
     grad = ((dy.T @ x) * weight).float()
     return grad if keep is None else grad * keep
 
 
 def adapter(product: Callable[..., Tensor], x: Tensor, t: dict[str, Any]) -> Tensor:
-    """x + up(relu(down(x))) by this gated product."""
+    """Compute x + up(relu(down(x))) with this gated product."""
     hidden = torch.relu(product(x, t["down_weight"], t["down_scores"], t["down_keep"], t["down_bias"]))
     return x + product(hidden, t["up_weight"], t["up_scores"], t["up_keep"], t["up_bias"])
 
 
 def unpack(packed: Tensor, in_features: int, dtype: torch.dtype) -> Tensor:
-    """Bits to gates (out, in) in a dtype, by shifts."""
+    """Unpack bits to gates (out, in) in a dtype, by shifts."""
     shifts = torch.arange(8, device=packed.device, dtype=torch.uint8)
     return ((packed.unsqueeze(-1) >> shifts) & 1).flatten(1)[:, :in_features].to(dtype)
 
 
 def pack(scores: Tensor) -> Tensor:
-    """The gates of scores as bits, by shifts and a sum; in a multiple of 8."""
+    """Pack the gates of scores to bits, by shifts and a sum; in must be a multiple of 8."""
     shifts = torch.arange(8, device=scores.device, dtype=torch.uint8)
     bits = (scores >= 0).to(torch.uint8).view(scores.shape[0], -1, 8)
     return (bits << shifts).sum(-1, dtype=torch.uint8)
 
 
 def normalise(raw: Tensor) -> Tensor:
-    """|tanh((a - mean) / (std + 1e-6))|."""
+    """Compute |tanh((a - mean) / (std + 1e-6))|."""
     return torch.tanh((raw - raw.mean()) / (raw.std(correction=0) + 1e-6)).abs()
 
 
 def compiled(function: Callable[..., Any], tiny: bool) -> Callable[..., Any]:
-    """torch.compile of a function for these shapes alone; in a tiny run the graph is captured but nothing generated."""
-    torch._dynamo.reset()  # functions share their code's limit of recompilations, beyond which they run eagerly
+    """Compile a function for each shape separately; in a tiny run the graph is captured but no code is generated."""
+    torch._dynamo.reset()  # functions with the same code share its recompilation limit, beyond which they run eagerly
     return torch.compile(function, fullgraph=True, dynamic=False, backend="eager" if tiny else "inductor")

@@ -1,4 +1,4 @@
-"""How time grows with one size while the others stay."""
+"""How time grows with one size while the others stay fixed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.cases.sizes import Sizes
 from bench.core.case import Case
 
 BOTH = "gated_linear forward+backward"
-# Of a CPU, whose largest sizes have to be done in seconds; a GPU goes four times as far.
+# For a CPU, whose largest sizes must finish in seconds; a GPU goes four times as far.
 ROWS = (32, 128, 512, 2048, 8192)
 FEATURES = (64, 256, 1024, 4096)
 BOTTLENECKS = (16, 32, 64, 128, 256, 512)
@@ -18,7 +18,7 @@ SCORES = 3 * 2**20
 
 
 def _lengths(sizes: Sizes) -> tuple[tuple[int, ...], int]:
-    """The numbers of rows, and the one at which the other sizes grow."""
+    """Return the numbers of rows, and the number at which the other sizes grow."""
     if sizes.tiny:
         return (8, 33), 8
     return (ROWS, 512) if sizes.device.type == "cpu" else (tuple(8 * rows for rows in ROWS), 16384)
@@ -45,5 +45,5 @@ def _all(sizes: Sizes) -> Iterator[Case]:
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """Rows, features in and out, bottleneck, and the number of tensors that the same scores lie in; each shape once."""
+    """Yield growing rows, in and out features, bottleneck, and tensors for the same scores; each shape once."""
     yield from {str(case): case for case in _all(sizes)}.values()

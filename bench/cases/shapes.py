@@ -1,4 +1,4 @@
-"""The shapes that decide how a GPU's kernels do: each backend against the floor, and nothing that must be compiled."""
+"""The decisive shapes for GPU kernels: each backend against the floor, and nothing that must be compiled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.core.case import Case
 
 FEW, SOME, MANY = 4096, 16384, 65536  # rows
 LARGEST = "100 M scores"
-# in, out -> rows: narrow either way, and square, which is bound by arithmetic.
+# in, out -> rows: narrow on either side, and square, which is bound by arithmetic.
 PRODUCTS = {(1024, 64): (FEW, SOME, MANY), (64, 1024): (FEW, MANY), (1024, 1024): (SOME,)}
 
 
@@ -34,6 +34,6 @@ def _all(sizes: Sizes) -> Iterator[Case]:
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """On a GPU; a CPU's shapes are in the groups of their operations."""
+    """Yield the cases on a GPU or at tiny sizes; a CPU's shapes are in the groups of their operations."""
     if sizes.device.type == "cuda" or sizes.tiny:
         yield from map(_against_the_floor, _all(sizes))

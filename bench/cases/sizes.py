@@ -1,4 +1,4 @@
-"""At which sizes everything is measured, and random inputs of those sizes."""
+"""Sizes at which everything is measured, and random inputs of these sizes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Tensor = torch.Tensor
 class Sizes:
     """BART-Large's sizes, those of smaller models for a CPU, or tiny ones that only show that everything runs.
 
-    rows: batch x length, the most telling first. features: (in, out) of one map. adapters: (hidden, bottleneck) of one.
-    scores: name -> shapes of the tensors of one optimizer step. compiled: the rows at which `torch.compile` competes,
-    None for all.
+    rows: batch x length, the most informative first. features: (in, out) of a map. adapters: (hidden, bottleneck) of an
+    adapter. scores: name -> shapes of the tensors of one optimizer step. compiled: the numbers of rows at which
+    `torch.compile` competes, None for all.
     """
 
     device: torch.device
@@ -34,11 +34,11 @@ class Sizes:
     compiled: tuple[int, ...] | None = None
 
     def like(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor that takes no memory, to ask `explain` about; on no device where the GPU is not there."""
+        """Return a tensor that takes almost no memory, for `explain`; on the meta device if the GPU is missing."""
         return torch.empty((), device=self._where(), dtype=dtype or self.dtype).expand(shape)
 
     def written(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """The same for what is written in place, whose elements must lie apart: memory that nothing touches."""
+        """Return the same for tensors written in place, whose elements must not overlap: uninitialized memory."""
         return torch.empty(shape, device=self._where(), dtype=dtype or self.dtype)
 
     def _where(self) -> torch.device:
@@ -46,11 +46,11 @@ class Sizes:
         return self.device if there else torch.device("meta")
 
     def compiles(self, rows: int) -> bool:
-        """Whether a compiled rival competes at so many rows."""
+        """Return whether a compiled rival competes at this number of rows."""
         return self.compiled is None or rows in self.compiled
 
 
-# 3.1 M scores are those of BART-Large with adapters of 64.
+# BART-Large with adapters of 64 has 3.1 M scores.
 SCORES = {
     "3 M scores in 48 tensors": ((64, 1024), (1024, 64)) * 24,
     "3 M scores in 1 tensor": ((3072, 1024),),
@@ -60,7 +60,7 @@ SCORES = {
 
 
 def bart_large(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Sizes:
-    """The sizes that are published: 48 gated matrices of 24 adapters, 3.1 M scores."""
+    """Return the published GPU sizes: 48 gated matrices of 24 adapters, 3.1 M scores."""
     return Sizes(
         device, dtype, False, (16384, 4096, 65536), ((1024, 64), (64, 1024), (1024, 1024)), ((1024, 64),),
         SCORES,
@@ -68,7 +68,7 @@ def bart_large(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Siz
 
 
 def cpu(device: torch.device, dtype: torch.dtype = torch.float32) -> Sizes:
-    """What a few cores can do: BART-Large's adapters and those of the embedded backbone, at rows of small batches."""
+    """Return sizes for a few cores: adapters of BART-Large and the embedded backbone, at the rows of small batches."""
     embedded = ((64, 256), (256, 64)) * 6
     return Sizes(
         device, dtype, False, (512, 2048), ((256, 64), (64, 256), (1024, 64), (64, 1024), (1024, 1024)),
@@ -77,38 +77,38 @@ def cpu(device: torch.device, dtype: torch.dtype = torch.float32) -> Sizes:
 
 
 def published(device: torch.device) -> Sizes:
-    """The sizes that a kind of machine is measured at."""
+    """Return the sizes at which a kind of device is measured."""
     return bart_large(device) if device.type == "cuda" else cpu(device)
 
 
 def tiny(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Sizes:
-    """Sizes at which nothing is worth timing."""
+    """Return sizes whose times mean nothing."""
     return Sizes(device, dtype, True, (33,), ((24, 8),), ((24, 8),), {"two tensors": ((8, 24), (24, 8))})
 
 
 class Draw:
-    """Random tensors from a seed, on the device and in the order of the calls."""
+    """Random tensors from a seed, on the device, in the order of the calls."""
 
     def __init__(self, sizes: Sizes, seed: int) -> None:
         self.device, self.dtype = sizes.device, sizes.dtype
         self.generator = torch.Generator(sizes.device).manual_seed(seed)
 
     def normal(self, *shape: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:
-        """N(0, scale^2), in the sizes' dtype unless another is named."""
+        """Draw from N(0, scale^2), in the sizes' dtype unless another is given."""
         drawn = torch.randn(shape, generator=self.generator, device=self.device, dtype=torch.float32)
         return (drawn * scale).to(dtype or self.dtype)
 
     def unit(self, *shape: int) -> Tensor:
-        """U(0, 1) in float32."""
+        """Draw from U(0, 1) in float32."""
         return torch.rand(shape, generator=self.generator, device=self.device)
 
 
 def late_compiled(function: Callable[..., Any], sizes: Sizes) -> Callable[[], Callable[..., Any]]:
-    """torch.compile of a rival, made at its first use: a plan lists cases without compiling any."""
+    """Compile a rival at its first use: a plan lists cases without compiling any."""
     return cache(lambda: rivals.compiled(function, sizes.tiny))
 
 
 def gradients(outputs: Tensor, names: tuple[str, ...], inputs: Inputs, *, retain_graph: bool = False) -> Outputs:
-    """The gradients of the named inputs for the inputs' "dy", named "d" + name."""
+    """Return the gradients of the named inputs for the inputs' "dy", as "d" + name."""
     found = torch.autograd.grad(outputs, [inputs[name] for name in names], inputs["dy"], retain_graph)
     return {f"d{name}": grad for name, grad in zip(names, found, strict=True)}

@@ -1,4 +1,4 @@
-"""What a program pays before its first result: imports and first calls, each in a process of its own."""
+"""What a program pays before its first result: imports and first calls, each in a separate process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import torch
 x = torch.randn(512, 1024, device="{device}")
 torch.nn.functional.linear(x, torch.randn(64, 1024, device="{device}")).sum().item()
 """
-# What is started -> ours, and what of it is not ours.
+# What is started -> code with this package, and the part of it without this package.
 STARTS = {
     "import of tss_kernels": ("import tss_kernels", "import torch"),
     "import of tss": ("import tss", "pass"),
@@ -51,7 +51,7 @@ def _check(code: str, variant: Variant) -> str | None:
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """Seconds of a whole process, from its start to its end."""
+    """Yield the cases; each times a whole process, from its start to its end."""
     for name, (ours, theirs) in list(STARTS.items())[-1:] if sizes.tiny else STARTS.items():
         code, floor = (one.format(device=sizes.device.type) for one in (ours, theirs))
         yield Case(

@@ -1,4 +1,4 @@
-"""One whole training step, against the same step without adapters, with eager ones, and with another method's."""
+"""One whole training step, against the same step without adapters, with eager ones, and with another method."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.cases.sizes import Sizes
 from bench.core.case import PEERS, Case, Inputs, Outputs, Variant, by_backend
 from tss_kernels import use_backend
 
-CHECKED = {"batch": 2, "source": 16}  # the check in float64
+CHECKED = {"batch": 2, "source": 16}  # sizes of the check in float64
 LORA_RANK = 64
 COMPILED = "eager, compiled"
 REMOVED = "adapters removed"
@@ -27,7 +27,7 @@ OURS = "tss"
 
 
 def eager(adapter: Any, masked: bool = True) -> Apply:
-    """An adapter in plain PyTorch; masked: with the soft mask on the gradients of its scores."""
+    """Return an adapter in plain PyTorch; masked: with the soft mask on the gradients of its scores."""
     tensors: dict[str, Any] = {}
     for name, layer in (("down", adapter.down), ("up", adapter.up)):
         tensors |= {f"{name}_{part}": getattr(layer, part) for part in ("weight", "scores", "bias")}
@@ -36,12 +36,12 @@ def eager(adapter: Any, masked: bool = True) -> Apply:
 
 
 def _removed(adapter: Any) -> Apply:
-    # Without trained adapters autograd would stop early: the backward pass still has to come down to the first one.
+    # Without trained adapters autograd would stop early: the backward pass must still reach the first one.
     return lambda hidden: hidden if hidden.requires_grad else hidden.detach().requires_grad_()
 
 
 def instead_of(model: Any, make: Callable[[Any], Apply] | None) -> dict[str, Apply] | None:
-    """What `adapters_replaced` takes: what is made of each adapter, by its site; None leaves them."""
+    """Return the argument of `adapters_replaced`: site -> make(adapter); None replaces nothing."""
     return None if make is None else {site: make(adapter) for site, adapter in model.tss.adapters.items()}
 
 
@@ -49,7 +49,7 @@ Results = tuple[torch.Tensor, torch.Tensor]
 
 
 def _results(model: Any, setting: Setting, make: Callable[[Any], Apply] | None, compiled: bool = False) -> Results:
-    """The loss and the gradients of all scores in one vector, without dropout."""
+    """Return the loss, and the gradients of all scores in one vector, without dropout."""
     scores: list[nn.Parameter] = model.tss.trainable_parameters()["scores"]
     checked = replace(setting, **CHECKED, target=min(setting.target, 8))
     run = _compiled(model, setting) if compiled else model
@@ -62,10 +62,10 @@ def _results(model: Any, setting: Setting, make: Callable[[Any], Apply] | None, 
 
 
 class Judge:
-    """Holds the variants of one setting's step to float64.
+    """Check of the variants of one setting's step against float64.
 
-    There, in what the specification computes, TSS and the eager adapters must agree. In the model's dtype the error of
-    a variant may be at most twice that of the eager step.
+    In float64, TSS, as the specification, and the eager adapters must agree. In the model's dtype a variant's error may
+    be at most twice that of the eager step.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -73,7 +73,7 @@ class Judge:
 
     @cached_property
     def _references(self) -> tuple[Results, Results, Results]:
-        """Eager in the model's dtype, TSS and eager in float64."""
+        """Results of eager in the model's dtype, and of TSS and eager in float64."""
         model = learning(self.setting)
         own = _results(model, self.setting, eager)
         model.double()
@@ -82,7 +82,7 @@ class Judge:
         return own, exact, apart
 
     def failure_of(self, variant: Variant) -> str | None:
-        """What is wrong with the loss or the score gradients, or None."""
+        """Return what is wrong with the loss or the score gradients, or None."""
         model, make = learning(self.setting), None if variant.role == "ours" else eager
         with use_backend(variant.backend):
             found = _results(model, self.setting, make, variant.name == COMPILED)
@@ -96,9 +96,9 @@ class Judge:
 
 
 def norm_failure(name: str, rounding: float, *vectors: torch.Tensor) -> str | None:
-    """What is wrong with a result by the norm of its error, or None.
+    """Return what is wrong with a result by the norm of its error, or None.
 
-    vectors: the result and PyTorch's own in the model's dtype; ours and PyTorch's own in float64, which must agree.
+    vectors: the result and PyTorch's own in the model's dtype; TSS's and PyTorch's own in float64, which must agree.
     """
     found, own, exact, other = vectors
     rounded, apart = rounding * exact.norm().item(), (other - exact).norm().item()
@@ -109,7 +109,7 @@ def norm_failure(name: str, rounding: float, *vectors: torch.Tensor) -> str | No
 
 
 def _optimizer(model: Any, name: str) -> torch.optim.Optimizer | None:
-    """TSS's own; for the others PyTorch's fused one, of all scores or of the head alone, if there is one."""
+    """Return TSS's own, or PyTorch's fused AdamW on head and scores, or on the head only; None without parameters."""
     groups = model.tss.trainable_parameters()
     if name == OURS:
         return model.tss.optimizer(score_lr=1e-4, head_lr=1e-4)
@@ -120,7 +120,7 @@ def _optimizer(model: Any, name: str) -> torch.optim.Optimizer | None:
 def one_step(
     model: Callable[..., Any], optimizer: torch.optim.Optimizer | None, batch: Mapping[str, torch.Tensor]
 ) -> None:
-    """Gradients from none, and the optimizer's step where there is one."""
+    """Compute gradients, starting from none, and take the optimizer's step if there is one."""
     if optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
     model(**batch).loss.backward()
@@ -129,7 +129,7 @@ def one_step(
 
 
 def _compiled(model: Any, setting: Setting) -> Callable[..., Any]:
-    """A tiny model's graphs are captured, but nothing is generated."""
+    """Compile the model; for a tiny one, graphs are captured but no code is generated."""
     return torch.compile(model, backend="eager" if setting.backbone == "tiny" else "inductor")
 
 
@@ -146,8 +146,10 @@ def _bind(setting: Setting, name: str, make: Callable[[Any], Apply] | None, t: I
 
 
 class Labelled(nn.Module):
-    """A BART backbone with a head for labels that reads what ours reads: the source, and in the decoder the source
-    shifted right; the head sees the last token of each row."""
+    """A BART backbone with a classification head that reads the same as TSS's.
+
+    It reads the source, and in the decoder the source shifted right; the head gets the last token of each row.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -156,7 +158,7 @@ class Labelled(nn.Module):
         self.head = nn.Linear(model.config.d_model, LABELS, device=like.device, dtype=like.dtype)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> Any:
-        """An object with the loss, as models of transformers return it."""
+        """Return an object with the loss, as models of transformers do."""
         shifted = torch.cat([torch.full_like(input_ids[:, :1], self.start), input_ids[:, :-1]], 1)
         output = self.body(
             input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=shifted, use_cache=False
@@ -182,10 +184,10 @@ def _bind_lora(setting: Setting, t: Inputs) -> Callable[[], Outputs]:
 def _variants(setting: Setting) -> tuple[Variant, ...]:
     bind = partial(partial, _bind, setting)
     ours = Variant(OURS, "ours", bind(OURS, None))
-    # A CPU's other backends are measured operation by operation.
+    # On a CPU, the other backends are measured only per operation.
     peers = PEERS["cuda"] if setting.device.type == "cuda" else ()
     peft = None if importlib.util.find_spec("peft") else "the package peft is not installed: pip install peft"
-    # A CPU's compiler takes minutes for a whole model: one setting has to do.
+    # On a CPU, compiling a whole model takes minutes: only one setting is compiled.
     chosen = setting.backbone != "BART-Large" and setting.dtype == torch.float32 and setting.target > 0
     costly = setting.device.type == "cpu" and not chosen
     return (
@@ -210,7 +212,7 @@ def _draw(setting: Setting, seed: int) -> Inputs:
 
 
 def case(setting: Setting) -> Case:
-    """A step of one model; all variants share it, so they run at one state of its weights after another."""
+    """Return the case of a step of one model; all variants share it, so its weights change from call to call."""
     return Case(
         f"training step, {setting.backbone}", setting.shape, setting.dtype, partial(_draw, setting), None,
         _variants(setting), check=Judge(setting).failure_of, sets=1, cold=False,
@@ -219,7 +221,7 @@ def case(setting: Setting) -> Case:
 
 
 def settings(sizes: Sizes) -> list[Setting]:
-    """The steps that are measured: small ones of the embedded backbone, and BART-Large's shape."""
+    """Return the measured steps: small ones of the embedded backbone, and those of BART-Large's shape."""
     device, bf16 = sizes.device, torch.bfloat16
     if sizes.tiny:
         return [Setting("tiny", bf16, device, 2, 8), Setting("tiny", torch.float32, device, 2, 8, 4)]
@@ -235,5 +237,5 @@ def settings(sizes: Sizes) -> list[Setting]:
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """One case a setting."""
+    """Return one case per setting."""
     return map(case, settings(sizes))

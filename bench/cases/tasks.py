@@ -1,4 +1,4 @@
-"""What many tasks cost: switching, learning one more, keeping and loading them; nothing may grow with their number."""
+"""Cost of many tasks: switching, learning one more, saving and loading; nothing may grow with their number."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from bench.core.case import Case, Inputs, Outputs, Variant
 
 COUNTS = (1, 10, 100, 1000)
 KEPT = 10  # tasks that are saved and loaded
-MANY = 50  # new tasks from which on a process's memory tells what one takes
-ROWS, MIXED = 32, (1, 8, 32)  # of a batch, and of how many tasks its rows are
+MANY = 50  # new tasks from which on the process's memory shows what one task takes
+ROWS, MIXED = 32, (1, 8, 32)  # rows of a batch, and the numbers of tasks among them
 
 
 class Learned:
-    """A model that knows more and more tasks; those between the measured ones get drawn scores in place of training."""
+    """A model with a growing number of tasks; those between the measured ones get random scores instead of training."""
 
     def __init__(self, setting: Setting) -> None:
         import tss
@@ -43,11 +43,11 @@ class Learned:
 
     @property
     def names(self) -> list[str]:
-        """Of all tasks that are sealed."""
+        """Names of all tasks, which are sealed."""
         return list(self.model.tss.tasks)
 
     def learn_one(self) -> None:
-        """One more task: added, one step, importance over one batch, sealed."""
+        """Add one more task, train one step, compute importance over one batch, and seal it."""
         handle, name = self.model.tss, f"task {len(self.names)}"
         handle.add_task(name, kind_of_task(self.setting))
         handle.train_task(name)
@@ -56,7 +56,7 @@ class Learned:
         handle.seal_task([self.batch])
 
     def _fill_one(self) -> None:
-        """One more task, sealed with gates of its own."""
+        """Add one more task and seal it with its own random gates."""
         handle, name = self.model.tss, f"task {len(self.names)}"
         handle.add_task(name, kind_of_task(self.setting))
         handle.train_task(name)
@@ -66,7 +66,7 @@ class Learned:
         handle.seal_task()
 
     def extend(self, count: int) -> Inputs:
-        """At least so many tasks; what of memory each new one took."""
+        """Extend to at least `count` tasks; measure the memory that each new one took."""
         before, known = _resident(), len(self.names)
         while len(self.names) < count:
             self._fill_one()
@@ -80,9 +80,9 @@ class Learned:
 
 
 def _resident() -> int:
-    """Bytes of this process in memory, without what the allocator keeps for later."""
+    """Return the resident bytes of this process, without freed memory that the allocator keeps."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc's
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     statm = Path("/proc/self/statm")
     if not statm.exists():
@@ -99,7 +99,7 @@ def _done(call: Callable[[], object]) -> Callable[[], Outputs]:
 
 
 def _by_name(names: list[str], use: Callable[[str], object]) -> Callable[[], Outputs]:
-    """Another task at every call, far from the last one."""
+    """Use another task in every call, far from the previous one."""
     order = itertools.cycle(names[i * 37 % len(names)] for i in range(len(names)))
     return _done(lambda: use(next(order)))
 
@@ -109,7 +109,7 @@ def _bind_switch(t: Inputs) -> Callable[[], Outputs]:
 
 
 def _bind_copy(t: Inputs) -> Callable[[], Outputs]:
-    """Plain adapters: their float32 weights copied into the layers."""
+    """Bind a switch of plain adapters: copy their float32 weights into the layers."""
     layers: Mapping[str, Any] = t["learned"].model.tss.layers
     live = {name: torch.empty(layer.weight.shape) for name, layer in layers.items()}
     kept = [{name: torch.randn_like(one) for name, one in live.items()} for _ in range(3)]
@@ -134,7 +134,7 @@ def _check_switch(learned: Callable[[], Learned], variant: Variant) -> str | Non
 
 
 def _check_learning(learned: Callable[[], Learned], variant: Variant) -> str | None:
-    """One more task leaves the first one's fingerprint as it was."""
+    """Check that one more task leaves the first one's fingerprint unchanged."""
     handle, first = learned().model.tss, learned().names[0]
     before = handle.fingerprint(first)
     learned().learn_one()
@@ -155,7 +155,7 @@ def _bind_rows(count: int, t: Inputs) -> Callable[[], Outputs]:
 
 
 def _check_rows(learned: Callable[[], Learned], count: int, variant: Variant) -> str | None:
-    """Every row's output is that of its task alone, up to the rounding of other groups of rows."""
+    """Check that rows' outputs are those of their tasks alone, up to the rounding of other groups of rows."""
     made = learned()
     model, names = made.model.eval(), made.names
     batch = batch_for(made.setting, made.words, rows=ROWS)
@@ -173,7 +173,7 @@ def _check_rows(learned: Callable[[], Learned], count: int, variant: Variant) ->
 
 
 def _plain_file(learned: Learned) -> bytes:
-    """What plain adapters would keep of the same tasks: every weight in float32, and the heads."""
+    """Return what plain adapters would save of the same tasks: every weight in float32, and the heads."""
     tasks = {}
     for name in learned.names[:KEPT]:
         state, _ = learned.model.tss.task_state(name)
@@ -211,7 +211,7 @@ def _bind_load_plain(t: Inputs) -> Callable[[], Outputs]:
 
 
 def _check_kept(learned: Callable[[], Learned], variant: Variant) -> str | None:
-    """What was saved has the same fingerprints on another copy of the backbone."""
+    """Check that loaded tasks have the same fingerprints on another copy of the backbone."""
     import tss
 
     made = learned()
@@ -231,7 +231,7 @@ def _setting(sizes: Sizes) -> Setting:
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
-    """From few tasks to many, on one model that keeps learning."""
+    """Yield the cases from few tasks to many, on one model that keeps learning."""
     setting, mixed, few = _setting(sizes), (1, 4) if sizes.tiny else MIXED, 3 if sizes.tiny else KEPT
     learned = cache(lambda: Learned(setting))
 
@@ -274,7 +274,7 @@ def cases(sizes: Sizes) -> Iterator[Case]:
 
 
 def _ready(learned: Callable[[], Learned], count: int, check: Callable[..., str | None]) -> Any:
-    """The check on a model that knows so many tasks."""
+    """Return the check on a model with at least `count` tasks."""
 
     def run(variant: Variant) -> str | None:
         learned().extend(count)

@@ -1,4 +1,4 @@
-"""What one measurement is: an operation at one shape, ours and its rivals, the formula that judges them, its cost."""
+"""One measurement: an operation at one shape, TSS's variant and its rivals, the formula that checks them, its cost."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Inputs = dict[str, Any]
 Outputs = dict[str, torch.Tensor]
 Bind = Callable[[Inputs], Callable[[], Outputs]]
 Role = Literal["ours", "rival", "floor"]
-References = dict[torch.dtype, Outputs]  # a formula's outputs on one set of inputs, by the precision they end in
-# Beside the backend that is chosen by default, these are measured too.
+References = dict[torch.dtype, Outputs]  # a formula's outputs on one set of inputs, by Precision.wide
+# Measured in addition to the backend that is chosen by default.
 PEERS = {"cuda": ("triton", "cuda"), "cpu": ("native", "reference")}
-SEED = 100  # of the inputs of checks; those that are timed have smaller ones
+SEED = 100  # for the inputs of checks; timed inputs use smaller seeds
 
 
 class Precision(NamedTuple):
-    """What a formula is computed in: its operands' dtype, and that of products that end in float32."""
+    """Precision of a formula: the dtype of its operands, and that of products whose result is float32."""
 
     dtype: torch.dtype
     wide: torch.dtype
@@ -48,11 +48,11 @@ class Variant:
     """One way to compute a case.
 
     name, role: "ours"; a "rival" computes the same and is checked too; a "floor" computes less and is only timed.
-    bind: everything that need not be repeated (an optimizer, a saved masked weight), done for these inputs; returns
-    the call to time, whose outputs have the names of the case's formula.
-    backend: of ours, what runs it; where that cannot run, the variant is skipped.
-    differs: of a floor, what it computes instead. missing: why it cannot run here.
-    rounds_more: of a rival that rounds once more than the formula: the norm of its errors is judged, not each of them.
+    bind: does for these inputs everything that need not be repeated (an optimizer, a saved masked weight); returns the
+    call to time, whose outputs have the names of the case's formula.
+    backend: for "ours", the backend that runs it; if that cannot run, the variant is skipped.
+    differs: for a floor, what it computes instead. missing: why it cannot run here.
+    rounds_more: for a rival that rounds once more than the formula: the norm of its errors is checked, not each error.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Variant:
 
 
 def _forced(backend: str, bind: Bind, t: Inputs) -> Callable[[], Outputs]:
-    """What `bind` gives, made and called with every operation on one backend."""
+    """Bind with every operation on one backend; return a call that also runs on it."""
     with use_backend(backend):
         call = bind(t)
 
@@ -77,13 +77,13 @@ def _forced(backend: str, bind: Bind, t: Inputs) -> Callable[[], Outputs]:
 
 
 def by_backend(backend: str, variant: Variant) -> Variant:
-    """The variant with every operation on one backend."""
+    """Return the variant with every operation on one backend."""
     bind = partial(_forced, backend, variant.bind)
     return replace(variant, name=f"{variant.name}, {backend}", bind=bind, backend=backend)
 
 
 def by_backends(told: Explanation, device: torch.device, variant: Variant) -> tuple[Variant, ...]:
-    """Ours as it runs by default (`told` says on which backend), and beside it on the other backends of the device."""
+    """Return ours as it runs by default (on the backend in `told`), then on the other backends of the device."""
     others = [peer for peer in PEERS[device.type] if peer != told.backend]
     return replace(variant, backend=told.backend), *(by_backend(peer, variant) for peer in others)
 
@@ -92,11 +92,11 @@ def by_backends(told: Explanation, device: torch.device, variant: Variant) -> tu
 class Case:
     """One operation at one shape.
 
-    draw: random inputs from a seed, equal for equal seeds. formula: the outputs in a given precision; it leaves its
-    inputs as they are, and is neither ours nor a rival's code. cost: as counted, for the roofline. by_norm: outputs
-    judged by their norm alone, because single elements may jump (a ReLU's gradient where its input is nearly 0).
-    check: in the place of a formula, gives what is wrong with a variant, or None. checked: what the check is, in words.
-    sets: of inputs that the repeats go round. cold: with the GPU's caches flushed before each repeat.
+    draw: random inputs from a seed, equal for equal seeds. formula: the outputs in a given precision; it does not
+    change its inputs, and is neither our code nor a rival's. cost: as counted, for the roofline. by_norm: outputs
+    checked only by their norm, because single elements may jump (a ReLU's gradient if its input is nearly 0).
+    check: instead of a formula, returns what is wrong with a variant, or None. checked: the check in words.
+    sets: number of input sets that the repeats cycle through. cold: flush the GPU's caches before each repeat.
     """
 
     operation: str
@@ -114,7 +114,7 @@ class Case:
 
     @property
     def dtype_name(self) -> str:
-        """Without "torch."."""
+        """Name of the dtype without "torch."."""
         return str(self.dtype).removeprefix("torch.")
 
     def __str__(self) -> str:
@@ -122,7 +122,7 @@ class Case:
 
 
 def _assert_norm(actual: torch.Tensor, own: torch.Tensor, exact: torch.Tensor) -> None:
-    """The norm of the error is at most twice that of PyTorch's own, or of one rounding."""
+    """Assert that the norm of the error is at most twice that of PyTorch's own, or of one rounding."""
     size = exact.norm().item()
     bound = 2 * max((own.double() - exact).norm().item(), torch.finfo(actual.dtype).eps / 2 * size)
     error = (actual.double() - exact).norm().item()
@@ -138,18 +138,18 @@ def _reference(case: Case, precision: Precision, known: References) -> Outputs:
 
 
 def failure_of(case: Case, variant: Variant, known: References | None = None) -> str | None:
-    """What is wrong with a variant's outputs on fresh inputs, or None: every output against the formula in float64.
+    """Return what is wrong with a variant's outputs on fresh inputs, or None; compares with the formula in float64.
 
-    An error may be at most twice that of the same formula in PyTorch in the case's dtype. Ours is held to the formula
-    whose float32 results are computed in float32; a rival may round its products to the dtype, as PyTorch does.
-    known: what the formula gave already, for the case's next variant.
+    An error may be at most twice that of the same formula in PyTorch in the case's dtype. Ours is compared with the
+    formula whose float32 results are computed in float32; a rival may round its products to the dtype, as PyTorch does.
+    known: caches the formula's outputs for the case's next variant.
     """
     if case.check is not None:
         return case.check(variant)
     known = {} if known is None else known
     wide = torch.promote_types(case.dtype, torch.float32) if variant.role == "ours" else case.dtype
     exact, own = _reference(case, EXACT, known), _reference(case, Precision(case.dtype, wide), known)
-    # A rival would only be compiled twice, once for each mode.
+    # Not for rivals, which would only be compiled twice, once for each mode.
     with poisoned_outputs() if variant.role == "ours" else nullcontext():
         actual = variant.bind(case.draw(SEED))()
     if actual.keys() != exact.keys():

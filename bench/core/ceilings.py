@@ -1,4 +1,4 @@
-"""What this machine can do at most, by its own measurement: copy bandwidth, rates of large products, a launch."""
+"""Measured limits of this machine: copy bandwidth, rates of large products, a launch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bench.core.measure import Ceilings
 from bench.core.timing import Timer, spread
 
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}
-SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices
-# A CPU without 16-bit units needs seconds for one product in bfloat16, and minutes in float16, which nothing here uses.
+SIDE = {"cuda": 8192, "cpu": 1024}  # size of the square matrices
+# A CPU without 16-bit units takes seconds for one product in bfloat16, and minutes in float16, which nothing here uses.
 DTYPES = {"cuda": (torch.bfloat16, torch.float16, torch.float32), "cpu": (torch.bfloat16, torch.float32)}
 
 
@@ -28,7 +28,7 @@ def _product(device: torch.device, dtype: torch.dtype, side: int) -> Callable[[]
 
 
 def measure_ceilings(timer: Timer, tiny: bool) -> Ceilings:
-    """Copies are counted both ways; products are square, float32 without TF32."""
+    """Measure copies, counting reads and writes, and square products, float32 without TF32."""
     kind = timer.device.type
     count, side, seconds = (2**16, 32, 0.0) if tiny else (COPY_BYTES[kind], SIDE[kind], 0.5)
 

@@ -1,4 +1,4 @@
-"""The machine that numbers are from, the code, and whether anything else was running: nothing of it has to be there.
+"""The machine and code behind the numbers, and whether anything else was running; all of it is optional.
 
 `python -m bench.core.machine` prints it as JSON.
 """
@@ -27,7 +27,7 @@ TOOL_FOLDERS = ("/usr/local/cuda*/bin", "/usr/local/cuda*/compute-sanitizer", "/
 
 
 def version(package: str) -> str | None:
-    """The installed version, None if there is none."""
+    """Return the installed version, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -35,14 +35,14 @@ def version(package: str) -> str | None:
 
 
 def find_tool(name: str) -> str | None:
-    """Where a CUDA tool is: on the PATH or in one of CUDA's usual folders."""
+    """Find a CUDA tool on the PATH or in one of CUDA's usual folders."""
     found = shutil.which(name)
     candidates = [path for folder in TOOL_FOLDERS for path in sorted(glob.glob(f"{folder}/{name}"), reverse=True)]
     return found or next((path for path in candidates if os.access(path, os.X_OK)), None)
 
 
 def processor() -> str:
-    """The CPU's name."""
+    """Return the CPU's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -52,7 +52,7 @@ def processor() -> str:
 
 
 def cores() -> list[int]:
-    """The cores that this process may use."""
+    """Return the cores that this process may use."""
     if not hasattr(os, "sched_getaffinity"):  # not on macOS
         return list(range(os.cpu_count() or 1))
     return sorted(os.sched_getaffinity(0))
@@ -67,7 +67,7 @@ def _output(*command: str) -> str | None:
 
 
 def _gpus() -> dict[str, Any]:
-    """The GPUs that torch can use, the CUDA version that it was built for, and why there are none."""
+    """Return the GPUs that torch can use, the CUDA version it was built for, and why there are no GPUs."""
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:
@@ -86,7 +86,7 @@ def _gpus() -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """What stays the same from one run to the next on this machine."""
+    """Describe what stays the same between runs on this machine."""
     return {
         "python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(),
         "processor": processor(), **_gpus(), "packages": {name: version(name) for name in PACKAGES},
@@ -95,12 +95,12 @@ def describe_machine() -> dict[str, Any]:
 
 
 def gpu_state() -> str | None:
-    """Clocks, power and utilization as nvidia-smi says them."""
+    """Return clocks, power and utilization as reported by nvidia-smi."""
     return _output("nvidia-smi", f"--query-gpu={SMI_FIELDS}", "--format=csv")
 
 
 def sources_digest() -> str:
-    """Of the code that numbers depend on, for checkouts that travel without their history."""
+    """Return a digest of the code that numbers depend on, for checkouts without their history."""
     digest = hashlib.sha256()
     for folder in SOURCES:
         for file in sorted((ROOT / folder).rglob("*")):
@@ -110,10 +110,10 @@ def sources_digest() -> str:
 
 
 class Load(NamedTuple):
-    """What else ran meanwhile.
+    """Other load on the machine meanwhile.
 
-    average: processes that wanted to run, over the last minute, this one included. others: cores that other processes
-    used; None where the system does not say.
+    average: runnable processes over the last minute, including this one. others: cores that other processes used; None
+    if the system does not report it.
     """
 
     average: float | None
@@ -121,7 +121,7 @@ class Load(NamedTuple):
 
 
 def _busy_seconds() -> float | None:
-    """Processor seconds that anything has used since the start of the system."""
+    """Return the processor seconds used by all processes since the system started."""
     try:
         fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     except (OSError, ValueError):
@@ -135,17 +135,17 @@ def _own_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-SHORTEST = 0.2  # seconds, below which the system's ticks of 10 ms say little
+SHORTEST = 0.2  # seconds below which the system's ticks of 10 ms are too coarse
 
 
 class LoadWatch:
-    """From its making to `load()`: what other processes did."""
+    """Measure what other processes did, from its creation to `load()`."""
 
     def __init__(self) -> None:
         self._start = time.monotonic(), _busy_seconds(), _own_seconds()
 
     def load(self) -> Load:
-        """So far."""
+        """Return the load so far."""
         average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         start, before, own = self._start
         after, elapsed = _busy_seconds(), time.monotonic() - start
@@ -156,11 +156,11 @@ class LoadWatch:
 
 
 OTHERS = 0.25  # cores that other processes may use, or a twentieth of the machine's if that is more
-SPREAD = 0.5  # of the median, from the 10th to the 90th percentile of the turns
+SPREAD = 0.5  # largest distance between the turns' 10th and 90th percentiles, relative to the median
 
 
 def why_busy(load: Load, spread: float, threads: int) -> str | None:
-    """What says that the machine was busy with something else while this was measured, or None."""
+    """Return why the machine counts as busy with something else during a measurement, or None."""
     count, reasons = os.cpu_count() or 1, []
     if load.others is not None:
         if load.others > max(OTHERS, 0.05 * count):

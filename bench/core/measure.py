@@ -1,4 +1,4 @@
-"""One case: every competitor is checked, then those that passed are timed by turns."""
+"""Measurement of one case: check every competitor, then time those that passed, taking turns."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from tss_kernels import BackendUnavailable
 
 
 class DeviceLost(RuntimeError):
-    """The device is of no more use to this process, after an illegal access for example; another process may go on."""
+    """The device is unusable for this process, for example after an illegal access; another process may continue."""
 
 
 class Ceilings(NamedTuple):
-    """What this machine was measured to reach; operations per second by the dtype's name."""
+    """Measured limits of this machine; operations per second are by dtype name."""
 
     bytes_per_second: float
     flops_per_second: dict[str, float]
 
     def seconds(self, case: Case) -> float:
-        """The time under which the case cannot be done; of the bytes alone where the dtype's rate is unknown."""
+        """Return the minimal time of the case; by its bytes only if the dtype's rate is unknown."""
         rate = self.flops_per_second.get(case.dtype_name)
         return max(case.cost.bytes / self.bytes_per_second, case.cost.flops / rate if rate else 0.0)
 
 
 @dataclass
 class Competitor:
-    """What came of a variant: times only if it passed its check, else why it failed or was left out."""
+    """Result of a variant: times only if it passed its check, else why it failed or was skipped."""
 
     variant: Variant
     failed: str | None = None
@@ -42,7 +42,7 @@ class Competitor:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def raised(self, error: Exception) -> None:
-        """Whatever a kernel or a compiler raises is its result; what is not there is no fault of it."""
+        """Record an exception as failure, or as skipped if a backend is unavailable or memory ran out."""
         if isinstance(error, BackendUnavailable | torch.OutOfMemoryError):
             self.skipped = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
@@ -56,7 +56,7 @@ class Competitor:
 
 @dataclass
 class Measured:
-    """All competitors of a case, and what else the machine did while they were timed."""
+    """All competitors of a case, and the machine's other load while they were timed."""
 
     case: Case
     competitors: list[Competitor]
@@ -64,17 +64,17 @@ class Measured:
 
     @property
     def ours(self) -> Competitor | None:
-        """The first of ours, to which ratios are; never another of ours, which a reader would take for it."""
+        """The first of ours, the base of ratios, or None without a time; never another of ours, to avoid confusion."""
         first = next((one for one in self.competitors if one.variant.role == "ours"), None)
         return first if first is not None and first.times is not None else None
 
     @property
     def timed(self) -> list[Competitor]:
-        """Those that have a time."""
+        """Competitors that have a time."""
         return [one for one in self.competitors if one.times is not None]
 
     def record(self, one: Competitor, ceilings: Ceilings | None) -> dict[str, Any]:
-        """What a result file says of a timed competitor beside its times."""
+        """Return what a result file stores about a timed competitor besides its times."""
         case, variant, times = self.case, one.variant, one.times
         assert times is not None
         own = spread(times.each)
@@ -107,7 +107,7 @@ def _check(case: Case, variant: Variant, known: References) -> Competitor:
 
 
 def _bind(one: Competitor, sets: list[dict[str, Any]]) -> list[Callable[[], Outputs]]:
-    """The variant's calls, one for each set of inputs; none where it cannot run."""
+    """Return the variant's calls, one per set of inputs; an empty list if it cannot run."""
     try:
         calls = [one.variant.bind(inputs) for inputs in sets]
         calls[0]()
@@ -118,14 +118,14 @@ def _bind(one: Competitor, sets: list[dict[str, Any]]) -> list[Callable[[], Outp
 
 
 def measure_case(case: Case, timer: Timer, seconds: float, names: Collection[str] | None = None) -> Measured:
-    """Checks and times the variants of a case, or those of these names; seconds: of each variant's repeats.
+    """Check and time the variants of a case, or those of these names; seconds: for each variant's repeats.
 
     Raises DeviceLost.
     """
     known: References = {}
     chosen = [variant for variant in case.variants if names is None or variant.name in names]
     found = Measured(case, [_check(case, variant, known) for variant in chosen])
-    known.clear()  # as large as the inputs, and of no more use
+    known.clear()  # as large as the inputs, and no longer needed
     _raise_if_lost(case, timer.device)
     sets = [case.draw(seed) for seed in range(case.sets)]
     bound = {one.variant.name: (one, _bind(one, sets)) for one in found.competitors if one.ready}
@@ -150,7 +150,7 @@ def measure_case(case: Case, timer: Timer, seconds: float, names: Collection[str
 
 
 def _lost(device: torch.device) -> str | None:
-    """What makes the device useless to this process, such as an earlier illegal access, or None."""
+    """Return why the device is unusable for this process, such as an earlier illegal access, or None."""
     if device.type != "cuda":
         return None
     try:

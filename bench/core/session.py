@@ -14,17 +14,17 @@ from bench.core.machine import cores
 from bench.core.measure import Ceilings
 from bench.core.timing import timer_for
 
-PER_VARIANT = 0.15  # seconds of repeats; checks and compilations come on top
-PER_MODEL = 3.0  # of whole models and processes
+PER_VARIANT = 0.15  # seconds of repeats, in addition to checks and compilations
+PER_MODEL = 3.0  # the same for whole models and processes
 
 
 def pin(threads: int | None) -> int:
-    """Bind this process to so many of its cores (all, if None), one PyTorch thread each; returns the number.
+    """Bind this process to `threads` of its cores (None: all), with one PyTorch thread each; return the number.
 
     Raises:
         ValueError: there are fewer cores.
     """
-    if not hasattr(os, "sched_setaffinity"):  # not on macOS: threads alone are set
+    if not hasattr(os, "sched_setaffinity"):  # not on macOS: only set the number of threads
         torch.set_num_threads(threads or torch.get_num_threads())
         return torch.get_num_threads()
     usable = cores()
@@ -37,13 +37,13 @@ def pin(threads: int | None) -> int:
 
 
 class Session:
-    """What measuring needs.
+    """State of a benchmark run.
 
     Args:
         device: "cuda" or "cpu".
-        small: tiny sizes, whose times mean nothing.
-        threads: of the CPU; None for all cores.
-        seconds: of each variant's repeats; None: the group's own.
+        small: use tiny sizes, whose times mean nothing.
+        threads: CPU threads; None for all cores.
+        seconds: for each variant's repeats; None uses the group's default.
     """
 
     def __init__(self, device: str, small: bool, threads: int | None, seconds: float | None) -> None:
@@ -55,11 +55,11 @@ class Session:
 
     @cached_property
     def ceilings(self) -> Ceilings:
-        """Measured once."""
+        """Ceilings of this machine, measured once."""
         return measure_ceilings(self.timer, self.sizes.tiny)
 
     def seconds_for(self, group: str) -> float:
-        """Of one variant's repeats."""
+        """Return the seconds for one variant's repeats."""
         if self._seconds is not None:
             return self._seconds
         if self.sizes.tiny:

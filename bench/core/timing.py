@@ -1,4 +1,4 @@
-"""Time and memory of calls that take turns: CUDA events on a GPU, a wall clock on a CPU, behind one class."""
+"""Time and memory of calls that take turns: CUDA events on a GPU, a wall clock on a CPU, with one interface."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Call = Callable[[], object]
 
 WARM_UP = 3
 FEWEST, MOST = 10, 100  # turns
-SLOW, FEWEST_SLOW = 2.0, 5  # seconds of one turn from which fewer turns have to do
-LOOP = 1e-3  # seconds that a CPU call is repeated for in one turn, at least
+SLOW, FEWEST_SLOW = 2.0, 5  # seconds per turn above which fewer turns suffice, and their number
+LOOP = 1e-3  # least seconds for which a CPU call is repeated in one turn
 FLUSH_BYTES = 256 * 2**20
 
 
 class Span(NamedTuple):
-    """The middle of many values, and their 10th and 90th percentile."""
+    """Median, and 10th and 90th percentile, of many values."""
 
     median: float
     low: float
@@ -32,30 +32,30 @@ class Span(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Span:
-    """Of values in any unit."""
+    """Return the span of values in any unit."""
     ordered = sorted(values)
     last = len(ordered) - 1
     return Span(statistics.median(ordered), ordered[round(0.1 * last)], ordered[round(0.9 * last)])
 
 
 class Times(NamedTuple):
-    """Microseconds of one call in each turn; host: of the processor, to hand one call over (on a CPU: the median)."""
+    """Microseconds of one call in each turn; host: the CPU's, to launch one call (on a CPU: the median)."""
 
     each: tuple[float, ...]
     host: float
 
     def ratio(self, other: Times) -> Span:
-        """This call's time over another's that took turns with it, turn by turn: what slows both cancels out."""
+        """Return this call's time over another's, turn by turn: slowdowns of both cancel out."""
         return spread([mine / its for mine, its in zip(self.each, other.each, strict=True)])
 
 
 class Timer(ABC):
-    """Times calls on one device.
+    """Timer of calls on one device.
 
-    Competitors take turns, in an order that is drawn anew for each turn, so that other work on the machine, a clock
-    that changes and what the last call left in caches and threads meet all of them alike. Each competitor is one
-    operation bound to several inputs; it goes round them, each at another place, so that no repeat finds its own
-    inputs in a cache.
+    Competitors take turns, in a random order for each turn, so that other work on the machine, clock changes and what
+    the last call left in caches and threads affect all of them alike. Each competitor is one operation bound to several
+    inputs, which it cycles through, each competitor at a different offset, so that no repeat finds its inputs in a
+    cache.
     """
 
     device: torch.device
@@ -64,19 +64,19 @@ class Timer(ABC):
     def by_turns(
         self, competitors: Mapping[str, Sequence[Call]], seconds: float, *, cold: bool = True
     ) -> dict[str, Times]:
-        """Times all for about `seconds` each, after a warm-up; cold: with the GPU's caches flushed before each."""
+        """Time each for about `seconds`, after a warm-up; cold: flush the GPU's caches before each call."""
 
     @abstractmethod
     def peak_bytes(self, call: Call) -> int | None:
-        """Device memory that one call takes beyond what was there before it; None where that cannot be said."""
+        """Return the peak device memory that one call adds; None if unknown."""
 
     def measure(self, calls: Sequence[Call], seconds: float, *, cold: bool = True) -> Times:
-        """One competitor alone."""
+        """Time one competitor alone."""
         return self.by_turns({"": calls}, seconds, cold=cold)[""]
 
 
 def _turns(names: Sequence[str], seconds: float, one_turn: float) -> Iterator[list[tuple[int, str]]]:
-    """For each turn the names in a drawn order, each with the number of its inputs; one_turn: its seconds."""
+    """Yield for each turn the names in random order, each with the index of its inputs; one_turn: its seconds."""
     fewest = 2 if seconds <= 0 else FEWEST_SLOW if one_turn > SLOW else FEWEST
     order = random.Random(0)
     for turn in range(min(MOST, max(fewest, round(seconds * len(names) / max(one_turn, 1e-6))))):
@@ -98,11 +98,11 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 class CudaTimer(Timer):
-    """CUDA events around each call, on the current stream.
+    """Timer with CUDA events around each call, on the current stream.
 
-    Before each repeat a buffer larger than the L2 cache is read, as often as the processor needs to hand the call over:
-    so the cache holds none of the inputs, and the device never waits for the processor inside the measured stretch.
-    The buffer is read, not written: dirty lines would be written back at the measured call's cost.
+    Before each repeat a buffer larger than the L2 cache is read, for as long as the CPU needs to launch the call: so
+    the cache holds none of the inputs, and the device never waits for the CPU within the measured interval. The buffer
+    is read, not written: writing back dirty lines would be charged to the measured call.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -119,7 +119,7 @@ class CudaTimer(Timer):
         torch.sum(self._buffer, 0, out=self._sum)
 
     def _marked(self, call: Call, flushes: int) -> tuple[torch.cuda.Event, torch.cuda.Event]:
-        """The call handed over between two events, behind so many flushes."""
+        """Enqueue the call between two events, after `flushes` flushes; return the events."""
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         for _ in range(flushes):
             self._flush()
@@ -129,7 +129,7 @@ class CudaTimer(Timer):
         return start, end
 
     def _host_time(self, call: Call) -> float:
-        """Seconds that the processor needs to hand the call over to an idle device."""
+        """Return the seconds that the CPU needs to launch the call on an idle device."""
         times = []
         for _ in range(5):
             torch.cuda.synchronize(self.device)
@@ -174,7 +174,7 @@ class CudaTimer(Timer):
 
 
 class CpuTimer(Timer):
-    """A wall clock around each call, or around as many as one millisecond holds."""
+    """Timer with a wall clock around each call, or around as many calls as fill one millisecond."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -209,5 +209,5 @@ class CpuTimer(Timer):
 
 
 def timer_for(device: torch.device) -> Timer:
-    """The timer of a device."""
+    """Return the timer of a device."""
     return CudaTimer(device) if device.type == "cuda" else CpuTimer(device)

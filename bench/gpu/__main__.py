@@ -27,7 +27,7 @@ from bench.gpu.parts import PARTS, Outcome, Part, Run, choose
 from bench.gpu.predicted import predictions
 from bench.gpu.result_file import ResultFile
 
-LIMIT = 400  # seconds of one call, so that it ends within seven minutes with what its last part needs to stop
+LIMIT = 400  # seconds of one call: with the time to stop its last part, it ends within seven minutes
 FINISHED = ("done", "failed", "skipped")
 READY_MADE = """\
 Where the part build cannot compile (no nvcc, or one that is too old), it takes a module that was carried ready-made. On
@@ -60,7 +60,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _probe() -> dict[str, Any]:
-    """What `bench.core.machine` says, in a process of its own: this one never touches the GPU."""
+    """Return the output of `bench.core.machine`, run as a separate process: this one never touches the GPU."""
     command = [sys.executable, "-m", "bench.core.machine"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     if done.returncode != 0:
@@ -69,7 +69,7 @@ def _probe() -> dict[str, Any]:
 
 
 def compiled_for(machine: Mapping[str, Any]) -> dict[str, str]:
-    """What the parts' environment says of compiling: for this machine's GPUs alone, unless the caller's says it."""
+    """Return the variable to compile only for this machine's GPUs; empty if the environment sets it already."""
     found = architectures(gpu["capability"] for gpu in machine["gpus"])
     return {VARIABLE: found} if found and VARIABLE not in os.environ else {}
 
@@ -88,7 +88,7 @@ def _describe(machine: Mapping[str, Any]) -> str:
 
 
 def plan(parts: Sequence[Part], device: str) -> str:
-    """What would be done: parts with their limits, then every case of a device of this kind with its competitors."""
+    """Describe what would run: parts with their limits, then every case for this device with its competitors."""
     lines = [f"{'part':<22}{'seconds':>8}  does"]
     lines += [f"{part.name:<22}{part.seconds:>8}  {part.does}" for part in parts]
     if importlib.util.find_spec("torch") is None:
@@ -107,7 +107,7 @@ def plan(parts: Sequence[Part], device: str) -> str:
 
 
 def _run_part(part: Part, run: Run, seconds: float, stamp: Mapping[str, Any]) -> Outcome:
-    """Runs one part and keeps its outcome, whatever ends it."""
+    """Run one part and save its outcome, whatever ends it."""
     start, began = time.monotonic(), datetime.now().isoformat(timespec="seconds")
 
     def keep(status: str, reason: str) -> None:
@@ -120,22 +120,22 @@ def _run_part(part: Part, run: Run, seconds: float, stamp: Mapping[str, Any]) ->
     except (KeyboardInterrupt, SystemExit):
         keep("stopped", "interrupted")
         raise
-    except Exception as error:  # a fault in this part's own code must not cost the others
+    except Exception as error:  # an error in this part's own code must not stop the others
         outcome = Outcome("failed", f"{type(error).__name__}: {error}")
     keep(*outcome)
     return outcome
 
 
 def _is_kept(part: Part, run: Run, stamp: Mapping[str, Any]) -> bool:
-    """Whether the file has what the part makes, of the same sources."""
+    """Return whether the file has the part's results for the same sources."""
     before = run.results.part(part.name)
     return not part.always and before.get("status") in FINISHED and before.get("sources") == stamp["sources"]
 
 
 def run_parts(parts: Sequence[Part], run: Run, end: float, resume: bool, stamp: Mapping[str, Any]) -> list[str]:
-    """Runs parts until `end` (time.monotonic); returns the names of those that failed. stamp: kept with every part.
+    """Run parts until `end` (time.monotonic); return the names of those that failed. stamp: saved with every part.
 
-    What earlier parts leave over goes to the next, once all later ones have their time.
+    Time that earlier parts did not use goes to the next part, if all later ones still get theirs.
     """
     failed, begun = [], False
     left_out = [part for part in parts if resume and _is_kept(part, run, stamp)]
@@ -146,7 +146,7 @@ def run_parts(parts: Sequence[Part], run: Run, end: float, resume: bool, stamp: 
     todo = [part for part in parts if part not in left_out]
     for place, part in enumerate(todo):
         left = end - time.monotonic()
-        if left < part.seconds and begun:  # a part that may not be finished is for the next call
+        if left < part.seconds and begun:  # a part that might not finish is left to the next call
             if not run.results.part(part.name):
                 run.results.set_part(part.name, status="not run", reason="the time was up", **stamp)
             print(f"{part.name:<22}not run  needs up to {part.seconds} s: call again with --resume", flush=True)
@@ -166,13 +166,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _out(machine: Mapping[str, Any], device: str) -> Path:
-    """The file of a machine's results of today."""
+    """Return the file for this machine's results of today."""
     name = machine["gpus"][0]["name"] if device == "cuda" else f"{machine['processor']}-tiny"
     return ROOT / "bench" / "results" / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-{date.today()}.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where nothing failed, 1 where something did, 2 for a wrong call."""
+    """Return 0 if nothing failed, 1 if something did, 2 for invalid use."""
     start, chosen = time.monotonic(), _arguments(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     machine = _probe()

@@ -1,7 +1,7 @@
-"""Compiles csrc for the GPUs of this machine alone, into the package, and shows that the result runs.
+"""Compile csrc only for the GPUs of this machine, into the package, and check that the result runs.
 
-`python -m bench.gpu.build [--check]`: the last line is JSON, what became of each module and why. Needs no network;
-pybind11 and ninja may come from a folder on PYTHONPATH. TSS_KERNELS_BUILD=off leaves the modules that lie there.
+`python -m bench.gpu.build [--check]`: the last line is JSON, with the outcome of each module and the reason. Needs no
+network; pybind11 and ninja may come from a folder on PYTHONPATH. TSS_KERNELS_BUILD=off keeps the existing modules.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ MODULES = {"native": "_native", "cuda": "_cuda"}  # csrc.build's variants, and t
 
 
 class Built(NamedTuple):
-    """What became of a module: compiled, ready (it lay there), missing or failed; and how or why."""
+    """Outcome of a module: compiled, ready (it existed already), missing or failed; and how or why."""
 
     status: str
     reason: str
 
 
 def architectures(capabilities: Iterable[str]) -> str:
-    """TSS_KERNELS_ARCHITECTURES for these GPUs and no others, from capabilities such as "9.0"."""
+    """Return TSS_KERNELS_ARCHITECTURES for only these GPUs, from capabilities such as "9.0"."""
     numbers = sorted({capability.replace(".", "") for capability in capabilities}, key=int)
     return " ".join("90a" if number == "90" else number for number in numbers)
 
 
 def _nvcc_obstacle(settings: Settings) -> str | None:
-    """Why nvcc cannot compile for these architectures, or None."""
+    """Return why nvcc cannot compile for these architectures, or None."""
     nvcc = find_nvcc(settings)
     if isinstance(nvcc, Missing):
         return nvcc.reason
@@ -55,7 +55,7 @@ def _nvcc_obstacle(settings: Settings) -> str | None:
 
 
 def obstacle(variant: str, settings: Settings) -> str | None:
-    """Why a module cannot be compiled here at all, or None."""
+    """Return why a module cannot be compiled here at all, or None."""
     if settings.parts == "off":
         return "TSS_KERNELS_BUILD is off"
     if importlib.util.find_spec("pybind11") is None:
@@ -71,7 +71,7 @@ def obstacle(variant: str, settings: Settings) -> str | None:
 
 
 def _lying(name: str) -> tuple[Path | None, str]:
-    """The module's file for this Python, and what is said of files for others."""
+    """Return the module's existing file for this Python, and a note about files for other Pythons."""
     exact = PACKAGE / f"{name}{suffix()}"
     if exact.exists():
         return exact, ""
@@ -84,7 +84,7 @@ def _compile(variant: str, name: str) -> Built:
     try:
         file = built(variant, ROOT / "build")
     except BuildFailed as error:
-        # What lies there was made from other sources: no number may come from it.
+        # An existing module was built from other sources: no number may come from it.
         target.unlink(missing_ok=True)
         return Built("failed", str(error)[-6000:])
     beside = target.with_name(f".{target.name}.{os.getpid()}")
@@ -94,7 +94,7 @@ def _compile(variant: str, name: str) -> Built:
 
 
 def build() -> dict[str, Built]:
-    """Brings every module up to date that can be compiled here; the others are what lies in the package, or missing."""
+    """Update every module that can be compiled here; the others stay as they are in the package, or are missing."""
     settings, found = read(), {}
     for variant, name in MODULES.items():
         why = obstacle(variant, settings)
@@ -107,7 +107,7 @@ def build() -> dict[str, Built]:
 
 
 def check() -> None:
-    """Every module in the package runs on this machine and computes; raises what it finds wrong."""
+    """Check that every module in the package runs and computes correctly on this machine; raise what is wrong."""
     import torch
 
     from tss_kernels.backends.registry import INSTALLED
@@ -124,7 +124,7 @@ def check() -> None:
 
 
 def _check_device(device: Any, scores: Any, expected: Any) -> None:
-    """Code for this GPU is in the module, and where it is Hopper, code for its warpgroups."""
+    """Check that the module has code for this GPU, including its warpgroup instructions if it is Hopper."""
     import torch
 
     from tss_kernels.backends.tables.cuda import NARROW, NARROW_GROUPS, has_warpgroups
@@ -133,7 +133,7 @@ def _check_device(device: Any, scores: Any, expected: Any) -> None:
 
     packed = gates.pack_gates(scores.to(device), 0.0)
     assert torch.equal(packed.cpu(), expected), f"the gates are wrong on {device}"
-    # Sums of few powers of two: exact in any order, so that this says nothing of rounding and everything of the code.
+    # Sums of small integers are exact in any order, so that this tests the code and not rounding.
     x = (torch.arange(130 * 136, device=device).view(130, 136) % 3 - 1).to(torch.bfloat16)
     weight = (torch.arange(70 * 136, device=device).view(70, 136) % 5 - 2).to(torch.bfloat16)
     exact = x.double() @ torch.where(scores.to(device) >= 0, weight.double(), 0).T
@@ -145,7 +145,7 @@ def _check_device(device: Any, scores: Any, expected: Any) -> None:
 
 
 def main() -> None:
-    """Builds, or with --check runs what was built."""
+    """Build, or with --check run what was built."""
     if sys.argv[1:] == ["--check"]:
         check()
         print("checked")

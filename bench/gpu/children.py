@@ -1,4 +1,4 @@
-"""Children with a time limit, whose output goes to a log."""
+"""Child processes with a time limit, whose output goes to a log."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import NamedTuple
 
 from bench.core.machine import ROOT
 
-# What each signal is given to end the child; pytest writes its files when it is interrupted.
+# Seconds that each signal gets to end the child; pytest writes its files when it is interrupted.
 PATIENCE = ((signal.SIGINT, 15.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 
 
 class Finished(NamedTuple):
-    """How a child ended: its exit code (None: stopped at its limit) and what it wrote."""
+    """Result of a child process: its exit code (None: stopped at its limit) and its output."""
 
     code: int | None
     output: str
 
     def tail(self, lines: int = 25) -> str:
-        """The end of the output."""
+        """Return the last lines of the output."""
         return "\n".join(self.output.splitlines()[-lines:])
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
-    """Ends the child and what it started: it leads a process group of its own."""
+    """End the child and the processes that it started: it leads its own process group."""
     for number, patience in PATIENCE:
         try:
             os.killpg(child.pid, number)
@@ -42,7 +42,7 @@ def stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def _environment(extra: dict[str, str]) -> dict[str, str]:
-    """This checkout first on the path, the interpreter of Triton off."""
+    """Return the environment: this checkout first on the path, Triton's interpreter off."""
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     path = [str(ROOT), *filter(None, [inherited.get("PYTHONPATH")])]
     fixed = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -50,7 +50,7 @@ def _environment(extra: dict[str, str]) -> dict[str, str]:
 
 
 def run_child(command: Sequence[str], seconds: float, log: Path, **environment: str) -> Finished:
-    """Runs a command in the checkout for at most so many seconds, its output appended to the log."""
+    """Run a command in the checkout for at most `seconds`; append its output to the log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         file.write(f"\n$ {' '.join(command)}\n".encode())

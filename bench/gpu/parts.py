@@ -1,4 +1,4 @@
-"""The parts of a run, in order of importance; a new one is one more line in `PARTS`."""
+"""The parts of a run, in order of importance; to add one, add a line to `PARTS`."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from bench.gpu.result_file import ResultFile
 
 KERNEL_TESTS = ROOT / "tests" / "kernels"
 GPU_TESTS = KERNEL_TESTS / "gpu"
-# Tests that compile or count without a GPU: they take minutes, and show here what they show anywhere.
+# Tests that compile or count without a GPU: they take minutes, and give the same results on any machine.
 ANYWHERE = (
     "test_bank_conflicts", "test_cuda_architectures", "test_cuda_compile", "test_cuda_loops",
     "test_cuda_planted_faults", "test_cute_layouts", "test_instruction_counts", "test_native_guard_pages",
     "test_planted_faults", "test_release_check", "test_triton_compile", "test_triton_guard_pages",
 )  # fmt: skip
 SANITIZER_FOUND = 86  # compute-sanitizer's exit code for a finding, which nothing else here uses
-LAST = 10.0  # seconds for the case that is being measured when no further one may begin, and for the file
+LAST = 10.0  # seconds to finish the current case after no further one may begin, and to write the file
 WORKERS = 8
-# done, failed: it ran to its end; skipped: it cannot run here; stopped: its time was up while it ran
+# done, failed: ran to its end; skipped: cannot run here; stopped: reached its time limit
 Status = Literal["done", "failed", "skipped", "stopped"]
 
 
 class Outcome(NamedTuple):
-    """How a part ended, and in a sentence why."""
+    """How a part ended, and the reason in a sentence."""
 
     status: Status
     reason: str
@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What every part of a run shares; device: "cuda", or "cpu" to see at tiny sizes that everything runs."""
+    """State shared by all parts of a run; device: "cuda", or "cpu" to check at tiny sizes that everything runs."""
 
     device: str
     results: ResultFile
@@ -52,17 +52,17 @@ class Run:
     environment: Mapping[str, str]
 
     def child(self, command: Sequence[str], seconds: float, **environment: str) -> Finished:
-        """A child of this run."""
+        """Run a child process of this run."""
         log = self.results.path.with_suffix(".log")
         return run_child(command, seconds, log, **{**self.environment, **environment})
 
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of a run: its name, its time limit in seconds, what it does, and the function that does it.
+    """One part of a run: its name, its time limit in seconds, what it does, and the function that does it.
 
-    always: what it makes is not in the results' file, so a run that goes on does it again. named: it runs only where
-    its name is given. groups: of benchmarks.
+    always: its results are not in the result file, so a resumed run repeats it. named: it runs only if its name is
+    given. groups: its benchmark groups.
     """
 
     name: str
@@ -112,7 +112,7 @@ def _tests(folder: Path, run: Run, seconds: float) -> Outcome:
 
 
 def outcome_of_tests(finished: Finished) -> Outcome:
-    """What pytest's last lines say."""
+    """Return the outcome by pytest's output."""
     lines = finished.output.splitlines()
     counts = [line for line in lines if re.search(r"\d+ (passed|failed|skipped|error)", line)]
     said = counts[-1].strip("= ") if counts else f"ended with {finished.code}: {finished.tail(3)}"
@@ -134,12 +134,12 @@ def _sanitize(tool: str, run: Run, seconds: float) -> Outcome:
         sanitizer, "--tool", tool, "--error-exitcode", str(SANITIZER_FOUND), "--report-api-errors", "no",
         "--print-limit", "20", sys.executable, "-m", "tests.kernels.inspectors.each_op",
     ]  # fmt: skip
-    # Every tensor an allocation of its own: inside a cached block an access past a tensor's end is not noticed.
+    # Every tensor gets its own allocation: within a cached block, an access past a tensor's end is not detected.
     return outcome_of_sanitizer(run.child(command, seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1"))
 
 
 def outcome_of_sanitizer(finished: Finished) -> Outcome:
-    """Done only if everything ran and was watched; a finding names the kernels: ours, or those of PyTorch."""
+    """Return done only if everything ran and was checked; a finding names the kernels: ours, or those of PyTorch."""
     ran = re.search(r"^(\d+) calls ran$", finished.output, re.MULTILINE)
     summary = re.search(r"(ERROR|RACECHECK) SUMMARY: .*", finished.output)
     kernels = Counter(name.strip()[:200] for name in re.findall(r"^=+ +at (.+?)(?:\+0x\w+.*)?$", finished.output, re.M))
@@ -153,7 +153,7 @@ def outcome_of_sanitizer(finished: Finished) -> Outcome:
 
 
 def _measure(groups: tuple[str, ...], run: Run, seconds: float) -> Outcome:
-    """Cases of whole groups; a fault that takes the device away costs the rest of this part alone."""
+    """Measure the cases of whole groups; losing the device only costs the rest of this part."""
     with TemporaryDirectory(prefix="bench-gpu-") as scratch:
         file = Path(scratch) / "measured.json"
         command = [
@@ -207,9 +207,9 @@ PARTS: tuple[Part, ...] = (
 
 
 def choose(names: Sequence[str], parts: Sequence[Part] = PARTS) -> list[Part]:
-    """The parts of these names or groups of names ("measure", "measure.adamw"; "adamw" for short), in their order.
+    """Return the parts of these names or groups of names ("measure", "measure.adamw"; "adamw" for short), in order.
 
-    Raises ValueError for a name that is none.
+    Raises ValueError for an unknown name.
     """
 
     def matches(name: str, part: Part) -> bool:

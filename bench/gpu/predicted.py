@@ -1,4 +1,4 @@
-"""The times that are predicted for an architecture at the shapes that decide, to lie beside the measured ones.
+"""Predicted times for an architecture at the decisive shapes, to compare with the measured ones.
 
 python -m bench.gpu.predicted [sm_90]    # the table, on any machine
 """
@@ -9,15 +9,17 @@ import sys
 from typing import Any
 
 ROWS = (512, 4096, 16384, 65536)
-# operation, in, out; of the adapter d and bottleneck
+# operation, in, out; for the adapter d and bottleneck
 SHAPES = (
     ("packed_linear", 1024, 64), ("packed_linear", 64, 1024), ("packed_linear", 1024, 1024), ("gated_adapter", 1024, 64)
 )  # fmt: skip
 
 
 def predictions(architecture: str) -> list[dict[str, Any]]:
-    """A forward pass in bfloat16 by each backend and the vendor's route: from and to how many microseconds, and what
-    binds; else nothing."""
+    """Predict a forward pass in bfloat16 by each backend and the vendor's route; empty if nothing was counted.
+
+    Each prediction has the least and most microseconds, and the largest bound.
+    """
     import torch
 
     from tss_kernels.backends.predictions import predicted
@@ -36,7 +38,7 @@ def predictions(architecture: str) -> list[dict[str, Any]]:
 
 
 def as_text(lines: list[dict[str, Any]]) -> str:
-    """One line a shape."""
+    """Format the predictions, one line per shape."""
     shown = []
     for line in lines:
         rows, first, second = line["shape"]

@@ -1,4 +1,4 @@
-"""The one JSON file of a run on a GPU machine, whole at any moment: pytest-benchmark's, with the parts beside it."""
+"""The JSON file of a run on a GPU machine, complete at any time: pytest-benchmark's format plus the parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 class ResultFile:
     """{"benchmarks", "machine_info", "commit_info", ..., "parts": {name: {"status", "reason", "sources", ...}}}.
 
-    Later calls add to it. Raises ValueError for a file of another kind.
+    Later calls add to the file. Raises ValueError for a file of another kind.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,16 +28,16 @@ class ResultFile:
                 raise ValueError(f"{path} is no file of scripts/gpu.sh ({error!r}): name another with --out") from error
 
     def part(self, name: str) -> dict[str, Any]:
-        """What is known of a part, empty if it never began."""
+        """Return what is known of a part; empty if it never began."""
         return self.content["parts"].get(name, {})
 
     def set_part(self, name: str, **values: Any) -> None:
-        """Puts what is known of a part in the place of what was."""
+        """Replace what is known of a part, and write the file."""
         self.content["parts"][name] = values
         self.write()
 
     def merge(self, measured: dict[str, Any]) -> None:
-        """Adds what one `pytest bench/` wrote; what it measured again goes in the place of what was there."""
+        """Add the results of one `pytest bench/`; cases measured again replace their earlier results."""
         titles = {entry["group"] for entry in measured["benchmarks"]}
         known = [entry for entry in self.content["benchmarks"] if entry["group"] not in titles]
         self.content["benchmarks"] = known + measured["benchmarks"]
@@ -52,7 +52,7 @@ class ResultFile:
         self.write()
 
     def write(self) -> None:
-        """Moves a new file into the place of the old one."""
+        """Write a new file and move it over the old one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         beside.write_text(json.dumps(self.content, indent=1))

@@ -67,14 +67,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0; 1 for what differs or failed; 2 for a wrong call, a file that cannot be read, or nothing to compare."""
+    """Return 0; 1 if something differs or failed; 2 for invalid use, an unreadable file, or nothing to compare."""
     chosen = _parser().parse_args(arguments)
     try:
         return chosen.run(chosen)
     except Unreadable as error:
         print(error, file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `| head` has seen enough; nothing more may be written, at exit neither
+    except BrokenPipeError:  # `| head` closed the pipe: write nothing more, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

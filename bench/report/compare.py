@@ -14,7 +14,7 @@ def _titles(results: Results) -> set[str]:
 
 
 def differences(old: Results, new: Results) -> list[str]:
-    """What makes times of two files hard to compare, one line each; ratios are in each file by themselves."""
+    """Return what makes the times of two files hard to compare, one line each; ratios only depend on their own file."""
     lines = [f"{results.path}: {results.busy()}" for results in (old, new) if results.busy()]
     for what in ("processor", "device", "threads", "packages"):
         before, after = old.machine[what], new.machine[what]
@@ -24,7 +24,7 @@ def differences(old: Results, new: Results) -> list[str]:
 
 
 def compare(old: Path, new: Path) -> int:
-    """Prints the times of all cases that both files have, and what else differs. Raises Unreadable if there is none."""
+    """Print the times of all cases that both files have, and what else differs. Raises Unreadable if there is none."""
     before, after = load(old), load(new)
     if not _titles(before) & _titles(after):
         raise Unreadable(f"{old} and {new} have no case in common, so there is nothing to compare: measure one again")

@@ -4,7 +4,7 @@
     written by `python -m bench.report update`
     <!-- /measured -->
 
-SELECTION is "headlines" (conditions, targets, table and figure) or "cases:GROUP,GROUP"; FILE lies below the root.
+SELECTION is "headlines" (conditions, targets, table and figure) or "cases:GROUP,GROUP"; FILE is relative to the root.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SECTION = re.compile(r"<!-- measured:(\S+) (\S+) -->\n(.*?)<!-- /measured -->", 
 
 
 def figure_of(results: Results) -> Path:
-    """Where the figure of a kind of machine lies."""
+    """Return the path of the figure for the device of these results."""
     return ROOT / "docs" / "images" / f"measured-{results.device}.svg"
 
 
@@ -54,8 +54,10 @@ def _sections(document: Path) -> Iterator[re.Match[str]]:
 
 
 def filled(document: Path, newest: Results | None = None) -> str:
-    """A document's text with its sections written anew, each from its file; those of the newest's kind of machine from
-    that. Raises Unreadable."""
+    """Return a document's text with regenerated sections. Raises Unreadable.
+
+    Each is made from its file, or from `newest` if the device is the same.
+    """
 
     def section(found: re.Match[str]) -> str:
         results = load(ROOT / found[2])
@@ -68,7 +70,7 @@ def filled(document: Path, newest: Results | None = None) -> str:
 
 
 def update(newest: Results, documents: Sequence[Path] = DOCUMENTS) -> list[Path]:
-    """Writes the sections of a result file's kind of machine, and their figure; returns what was written."""
+    """Write the sections for a result file's device, and their figure; return the paths written."""
     from bench.report.figure import draw
 
     texts = {document: filled(document, newest) for document in documents}
@@ -81,14 +83,14 @@ def update(newest: Results, documents: Sequence[Path] = DOCUMENTS) -> list[Path]
 
 
 def _shown(results: Results) -> set[str]:
-    """What the committed figure's bars say."""
+    """Return the labels of the committed figure's bars."""
     path = figure_of(results)
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return set(re.findall(r'<g id="([^"]*: [^"]*)">', text))
 
 
 def differing(documents: Sequence[Path] = DOCUMENTS) -> list[str]:
-    """Documents and figures that do not say what their result files give, one line each."""
+    """Return the documents and figures that differ from their result files, one line each."""
     from bench.report.figure import label
 
     wrong = [

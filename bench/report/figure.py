@@ -1,4 +1,4 @@
-"""All operations at a glance: how many times our time each competitor needs; of the same numbers as the table."""
+"""Figure of all operations: each competitor's time as a multiple of ours, from the same numbers as the table."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bench.report.results import Line, Results, Summary
 from bench.report.tables import headlines
 from tss.report.style import INK, MUTED, drawing, new_figure
 
-WIDTH = 8.8  # inches: 845 CSS pixels, what a README is wide
-BAR, HEAD, GAP = 0.155, 0.19, 0.12  # inches: a bar, an operation's name above its bars, and what lies below them
-SPAN = 0.25, 4.0  # ratios that have a place on the axis
+WIDTH = 8.8  # inches: 845 CSS pixels, the width of a README
+BAR, HEAD, GAP = 0.155, 0.19, 0.12  # inches: a bar, an operation's name above its bars, and the gap below them
+SPAN = 0.25, 4.0  # range of ratios on the axis
 TICKS = (0.25, 0.5, 1, 2, 4)
 COLOURS = {"floor": "#8a8a8a", "rival": "#0072b2"}
 
 
 def draw(results: Results, path: Path) -> None:
-    """Writes the figure of a file as SVG, the same bytes for the same file and matplotlib."""
+    """Write the figure of a file as SVG; the same file and matplotlib give the same bytes."""
     with drawing(), matplotlib.rc_context({"svg.fonttype": "path"}):  # a README's reader may not have the font
         figure = _figure(headlines(results), results)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,12 +28,12 @@ def draw(results: Results, path: Path) -> None:
 
 
 def label(line: Line, one: Summary) -> str:
-    """What a bar shows, as text that the SVG holds as the bar's id."""
+    """Return what a bar shows as text, which is also the bar's id in the SVG."""
     return f"{line.title}: {one.name} {one.text}"
 
 
 def _bars(line: Line) -> list[Summary]:
-    """Floors first, then rivals, the nearest first; other variants of ours are for the tables."""
+    """Return floors, then rivals, each by increasing ratio; other variants of ours are only in tables."""
     shown = [one for one in line.summaries if one.role != "ours"]
     return sorted(shown, key=lambda one: (one.role != "floor", one.ratio.median))
 
@@ -66,7 +66,7 @@ def _axes(axes: Any, height: float) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_xscale("log")
-    axes.set_xlim(SPAN[0] / 1.1, SPAN[1] * 8)  # with room for what is written beside the bars
+    axes.set_xlim(SPAN[0] / 1.1, SPAN[1] * 8)  # with space for the text beside the bars
     axes.set_ylim(height, 0)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -78,7 +78,7 @@ def _axes(axes: Any, height: float) -> None:
 
 
 def _operation(axes: Any, top: float, line: Line) -> float:
-    """An operation's name and its bars, from `top` down; returns where the next one begins."""
+    """Draw an operation's name and its bars, from `top` down; return where the next one begins."""
     axes.text(0, top + HEAD * 0.62, line.title, transform=axes.get_yaxis_transform(), fontsize=8, fontweight="bold",
               va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8}, zorder=6)  # fmt: skip
     for place, one in enumerate(_bars(line)):
@@ -87,7 +87,7 @@ def _operation(axes: Any, top: float, line: Line) -> float:
 
 
 def _bar(axes: Any, at: float, line: Line, one: Summary) -> None:
-    """From 1 to the ratio, cut at the ends of the axis."""
+    """Draw a bar from 1 to the ratio, clipped to the axis."""
     median, low, high = (min(max(value, SPAN[0]), SPAN[1]) for value in one.ratio)
     (bar,) = axes.barh(at, median - 1, BAR * 0.74, left=1, color=COLOURS[one.role], zorder=2)
     bar.set_gid(label(line, one))

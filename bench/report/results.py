@@ -1,4 +1,4 @@
-"""One result file as it is read: pytest-benchmark's JSON with what `bench/conftest.py` adds to each entry."""
+"""Reading of a result file: pytest-benchmark's JSON with what `bench/conftest.py` adds to each entry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.core.timing import Span
 
 
 class Unreadable(ValueError):
-    """What was asked for cannot be read; the message is one line with the file, the condition and the remedy."""
+    """Something requested cannot be read; the message is one line with the file, the condition and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Record:
-    """One case with all competitors that have a time; the first of ours is what ratios are to."""
+    """One case with all competitors that have a time; ratios are relative to the first of ours."""
 
     group: str
     operation: str
@@ -42,17 +42,17 @@ class Record:
 
     @property
     def ours(self) -> Entry | None:
-        """None where ours has no time."""
+        """The entry of ours, or None if it has no time."""
         return next((one for one in self.entries if one.role == "ours" and one.ratio is None), None)
 
     @property
     def others(self) -> tuple[Entry, ...]:
-        """All that have a ratio to ours."""
+        """All entries that have a ratio to ours."""
         return tuple(one for one in self.entries if one.ratio is not None)
 
     @property
     def sizes(self) -> str:
-        """In words."""
+        """The shape in words."""
         return " ".join(f"{name}={size}" for name, size in self.shape.items())
 
 
@@ -66,13 +66,13 @@ class Results:
 
     @property
     def name(self) -> str:
-        """The path as the documents write it: from the repository's root where it lies below that."""
+        """The path as in the documents: relative to the repository's root if it is below it, else the file name."""
         path = self.path.resolve()
         return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else self.path.name
 
     @property
     def machine(self) -> dict[str, Any]:
-        """What `bench.core.machine` said."""
+        """The output of `bench.core.machine`."""
         return self.content["machine_info"]["tss"]
 
     @property
@@ -82,11 +82,11 @@ class Results:
 
     @property
     def failed(self) -> list[str]:
-        """Checks that failed: what they are of has no time."""
+        """Failed checks: their competitors have no time."""
         return self.content["tss"]["failed"]
 
     def of(self, groups: Sequence[str]) -> tuple[Record, ...]:
-        """The records of these groups, all if none is named, in the order of the groups. Raises Unreadable."""
+        """Return the records of these groups (all if none is named), in the order of the groups. Raises Unreadable."""
         there = tuple(dict.fromkeys(record.group for record in self.records))
         unknown = [group for group in groups if group not in there]
         if unknown:
@@ -94,7 +94,7 @@ class Results:
         return tuple(record for group in groups or there for record in self.records if record.group == group)
 
     def conditions(self) -> str:
-        """A line: what was measured on what, with which versions, when, of which commit."""
+        """Return one line: device, versions, date and commit of the measurement."""
         machine, packages, commit = self.machine, self.machine["packages"], self.content["commit_info"]
         gpu = ", ".join(one["name"] for one in machine["gpus"][:1]) if self.device == "cuda" else ""
         threads = "" if gpu else f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
@@ -108,7 +108,7 @@ class Results:
         return ", ".join(part for part in parts if part)
 
     def busy(self) -> str:
-        """A sentence about numbers that were measured beside other work, empty where there are none."""
+        """Return a sentence about numbers measured beside other work, empty if there are none."""
         marked = [one.ours.info for one in self.records if one.ours is not None and one.ours.info.get("busy")]
         if not marked:
             return ""
@@ -120,7 +120,7 @@ class Results:
         )
 
     def ceilings(self) -> str:
-        """A sentence about what the machine was measured to reach, empty where that is not known."""
+        """Return a sentence about the machine's measured ceilings, empty if they are unknown."""
         found = self.content["tss"].get("ceilings")
         if not found:
             return ""
@@ -142,7 +142,7 @@ def _record(entries: Sequence[dict[str, Any]]) -> Record:
 
 
 def load(path: Path) -> Results:
-    """A result file. Raises Unreadable."""
+    """Load a result file. Raises Unreadable."""
     remedy = "name a file that `pytest bench/ --benchmark --benchmark-json=FILE` or scripts/gpu.sh wrote"
     try:
         content = json.loads(path.read_text())
@@ -159,13 +159,13 @@ def load(path: Path) -> Results:
 
 
 def digits(value: float) -> str:
-    """Three digits that count, and all of those before the point."""
+    """Format with three significant digits, and all digits before the point."""
     places = 0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.0995 else 3
     return f"{value:.{places}f}"
 
 
 def time_text(us: Span) -> str:
-    """A time with its unit, and its spread in the same unit."""
+    """Format a time with its unit, and its spread in the same unit."""
     size, unit = next(known for known in ((1e6, "s"), (1e3, "ms"), (0.0, "us")) if us.median >= known[0])
     median, low, high = (digits(value / (size or 1.0)) for value in us)
     return f"{median} {unit} ({low}-{high})"
@@ -182,7 +182,7 @@ class Summary:
 
     @property
     def text(self) -> str:
-        """The same wherever it is shown."""
+        """The ratio as text, the same in the figure and in tables."""
         span = f" ({digits(self.ratio.low)}-{digits(self.ratio.high)})" if self.cases > 1 else ""
         return f"{digits(self.ratio.median)}{span}"
 
@@ -209,10 +209,10 @@ def _summaries(records: Sequence[Record]) -> Iterable[Summary]:
 
 
 def summarise(records: Sequence[Record]) -> list[Line]:
-    """Every operation over all the shapes at which it was measured, by dtype where there are several."""
+    """Summarize every operation over all its measured shapes, separately by dtype if there are several."""
     found: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        # Into how many tensors an optimizer's scores are divided is a size of it, not another operation.
+        # The number of tensors that hold an optimizer's scores is a size, not another operation.
         operation = re.sub(r"^(soft_masked_adamw_ \w+), .*", r"\1", record.operation)
         found.setdefault((operation, record.dtype), []).append(record)
     operations = [operation for operation, _ in found]

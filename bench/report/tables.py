@@ -8,18 +8,18 @@ from bench.core.timing import Span
 from bench.report.results import Line, Record, Results, digits, summarise, time_text
 from bench.report.targets import verdicts
 
-# The groups that the README's table and figure show, where a file has them.
+# Groups shown in the README's table and figure, if a file has them.
 HEADLINES = ("layers", "gated_adapter", "adamw", "step", "importance_pass", "tasks")
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in (head, *lines)]
     return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(head), *rows[1:]))
 
 
 def headlines(results: Results) -> list[Line]:
-    """What the README shows of a file, as table and as figure."""
+    """Return the summaries that the README shows of a file, as table and as figure."""
     there = {record.group for record in results.records}
     return summarise(results.of([group for group in HEADLINES if group in there]))
 
@@ -29,7 +29,7 @@ def _cell(line: Line, role: str) -> str:
 
 
 def summary_table(lines: Sequence[Line]) -> str:
-    """One line an operation: the geometric mean of each competitor's ratios, and the worst and best case."""
+    """Return one line per operation: the geometric mean of each competitor's ratios, and the worst and best case."""
     rows = [
         (line.title + (f" (*busy*: {line.busy})" if line.busy else ""), str(line.cases), _cell(line, "floor"),
          _cell(line, "rival"))
@@ -39,7 +39,7 @@ def summary_table(lines: Sequence[Line]) -> str:
 
 
 def targets_table(results: Results) -> str:
-    """What was set out to be reached on this kind of machine, in how many cases it is, and where it is furthest off."""
+    """Return the targets for this kind of machine, the number of cases that meet them, and the worst case of each."""
     rows = []
     for target, met, count, worst in verdicts(results.device, results.records):
         word = "not measured" if not count else "**met**" if met == count else "partly" if met else "missed"
@@ -57,7 +57,7 @@ def _bytes(count: float | None) -> str:
 
 
 def cases_table(records: Sequence[Record]) -> str:
-    """One line a case: our time, its share of the machine's ceilings, and every competitor's time over ours."""
+    """Return one line per case: our time, its share of the machine's ceilings, and competitors' times over ours."""
     names = list(dict.fromkeys(one.name for record in records for one in record.others))
     memory = any(record.ours and record.ours.info.get("peak_bytes") for record in records)
     rows = []
@@ -76,7 +76,7 @@ def cases_table(records: Sequence[Record]) -> str:
 
 
 def tables(results: Results, groups: Sequence[str] = ()) -> str:
-    """The cases of every group of a file, or of the named ones."""
+    """Return the cases of every group of a file, or of the named ones."""
     records = results.of(groups)
     found = dict.fromkeys(record.group for record in records)
     parts = [f"**{group}**\n\n{cases_table([one for one in records if one.group == group])}" for group in found]
@@ -89,7 +89,7 @@ def tables(results: Results, groups: Sequence[str] = ()) -> str:
 
 
 def failures(results: Results) -> list[str]:
-    """A paragraph with every failed check, if there are any."""
+    """Return a paragraph with every failed check, if there are any."""
     return ["Checks that FAILED, so that there is no time:\n\n" + "\n".join(f"- {line}" for line in results.failed)] * (
         bool(results.failed)
     )

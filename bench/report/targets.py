@@ -1,4 +1,4 @@
-"""What this package set out to reach, and in how many cases it does."""
+"""Performance targets of this package, and in how many cases it meets them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from bench.report.results import Record
 
-CEILING = "the machine's ceiling"  # in the place of a rival: a target for our share of the machine's ceilings
+CEILING = "the machine's ceiling"  # instead of a rival: a target for our share of the machine's ceilings
 
 
 class Target(NamedTuple):
-    """At least so many times our time, or so large a share of the ceilings, wherever operation and sizes are these.
+    """Least ratio of a competitor's time to ours, or least share of the ceilings, for this operation and these sizes.
 
-    device: the kind of machine it is set for. operation: how the operation begins, a regular expression. sizes: key of
-    the shape -> smallest and largest size.
+    device: the kind of machine it is for. operation: a regular expression that matches the start of the operation.
+    sizes: key of the shape -> smallest and largest size.
     """
 
     device: str
@@ -27,7 +27,7 @@ class Target(NamedTuple):
     sizes: Mapping[str, tuple[float, float]] = {}
 
     def reached(self, record: Record) -> float | None:
-        """What a case reached of the target's kind, None where it is for another case or was not measured."""
+        """Return the value that a case reached; None if the target is for other cases or it was not measured."""
         inside = all(low <= record.shape.get(key, low - 1) <= high for key, (low, high) in self.sizes.items())
         if record.ours is None or not inside or re.match(self.operation, record.operation) is None:
             return None
@@ -63,7 +63,7 @@ TARGETS = (
 
 
 def verdicts(device: str, records: Sequence[Record]) -> list[tuple[Target, int, int, str]]:
-    """Of each target that was set for a kind of machine: cases that meet it, cases in all, and the worst of them."""
+    """Return each target for a kind of machine with the cases that meet it, all its cases, and the worst of them."""
     found = []
     for target in TARGETS:
         if target.device != device:

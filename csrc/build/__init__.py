@@ -1,1 +1,1 @@
-"""Builds csrc into extension modules: compilers are found, a ninja file is written and run. Knows no torch."""
+"""Build csrc into extension modules: find compilers, write a ninja file and run it. Does not use torch."""

@@ -14,7 +14,7 @@ STATUS = "status"  # what the installation built, in one line
 
 
 def main() -> int:
-    """The command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m csrc.build", description=__doc__, epilog=settings.table(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,4 +1,4 @@
-"""The setuptools commands: extension modules by ninja, and the record of what was built inside the package."""
+"""Setuptools commands that build the extension modules with ninja and write the build record into the package."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PACKAGE = "tss_kernels"
 
 
 def extensions(plan: Plan) -> list[Extension]:
-    """The modules to build, as setuptools wants to hear of them; with none the wheel is one of pure Python."""
+    """Return the modules to build as setuptools extensions; with none, the wheel is pure Python."""
     return [Extension(f"{PACKAGE}.{name}", sources=[]) for name in plan.modules]
 
 
 def keep_record(package: Path, parts: dict[str, record.Part]) -> None:
-    """Writes the record into the package's folder and takes away modules of an earlier build that it denies."""
+    """Write the record into the package's folder; delete modules of an earlier build that it lists as not built."""
     record.write(package, parts)
     for name, part in parts.items():
         if not part["built"]:
@@ -31,15 +31,15 @@ def keep_record(package: Path, parts: dict[str, record.Part]) -> None:
 
 
 def commands(plan: Plan) -> dict[str, type]:
-    """The commands that carry a plan out."""
+    """Return the setuptools commands that carry out a plan."""
 
     class BuildModules(build_ext):
-        """Builds every planned module and puts its file where setuptools expects it."""
+        """Command that builds every planned module and copies its file to where setuptools expects it."""
 
         def run(self) -> None:
             self.parts = plan.described()
             super().run()
-            # Only now: while extensions are built, setuptools hides that they are wanted in place.
+            # After super().run(): while it builds, setuptools resets `inplace`, which `_package` reads.
             keep_record(_package(self), self.parts)
             print(record.line(self.parts))
 
@@ -52,7 +52,7 @@ def commands(plan: Plan) -> dict[str, type]:
                 shutil.copyfile(files[extension.name.split(".")[-1]], target)
 
     class BuildRecord(build_py):
-        """Writes what is planned, for installations that compile nothing; the build writes it again."""
+        """Command that writes the planned record, for installations that compile nothing; a build writes it again."""
 
         def run(self) -> None:
             super().run()

@@ -1,4 +1,4 @@
-"""What an installation builds: a decision for each module, then the build, then the record of both."""
+"""What an installation builds: decide for each module, build, and record both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from csrc.build.toolchain import Missing, Tool, find_cxx, find_nvcc, jobs
 
 
 class Step(NamedTuple):
-    """A module that will be built, or why it will not; how: compilers and targets, for the record."""
+    """One module; `how` gives its compilers and targets or, with `module` None, why it is not built, for the record."""
 
     name: str
     module: Callable[[], Module] | None
@@ -26,7 +26,7 @@ def _skipped(name: str, missing: Missing) -> Step:
 
 
 class Plan:
-    """The decisions for one environment. Raises SettingError, and BuildFailed where something demanded is missing."""
+    """Decisions for one environment. Raises SettingError, and BuildFailed if a module that was asked for is skipped."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = read() if settings is None else settings
@@ -69,15 +69,15 @@ class Plan:
         )
 
     def described(self) -> dict[str, record.Part]:
-        """The record if everything planned gets built."""
+        """Return the record for the case that everything planned is built."""
         return {
             step.name: {"built": step.module is not None, "how": step.how, "remedy": step.remedy} for step in self.steps
         }
 
     def build(self, folder: Path) -> tuple[dict[str, Path], dict[str, record.Part]]:
-        """Builds in the folder; the files by module, and the record. Where `auto` asks, what fails is left out.
+        """Build in the folder; return the files by module, and the record. With `auto`, modules that fail are left out.
 
-        Raises BuildFailed where a part that was asked for by name fails.
+        Raises BuildFailed if a part that was asked for by name fails.
         """
         files, parts = {}, self.described()
         for step in self.steps:

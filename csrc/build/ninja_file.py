@@ -1,4 +1,4 @@
-"""A module as a ninja file, and ninja's run of it."""
+"""Write the ninja file of a module and run ninja on it."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ STATUS = "tss_kernels:"
 
 
 class BuildFailed(RuntimeError):
-    """A compiler refused a source; the message ends with what it printed."""
+    """A module cannot be built; after a failed ninja run, the message ends with what it printed."""
 
 
 def _escape(path: Path | str) -> str:
-    """A path in a build line: ninja's own escapes."""
+    """Escape a path for a build line of ninja."""
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
 def _shell(words: tuple[str, ...] | list[str]) -> str:
-    """Words in a command: quoted for the shell, then for ninja."""
+    """Join the words of a command, quoted for the shell and then for ninja."""
     return " ".join(map(shlex.quote, words)).replace("$", "$$")
 
 
 def suffix() -> str:
-    """How the file of an extension module ends for this Python."""
+    """Return the suffix of extension module files for this Python."""
     return sysconfig.get_config_var("EXT_SUFFIX")
 
 
 def file_name(module: Module) -> str:
-    """What linking a module writes."""
+    """Return the name of the file that linking a module writes."""
     return module.name if module.program else module.name + suffix()
 
 
 def text(module: Module, compilers: dict[str, str], folder: Path) -> str:
-    """The ninja file that builds a module in this folder; compilers: "cxx" and, where it is used, "nvcc"."""
+    """Return the ninja file that builds a module in this folder; compilers: "cxx" and, where it is used, "nvcc"."""
     lines = [f"builddir = {_escape(folder)}", "ninja_required_version = 1.5"]
     for name, path in compilers.items():
         depend = "-MD -MF $out.d" if name == "cxx" else "-MD -MF $out.d -MT $out"
@@ -79,7 +79,7 @@ def _ninja() -> str:
 
 
 def build(module: Module, compilers: dict[str, str], folder: Path, jobs: int, verbose: bool = False) -> Path:
-    """Brings the module in the folder up to date and returns its file. Raises BuildFailed."""
+    """Bring the module in the folder up to date and return its file. Raises BuildFailed."""
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
         return _build(module, compilers, folder, jobs, verbose)
@@ -87,7 +87,7 @@ def build(module: Module, compilers: dict[str, str], folder: Path, jobs: int, ve
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keeps a second build of the same folder waiting: parallel test processes ask for the same modules."""
+    """Make a second build of the same folder wait: parallel test processes build the same modules."""
     with (folder / "lock").open("w") as lock:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -122,12 +122,12 @@ def _compilers(module: Module, compilers: dict[str, str]) -> str:
 
 
 def _tell(line: str) -> None:
-    """Progress goes to standard error: what a command prints may be what others read."""
+    """Print progress to standard error: other programs may read the standard output of a command."""
     print(line, file=sys.stderr, flush=True)
 
 
 class _Lines:
-    """The lines that a command prints, as they come; then its exit code."""
+    """Lines of a command's output, as they come; afterwards `code` is its exit code."""
 
     def __init__(self, command: list[str]) -> None:
         environment = {**os.environ, "NINJA_STATUS": f"{STATUS} [%f of %t, %e s] "}

@@ -1,4 +1,4 @@
-"""What is compiled from which source with which flags: one page for all extension modules and their test builds."""
+"""Sources and compiler flags of all extension modules and of their test builds, in one file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from csrc.build.toolchain import Missing, Tool, cuda_home
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 X86 = ("x86_64", "AMD64")
-# One object of csrc/cpu/kernels.cpp for each; which one runs is decided when the module is loaded.
+# csrc/cpu/kernels.cpp is compiled to one object for each; which one runs is decided when the module is loaded.
 INSTRUCTION_SETS = {
     "portable": (),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512", "-mf16c"),
 }
-# No contraction: a rounding that the reference makes is made here too. Without regard to traps, which nobody enables,
-# loops with a choice in them become vectors; their results stay the same.
+# No contraction: results are rounded wherever the reference rounds. -fno-trapping-math lets loops with a condition in
+# them be vectorized; their results stay the same, and nobody enables traps.
 COMMON = (
     "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
     "-Wall", "-Wextra",
@@ -30,16 +30,16 @@ FAST = ("-O3",)
 CHECKED = (
     "-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
 )  # fmt: skip
-# Deprecation warnings are about nvcc's own next release.
+# The deprecation warnings that are switched off concern nvcc's own next release.
 NVCC = (
     "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-diag-suppress", "177",
     "-Wno-deprecated-gpu-targets",
 )  # fmt: skip
-# Files whose kernels round wherever the reference does: no multiplication is fused with an addition.
+# Files whose kernels round wherever the reference rounds: no multiplication is fused with an addition.
 ROUNDED, ROUNDED_FILES = ("-fmad=false",), ("adamw", "importance")
-# Elements are moved 16 bytes at a time through pointers of another type, which CUDA allows.
+# The kernels move elements 16 bytes at a time through pointers of another type, which CUDA allows.
 EMULATED = ("-fno-strict-aliasing", "-Wno-unknown-pragmas")
-# Every access in files that move single elements is a call, which csrc/emulator counts; no sanitizer is linked.
+# In files that move single elements, every memory access is a call, which csrc/emulator counts; no sanitizer is linked.
 TRACED, TRACED_FILES = ("-fsanitize=thread",), ("adamw", "gates", "importance")
 GIB_OF_NVCC, GIB_OF_CXX = 2.0, 1.0
 
@@ -54,7 +54,7 @@ class Source(NamedTuple):
 
 
 class Module(NamedTuple):
-    """One extension module: its name in tss_kernels, what it is made of and what it is linked with; or a program."""
+    """One extension module (its name in tss_kernels, its sources and link flags), or a program."""
 
     name: str
     sources: tuple[Source, ...]
@@ -71,7 +71,7 @@ def _includes() -> tuple[str, ...]:
 
 
 def native(checked: bool = False) -> Module:
-    """The module for CPUs; `checked` builds it with address and undefined-behaviour sanitizers."""
+    """Return the module for CPUs; `checked` builds it with address and undefined-behaviour sanitizers."""
     flags = (*COMMON, *(CHECKED if checked else FAST), *_includes())
     sets = INSTRUCTION_SETS if platform.machine() in X86 else {"portable": ()}
     sources = []
@@ -87,16 +87,16 @@ def native(checked: bool = False) -> Module:
 
 
 def native_counted() -> Module:
-    """The program whose instructions valgrind counts: the module's own kernels, of the sets that valgrind knows."""
+    """Return the program for valgrind: the module's own kernels, in the instruction sets that valgrind supports."""
     counted = ("kernels_portable", "kernels_avx2", "threads")
     kernels = tuple(source for source in native().sources if source.object_name in counted)
     caller = Source(CSRC / "counting" / "native.cpp", "counting", "cxx", (*COMMON, *FAST, f"-I{CSRC}"))
-    # Bound at the start: else a first call counts the search for its function.
+    # Symbols are bound at start-up: otherwise the count of a first call includes the lookup of its function.
     return Module("native_counted", (*kernels, caller), ("-pthread", "-Wl,-z,now"), program=True)
 
 
 def gencode(architectures: tuple[str, ...]) -> tuple[str, ...]:
-    """nvcc's flags for architectures such as "80", "90a" and "90+PTX"."""
+    """Return nvcc's flags for architectures such as "80", "90a" and "90+PTX"."""
     flags: list[str] = []
     for name in architectures:
         number, ptx = name.removesuffix("+PTX"), name.endswith("+PTX")
@@ -105,17 +105,17 @@ def gencode(architectures: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def cuda_sources() -> list[Path]:
-    """The files that hold kernels, one per operation."""
+    """Return the .cu files, which hold the kernels."""
     return sorted((CSRC / "cuda").glob("*.cu"))
 
 
 def nvcc_flags(path: Path, architectures: tuple[str, ...]) -> tuple[str, ...]:
-    """The flags that a file of kernels is compiled with."""
+    """Return the nvcc flags of a file of kernels."""
     return (*NVCC, *(ROUNDED if path.stem in ROUNDED_FILES else ()), f"-I{CSRC}", *gencode(architectures))
 
 
 def cuda(settings: Settings, nvcc: Tool) -> Module | Missing:
-    """The module for GPUs, linked with the static CUDA runtime: it imports where there is no driver."""
+    """Return the module for GPUs, linked with the static CUDA runtime, so that it imports without a driver."""
     home = cuda_home(nvcc)
     libraries = [] if home is None else [home / "lib64", home / "lib", home / "targets" / "x86_64-linux" / "lib"]
     library = next((folder for folder in libraries if (folder / "libcudart_static.a").exists()), None)
@@ -134,8 +134,8 @@ def cuda(settings: Settings, nvcc: Tool) -> Module | Missing:
 
 
 def emulated(checked: bool = False) -> Module:
-    """The GPU module's own sources compiled for the CPU against csrc/emulator: for tests, never installed."""
-    # Unrolled loops over fragments read much better than they compile at -O3 with sanitizers.
+    """Return the GPU module's own sources compiled for the CPU against csrc/emulator: for tests, never installed."""
+    # Not -O3: the unrolled loops over fragments compile badly at -O3 with sanitizers.
     flags = (*COMMON, *(CHECKED if checked else ("-O2",)), "-DTSS_EMULATED", *EMULATED, *_includes())
     traced = not checked and sys.platform == "linux"  # only one sanitizer at a time
     flags += ("-DTSS_TRACED",) if traced else ()

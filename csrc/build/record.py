@@ -1,4 +1,4 @@
-"""What was built and why the rest was not: a small file beside the package, which `python -m tss_kernels` reads."""
+"""Record of what was built and why the rest was not: a small file in the package, read by `python -m tss_kernels`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NAME = "_build.json"
 
 
 class Part(TypedDict):
-    """One extension module: built or not, with what, or why not and what would change that."""
+    """Record of one extension module: built, and with what; or not built, why, and what would change that."""
 
     built: bool
     how: str
@@ -18,7 +18,7 @@ class Part(TypedDict):
 
 
 def line(parts: dict[str, Part]) -> str:
-    """The record in one line."""
+    """Return the record as one line."""
     if not parts:
         return "tss_kernels: nothing is known of its build; install it again"
     return f"tss_kernels: {'; '.join(_said(name, part) for name, part in parts.items())}"
@@ -30,7 +30,7 @@ def _said(name: str, part: Part) -> str:
 
 
 def read(folder: Path) -> dict[str, Part]:
-    """The record in the package's folder; empty where there is none."""
+    """Return the record in the package's folder; empty if it is missing or unreadable."""
     try:
         return json.loads((folder / NAME).read_text())
     except (OSError, ValueError):
@@ -38,6 +38,6 @@ def read(folder: Path) -> dict[str, Part]:
 
 
 def write(folder: Path, parts: dict[str, Part]) -> None:
-    """Writes the record into the package's folder."""
+    """Write the record into the package's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / NAME).write_text(json.dumps(parts, indent=1) + "\n")

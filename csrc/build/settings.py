@@ -1,4 +1,4 @@
-"""The environment variables that a build listens to, in one table."""
+"""Environment variables that a build reads, in one table."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 PARTS = ("auto", "off", "cpu", "cuda")
-# Machine code for data-centre Ampere (and, by compatibility, its smaller relatives) and Hopper; the PTX of plain
-# compute_90 is what every later architecture can be compiled from by the driver: code for 90a runs on 90 alone.
+# Machine code for data-centre Ampere (which smaller Ampere GPUs can run too) and Hopper, and PTX of plain compute_90,
+# which the driver can compile for every later architecture; code for 90a runs on 90 alone.
 ARCHITECTURES = "80 90a 90+PTX"
 
 VARIABLES = {
@@ -22,11 +22,11 @@ VARIABLES = {
 
 
 class SettingError(ValueError):
-    """A variable has a value that means nothing."""
+    """A variable has an invalid value."""
 
 
 class Settings(NamedTuple):
-    """What the environment asks of a build."""
+    """Settings of a build from environment variables."""
 
     parts: str
     architectures: tuple[str, ...]
@@ -36,7 +36,7 @@ class Settings(NamedTuple):
 
 
 def read(environment: Mapping[str, str] | None = None) -> Settings:
-    """The settings of this environment. Raises SettingError with the variable, its value and what is allowed."""
+    """Return the settings of this environment. Raises SettingError with the variable, its value and what is allowed."""
     variables = os.environ if environment is None else environment
     parts = variables.get("TSS_KERNELS_BUILD") or "auto"
     if parts not in PARTS:
@@ -62,6 +62,6 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
 
 
 def table() -> str:
-    """The variables and what they mean, one line each, as Markdown."""
+    """Return a Markdown table of the variables and their meanings, one line each."""
     rows = [f"| `{name}` | {meaning} |" for name, meaning in VARIABLES.items()]
     return "\n".join(["| variable | meaning |", "|---|---|", *rows])

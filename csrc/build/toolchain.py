@@ -1,4 +1,4 @@
-"""Which compilers this machine has, and why one that is there cannot be used."""
+"""Find the compilers of this machine, and say why one cannot be used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from csrc.build.settings import Settings
 
-# Kernel arguments of more than 4 KB, which describe all tensors of an optimizer step, came with 12.1.
+# The first release with kernel arguments of more than 4 KB, which describe all tensors of an optimizer step.
 OLDEST_NVCC = (12, 1)
 CXX_NAMES = ("c++", "g++", "clang++")
 NVCC_HOMES = ("CUDA_HOME", "CUDA_PATH")
@@ -20,7 +20,7 @@ USUAL_HOME = "/usr/local/cuda"
 
 
 class Tool(NamedTuple):
-    """A compiler and its version as it prints it, for the record."""
+    """A compiler and its version, for the record."""
 
     path: str
     version: str
@@ -34,7 +34,7 @@ class Missing(NamedTuple):
 
 
 def _output(command: list[str]) -> str | None:
-    """What a command prints, or None where it cannot run."""
+    """Return the standard output of a command, or None if it cannot run or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -43,7 +43,7 @@ def _output(command: list[str]) -> str | None:
 
 
 def find_cxx(settings: Settings) -> Tool | Missing:
-    """The C++ compiler that the settings name, else the first of the usual ones."""
+    """Return the C++ compiler that the settings name, else the first of the usual ones that runs."""
     names = [settings.cxx] if settings.cxx else list(CXX_NAMES)
     for name in names:
         path = shutil.which(name)
@@ -64,7 +64,7 @@ def _nvcc_candidates(settings: Settings, variables: Mapping[str, str]) -> list[s
 
 
 def find_nvcc(settings: Settings, variables: Mapping[str, str] | None = None) -> Tool | Missing:
-    """nvcc, if there is one that is new enough."""
+    """Return the first nvcc that runs, if it is new enough."""
     for path in _nvcc_candidates(settings, os.environ if variables is None else variables):
         text = _output([path, "--version"])
         version = re.search(r"release (\d+)\.(\d+)", text or "")
@@ -83,7 +83,7 @@ def find_nvcc(settings: Settings, variables: Mapping[str, str] | None = None) ->
 
 
 def cuda_home(nvcc: Tool) -> Path | None:
-    """The folder with the toolkit's `include` and `lib64`, by what nvcc itself says it would use."""
+    """Return the folder with the toolkit's `include` and `lib64`; the one that nvcc itself reports comes first."""
     text = subprocess.run(
         [nvcc.path, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull],
         capture_output=True, text=True, timeout=60, check=False,
@@ -95,7 +95,7 @@ def cuda_home(nvcc: Tool) -> Path | None:
 
 
 def jobs(settings: Settings, gib_each: float) -> int:
-    """How many compilers to run at once, each of which may need so much memory."""
+    """Return how many compilers to run at once, if each may need `gib_each` GiB of memory."""
     if settings.jobs is not None:
         return settings.jobs
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Builds outside an installation: each module by itself, and those that only tests want."""
+"""Builds outside an installation: each module by itself, and the variants that only tests use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VARIANTS = ("native", "cuda", "emulated", "native-checked", "emulated-checked", 
 
 
 def built(variant: str, out: Path, verbose: bool = False) -> Path:
-    """Builds one variant in a folder of its name below `out` and returns its file. Raises BuildFailed, SettingError."""
+    """Build one variant in the folder of its name in `out` and return its file. Raises BuildFailed, SettingError."""
     asked = read()
     if variant == "cuda":
         whole = Plan(asked._replace(parts="cuda"))

@@ -1,4 +1,4 @@
-// Element types by the numbers that Python passes.
+// Element types, with the numbers that Python passes for them.
 #pragma once
 
 namespace tss {

@@ -1,5 +1,5 @@
-// The two 16-bit floating types as bits, and their conversions. Every instruction set compiles these for itself: always
-// inlined, so that no copy for one of them can be linked into code for another.
+// The two 16-bit floating-point types as bits, and their conversions. Each instruction set compiles its own copies:
+// always inlined, so that no copy for one set can be linked into code for another.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ TSS_INLINED float float_of(std::uint32_t bits) {
     return value;
 }
 
-// Selections rather than branches, which compilers turn into vector code.
+// Selections rather than branches, since compilers vectorize selections.
 TSS_INLINED float from_half(std::uint16_t half) {
     const std::uint32_t size = half & 0x7fffu, sign = static_cast<std::uint32_t>(half & 0x8000u) << 16;
     std::uint32_t bits = (size << 13) + (112u << 23);
@@ -31,7 +31,7 @@ TSS_INLINED float from_half(std::uint16_t half) {
     return float_of(bits | sign);
 }
 
-// To the nearest, ties to even.
+// Rounded to nearest, ties to even.
 TSS_INLINED std::uint16_t to_half(float value) {
     const std::uint32_t bits = bits_of(value), size = bits & 0x7fffffffu;
     const std::uint32_t sign = (bits >> 16) & 0x8000u;
@@ -51,7 +51,7 @@ TSS_INLINED std::uint16_t to_bfloat(float value) {
     return static_cast<std::uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
 }
 
-// The same with types, for compilers that have neither.
+// The same as types, for compilers that have neither of them.
 struct bfloat16 { std::uint16_t bits; };
 struct float16 { std::uint16_t bits; };
 

@@ -1,5 +1,5 @@
 // A program that runs every kernel for the CPU once at fixed shapes, on one thread, for callgrind to count what `counted`
-// executes: no Python, no PyTorch, no start. It links the very objects that the extension module is made of.
+// executes: without Python, PyTorch or start-up. It links the same objects that the extension module is made of.
 //
 // Prints the compiler, then for each call of `counted` in order: instruction set, kernel, launch, rows, elements.
 #include <cstdint>
@@ -40,8 +40,8 @@ constexpr int threads = 1;
 
 int width_of(Kind kind) { return kind == Kind::float64 ? 8 : kind == Kind::float32 ? 4 : 2; }
 
-// Memory of so many numbers on a boundary of 64 bytes, filled with the same ones in every run; none is negative, so that
-// they do for importance and second moments too.
+// Memory for `count` numbers, aligned to 64 bytes and filled with the same values in every run; none is negative, so
+// that they can serve as importance and second moments too.
 class Filled {
 public:
     Filled(Kind kind, int64_t count) : kind_(kind) {
@@ -71,7 +71,7 @@ private:
 
 using Call = std::function<void()>;
 
-// What callgrind collects: its symbol is not to be changed by optimization.
+// The function that callgrind counts: optimization must not change its symbol.
 extern "C" __attribute__((noinline, noclone)) void counted(const Call& call) {
     call();
     asm volatile("" ::: "memory");
@@ -79,7 +79,7 @@ extern "C" __attribute__((noinline, noclone)) void counted(const Call& call) {
 
 const Numbers none{nullptr, Kind::float32};
 
-// All kernels of one instruction set for matrices of so many rows.
+// All kernels of one instruction set for matrices of `rows` rows.
 class Calls {
 public:
     Calls(const Kernels& kernels, int64_t rows) : kernels_(kernels), rows_(rows), count_(rows * columns) {}
@@ -93,7 +93,7 @@ public:
     }
 
 private:
-    // Once so that everything is there, and once to be counted.
+    // Call once to warm up, and once to be counted.
     void count(const char* kernel, const std::string& launch, const Call& call, int64_t elements) const {
         call();
         counted(call);

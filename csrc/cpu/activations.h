@@ -1,5 +1,5 @@
-// What lies between the two products of an adapter, element by element: PyTorch's own depends, for some functions, on
-// where in memory an element lies. Included once for each instruction set.
+// The activation between the two products of an adapter, element by element: for some functions, PyTorch's result
+// depends on the position of an element in memory. Included once for each instruction set.
 #pragma once
 
 #include <cmath>
@@ -10,7 +10,8 @@
 namespace tss::TSS_ISA {
 namespace {
 
-// exp(power) to ten digits, 0 below 1e-307: arithmetic alone, so that it becomes vectors with the bits it has alone.
+// exp(power) to ten digits, 0 where that is below 1e-307. Only arithmetic, so that vectorized code gives the same bits
+// as scalar code.
 inline double exp_of(double power) {
     const double most = power > 709.7 ? 709.7 : power, held = most < -707 ? -707 : most;  // NaN stays
     const double shifter = 0x1.8p52, shifted = held * 0x1.71547652b82fep0 + shifter, n = shifted - shifter;
@@ -38,7 +39,8 @@ inline double erfc_of(double z) {
 
 constexpr double root_half = 0.70710678118654752440;
 
-// Results that are rounded to float32 or less are computed in float64 by the functions above, float64 by the C library.
+// Results in float32 or narrower types are computed in float64 by the functions above and rounded; float64 results are
+// computed by the C library.
 struct Relu {
     template <class T>
     static T of(T x) { return x < 0 ? 0 : x; }  // NaN stays

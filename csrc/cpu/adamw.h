@@ -8,7 +8,7 @@ namespace {
 
 enum class Site { none, gradient, update };
 
-// What `AdamWStep` says, in the precision of the step.
+// The values of `AdamWStep` in the precision of the step.
 template <class T>
 struct Factors {
     T decay, one_minus_beta1, beta2, one_minus_beta2, step_size, root_correction, eps;
@@ -26,7 +26,7 @@ struct Factors {
 inline float root(float value) { return __builtin_sqrtf(value); }
 inline double root(double value) { return __builtin_sqrt(value); }
 
-// Operation for operation what the reference does, so that all bits are its bits.
+// The same operations as the reference, one by one, so that results are bit-identical to it.
 template <class T, Site site, bool decays>
 void step_some(T* __restrict p, const T* __restrict grad, T* __restrict m, T* __restrict v,
                const T* __restrict importance, int64_t count, const Factors<T>& factors) {
@@ -55,7 +55,7 @@ StepSome<T> step_for(bool softly, const AdamWStep& step) {
     return step.decays ? step_some<T, Site::gradient, true> : step_some<T, Site::gradient, false>;
 }
 
-// A block of one parameter.
+// Update one block of one parameter.
 template <class T>
 void step_block(const AdamWEntry& entry, const AdamWStep& step, int64_t at, int64_t count) {
     T buffers[5][block];
@@ -71,7 +71,7 @@ void step_block(const AdamWEntry& entry, const AdamWStep& step, int64_t at, int6
     put_back(v, count, entry.exp_avg_sq, at);
 }
 
-// The blocks of all parameters, numbered through.
+// The blocks of all parameters, numbered consecutively.
 struct AdamWBlocks {
     const AdamWEntry* entries;
     int64_t count;

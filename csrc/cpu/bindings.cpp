@@ -1,4 +1,5 @@
-// The module tss_kernels._native. Tensors come as addresses, sizes and kinds, checked by the caller; 0 is no tensor.
+// The module tss_kernels._native. Tensors are passed as addresses, sizes and kinds (dtypes), checked by the caller;
+// address 0 means no tensor.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -78,7 +79,7 @@ void accumulate(Address total, Address other, int kind, int64_t count, int threa
     tss::kernels().accumulate(at<void>(total), at<void>(other), static_cast<tss::Kind>(kind), count, threads);
 }
 
-// Returns the first entry whose task is not in the bank of so many tasks, and then computes nothing; else -1.
+// Return -1, or the first entry whose task is not among the `tasks` tasks of the bank; then nothing is computed.
 int64_t multi_task_product(Address x, int64_t x_stride, Address weight, int kind, Address bank, int64_t task_stride,
                            int64_t tasks, Address task_ids, int64_t entries, int64_t length, Address bias, Address y,
                            int64_t out_features, int64_t in_features, bool backward, int threads) {

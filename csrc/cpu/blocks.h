@@ -9,11 +9,11 @@
 namespace tss::TSS_ISA {
 namespace {
 
-// Elements that a thread takes at a time: fewer are not worth waking another one.
+// Elements that a thread takes at a time: for fewer, waking another thread does not pay.
 constexpr int64_t share = 65536;
 
-// Blocks of up to `block` columns of a matrix (rows, columns). Rows that are whole bytes of gates lie one after the other
-// without a gap, packed as well as unpacked, and count as one long row.
+// Blocks of up to `block` columns of a matrix (rows, columns). Where rows are whole bytes of gates, they follow each
+// other without a gap, packed as well as unpacked, and are treated as one long row.
 struct Blocks {
     int64_t rows, columns, in_row;
 
@@ -25,7 +25,7 @@ struct Blocks {
     int64_t count() const { return rows * in_row; }
     int64_t widest() const { return columns < block ? columns : block; }
 
-    // visit(element, byte, size) for the blocks from begin up to end: where a block starts and how long it is.
+    // Call visit(element, byte, size) for the blocks from begin up to end: the start and the length of each block.
     template <class Visit>
     void each(int64_t begin, int64_t end, const Visit& visit) const {
         const int64_t row_bytes = (columns + 7) / 8;

@@ -1,5 +1,5 @@
-// The masked weight and the score gradient's last factors; the products between them are the BLAS's. Included once for
-// each instruction set.
+// The masked weight and the last factors of the score gradient; the BLAS computes the products between them. Included
+// once for each instruction set.
 #pragma once
 
 #include "gates.h"
@@ -52,7 +52,7 @@ void mask_some(const U* weight, const uint8_t* packed, int64_t count, U* masked)
     if (count % 8 != 0) mask_each(weight + 8 * whole, packed[whole], count % 8, masked + 8 * whole);
 }
 
-// use(U) with a 0 of the integer type of this width.
+// Call use with a 0 of the integer type of this width.
 template <class Use>
 void with_width(int width, const Use& use) {
     if (width == 2)

@@ -13,8 +13,8 @@
 namespace tss::TSS_ISA {
 namespace {
 
-// Each kind of scores compares with its bound as PyTorch does: in its own precision, false for NaN. `on` compares one
-// score; `pack8` compares eight, the first becoming the lowest bit.
+// Scores of each dtype are compared with their bound as PyTorch does it: in their own precision, false for NaN. `on`
+// compares one score; `pack8` compares eight, the first becoming the lowest bit.
 template <class T>
 uint8_t pack_each(const T& scores, const typename T::Element* from, int64_t count) {
     unsigned bits = 0;
@@ -55,10 +55,10 @@ struct Float64Scores {
     }
 };
 
-// 16-bit kinds compare as integers in the order of the numbers; both zeros are 0.
+// 16-bit scores are compared as integers that have the order of the numbers; both zeros are 0.
 struct NarrowScores {
     using Element = uint16_t;
-    int16_t largest;  // bits of infinity: all beyond are NaN
+    int16_t largest;  // bits of infinity: larger ones are NaN
     int16_t bound;
 
     NarrowScores(Kind kind, double threshold) {
@@ -87,7 +87,7 @@ struct NarrowScores {
     }
 };
 
-// So many scores as bits, the last byte padded with 0.
+// Pack `count` scores as bits, the last byte padded with 0.
 template <class T>
 void pack_some(const T& scores, const typename T::Element* from, int64_t count, uint8_t* packed) {
     const int64_t whole = count / 8;
@@ -95,7 +95,7 @@ void pack_some(const T& scores, const typename T::Element* from, int64_t count, 
     if (count % 8 != 0) packed[whole] = pack_each(scores, from + 8 * whole, count % 8);
 }
 
-// use(scores) with the comparison for this kind.
+// Call use(scores) with the comparison for this dtype.
 template <class Use>
 void with_scores(Kind kind, double threshold, const Use& use) {
     if (kind == Kind::float32)
@@ -116,7 +116,7 @@ void pack(Numbers scores, double threshold, uint8_t* packed, int64_t rows, int64
     });
 }
 
-// The eight gates of every byte, as bytes.
+// Lookup table of the eight gates of every byte value, one byte per gate.
 struct Spread {
     uint8_t gates[256][8];
 

@@ -8,8 +8,8 @@ namespace tss::TSS_ISA {
 namespace {
 
 constexpr double importance_eps = 1e-6;
-constexpr int64_t importance_share = share / 4;  // an element takes several times as long as elsewhere
-constexpr int lanes = 16;  // sums that run beside each other; a constant, so that every instruction set adds alike
+constexpr int64_t importance_share = share / 4;  // an element takes several times as long as in other kernels
+constexpr int lanes = 16;  // partial sums side by side; a constant, so that every instruction set adds alike
 
 inline double sum_of(const double* sums) {
     double total = 0;
@@ -17,11 +17,11 @@ inline double sum_of(const double* sums) {
     return total;
 }
 
-// Mean and sum of squared deviations of some elements, which start out as those of none.
+// Count, mean and sum of squared deviations of some elements; initially of none.
 struct Statistics {
     double count = 0, mean = 0, squares = 0;
 
-    // Those of both, by Chan, Golub and LeVeque (1979).
+    // Merge with the statistics of other elements, by Chan, Golub and LeVeque (1979).
     void join(const Statistics& other) {
         const double total = count + other.count, difference = other.mean - mean;
         mean += difference * (other.count / total);
@@ -49,8 +49,8 @@ Statistics statistics_of(const double* values, int64_t count) {
     return found;
 }
 
-// |tanh z| to ten digits also near 0: with e = exp(-2 |z|) - 1 it is |e / (2 + e)|, and e = 2^n (exp(r) - 1) + 2^n - 1
-// with |r| <= log(2) / 2 loses nothing where it is small.
+// |tanh z| to ten digits, also near 0: with e = exp(-2 |z|) - 1 it is |e / (2 + e)|, and computing e as
+// 2^n (exp(r) - 1) + 2^n - 1 with |r| <= log(2) / 2 loses no digits where e is small.
 inline double abs_tanh(double z) {
     double power = -2 * __builtin_fabs(z);
     power = power < -64 ? -64 : power;  // NaN stays
@@ -68,7 +68,7 @@ inline double abs_tanh(double z) {
     return __builtin_fabs(e / (2 + e));
 }
 
-// Elements less their group's first one, so that equal elements are exactly 0.
+// Read elements minus `origin`, the first one of their group, so that equal elements become exactly 0.
 void read_shifted(Numbers raw, int64_t at, int64_t count, double origin, double* to) {
     read(raw, at, count, to);
     for (int64_t i = 0; i < count; ++i) to[i] -= origin;
@@ -82,7 +82,7 @@ void maximum_of(T* __restrict total, const T* __restrict other, int64_t count) {
     for (int64_t i = 0; i < count; ++i) total[i] = is_nan(total[i]) || total[i] > other[i] ? total[i] : other[i];
 }
 
-// Elementwise total <- max(total, other) of one kind, NaN where either is.
+// Elementwise total <- max(total, other), both of one dtype; NaN where either is.
 void maximum(Numbers total, int64_t at, const void* other, int64_t count) {
     if (total.kind == Kind::float32)
         maximum_of(static_cast<float*>(total.data) + at, static_cast<const float*>(other), count);
@@ -131,7 +131,7 @@ struct Importance {
             write(importance, count, target, at);
             return;
         }
-        double room[block];  // for any kind
+        double room[block];  // large enough for any dtype
         const Numbers rounded{room, target.kind};
         write(importance, count, rounded, 0);
         maximum(target, at, room, count);
@@ -146,7 +146,7 @@ struct Importance {
     }
 };
 
-// A single group in chunks that threads share; the statistics are joined in the order of the chunks.
+// A single group, cut into chunks that threads share; the statistics are merged in the order of the chunks.
 struct SharedGroup {
     const Importance& work;
     Statistics* parts;

@@ -1,4 +1,4 @@
-// Which compiled set of kernels runs on this processor.
+// Choice of the compiled set of kernels that runs on this processor.
 #include <atomic>
 #include <cstring>
 

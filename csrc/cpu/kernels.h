@@ -1,4 +1,4 @@
-// What a set of kernels offers: one table of functions for each instruction set, chosen when the module is loaded.
+// Interface of a set of kernels: one table of functions for each instruction set, chosen when the module is loaded.
 #pragma once
 
 #include <cstdint>
@@ -7,10 +7,10 @@
 
 namespace tss {
 
-using Kind = Dtype;  // how numbers lie in memory
+using Kind = Dtype;  // of numbers in memory
 
 struct Numbers {
-    void* data;  // nullptr where there are none
+    void* data;  // nullptr for no tensor
     Kind kind;
 };
 
@@ -25,10 +25,10 @@ struct AdamWStep {
     bool update_site, decays;
 };
 
-// y <- x (W * g)ᵀ + bias, or, backward, y <- x (W * g), each entry by the gates of its task: `length` rows of x and y.
-// Rows of x begin `x_stride` elements apart; gates of a task are packed, `task_stride` bytes after those of the one before.
+// y <- x (W * g)ᵀ + bias, or, with `backward`, y <- x (W * g). Each entry is `length` rows of x and y and uses the
+// gates of its task. Rows of x start `x_stride` elements apart, packed gates of consecutive tasks `task_stride` bytes.
 struct MultiTaskProduct {
-    Numbers x, weight, bias, y;  // of one kind
+    Numbers x, weight, bias, y;  // of one dtype
     const uint8_t* bank;
     const int64_t* task_ids;
     int64_t x_stride, task_stride, entries, length, out_features, in_features;
@@ -56,20 +56,21 @@ struct Kernels {
     void (*scores_grad)(Numbers product, Numbers weight, Numbers importance, float* grad, int64_t count, int threads);
     void (*adamw)(const AdamWEntry* entries, int64_t count, const AdamWStep& step, int threads);
     // target <- |tanh((raw - mean) / (deviation + 1e-6))| of each of `groups` groups of `size` elements, float32; with
-    // `update` the maximum of that and target, which may then have any kind
+    // `update` the maximum of that and target, which may then have any dtype
     void (*importance)(Numbers raw, Numbers target, bool update, int64_t groups, int64_t size, int threads);
-    // total <- max(total, other), NaN where either is; both of one kind
+    // total <- max(total, other), NaN where either is; both of one dtype
     void (*accumulate)(void* total, const void* other, Kind kind, int64_t count, int threads);
     // order: the entries by task, as `order_by_task` gives them
     void (*multi_task_product)(const MultiTaskProduct& product, const int64_t* order, int threads);
-    // to <- activation(from), both of one kind; no bit depends on where an element lies
+    // to <- activation(from), both of one dtype; no bit depends on the position of an element in memory
     void (*activate)(Numbers from, Numbers to, Activation activation, int64_t count, int threads);
 };
 
-// The kernels in use, at first the fastest that the processor can run.
+// Return the kernels in use, initially the fastest that the processor can run.
 const Kernels& kernels();
 
-// The names of those that it can run, the fastest first, and a switch to one of them; false if it cannot run that.
+// available_kernels returns the sets that the processor can run, fastest first; use_kernels switches to one of them by
+// name and returns false if the processor cannot run it.
 const Kernels* const* available_kernels(int* count);
 bool use_kernels(const char* name);
 

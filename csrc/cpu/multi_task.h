@@ -1,9 +1,10 @@
 // Products of rows of many tasks: one panel of a task's masked weight is made in the first-level cache and multiplied by
 // all rows of the task. Included once for each instruction set.
 //
-// Every element of a result is summed in one order: `depth` products one after the other, each fused with its addition,
-// and these partial sums one after the other. Which rows share a panel, how many there are, threads and vectors change
-// nothing about it, so that no bit of a row depends on anything but the row, its task's gates, weight and bias.
+// Every element of a result is summed in a fixed order: `depth` products one after the other, each fused with its
+// addition, and these partial sums one after the other. The order does not depend on which or how many rows share a
+// panel, on threads or on vectors, so that the bits of a row depend only on the row, its task's gates, the weight and
+// the bias.
 #pragma once
 
 #include <algorithm>
@@ -18,12 +19,12 @@ namespace tss::TSS_ISA {
 namespace {
 
 constexpr int64_t depth = 64;           // of a panel; a whole number of words of gates
-constexpr int64_t base_depth = 256;     // of what panels are made from, in the second-level cache
+constexpr int64_t base_depth = 256;     // of the base that panels are made from, in the second-level cache
 constexpr int64_t most_rows = 256;      // that a thread takes at a time
-constexpr int64_t fewest_rows = 32;     // for which a base is worth making again
+constexpr int64_t fewest_rows = 32;     // for which making a base again pays
 constexpr int vectors = 4;              // of a panel's width
 #if defined(__AVX512F__)
-constexpr int tile_rows = 6;            // sums of so many rows have room in the registers
+constexpr int tile_rows = 6;            // the sums of this many rows fit in the registers
 #else
 constexpr int tile_rows = 3;
 #endif
@@ -56,18 +57,18 @@ void multiply_some(int64_t wanted, const T* const* x, const Bits<T>* panel, int6
     if constexpr (rows > 1) multiply_some<T, rows - 1>(wanted, x, panel, count, sums);
 }
 
-// The gates of a word's columns from the lowest bit up; bytes beyond the row's end are not read and count as off.
+// Return the gates of a word's columns, lowest bit first; bytes beyond the row's end are not read and count as off.
 template <class U>
 U gate_word(const uint8_t* row, int64_t byte, int64_t row_bytes) {
     U word = 0;
-    if (row_bytes - byte >= static_cast<int64_t>(sizeof(U)))  // whole ones are one load
+    if (row_bytes - byte >= static_cast<int64_t>(sizeof(U)))  // a whole word becomes one load
         for (size_t i = 0; i < sizeof(U); ++i) word |= static_cast<U>(row[byte + static_cast<int64_t>(i)]) << (8 * i);
     else
         for (int64_t i = 0; i < row_bytes - byte; ++i) word |= static_cast<U>(row[byte + i]) << (8 * i);
     return word;
 }
 
-// What all rows of a call share.
+// Values that all rows of a call share.
 struct Plan {
     const MultiTaskProduct& of;
     const int64_t* order;
@@ -78,18 +79,18 @@ struct Plan {
           sums_over(product.backward ? product.out_features : product.in_features),
           features(product.backward ? product.in_features : product.out_features),
           row_bytes((product.in_features + 7) / 8), panels((features + width - 1) / width) {
-        // Enough pieces for every thread, of no fewer rows than pay for what a piece starts with.
+        // Enough pieces for every thread, each with enough rows to pay for its set-up.
         const int64_t pieces = (2 * threads + panels - 1) / std::max<int64_t>(panels, 1);
         chunk = std::clamp((rows + pieces - 1) / pieces, fewest_rows, most_rows);
     }
 
     int64_t chunks() const { return (rows + chunk - 1) / chunk; }
-    // In the order of tasks, the number of a row in x.
+    // Index in x of the row at a place in the order of tasks.
     int64_t row(int64_t place) const { return order[place / of.length] * of.length + place % of.length; }
     int64_t task(int64_t place) const { return of.task_ids[order[place / of.length]]; }
 };
 
-// One panel of features for some rows: a thread's work at a time, in memory of its own.
+// One panel of features for some rows: one unit of a thread's work, with its own memory.
 template <class T>
 class Piece {
     using U = Bits<T>;
@@ -114,7 +115,7 @@ public:
     }
 
 private:
-    // Weights of this panel, one after the other along features, 0 beyond the last one.
+    // Copy the weights of this panel, contiguous along features, 0 beyond the last one.
     void make_base(int64_t k, int64_t count) {
         T read_here[base_depth];
         std::memset(base_, 0, sizeof base_);
@@ -165,7 +166,8 @@ private:
         }
     }
 
-    // One vector of lanes from the last column to the first, whose gates come to the top of their words one by one.
+    // Mask one vector of lanes, from the last column to the first: shifts bring the gate of each column in turn to the
+    // top bit of its word.
     static void mask_lanes(const U* words, const U* from, U* to, int64_t count) {
         typedef U Lanes __attribute__((vector_size(sizeof(T) * Vector<T>::width)));
         typedef std::make_signed_t<U> Signs __attribute__((vector_size(sizeof(T) * Vector<T>::width)));
@@ -179,7 +181,7 @@ private:
         }
     }
 
-    // A lane is an input feature: a row of gates lies along the lanes.
+    // A lane is an input feature: a row of gates runs along the lanes.
     void mask_along_features(const uint8_t* gates, int64_t k, int64_t at, int64_t deep) {
         for (int64_t i = 0; i < deep; ++i)
             mask_some(base_ + (at + i) * width, gates + (k + at + i) * plan_.row_bytes + from_ / 8, wide_,

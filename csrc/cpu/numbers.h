@@ -1,4 +1,4 @@
-// Reading and writing numbers of any kind, a block at a time. Included once for each instruction set.
+// Reading and writing numbers of any dtype, a block at a time. Included once for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 namespace tss::TSS_ISA {
 namespace {
 
-// Elements that are worked on at a time: what is converted stays in the first-level cache. A multiple of 8.
+// Elements processed at a time, few enough that converted values stay in the first-level cache. A multiple of 8.
 constexpr int64_t block = 1024;
 
 template <class T>
@@ -44,7 +44,7 @@ void write_halves(const T* from, int64_t count, uint16_t* to) {
 template <class T>
 constexpr Kind kind_of = sizeof(T) == 4 ? Kind::float32 : Kind::float64;
 
-// `count` numbers from `at` on, rounded to T where they are wider.
+// Read `count` numbers from `at` on, rounded to T where they are wider.
 template <class T>
 void read(Numbers from, int64_t at, int64_t count, T* to) {
     if (from.kind == Kind::float32) {
@@ -61,7 +61,7 @@ void read(Numbers from, int64_t at, int64_t count, T* to) {
     }
 }
 
-// Rounded to the nearest, ties to even; 16-bit kinds through float, as PyTorch does.
+// Write `count` numbers from `at` on, rounded to nearest, ties to even; 16-bit dtypes through float, as PyTorch does.
 template <class T>
 void write(const T* from, int64_t count, Numbers to, int64_t at) {
     if (to.kind == Kind::float32) {
@@ -78,7 +78,7 @@ void write(const T* from, int64_t count, Numbers to, int64_t at) {
     }
 }
 
-// Those numbers where they lie if they are of type T, else in the buffer, which has room for a block.
+// Return a pointer to the numbers themselves if they are of type T, else to a copy in the buffer, which holds a block.
 template <class T>
 T* values_of(Numbers numbers, int64_t at, int64_t count, T* buffer) {
     if (numbers.kind == kind_of<T>) return static_cast<T*>(numbers.data) + at;
@@ -86,7 +86,7 @@ T* values_of(Numbers numbers, int64_t at, int64_t count, T* buffer) {
     return buffer;
 }
 
-// The opposite, after a change of what `values_of` returned.
+// Write the numbers back after a change of what `values_of` returned.
 template <class T>
 void put_back(const T* values, int64_t count, Numbers numbers, int64_t at) {
     if (numbers.kind != kind_of<T>) write(values, count, numbers, at);

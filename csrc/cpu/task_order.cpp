@@ -1,4 +1,4 @@
-// Sorting by counting: as many steps as there are entries and tasks.
+// Counting sort: linear in the number of entries and tasks.
 #include "task_order.h"
 
 #include <cstddef>
@@ -6,7 +6,7 @@
 namespace tss {
 
 std::vector<int64_t> order_by_task(const int64_t* task_ids, int64_t entries, int64_t tasks, int64_t* outside) {
-    std::vector<int64_t> next(static_cast<std::size_t>(tasks) + 1, 0);  // where the next entry of each task comes
+    std::vector<int64_t> next(static_cast<std::size_t>(tasks) + 1, 0);  // where the next entry of each task goes
     for (int64_t entry = 0; entry < entries; ++entry) {
         const int64_t task = task_ids[entry];
         if (task < 0 || task >= tasks) {

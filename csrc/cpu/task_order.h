@@ -6,8 +6,8 @@
 
 namespace tss {
 
-// Numbers of entries, those of one task one after the other. Empty, with `outside` the first entry whose task is not from
-// 0 up to `tasks`, if there is one; else `outside` is -1.
+// Return the indices of the entries, those of one task one after the other, and set `outside` to -1. If the task of an
+// entry is not in [0, tasks), return an empty vector and set `outside` to the first such entry.
 std::vector<int64_t> order_by_task(const int64_t* task_ids, int64_t entries, int64_t tasks, int64_t* outside);
 
 }  // namespace tss

@@ -1,5 +1,5 @@
-// The threads behind parallel_for: a team from outside where one was given, else a pool. Its threads wait on a condition
-// variable and never spin, and it is never destroyed, since they may outlive the end of the main one.
+// The threads behind parallel_for: a team from outside where one was given, else a pool. The pool's threads wait on a
+// condition variable and never spin; it is never destroyed, since its threads may outlive the main one.
 #include "threads.h"
 
 #include <atomic>
@@ -22,7 +22,7 @@ namespace {
 
 constexpr int most_workers = 255;
 
-// How the processor treats denormals is a setting of each thread, and the caller's is to hold in all of them.
+// The treatment of denormals is a setting of each thread; all of them must use the caller's.
 unsigned float_mode() {
 #if defined(__SSE2__)
     return _mm_getcsr();
@@ -39,7 +39,7 @@ void set_float_mode(unsigned mode) {
 #endif
 }
 
-// One call of parallel_for; it lies on the caller's stack. All but `next` is guarded by the pool's mutex.
+// One call of parallel_for, on the caller's stack. All members but `next` are guarded by the pool's mutex.
 struct Job {
     Body body;
     void* context;
@@ -78,13 +78,13 @@ public:
     }
 
 private:
-    // Starts what is missing of so many workers; with fewer, where the system gives no more, everything still gets done.
+    // Start workers until there are `wanted`. If the system allows fewer, all work still gets done.
     void hire(int wanted) {
         if (workers_ >= wanted) return;
 #ifdef TSS_POSIX
         sigset_t all, before;
         sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are for Python's threads
+        pthread_sigmask(SIG_SETMASK, &all, &before);  // workers take no signals: Python's threads handle them
 #endif
         try {
             for (; workers_ < wanted; ++workers_) std::thread(&Pool::serve, this).detach();
@@ -139,15 +139,15 @@ Pool& pool() {
 }
 
 #ifdef TSS_POSIX
-// A child process has the pool's memory but none of its threads, and perhaps its mutex locked: it starts a new one. The
-// team would wait there for threads that are not.
+// A forked child has the pool's memory but none of its threads, and its mutex may be locked: the child starts a new
+// pool. It drops the team too, which would wait for threads that do not exist there.
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] {
     shared.store(nullptr, std::memory_order_release);
     team.store(nullptr, std::memory_order_release);
 });
 #endif
 
-// What a thread of a team does, in the caller's way with denormals and then in its own again.
+// The work of one thread of a team, with the caller's treatment of denormals; its own is restored afterwards.
 void work_in_team(void* data) {
     Job& job = *static_cast<Job*>(data);
     const unsigned own = float_mode();
@@ -168,7 +168,7 @@ void parallel_for(int64_t units, int64_t grain, int threads, Body body, void* co
     }
     Job job{body, context, units, grain, float_mode(), static_cast<int>(workers)};
     if (const Team given = team.load(std::memory_order_acquire))
-        // Of its usual size also where fewer would do: a team of another size ends threads and starts new ones.
+        // Of its usual size even where fewer threads would do: a team of another size ends threads and starts new ones.
         given(work_in_team, &job, static_cast<unsigned>(threads), 0);
     else
         pool().run(job);

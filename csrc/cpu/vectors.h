@@ -1,5 +1,5 @@
-// A few vectors of an instruction set, with fused multiplication and addition: what products are made of. Included once
-// for each instruction set.
+// Vectors of an instruction set with fused multiply-add, from which the products are built. Included once for each
+// instruction set.
 #pragma once
 
 #include <cstdint>
@@ -13,14 +13,14 @@
 namespace tss::TSS_ISA {
 namespace {
 
-// The unsigned integer of a number's bits.
+// Unsigned integer type for the bits of a number.
 template <class T>
 using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
 
 inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
-// `width` numbers. Memory is given as bits, so that masks may be made there as integers.
+// `width` numbers. They are loaded from memory as bits, so that masks can be applied there as integers.
 #if defined(__AVX512F__)
 template <class T>
 struct Vector;

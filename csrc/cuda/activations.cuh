@@ -6,7 +6,7 @@
 
 namespace tss {
 
-// keeps_result: the gradient follows from the activation's result, which is kept then; else from its argument.
+// keeps_result: the gradient is computed from the activation's result, which is then kept; else from its argument.
 struct Relu {
     static constexpr bool keeps_result = true;
     __device__ static float value(float x) { return x <= 0.0f ? 0.0f : x; }
@@ -37,7 +37,7 @@ struct Tanh {
     __device__ static float gradient(float grad, float kept) { return grad * (1.0f - kept * kept); }
 };
 
-// Calls use with the activation of this number.
+// Call use with the activation of this number.
 template <class Use>
 __device__ __forceinline__ void with_activation(Activation activation, Use use) {
     switch (activation) {

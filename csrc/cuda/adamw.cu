@@ -1,4 +1,4 @@
-// Launches of soft-masked AdamW: one for all tensors of float32 and one for the others, unless there are hundreds.
+// Launches of soft-masked AdamW: one for all float32 tensors and one for the others, unless there are hundreds.
 #include "cuda/adamw.cuh"
 
 #include "cuda/operations.h"
@@ -6,7 +6,7 @@
 namespace tss {
 namespace {
 
-// What fits into the 4 KB of arguments that always were, and into the 32 KB of CUDA 12.1 and later.
+// The numbers of tensors that fit into the usual 4 KB of kernel arguments, and into the 32 KB of CUDA 12.1 and later.
 constexpr int few = 60, many = 500;
 static_assert(sizeof(AdamwArguments<few>) <= 4000 && sizeof(AdamwArguments<many>) <= 32764, "arguments of a kernel");
 constexpr std::int64_t numbers_of_tensor = 7;  // in the table that Python makes
@@ -42,8 +42,8 @@ AdamwArguments<capacity> arguments_of(const AdamwScalars& scalars) {
     return arguments;
 }
 
-// Launches the first of the tensors from `first` on, as many as fit, and returns where the next launch starts. `steps`: of
-// these tensors, where the device makes them.
+// Launch for as many of the tensors from `first` on as fit, and return where the next launch starts. `steps`: the steps
+// of all `tensors`, where the device computes them.
 template <int capacity, bool kFloat32>
 std::size_t launch_some(const std::vector<AdamwTensor>& tensors, std::size_t first, AdamwStep* steps, const AdamwScalars& scalars,
                         Target target) {

@@ -1,4 +1,4 @@
-// Soft-masked AdamW of many tensors in one launch: what describes them travels in the kernel's argument.
+// Soft-masked AdamW of many tensors in one launch: their description is part of the kernel's argument.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -15,18 +15,18 @@ struct AdamwTensor {
     void* exp_avg;
     void* exp_avg_sq;
     const void* importance;
-    const void* step;  // where the number of this step is, if the device reads it
+    const void* step;  // address of the number of this step, if the device reads it
     std::int64_t size;
     int first_block;
     unsigned kinds;  // four bits for each tensor's type, the parameter's lowest, and above them the step's
 };
 
-// What the step's number and learning rate make.
+// Values that follow from the step number and the learning rate.
 struct AdamwStep {
     float decay, step_size, root_correction;
 };
 
-constexpr unsigned int64_kind = 4;  // of numbers, after those of Dtype
+constexpr unsigned int64_kind = 4;  // type number of int64, after those of Dtype
 constexpr unsigned tensor_kinds = 0xFFFFFu;
 
 template <int capacity>
@@ -34,9 +34,10 @@ struct AdamwArguments {
     AdamwTensor tensors[capacity];
     int count;
     float take1, beta2, take2, eps;
-    AdamwStep step;  // where the host knows it
+    AdamwStep step;  // if the host computes it
     bool update_site, has_decay;
-    // Else what each tensor's own step makes, and what that is made of: the learning rate with its type, logarithms to base 2.
+    // Else the values of each tensor's own step, and what they are computed from: the learning rate with its type, and
+    // logarithms to base 2.
     AdamwStep* steps;
     unsigned lr_kind;
     const void* lr;
@@ -61,7 +62,7 @@ __device__ __forceinline__ void store_number(void* data, unsigned kind, std::int
     }
 }
 
-// Four elements of each tensor, as far as they are there.
+// Four elements of each tensor, fewer at its end.
 struct AdamwShare {
     float param[adamw_share], grad[adamw_share], exp_avg[adamw_share], exp_avg_sq[adamw_share], importance[adamw_share];
 };
@@ -95,7 +96,7 @@ __device__ __forceinline__ void advance(AdamwShare& share, int i, const Argument
     share.param[i] = before - change;
 }
 
-// The tensor that a block works on: the last that starts at or before it.
+// Return the tensor that a block works on: the last one that starts at or before it.
 template <class Arguments>
 __device__ __forceinline__ int tensor_of(const Arguments& arguments, int block) {
     int low = 0, high = arguments.count - 1;
@@ -115,8 +116,8 @@ __device__ __forceinline__ double load_scalar(const void* data, unsigned kind) {
     }
 }
 
-// What PyTorch computes on the host, in float64 too: one thread for each tensor, in a launch before the step's own, whose
-// blocks would else wait for the powers one by one.
+// Compute what PyTorch computes on the host, in float64 too: one thread for each tensor, in a launch before the step's
+// own, whose blocks would otherwise each wait for the powers.
 template <int capacity>
 __global__ void __launch_bounds__(warp_size) adamw_steps_kernel(const __grid_constant__ AdamwArguments<capacity> arguments) {
     const int index = static_cast<int>(blockIdx.x * warp_size + threadIdx.x);
@@ -131,11 +132,11 @@ __global__ void __launch_bounds__(warp_size) adamw_steps_kernel(const __grid_con
     arguments.steps[index] = step;
 }
 
-// Where a thread's share lies in a tensor.
+// The position of a thread's share in a tensor.
 struct AdamwPlace {
     std::int64_t at;
-    int valid;  // elements that are there
-    bool wide;  // all four, on boundaries of 16 bytes
+    int valid;  // elements that exist
+    bool wide;  // all four exist, aligned to 16 bytes
 };
 
 template <bool kFloat32>
@@ -192,8 +193,8 @@ __device__ __forceinline__ void store_share(const AdamwShare& share, const Adamw
     }
 }
 
-// kFloat32: every tensor is float32, and whole shares on boundaries of 16 bytes move at once. kOnDevice: steps were made here;
-// to leave that open takes eight registers more of both.
+// kFloat32: every tensor is float32, and whole shares aligned to 16 bytes move at once. kOnDevice: steps were computed
+// on the device; deciding that at run time would cost both variants eight registers more.
 template <int capacity, bool kOnDevice, bool kFloat32>
 __global__ void __launch_bounds__(adamw_threads) adamw_kernel(const __grid_constant__ AdamwArguments<capacity> arguments) {
     const int index = tensor_of(arguments, static_cast<int>(blockIdx.x));

@@ -1,4 +1,4 @@
-// How the adapter's blocks work, and what they bring to shared memory.
+// The tiles of the adapter's blocks, and how they are loaded into shared memory.
 #pragma once
 
 #include "cuda/activations.cuh"
@@ -6,7 +6,7 @@
 
 namespace tss {
 
-// How a block works: Hidden units and Rows of it, both products' warps, and the depth of the ring.
+// Layout of a block: its Hidden units and Rows, the warps of both products, and the depth of the ring.
 template <int Hidden, int Rows, int FirstM, int FirstN, int SecondM, int SecondN, int Stages>
 struct AdapterTile {
     static constexpr int hidden = Hidden, rows = Rows, stages = Stages;
@@ -19,15 +19,15 @@ struct AdapterTile {
     using Place = Stage<First, Operand::weight>;
     static constexpr int hidden_bytes = Hidden * Rows * 2;
     static constexpr std::size_t shared_bytes() { return hidden_bytes + Place::shared_bytes(); }
-    // Sums change hands in float32 in the place of the tile that was used last: so many rows at a time fit there.
+    // Sums are exchanged in float32 in the place of the tile that was used last; handed_rows rows at a time fit there.
     static constexpr int pitch = Hidden + 4;
     static constexpr int handed_rows = Rows == 128 ? 64 : 32;
     static_assert(handed_rows * pitch * 4 <= Place::bytes, "sums do not fit where a tile was");
 };
 
-// Operands of both passes. x is x or dy and may be float32; result is y or dx, or null where dx is not wanted. hidden
-// (rows, bottleneck) is written by the forward pass and read by the other, which writes d_hidden. Weights and results
-// are contiguous. *_aligned: rows start on boundaries of 16 bytes and columns are contiguous.
+// Operands of both passes. x is x or dy and may be float32; result is y or dx, or null if dx is not needed. hidden
+// (rows, bottleneck) is written by the forward pass and read by the backward pass, which writes d_hidden. Weights and
+// results are contiguous. *_aligned: rows start on boundaries of 16 bytes and columns are contiguous.
 template <class T, class X>
 struct AdapterOperands {
     View<X> x;
@@ -40,7 +40,7 @@ struct AdapterOperands {
     bool x_aligned, down_aligned, up_aligned, result_aligned, hidden_aligned;
 };
 
-// Eight neighbouring values of a row, of which `valid` are inside; 16 bytes at once where `aligned`.
+// Load eight neighbouring values of a row, of which `valid` are inside; 16 bytes at once where `aligned`.
 template <class T>
 __device__ __forceinline__ void load_chunk(T (&values)[chunk_elements], const T* from, std::int64_t stride, int valid,
                                            bool aligned) {
@@ -69,12 +69,12 @@ __device__ __forceinline__ void store_chunk(T* to, const T (&values)[chunk_eleme
     }
 }
 
-// Of eight elements from a place on, how many are inside; outside there may be a negative number of them.
+// Return how many of eight elements are inside, where `left` elements are left; it may be negative outside.
 __device__ __forceinline__ int inside_chunk(std::int64_t left) {
     return static_cast<int>(left < 0 ? 0 : left < chunk_elements ? left : chunk_elements);
 }
 
-// load_tile at once, through registers and rounded to T on the way where X is wider.
+// The synchronous variant of load_tile: through registers, and rounded to T on the way where X is wider.
 template <class T, int rows, int columns, int threads, int unrolled, class X>
 __device__ __forceinline__ void load_through_registers(char* tile, const View<X>& view, bool aligned,
                                                        std::int64_t first_row, std::int64_t first_column) {
@@ -97,7 +97,7 @@ __device__ __forceinline__ void load_through_registers(char* tile, const View<X>
     }
 }
 
-// Loads of single elements are for odd sizes: small code before speed.
+// Loads of single elements are for odd sizes: small code matters more than speed.
 template <class T, int rows, int columns, int threads, class X>
 __device__ __forceinline__ void load_any(char* tile, const View<X>& view, bool aligned, std::int64_t first_row,
                                          std::int64_t first_column) {
@@ -110,8 +110,8 @@ __device__ __forceinline__ void load_any(char* tile, const View<X>& view, bool a
     }
 }
 
-// Brings in what the first product needs of 64 of k, or the second of 64 features: weight, gates, and x, which is the
-// second's residual and comes from elsewhere if it is wider.
+// Loads the operands of the first product for 64 of k, or of the second for 64 features: weight, gates, and x, which is
+// the residual of the second; a wider residual is not loaded here but read when the result is stored.
 template <class Tile, class Place, bool backward, class T, class X>
 struct Loader {
     static constexpr int threads = Tile::threads, panel_words = panel_columns / word_gates;
@@ -122,7 +122,7 @@ struct Loader {
     WholeTiles<panel_columns, Tile::hidden, threads> up;
     WholeGates<panel_columns, Tile::hidden_words, threads> up_gates;
     WholeTiles<Tile::rows, panel_columns, threads> x;
-    bool whole;  // whether everything but a last tile of fewer features lies inside, on even boundaries
+    bool whole;  // whether everything except a last tile of fewer features is inside and aligned
 
     __device__ Loader(const AdapterOperands<T, X>& all, std::int64_t row)
         : operands(all), first_row(row), down(all.down, 0, 0), down_gates(all.down_gates, 0, 0), up(all.up, 0, 0),

@@ -1,4 +1,4 @@
-// The Python module: addresses as integers, sizes and strides in elements; every check was made before, in Python.
+// The Python module: addresses as integers, sizes and strides in elements; Python has made every check before.
 #include <cmath>
 
 #include <pybind11/pybind11.h>

@@ -1,4 +1,4 @@
-// What every kernel file needs: element types and their conversions, shared memory, and the launch.
+// Common to all kernel files: element types and their conversions, shared memory, and the launch.
 #pragma once
 
 #include <cstddef>
@@ -27,7 +27,7 @@ __device__ __forceinline__ float16 to_float16(float value) { return __float2half
 #endif
 __device__ __forceinline__ float to_float(float value) { return value; }
 
-// A float32 value in another type, rounded to nearest even.
+// Convert a float32 value to another type, rounded to nearest even.
 template <class T>
 __device__ __forceinline__ T from_float(float value) {
     if constexpr (std::is_same_v<T, bfloat16>) return to_bfloat16(value);
@@ -35,7 +35,7 @@ __device__ __forceinline__ T from_float(float value) {
     else return static_cast<T>(value);
 }
 
-// The block's dynamic shared memory, on a boundary of 1,024 bytes.
+// Return the block's dynamic shared memory, aligned to 1,024 bytes.
 __device__ __forceinline__ char* dynamic_shared() {
 #ifdef TSS_EMULATED
     return emulator::shared_memory();

@@ -1,4 +1,4 @@
-// Whether kernels can run here at all; asked when the backend is first used, never on import.
+// Whether kernels can run on this machine; checked when the backend is first used, never on import.
 #pragma once
 
 #include <string>

@@ -3,7 +3,7 @@
 namespace tss {
 namespace {
 
-// rows x features of the result; from_scores: gates are compared, and packed by the blocks of the first rows.
+// Compute rows x features of the result; from_scores: gates are compared, and packed by the blocks of the first rows.
 template <bool transposed, bool from_scores>
 __global__ void __launch_bounds__(float32_threads) gated_float32_kernel(const __grid_constant__ ProductArguments p) {
     const auto* activations = static_cast<const float*>(p.activations);

@@ -1,4 +1,4 @@
-// Products of float32 without tensor cores, for any strides: exact to float32, one tile for all shapes.
+// Products of float32 without tensor cores, for any strides: with float32 precision, one tile for all shapes.
 #pragma once
 
 #include "cuda/gates.cuh"
@@ -7,12 +7,12 @@
 namespace tss {
 
 constexpr int float32_tile = 64, float32_depth = 16, float32_threads = 256, float32_share = 4;
-// Sixteen rows of two neighbours, which a warp writes, lie in 32 banks.
+// Sixteen rows of two neighbours, which a warp writes, are in 32 different banks.
 constexpr int float32_pitch = float32_tile + 2;
 
 void gated_product_float32(const ProductArguments& arguments, Target target);
 
-// Sums of d (m, n) = Σ a(m, k) b(k, n) for k in [first, last); a lane has 4 x 4 of them, 16 apart.
+// Compute the sums d (m, n) = Σ a(m, k) b(k, n) for k in [first_k, last_k); a lane has 4 x 4 of them, 16 apart.
 // `a` and `b` read an element, and 0 outside their matrix.
 template <class A, class B>
 __device__ __forceinline__ void multiply_float32(float (&sums)[float32_share][float32_share], std::int64_t first_m,
@@ -34,7 +34,8 @@ __device__ __forceinline__ void multiply_float32(float (&sums)[float32_share][fl
             b_tile[k * pitch + other] = inside ? b(start + k, first_n + other) : 0.0f;
         }
         __syncthreads();
-        // Summed by depths, then over them: rounding errors grow with the longer of both, not with their product.
+        // Summed within each depth tile, then over the tiles: rounding errors grow with the longer of the two sums, not
+        // with the product of their lengths.
         float parts[float32_share][float32_share] = {};
 #pragma unroll
         for (int k = 0; k < float32_depth; ++k) {
@@ -61,7 +62,7 @@ __device__ __forceinline__ void multiply_float32(float (&sums)[float32_share][fl
 
 constexpr std::size_t float32_shared_bytes = 2 * float32_depth * float32_pitch * sizeof(float);
 
-// Calls use(m, n, value) for this lane's sums inside an m x n matrix.
+// Call use(m, n, value) for this lane's sums inside an m x n matrix.
 template <class Use>
 __device__ __forceinline__ void each_float32(const float (&sums)[float32_share][float32_share], std::int64_t first_m,
                                              std::int64_t first_n, std::int64_t m_size, std::int64_t n_size, Use use) {

@@ -1,4 +1,4 @@
-// The adapter's kernels for bfloat16 weights, and the choice between the two types.
+// The adapter's kernels for bfloat16 weights, and the choice between bfloat16 and float16.
 #include "cuda/gated_adapter_launch.cuh"
 
 namespace tss {

@@ -1,16 +1,17 @@
 // The whole gated adapter for 16-bit weights, y = x + (U * g) a((D * g) x + b) + c, and its input gradient: one kernel.
 //
-// A block takes some rows through both products, each computed transposed as in product.cuh. One ring of copies brings
-// in the tiles of the first product, 64 of k at a time, and goes on to those of the second, 64 features at a time, so
-// that nothing waits where one ends and the other starts. Between them the hidden units stay in shared memory.
+// A block computes both products for some rows, each transposed as in product.cuh. One ring of copies loads the tiles
+// of the first product, 64 of k at a time, and continues with those of the second, 64 features at a time, so that
+// nothing waits where one ends and the other starts. Between them the hidden units stay in shared memory.
 #pragma once
 
 #include "cuda/adapter_tile.cuh"
 
 namespace tss {
 
-// Eight hidden units of a row from the first product's sums: `values` is what the second product multiplies, and memory
-// gets what the backward pass needs. Units that only fill the tile are 0: their sums are NaN where x is not finite.
+// Compute eight hidden units of a row from the first product's sums: `values` is the operand of the second product, and
+// memory receives what the backward pass needs. Units that only pad the tile are set to 0, since their sums are NaN
+// where x is not finite.
 template <bool backward, class T, class X>
 __device__ __forceinline__ void finish_units(T (&values)[chunk_elements], const float* sums,
                                              const AdapterOperands<T, X>& operands, std::int64_t row,
@@ -38,8 +39,8 @@ __device__ __forceinline__ void finish_units(T (&values)[chunk_elements], const 
     else store_chunk(operands.hidden + at, kept, valid, operands.hidden_aligned);
 }
 
-// Turns the first product's sums into the second's operand, `hidden` (rows x units in panels), through `handed`, which
-// all are done with. All threads leave past a barrier after it.
+// Turn the first product's sums into the second's operand, `hidden` (rows x units in panels), through `handed`, which
+// no thread uses any more. A barrier follows the last use, before any thread returns.
 template <class Tile, bool backward, class T, class X>
 __device__ __forceinline__ void finish_hidden(const Sums<typename Tile::First>& sums, char* hidden, char* handed,
                                               const AdapterOperands<T, X>& operands, std::int64_t first_row) {
@@ -65,7 +66,7 @@ __device__ __forceinline__ void finish_hidden(const Sums<typename Tile::First>& 
     }
 }
 
-// The second product's operand B, which stays in registers for all features.
+// Operand B of the second product, which stays in registers for all features.
 template <class Tile>
 struct HiddenPieces {
     unsigned values[Tile::hidden_steps][Tile::Second::pieces_n / 2][4];
@@ -81,7 +82,7 @@ struct HiddenPieces {
     }
 };
 
-// The second product of 64 features.
+// Compute the second product for 64 features.
 template <class T, class Tile, bool backward, class Place>
 __device__ __forceinline__ void multiply_second(Sums<typename Tile::Second>& sums, const Place& place,
                                                 const HiddenPieces<Tile>& hidden) {
@@ -106,8 +107,8 @@ __device__ __forceinline__ void multiply_second(Sums<typename Tile::Second>& sum
     }
 }
 
-// Writes sums, transposed back and rounded, over the tile of the residual, which is added first where it is there: a
-// warp gets from it the very elements that it writes.
+// Write the sums, transposed back and rounded, over the tile of the residual, which, if `residual`, is added first: a
+// warp reads from it exactly the elements that it writes.
 template <class T, int tile_rows, bool residual, class Second>
 __device__ __forceinline__ void stage_result(const Sums<Second>& sums, char* tile) {
     const int lane = threadIdx.x % warp_size;
@@ -133,7 +134,7 @@ __device__ __forceinline__ void stage_result(const Sums<Second>& sums, char* til
     }
 }
 
-// Copies a staged tile to the result, or adds it to the residual there where that is wider.
+// Copy a staged tile to the result; where the residual is wider, add it to the residual first.
 template <class T, class X, class Tile>
 __device__ __forceinline__ void store_result(const char* tile, const AdapterOperands<T, X>& operands,
                                              std::int64_t first_row, std::int64_t first_column) {
@@ -160,7 +161,7 @@ __device__ __forceinline__ void store_result(const char* tile, const AdapterOper
     }
 }
 
-// The second product's sums start from the bias.
+// Initialize the second product's sums with the bias.
 template <class Second, class T>
 __device__ __forceinline__ void start_from_bias(Sums<Second>& sums, const T* bias, std::int64_t first,
                                                 std::int64_t features) {
@@ -182,14 +183,14 @@ __global__ void __launch_bounds__(Tile::threads, 2)
     const std::int64_t first_row = std::int64_t(blockIdx.x) * Tile::rows, features = operands.x.columns;
     const int tiles = static_cast<int>(divide_up(features, panel_columns)), all = operands.result != nullptr ? 2 * tiles : tiles;
     const Loader<Tile, Place, backward, T, X> loader(operands, first_row);
-    // The second product takes its features from the last to the first: x, its residual, is read again soonest where it
-    // was read last, and may still be in the cache.
+    // The second product processes its features from the last to the first: the part of x, its residual, that was read
+    // last is read again first and may still be in the cache.
     const auto column_of = [&](int tile) { return std::int64_t(tile < tiles ? tile : all - 1 - tile) * panel_columns; };
     int place = 0;
     {
         Sums<typename Tile::First> sums;
         sums.clear();
-        // The turns before tile 0 fill the ring: every copy of the code that loads is long.
+        // The turns before tile 0 fill the ring; a separate loop would repeat the loading code, which is long.
         for (int tile = 1 - Tile::stages; tile < tiles; ++tile) {
             turn_ring<Tile::stages, false>(place, tile, all, [&](int to, int next) {
                 loader.load(Place(ring, to), column_of(next), next < tiles);

@@ -1,4 +1,4 @@
-// Launches of the adapter's kernels for one type of weights: one of a few tiles, which Python chooses by shape.
+// Launches of the adapter's kernels for one weight type, with one of a few tiles, which Python chooses by shape.
 #pragma once
 
 #include "cuda/gated_adapter.cuh"
@@ -68,7 +68,7 @@ void gated_adapter_of(const AdapterArguments& arguments, Target target) {
     else launch_adapter<T, T>(arguments, target);
 }
 
-// In gated_adapter_float16.cu: two compilers share the work.
+// Defined in gated_adapter_float16.cu, so that two compiler processes share the work.
 void gated_adapter_float16(const AdapterArguments& arguments, Target target);
 
 }  // namespace tss

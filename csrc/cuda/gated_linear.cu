@@ -1,4 +1,5 @@
-// Launches of the gated products: one of a few tiles, which Python chooses by shape, and a general one for any strides.
+// Launches of the gated products, with one of a few tiles, which Python chooses by shape, and a general one for any
+// strides.
 #include "cuda/gated_linear.cuh"
 
 #include "cuda/float32_product.cuh"
@@ -7,18 +8,18 @@
 namespace tss {
 namespace {
 
-// 64 sums a lane in all of them but the small ones, which spread few rows over many blocks.
+// 64 sums per lane in all of them except the small ones, which spread few rows over many blocks.
 using Small = ProductTile<64, 32, 2, 2, 3>;
 using Narrow = ProductTile<64, 128, 1, 4, 3>;
 using Wide = ProductTile<128, 128, 2, 4, 3>;
 using General = ProductTile<64, 32, 2, 2, 2>;
-// By Hopper's warpgroup instructions.
+// With Hopper's warpgroup instructions.
 using NarrowGroups = ProductTile<64, 128, 4, 1, 3, true>;
 using WideGroups = ProductTile<128, 128, 8, 1, 3, true>;
 
 constexpr int sum_threads = 256;
 
-// Adds the ranges in order, and the bias of an element's column, where there is one.
+// Add the ranges in order, and the bias of an element's column, if there is one.
 template <class T>
 __global__ void __launch_bounds__(sum_threads)
     sum_ranges_kernel(const float* partial, int ranges, std::int64_t elements, std::int64_t features, const T* bias, T* result) {
@@ -34,7 +35,7 @@ template <class T, class Tile, bool transposed, bool from_scores, bool aligned>
 void run(ProductOperands<T> operands, Target target) {
     using S = Stage<Tile, transposed ? Operand::weight_transposed : Operand::weight>;
     const std::int64_t features = transposed ? operands.in_features : operands.out_features;
-    // Without rows one row of blocks still runs where gates are compared, to write them.
+    // Even without rows, one row of blocks runs where gates are compared, to write them.
     const std::int64_t rows = from_scores ? max(std::int64_t(1), operands.activations.rows) : operands.activations.rows;
     const std::int64_t blocks = divide_up(features, Tile::m) * divide_up(rows, Tile::n);
     const std::int64_t k_tiles = divide_up(transposed ? operands.out_features : operands.in_features, k_tile);
@@ -97,7 +98,7 @@ std::vector<SharedBytes> product_shared_bytes() {
             of(NarrowGroups(), "narrow_groups"), of(WideGroups(), "wide_groups")};
 }
 
-// A lane of the true kernel holds as many sums in registers; one that only traps needs a handful.
+// A lane of the real kernel holds that many sums in registers; a kernel that only traps needs a handful of registers.
 bool has_warpgroups(int device) {
     return registers_of(gated_product_kernel<bfloat16, NarrowGroups, false, false, true>, device) >= NarrowGroups::pieces_n * 4;
 }

@@ -12,22 +12,22 @@ struct ProductOperands {
     const T* weight;
     std::int64_t out_features, in_features;
     GateBits gates;
-    const float* scores;  // compared in place of gates where they are given, forward only
+    const float* scores;  // if given, compared in place of reading gates; forward only
     float threshold;
-    std::uint8_t* packed;  // where compared gates go
+    std::uint8_t* packed;  // receives the compared gates
     const T* bias;
     T* result;
     bool wide;  // rows of the result start on boundaries of 16 bytes
-    // Where what is summed over is cut into ranges, of so many k tiles and blocks each: float32 (ranges, rows, features), the
-    // sums of each range, which a second kernel adds.
+    // If the summed dimension is cut into ranges, of range_tiles k tiles and range_blocks blocks each: the sums of each
+    // range, float32 (ranges, rows, features), which a second kernel adds.
     float* partial = nullptr;
     std::int64_t range_tiles = 0;
     unsigned range_blocks = 0;
 };
 
-// Sums of A, m features from first_feature on, over k in [first_k, last_k). `load_b(tile, further, k, is_whole)` brings in
-// the activations from k = first_k + further on; is_whole: of the first `whole` k tiles, which lie inside all matrices. Scores
-// that are compared go to `packed`.
+// Compute the sums of A, m features from first_feature on, over k in [first_k, last_k). `load_b(tile, further, k,
+// is_whole)` loads the activations from k = first_k + further on; is_whole: the tile is one of the first `whole` k
+// tiles, which are inside all matrices. Gates of scores that are compared go to `packed`.
 template <class T, class Tile, bool transposed, bool from_scores, bool aligned, class LoadB>
 __device__ __forceinline__ void accumulate_masked(Sums<Tile>& sums, char* memory, const ProductOperands<T>& operands,
                                                   std::int64_t first_feature, std::int64_t first_k, std::int64_t last_k, int whole,
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(Tile::threads) gated_product_kernel(const __gr
         const std::int64_t column_blocks = divide_up(features, Tile::m);
         const bool ranges = operands.partial != nullptr;
         const unsigned range = ranges ? blockIdx.x / operands.range_blocks : 0, block = blockIdx.x - range * operands.range_blocks;
-        // Blocks that read the same activations are neighbours in time.
+        // Blocks that read the same activations run close to each other in time.
         const std::int64_t first_feature = block % column_blocks * Tile::m;
         const std::int64_t first_row = block / column_blocks * Tile::n;
         const std::int64_t first_k = range * operands.range_tiles * k_tile;
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(Tile::threads) gated_product_kernel(const __gr
         std::uint8_t* packed = first_row == 0 ? operands.packed : nullptr;
         const WholeTiles<Tile::n, k_tile, Tile::threads> whole_b(operands.activations, first_row, first_k);
         const bool inside = first_row + Tile::n <= operands.activations.rows && first_feature + Tile::m <= features;
-        // So many k tiles lie inside all matrices.
+        // The number of k tiles that are inside all matrices.
         const int whole = aligned && inside && (from_scores || operands.gates.words) ? static_cast<int>((last_k - first_k) / k_tile) : 0;
         Sums<Tile> sums;
         accumulate_masked<T, Tile, transposed, from_scores, aligned>(

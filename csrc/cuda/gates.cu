@@ -1,4 +1,4 @@
-// Packing gates to bits, unpacking them, and W * g written out for a product of the vendor's library.
+// Packing gates to bits, unpacking them, and writing W * g to memory for a product of the vendor's library.
 #include "cuda/gates.cuh"
 #include "cuda/operations.h"
 
@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(gate_threads) unpack_kernel(GateMatrix matrix,
     }
 }
 
-// kFromScores: gates are compared and, as a by-product, packed; else they are read as bits. `Word` only has W's size: a
-// weight is kept or becomes 0 whatever it holds.
+// kFromScores: gates are compared and, as a by-product, packed; else they are read as bits. `Word` only has the size of
+// W's elements: a weight is kept or becomes 0 whatever its value.
 template <class Word, bool kFromScores>
 __global__ void __launch_bounds__(gate_threads)
     mask_kernel(GateMatrix matrix, const Word* weight, Word* masked, float threshold, bool aligned) {
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(gate_threads)
     }
 }
 
-// Rows start on the boundary that their first one has.
+// Whether all rows have the alignment of the first one.
 bool whole_bytes(std::int64_t columns) { return columns % gates_of_byte == 0; }
 
 template <class Word>

@@ -1,4 +1,5 @@
-// Gates as bits: a byte holds eight neighbouring columns, the first lowest; rows start on bytes and are padded with 0.
+// Gates as bits: a byte holds eight neighbouring columns, the first in the lowest bit; each row starts with a byte and
+// is padded with 0.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -8,13 +9,13 @@ namespace tss {
 constexpr int gate_threads = 256;
 constexpr int gates_of_byte = 8;
 
-// The threshold as PyTorch compares with it: rounded to the scores' type.
+// Return the threshold as PyTorch compares with it: rounded to the scores' type.
 template <class T>
 __device__ __forceinline__ float bound_of(float threshold) {
     return to_float(from_float<T>(threshold));
 }
 
-// Eight values from an address of any alignment, or 16 bytes at a time where `aligned` promises so.
+// Load eight values from an address of any alignment, or 16 bytes at a time where `aligned` says that it is possible.
 template <class T>
 __device__ __forceinline__ void load_eight(const T* from, int valid, bool aligned, float (&values)[gates_of_byte], float other) {
     if (aligned && valid == gates_of_byte) {
@@ -38,19 +39,19 @@ __device__ __forceinline__ unsigned bits_of(const float (&scores)[gates_of_byte]
     return byte;
 }
 
-// Selects the halves of a register: bit 0 of `lower` the lower one, bit 0 of `upper` the upper.
+// Return a mask of a register's halves: bit 0 of `lower` selects the lower one, bit 0 of `upper` the upper.
 __device__ __forceinline__ unsigned half_mask(unsigned lower, unsigned upper) {
     return (lower & 1) * 0x0000FFFFu + (upper & 1) * 0xFFFF0000u;
 }
 
-// Leaves of a register's one or two elements, `position` of which come before it, what the gates let through.
+// Return a register's one or two elements, each kept or set to 0 by its gate; `position` elements come before them.
 template <int element_bytes>
 __device__ __forceinline__ unsigned select(unsigned elements, unsigned gates, int position) {
     if constexpr (element_bytes == 2) return elements & half_mask(gates >> position, gates >> (position + 1));
     else return gates >> position & 1 ? elements : 0;
 }
 
-// A contiguous matrix whose gates are made, read or used: a thread takes one of its bytes.
+// A contiguous matrix whose gates are packed, unpacked or applied: a thread takes one byte of gates.
 struct GateMatrix {
     const void* scores = nullptr;
     std::uint8_t* packed = nullptr;
@@ -60,7 +61,7 @@ struct GateMatrix {
     __host__ __device__ std::int64_t bytes() const { return rows * row_bytes(); }
 };
 
-// Where one byte of gates lies: its row and first column, how many columns it has and their place in the matrix.
+// Position of one byte of gates: the index in the matrix of its first element, and how many columns it has.
 struct ByteOfGates {
     std::int64_t first;
     int valid;

@@ -1,6 +1,6 @@
-// Importance: mean and deviation of groups of elements in float64 and in a fixed order, then |tanh| and, where asked for, the
-// maximum in one pass. A group is cut into equal chunks, one block each. Float64 is what GPUs have least of: a loop over
-// elements divides nothing, and what a block needs once one warp computes.
+// Importance: mean and deviation of groups of elements in float64 and in a fixed order, then |tanh| and, if requested,
+// the maximum in one pass. A group is cut into equal chunks, one block each. GPUs have few float64 units: loops over
+// elements do not divide, and one warp computes what a block needs once.
 #include <limits>
 
 #include "cuda/device.cuh"
@@ -19,7 +19,8 @@ __device__ __forceinline__ double wide(T value) {
     else return static_cast<double>(to_float(value));
 }
 
-// As a type that can be compared: a conversion to float64 takes as long as four of its additions.
+// Convert to a type that can be compared; not to float64, since that conversion takes as long as four float64
+// additions.
 template <class T>
 __device__ __forceinline__ auto comparable(T value) {
     if constexpr (std::is_same_v<T, double>) return value;
@@ -32,12 +33,12 @@ __device__ __forceinline__ bool stays(T total, U added) {
     return total != total || total > added;
 }
 
-// 1 - 2^y for y <= 0 to a relative 3e-10, as near to 0 as it may be: of y = n + r with a whole n and |r| <= 1/2 it is
-// (1 - 2^n) - 2^n (2^r - 1), and 2^r - 1 is r times the polynomial that is nearest to it in relative error.
+// 1 - 2^y for y <= 0 to a relative 3e-10, however near to 0: with y = n + r, n an integer and |r| <= 1/2, it is
+// (1 - 2^n) - 2^n (2^r - 1), and 2^r - 1 is r times the polynomial that approximates it best in relative error.
 __device__ __forceinline__ double one_less_power(double y) {
-    constexpr double to_whole = 6755399441055744.0;  // 1.5 2^52: of a sum with it the low word is the nearest whole number
+    constexpr double to_whole = 6755399441055744.0;  // 1.5 2^52: in a sum with it, the low word is the nearest integer
     const double shifted = y + to_whole, r = y - (shifted - to_whole);
-    const int n = max(__double2loint(shifted), -64);  // below that nothing is taken from 1
+    const int n = max(__double2loint(shifted), -64);  // below that 1 - 2^n is 1
     const double power = __hiloint2double(static_cast<int>((1023u + static_cast<unsigned>(n)) << 20), 0);
     double slope = 1.5252714323613949e-05;
     slope = fma(slope, r, 0.00015461329749426884);
@@ -51,14 +52,14 @@ __device__ __forceinline__ double one_less_power(double y) {
 
 constexpr double two_over_ln2 = 2.8853900817779268;
 
-// |tanh(z)| of two_over_ln2 z. Of the division's error of 2^-20 one step leaves its square.
+// Return |tanh(z)|; scaled is two_over_ln2 z. One correction step squares the relative error of the inverse, 2^-20.
 __device__ __forceinline__ double abs_tanh(double scaled) {
     const double upper = one_less_power(-fabs(scaled)), lower = 2.0 - upper, inverse = approximate_inverse(lower);
     const double quotient = upper * inverse;
     return fma(quotient, fma(-lower, inverse, 1.0), quotient);
 }
 
-// What `finish` makes of the sum of all threads' numbers; all of them get it, the first thread alone computes it.
+// Return finish(sum of all threads' numbers) to every thread; only the first thread calls `finish`.
 template <class Finish>
 __device__ __forceinline__ double sum_of_block(double mine, Finish finish) {
     auto* all = reinterpret_cast<double*>(dynamic_shared());
@@ -74,14 +75,16 @@ __device__ __forceinline__ double sum_of_block(double mine, Finish finish) {
     return all[threads];
 }
 
-// The mean of some elements, minus an origin, and what was made of the sum of their squared deviations from it.
+// The mean of some elements, minus an origin, and the result of `finish` on the sum of their squared deviations from
+// it.
 struct Statistics {
     double mean, spread;
 };
 
-// Of elements from start to stop, minus `origin`, so that equal elements are exactly 0. NaN and infinity make the spread NaN.
-// Each thread sums what its elements have beyond its first, which the mean of the block is taken from in the end: what
-// cancels then is at most as many times the result as a thread has elements.
+// Statistics of the elements from start to stop, minus `origin`, so that equal elements are exactly 0. NaN and infinity
+// make the spread NaN. Each thread sums the differences of its elements from its first one, and corrects them to the
+// block's mean at the end: the terms that cancel then exceed the result at most by a factor of the number of elements
+// of a thread.
 template <class T, class Finish>
 __device__ __forceinline__ Statistics of_range(const T* raw, double origin, std::int64_t start, std::int64_t stop, Finish finish) {
     const std::int64_t from = start + threadIdx.x;
@@ -98,14 +101,15 @@ __device__ __forceinline__ Statistics of_range(const T* raw, double origin, std:
     const double mean = sum_of_block(fma(count, far, sum), [&](double all) { return all / elements; });
     const double off = mean - far;
     const double spread = sum_of_block(any ? fma(off, fma(count, off, -2.0 * sum), squares) : 0.0, [&](double all) {
-        // Of finite numbers only those whose squares are not make NaN: too far apart for float64, not wrong.
+        // With finite numbers, NaN arises only if their squares are not finite: too far apart for float64, not an
+        // error.
         const bool overflown = all != all && fabs(mean) < infinity;
         return finish(overflown ? infinity : all < 0.0 ? 0.0 : all);
     });
     return {mean, spread};
 }
 
-// Of the whole group, from its chunks'.
+// Statistics of the whole group, from those of its chunks.
 template <class Finish>
 __device__ __forceinline__ Statistics of_chunks(const ImportanceArguments& p, std::int64_t group, std::int64_t chunks, Finish finish) {
     const double* means = p.partial + group * chunks;
@@ -162,7 +166,7 @@ __global__ void __launch_bounds__(threads) accumulate_kernel(Total* total, const
     if (!stays(comparable(total[at]), comparable(rounded))) total[at] = rounded;
 }
 
-// Calls use(T()) with the type of a number's kind.
+// Call use(T()) with the type of this dtype.
 template <class Use>
 void with_type(Dtype dtype, Use use) {
     switch (dtype) {

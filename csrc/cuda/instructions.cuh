@@ -1,4 +1,4 @@
-// The tensor-core and copy instructions by name. With TSS_EMULATED their meaning is carried out on the CPU instead.
+// The tensor-core and copy instructions by name. With TSS_EMULATED they are emulated on the CPU instead.
 #pragma once
 
 #ifdef TSS_EMULATED
@@ -20,7 +20,7 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
     return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
-// Copies of 16 or 4 bytes to shared memory that run on; bytes beyond the valid ones become 0.
+// Asynchronous copies of 16 or 4 bytes to shared memory; bytes beyond the valid ones become 0.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, unsigned valid_bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(valid_bytes)
                  : "memory");
@@ -29,7 +29,7 @@ __device__ __forceinline__ void copy_async_4(void* shared, const void* global, u
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(valid_bytes)
                  : "memory");
 }
-// The same of all their bytes.
+// The same with all bytes valid.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
@@ -42,34 +42,35 @@ __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// The number, of which the compiler knows nothing earlier: what follows from it is computed where it is used, and not kept
-// in registers through a loop before.
+// Return the number, hidden from the compiler until here: what depends on it is computed where it is used, and not kept
+// in registers through an earlier loop.
 __device__ __forceinline__ std::int64_t not_before(std::int64_t number) {
     asm volatile("" : "+l"(number));
     return number;
 }
 
-// One store of 16 bytes; left to itself the compiler may make four of it.
+// One store of 16 bytes; by itself the compiler may split it into four.
 __device__ __forceinline__ void store_16(void* global, uint4 value) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
                  : "memory");
 }
 
-// 1 / value, to some 20 bits.
+// 1 / value, to about 20 bits.
 __device__ __forceinline__ double approximate_inverse(double value) {
     double inverse;
     asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(inverse) : "d"(value));
     return inverse;
 }
 
-// A mask of halves: the lower one where this byte of `lower` has its sign bit, the upper one by `upper`.
+// Return a mask of halves: the lower half is set if this byte of `lower` has its sign bit, the upper one likewise by
+// `upper`.
 __device__ __forceinline__ unsigned mask_of_signs(unsigned lower, unsigned upper, int byte) {
     unsigned mask;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(mask) : "r"(lower), "r"(upper), "r"(0xCC88 + 0x1111 * byte));
     return mask;
 }
 
-// Four 8 x 8 matrices of 16-bit elements; lane 8 m + r gives the address of row r of matrix m.
+// Load four 8 x 8 matrices of 16-bit elements; lane 8 m + r gives the address of row r of matrix m.
 template <bool transposed>
 __device__ __forceinline__ void load_matrices(unsigned (&registers)[4], const void* row) {
     if constexpr (transposed) {
@@ -85,8 +86,9 @@ __device__ __forceinline__ void load_matrices(unsigned (&registers)[4], const vo
     }
 }
 
-// Stores four 8 x 8 matrices of 16-bit elements transposed: of each a lane holds (row lane / 4, columns 2 (lane % 4) and one
-// more), and lane 8 m + c gives the address, on a boundary of 16 bytes, where column c of matrix m becomes a row.
+// Store four 8 x 8 matrices of 16-bit elements transposed: of each, a lane holds (row lane / 4, columns 2 (lane % 4)
+// and the next), and lane 8 m + c gives the address, on a boundary of 16 bytes, where column c of matrix m becomes a
+// row.
 __device__ __forceinline__ void store_matrices_transposed(void* row, const unsigned (&registers)[4]) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
@@ -104,7 +106,7 @@ __device__ __forceinline__ void store_matrices_transposed(void* row, const unsig
 #endif
 }
 
-// Two values as the halves of a register, the first in the lower one, rounded to nearest even.
+// Return two values as the halves of a register, the first in the lower one, rounded to nearest even.
 template <class T>
 __device__ __forceinline__ unsigned rounded_pair(float lower, float upper) {
     unsigned pair;
@@ -129,14 +131,15 @@ TSS_MULTIPLY_16816(bfloat16, "bf16")
 TSS_MULTIPLY_16816(float16, "f16")
 #undef TSS_MULTIPLY_16816
 
-// Descriptor of an operand in shared memory: rows of 128 bytes along k, swizzled, eight rows after another 1,024 bytes on.
+// Descriptor of an operand in shared memory: rows of 128 bytes along k, swizzled; groups of eight rows 1,024 bytes
+// apart.
 __device__ __forceinline__ std::uint64_t shared_descriptor(const void* start) {
     return std::uint64_t(shared_address(start) & 0x3FFFF) >> 4 | std::uint64_t(1) << 16 | std::uint64_t(64) << 32 |
            std::uint64_t(1) << 62;
 }
 
-// Instructions of Hopper alone, in code for sm_90a and in no other, not even in what Hopper's driver makes of PTX for
-// compute_90: there kernels that use them are nothing but a trap, and registers_of says so before a launch.
+// Instructions of Hopper only, available in code for sm_90a and in no other, not even in what Hopper's driver compiles
+// from PTX for compute_90: there, kernels that use them only trap, and registers_of reveals that before a launch.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define TSS_HAS_WARPGROUPS 1
 __device__ __forceinline__ void warpgroup_arrive() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -145,7 +148,7 @@ template <int pending>
 __device__ __forceinline__ void warpgroup_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
-// What this thread wrote to shared memory is there for the tensor cores that read it by descriptor.
+// Make this thread's writes to shared memory visible to the tensor cores that read it by descriptor.
 __device__ __forceinline__ void fence_shared_for_warpgroup() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 #define TSS_F8(i)                                                                                          \

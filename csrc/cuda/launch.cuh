@@ -1,4 +1,4 @@
-// How the host starts a kernel, and what it asks the runtime about one.
+// Launching a kernel from the host, and querying the runtime about one.
 #pragma once
 
 #include <cstddef>
@@ -17,14 +17,15 @@
 namespace tss {
 
 #ifndef TSS_EMULATED
-// The runtime also keeps an error for whoever asks next: taken away here, so that it is reported once, by whom it befell.
+// The runtime also keeps an error for the next caller that asks: cleared here, so that it is reported once, by the call
+// that it belongs to.
 inline void check(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return;
     cudaGetLastError();
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-// Makes a device current for a launch and leaves the one that was current before.
+// Makes a device current for a launch and restores the previous one afterwards.
 class OnDevice {
 public:
     explicit OnDevice(int device) {
@@ -44,10 +45,10 @@ private:
 };
 #endif
 
-constexpr std::size_t usual_shared_bytes = 48 * 1024;  // more must be asked for
+constexpr std::size_t usual_shared_bytes = 48 * 1024;  // more must be requested
 
-// Registers of a thread in the code that the device's driver takes for a kernel: of several in the module the one that
-// fits it best, or what it compiled from PTX.
+// Return the registers per thread of the code that the device's driver selects for a kernel: the best match among
+// several in the module, or what it compiled from PTX.
 template <class... Parameters>
 int registers_of([[maybe_unused]] void (*kernel)(Parameters...), [[maybe_unused]] int device) {
 #ifdef TSS_EMULATED
@@ -60,8 +61,8 @@ int registers_of([[maybe_unused]] void (*kernel)(Parameters...), [[maybe_unused]
 #endif
 }
 
-// Starts a kernel; returns at once. Throws std::runtime_error with the runtime's own words, about this launch alone: what
-// went wrong before it, here or in another library, is not its own.
+// Start a kernel and return at once. Throws std::runtime_error with the runtime's own message, for this launch only:
+// earlier errors, of this module or another library, are not reported here.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), std::int64_t blocks, int threads, std::size_t shared_bytes, Target target,
             Arguments... arguments) {

@@ -1,4 +1,5 @@
-// Products of rows of many tasks: a launch that groups a batch by task, and the gated products by tiles of one task each.
+// Products of rows of many tasks: a launch that groups a batch by task, and the gated products in tiles of one task
+// each.
 #include "cuda/multi_task.cuh"
 
 #include "cuda/float32_product.cuh"
@@ -15,9 +16,9 @@ __device__ __forceinline__ int sum_of_warp(int value) {
     return value;
 }
 
-// One block for each task, and a last one for ids that are no task's.
+// One block for each task, and a last one for ids of no task.
 __global__ void __launch_bounds__(group_threads) group_kernel(GroupArguments p, int tile_rows) {
-    int* const totals = reinterpret_cast<int*>(dynamic_shared());  // of warps; then how many are lower, and how many own
+    int* const totals = reinterpret_cast<int*>(dynamic_shared());  // of warps; then of lower and of own entries
     const std::int64_t task = blockIdx.x;
     const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size;
     const auto task_at = [&](std::int64_t entry) {
@@ -68,12 +69,12 @@ __global__ void __launch_bounds__(group_threads) group_kernel(GroupArguments p, 
     }
 }
 
-// The tiles of gated_linear's small and general blocks.
+// The tiles of gated_linear's small and general tilings.
 template <bool aligned>
 using TileOf = ProductTile<64, 32, 2, 2, aligned ? 3 : 2>;
 template <class Tile, bool transposed>
 using StageOf = Stage<Tile, transposed ? Operand::weight_transposed : Operand::weight>;
-// Where the list of a tile's rows begins in shared memory, and where it ends.
+// Start and end of the list of a tile's rows in shared memory.
 template <class Tile, bool transposed>
 constexpr std::size_t ring_bytes = StageOf<Tile, transposed>::shared_bytes();
 template <class Tile, bool transposed>

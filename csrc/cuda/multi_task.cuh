@@ -1,4 +1,5 @@
-// What products of rows of many tasks share: the rows of a tile, which lie anywhere, and what becomes of their sums.
+// Common to the products of rows of many tasks: the rows of a tile, which can be anywhere, and the results from their
+// sums.
 #pragma once
 
 #include "cuda/activations.cuh"
@@ -13,10 +14,10 @@ struct TaskTile {
     __device__ TaskTile(const MultiTaskArguments& p, std::int64_t number)
         : task(p.tiles[3 * number]), first(p.tiles[3 * number + 1]), count(p.tiles[3 * number + 2]) {}
 
-    // Its gates; those of some task where it has none.
+    // Return its task's gates; without a task, those of some task.
     __device__ const std::uint8_t* gates(const MultiTaskArguments& p) const { return p.bank + max(task, std::int64_t(0)) * p.task_bytes; }
 
-    // Puts its rows to `rows`, -1 behind the last; all threads may read them.
+    // Write its rows to `rows`, with -1 after the last; all threads may read them afterwards.
     template <int tile_rows, int threads>
     __device__ void list_rows(std::int64_t* rows, const MultiTaskArguments& p) const {
         for (int place = threadIdx.x; place < tile_rows; place += threads) {
@@ -27,7 +28,7 @@ struct TaskTile {
     }
 };
 
-// A thread's chunks of a tile of activations whose rows are listed; the same places as `load_tile` has.
+// A thread's chunks of a tile of activations whose rows are listed; it has the same layout as with `load_tile`.
 template <int tile_rows, int threads, bool aligned, class T>
 struct ListedRows {
     static constexpr int chunks_of_row = k_tile / chunk_elements, rows_at_once = threads / chunks_of_row;
@@ -59,7 +60,7 @@ struct ListedRows {
     }
 };
 
-// One element of the result from its sum.
+// Computes one element of the result from its sum.
 template <class T, bool transposed>
 struct Finish {
     const MultiTaskArguments& p;
@@ -82,7 +83,7 @@ struct Finish {
         }
     }
 
-    // Through the activation, whose result or gradient is stored.
+    // Apply the activation and store its result or gradient.
     template <class Activation>
     __device__ void through(Activation, std::int64_t row, std::int64_t feature, float sum) const {
         T* hidden = static_cast<T*>(p.hidden) + row * features + feature;
@@ -99,7 +100,7 @@ struct Finish {
     }
 };
 
-// Calls `each(use)`, which calls use(row, feature, sum) for every element of a tile, with what finishes one.
+// Call each(use), where use(row, feature, sum) finishes one element; `each` calls it for every element of a tile.
 template <class T, bool transposed, class Each>
 __device__ __forceinline__ void finish(const MultiTaskArguments& p, const TaskTile& tile, std::int64_t features, const Each& each) {
     const Finish<T, transposed> element{p, tile.task >= 0, features};

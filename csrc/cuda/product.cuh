@@ -1,6 +1,6 @@
 // One block's share of a product on tensor cores: operand A masked in registers, operand B activations in shared memory,
-// both brought in by a ring of asynchronous copies. Everything is computed transposed, d (m x n) = A (m x k) B (k x n)
-// with n running along rows of the activations, so that the masked weight is operand A.
+// both loaded by a ring of asynchronous copies. Everything is computed transposed, d (m x n) = A (m x k) B (k x n) with
+// n running along rows of the activations, so that the masked weight is operand A.
 #pragma once
 
 #include "cuda/tile.cuh"
@@ -8,10 +8,10 @@
 namespace tss {
 
 constexpr int k_tile = panel_columns;
-constexpr int k_step = 16;  // what one instruction takes
+constexpr int k_step = 16;  // k of one instruction
 
-// What a block computes (m x n), how its warps share that, and how many k tiles are under way at once. With Warpgroups,
-// four warps take 64 m and all n together.
+// The tile of a block (m x n), its division among warps, and the number of stages of the ring of k tiles. With
+// Warpgroups, four warps together compute 64 m and all n.
 template <int M, int N, int WarpsM, int WarpsN, int Stages, bool Warpgroups = false>
 struct ProductTile {
     static constexpr int m = M, n = N, stages = Stages;
@@ -21,12 +21,12 @@ struct ProductTile {
     static constexpr int pieces_m = Warpgroups ? 1 : warp_m / 16, pieces_n = Warpgroups ? N / 8 : warp_n / 8;
     static_assert(!Warpgroups || (N == 128 && M == 16 * warps), "a warpgroup takes 64 x 128");
 
-    // Where this warp's piece starts.
+    // Start of this warp's piece.
     __device__ static int first_m() { return Warpgroups ? threadIdx.x / warp_size * 16 : threadIdx.x / warp_size / WarpsN * warp_m; }
     __device__ static int first_n() { return Warpgroups ? 0 : threadIdx.x / warp_size % WarpsN * warp_n; }
 };
 
-// The sums of one warp: pieces of 16 x 8, four of whose elements a lane holds.
+// The sums of one warp: pieces of 16 x 8, of which each lane holds four elements.
 template <class Tile>
 struct Sums {
     float values[Tile::pieces_m][Tile::pieces_n * 4];
@@ -47,7 +47,7 @@ struct Sums {
         }
     }
 
-    // Calls use(m, n, value) with places in the block's tile.
+    // Call use(m, n, value) with positions in the block's tile.
     template <class Use>
     __device__ void each(Use use) const {
         const int lane = threadIdx.x % warp_size, m = Tile::first_m() + lane / 4, n = Tile::first_n() + lane % 4 * 2;
@@ -59,7 +59,7 @@ struct Sums {
     }
 };
 
-// How a k tile of A lies in shared memory and which gates it has.
+// Layout of a k tile of A in shared memory, and its gates.
 enum class Operand { weight, weight_transposed, plain_transposed };
 
 template <class Tile, Operand operand>
@@ -75,7 +75,7 @@ struct Stage {
     char* b;
     unsigned* gates;
 
-    // Gates of all stages lie behind all tiles, which must start on boundaries of 1,024 bytes.
+    // The gates of all stages come after all tiles, which must start on boundaries of 1,024 bytes.
     __device__ Stage(char* memory, int number)
         : a(memory + number * bytes), b(a + a_bytes),
           gates(reinterpret_cast<unsigned*>(memory + Tile::stages * bytes) + number * gate_words) {}
@@ -95,7 +95,7 @@ __device__ __forceinline__ void load_masked_a(unsigned (&a)[4], const Stage<Tile
     }
 }
 
-// Adds the products of this warp's pieces of A with two neighbouring pieces of B, those from j on.
+// Add the products of this warp's pieces of A with two neighbouring pieces of B, j and j + 1.
 template <class T, class Tile>
 __device__ __forceinline__ void add_products(Sums<Tile>& sums, const unsigned (&a)[Tile::pieces_m][4], int j, const unsigned (&b)[4]) {
 #pragma unroll
@@ -108,7 +108,7 @@ __device__ __forceinline__ void add_products(Sums<Tile>& sums, const unsigned (&
     }
 }
 
-// Adds one k tile. b_transposed: B's tile has rows of k.
+// Add the product of one k tile. b_transposed: the rows of B's tile are k.
 template <class T, class Tile, Operand operand, bool b_transposed>
 __device__ __forceinline__ void multiply(Sums<Tile>& sums, const Stage<Tile, operand>& stage) {
     if constexpr (Tile::warpgroups) {
@@ -143,7 +143,8 @@ __device__ __forceinline__ void multiply(Sums<Tile>& sums, const Stage<Tile, ope
     }
 }
 
-// A ring of tiles: `load(place, tile)` runs ahead of a tile's use by the depth of the ring. First the tiles that fill it.
+// A ring of tiles: `load(place, tile)` runs ahead of a tile's use by the depth of the ring. start_ring loads the tiles
+// that fill it.
 template <int stages, class Load>
 __device__ __forceinline__ void start_ring(int tiles, const Load& load) {
 #pragma unroll
@@ -153,8 +154,8 @@ __device__ __forceinline__ void start_ring(int tiles, const Load& load) {
     }
 }
 
-// Then every tile by turns: waits for it, and brings in the one that takes the place of the tile before. `place` is where
-// that one lay, and becomes where this one lies.
+// For each tile in turn: wait for it, and load the tile that replaces the previous one. On entry `place` is the place
+// of the previous tile, on return that of this one.
 template <int stages, bool for_warpgroups, class Load>
 __device__ __forceinline__ void turn_ring(int& place, int tile, int tiles, const Load& load) {
     wait_for_copies<stages - 2>();
@@ -168,8 +169,8 @@ __device__ __forceinline__ void turn_ring(int& place, int tile, int tiles, const
     place = place == stages - 1 ? 0 : place + 1;
 }
 
-// Sums over the k tiles that `load(stage, k tile)` brings in. All threads leave past a barrier after the last use of the
-// ring, which is free again then.
+// Sum over the k tiles that `load(stage, k tile)` loads. A barrier follows the last use of the ring, which is free
+// again when any thread returns.
 template <class T, class Tile, Operand operand, bool b_transposed, class Load>
 __device__ __forceinline__ void accumulate(Sums<Tile>& sums, char* memory, std::int64_t k_tiles, const Load& load) {
     using S = Stage<Tile, operand>;
@@ -185,14 +186,14 @@ __device__ __forceinline__ void accumulate(Sums<Tile>& sums, char* memory, std::
     __syncthreads();
 }
 
-// Writes the block's tile, transposed back, to a contiguous matrix of `columns` columns: d (m, n) is row n, column m; plus
-// the bias of its column, where there is one. Through shared memory, so that neighbouring threads write neighbouring
-// elements, 16 bytes each where `wide` allows it.
+// Write the block's tile, transposed back, to a contiguous matrix of `columns` columns: d (m, n) is row n, column m;
+// plus the bias of its column, if there is one. It goes through shared memory, so that neighbouring threads write
+// neighbouring elements, 16 bytes each where `wide` allows it.
 template <class T, class Tile>
 __device__ __forceinline__ void store_transposed(const Sums<Tile>& sums, char* memory, T* out, std::int64_t first_row,
                                                  std::int64_t rows, std::int64_t first_column, std::int64_t columns, bool wide,
                                                  const T* bias) {
-    constexpr int pitch = Tile::m + chunk_elements;  // a row more than whole banks on
+    constexpr int pitch = Tile::m + chunk_elements;  // one chunk more than a multiple of all banks
     T* staged = reinterpret_cast<T*>(memory);
     const int lane = threadIdx.x % warp_size;
     // The lane's row of the four matrices that are stored at once: 16 columns of 16 rows.
@@ -203,7 +204,7 @@ __device__ __forceinline__ void store_transposed(const Sums<Tile>& sums, char* m
 #pragma unroll
         for (int below = 0; below < 2; ++below) {
             const std::int64_t column = first_column + Tile::first_m() + 16 * i + 8 * below + lane / 4;
-            // Without a bias nothing is added, not 0, which would make 0 of -0.
+            // Without a bias, -0 is added, which changes nothing; adding 0 would turn -0 into 0.
             added[below] = bias != nullptr && column < columns ? to_float(bias[column]) : -0.0f;
         }
 #pragma unroll

@@ -1,4 +1,4 @@
-// Launches of the score gradient: how rows are cut into ranges is a function of shapes alone.
+// Launches of the score gradient: the division of rows into ranges depends on shapes only.
 #include "cuda/scores_grad.cuh"
 
 #include "cuda/operations.h"

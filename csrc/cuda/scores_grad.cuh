@@ -6,7 +6,7 @@
 
 namespace tss {
 
-// Weight and importance (out, in) contiguous; the gradient float32 (out, in). With more than one range sums go to
+// Weight and importance (out, in) contiguous; the gradient float32 (out, in). With more than one range, sums go to
 // `partial`, float32 (ranges, out, in), and a second kernel adds them.
 template <class T>
 struct ScoresGradOperands {
@@ -18,16 +18,17 @@ struct ScoresGradOperands {
     std::int64_t range_rows;
 };
 
-// The sum times the weight, then times what importance leaves, each rounded as the reference does.
+// Return the sum times the weight, then times 1 - importance, each product rounded as in the reference.
 template <class T>
 __device__ __forceinline__ float finished(float sum, const T* weight, const float* importance, std::int64_t at) {
     const float grad = sum * to_float(weight[at]);
     return importance == nullptr ? grad : grad * (1.0f - importance[at]);
 }
 
-// Tensor cores cut what they add instead of rounding it: errors of a sum pull it one way and grow with its length. So many
-// k tiles at a time are therefore added in float32, which rounds: by the model of csrc/emulator 128 rows err up to 1.5 times
-// as much as PyTorch's float32 product of 1,000 to 16,384 rows, 256 up to 2.6 and 1,024 up to 10 times.
+// Tensor cores truncate what they add instead of rounding it: the errors of a sum all pull it one way and grow with its
+// length. Sums of this many k tiles are therefore added in float32, which rounds: by the model of csrc/emulator, the
+// error with 128 rows is up to 1.5 times that of PyTorch's float32 product of 1,000 to 16,384 rows, with 256 up to 2.6
+// and with 1,024 up to 10 times.
 constexpr int cut_tiles = 128 / k_tile;
 
 template <class T, class Tile, bool aligned>
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(Tile::threads, aligned ? 2 : 4) scores_grad_ke
     const WholeTiles<k_tile, Tile::m, Tile::threads> whole_dy(dy, first_row, first_out);
     const WholeTiles<k_tile, Tile::n, Tile::threads> whole_x(x, first_row, first_in);
     const bool inside = first_out + Tile::m <= out_features && first_in + Tile::n <= in_features;
-    const int whole = aligned && inside ? static_cast<int>(rows / k_tile) : 0;  // so many k tiles lie inside both
+    const int whole = aligned && inside ? static_cast<int>(rows / k_tile) : 0;  // how many k tiles are inside both
     float* const place = operands.partial != nullptr ? operands.partial + range * out_features * in_features : operands.grad;
     const int tiles = static_cast<int>(divide_up(rows, k_tile));
     const auto bring = [&](int to, int tile) {

@@ -1,4 +1,4 @@
-// Where a launch goes.
+// The target of a launch.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,8 @@
-// Tiles of 16-bit elements in shared memory and what tensor cores take from them.
+// Tiles of 16-bit elements in shared memory, and the operands that tensor cores load from them.
 //
-// A tile is cut into panels of 64 columns. A row of a panel is 128 bytes, whose eight chunks of 16 bytes lie in an order
-// that depends on the row, so that eight rows of one column, or eight chunks of one row, never share a memory bank. It is
-// also the layout that Hopper's warpgroup instructions read by descriptor.
+// A tile is cut into panels of 64 columns. A row of a panel is 128 bytes, whose eight chunks of 16 bytes are stored in
+// an order that depends on the row, so that eight rows of one column, or eight chunks of one row, never share a memory
+// bank. It is also the layout that Hopper's warpgroup instructions read by descriptor.
 #pragma once
 
 #include "cuda/gates.cuh"
@@ -14,12 +14,12 @@ constexpr int panel_row_bytes = 128;
 constexpr int chunk_elements = 8;  // 16 bytes
 constexpr int word_gates = 32;
 
-// Bytes from a panel's start to the chunk of eight elements that starts at this column.
+// Return the bytes from a panel's start to the chunk of eight elements that starts at this column.
 __device__ __forceinline__ int chunk_offset(int row, int column) {
     return row * panel_row_bytes + ((column / chunk_elements ^ (row & 7)) * 16);
 }
 
-// The same for a tile of several panels, each with so many rows.
+// The same for a tile of several panels, each with `rows` rows.
 template <int rows>
 __device__ __forceinline__ int tile_offset(int row, int column) {
     return column / panel_columns * (rows * panel_row_bytes) + chunk_offset(row, column % panel_columns);
@@ -39,7 +39,7 @@ bool rows_start_evenly(const View<T>& view) {
     return view.column_stride == 1 && view.row_stride % elements == 0 && starts_evenly(view.data);
 }
 
-// Reads eight neighbours of a row, of which so many are inside the matrix; the others are 0.
+// Read eight neighbours of a row, of which `valid` are inside the matrix; the others are 0.
 template <bool aligned, class T>
 __device__ __forceinline__ void load_chunk(char* target, const View<T>& view, const T* from, int valid) {
     if constexpr (aligned) {
@@ -52,7 +52,7 @@ __device__ __forceinline__ void load_chunk(char* target, const View<T>& view, co
     }
 }
 
-// Reads a tile of rows x columns from (first_row, first_column) on; what lies outside the matrix is 0. With `aligned`
+// Read a tile of rows x columns from (first_row, first_column) on; elements outside the matrix are 0. With `aligned`
 // (columns contiguous, every row on a boundary of 16 bytes) by asynchronous copies, which the caller commits; else each
 // element by itself.
 template <int rows, int columns, int threads, bool aligned, class T>
@@ -74,9 +74,9 @@ __device__ __forceinline__ void load_tile(char* tile, const View<T>& view, std::
     }
 }
 
-// A thread's chunks of tiles that lie inside their matrix, columns contiguous and rows on boundaries of 16 bytes. Where they
-// start is computed once for a block, and nothing is asked of a chunk: in a loop over tiles such arithmetic would be most
-// of what is executed.
+// A thread's chunks of tiles that are inside their matrix, with contiguous columns and rows on boundaries of 16 bytes.
+// Their start is computed once for a block, and no bounds are checked per chunk: in a loop over tiles such arithmetic
+// would be most of what is executed.
 template <int rows, int columns, int threads>
 struct WholeTiles {
     static constexpr int chunks_of_row = columns / chunk_elements, rows_at_once = threads / chunks_of_row;
@@ -90,7 +90,7 @@ struct WholeTiles {
                                              threadIdx.x % chunks_of_row * chunk_elements)),
           step(rows_at_once * view.row_stride * std::int64_t(sizeof(T))) {}
 
-    // Copies the tile so many bytes further on in the matrix; the caller commits.
+    // Copy the tile that is `further` bytes further on in the matrix; the caller commits.
     __device__ __forceinline__ void load(char* tile, std::int64_t further) const {
         char* target = tile + tile_offset<rows>(threadIdx.x / chunks_of_row, threadIdx.x % chunks_of_row * chunk_elements);
         const char* chunk = from + further;
@@ -102,7 +102,7 @@ struct WholeTiles {
     }
 };
 
-// Packed gates (rows, row_bytes); `words`: every row starts on a boundary of 4 bytes and is made of whole words.
+// Packed gates (rows, row_bytes); `words`: every row starts on a boundary of 4 bytes and consists of whole words.
 struct GateBits {
     const std::uint8_t* packed;
     std::int64_t rows, row_bytes;
@@ -115,7 +115,7 @@ __host__ __device__ inline GateBits bits_at(const std::uint8_t* packed, std::int
     return {packed, rows, row_bytes, row_bytes % 4 == 0 && starts_evenly(packed, 4)};
 }
 
-// Reads the words of rows x (32 words_of_row) gates, first_column a multiple of 32; outside there are none on.
+// Read the words of rows x (32 words_of_row) gates, first_column a multiple of 32; gates outside the matrix are off.
 template <int rows, int words_of_row, int threads>
 __device__ __forceinline__ void load_gates(unsigned* tile, const GateBits& gates, std::int64_t first_row, std::int64_t first_column) {
     for (int word = threadIdx.x; word < rows * words_of_row; word += threads) {
@@ -135,7 +135,7 @@ __device__ __forceinline__ void load_gates(unsigned* tile, const GateBits& gates
     }
 }
 
-// The same as WholeTiles for words of gates inside their matrix, whose rows are made of whole words.
+// The same as WholeTiles for words of gates inside their matrix, whose rows consist of whole words.
 template <int rows, int words_of_row, int threads>
 struct WholeGates {
     static_assert(threads % words_of_row == 0, "a thread stays in its column");
@@ -159,8 +159,8 @@ struct WholeGates {
     }
 };
 
-// Compares scores (contiguous, float32) of the same range instead; a warp makes a word at a time. With `packed` they are
-// also written there, in rows of row_bytes.
+// Compare scores (contiguous, float32) of the same range instead; a warp makes one word at a time. With `packed`, the
+// gates are also written there, in rows of row_bytes.
 template <int rows, int words_of_row, int threads>
 __device__ __forceinline__ void compare_scores(unsigned* tile, const View<float>& scores, float threshold, std::int64_t first_row,
                                                std::int64_t first_column, std::uint8_t* packed) {
@@ -179,8 +179,8 @@ __device__ __forceinline__ void compare_scores(unsigned* tile, const View<float>
     }
 }
 
-// Bytes to a chunk that a lane reads: at (row, column), multiples of 8 and 16, plus the lane's own place among 16 x 16.
-// The lane's part does not change from piece to piece.
+// Return the bytes to a chunk that a lane reads: at (row, column), multiples of 8 and 16, plus the lane's own position
+// in 16 x 16. The lane's part does not change from piece to piece.
 template <int rows>
 __device__ __forceinline__ int piece_offset(int row, int column, int lane_row, int lane_column) {
     const int lane_part = chunk_offset(lane_row, lane_column);
@@ -188,7 +188,7 @@ __device__ __forceinline__ int piece_offset(int row, int column, int lane_row, i
     return panel + row * panel_row_bytes + (lane_part ^ column % panel_columns / chunk_elements * 16);
 }
 
-// A 16 x 16 piece of operand A from a tile whose rows run along k's other dimension: rows of A are rows of the tile.
+// Load a 16 x 16 piece of operand A from a tile whose rows are the rows of A.
 template <int rows>
 __device__ __forceinline__ void load_a(unsigned (&a)[4], const char* tile, int m, int k) {
     const int lane = threadIdx.x % warp_size;
@@ -202,7 +202,7 @@ __device__ __forceinline__ void load_a_transposed(unsigned (&a)[4], const char* 
     load_matrices<true>(a, tile + piece_offset<rows>(k, m, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
 }
 
-// Two neighbouring 16 x 8 pieces of operand B from a tile whose rows are the columns of B (k contiguous).
+// Load two neighbouring 16 x 8 pieces of operand B from a tile whose rows are the columns of B (k contiguous).
 template <int rows>
 __device__ __forceinline__ void load_b(unsigned (&b)[4], const char* tile, int n, int k) {
     const int lane = threadIdx.x % warp_size;
@@ -216,8 +216,8 @@ __device__ __forceinline__ void load_b_transposed(unsigned (&b)[4], const char* 
     load_matrices<true>(b, tile + piece_offset<rows>(k, n, lane % 16, lane / 16 * 8));
 }
 
-// Leaves of a piece of A (from load_a at m, k) what the gates [m][k] let through: a weight stays as it is or becomes 0.
-// The gates of a lane's two neighbours are moved to the sign bits of all bytes of a word.
+// Mask a piece of A (from load_a at m, k) with the gates [m][k]: a weight stays as it is or becomes 0. The gates of a
+// lane's two neighbouring elements are moved to the sign bits of all bytes of a word.
 template <int words_of_row>
 __device__ __forceinline__ void mask_a(unsigned (&a)[4], const unsigned* gates, int m, int k) {
     const int lane = threadIdx.x % warp_size, shift = 6 - 2 * (lane % 4), byte = k % word_gates / 8;

@@ -25,7 +25,7 @@ struct Product {
     Multiply multiply;
 };
 
-// Sums of products under way: what they will be, while their own place holds NaN.
+// Sums of products in flight: their future values, while their own place holds NaN.
 struct Kept {
     float* place;
     std::vector<float> values;
@@ -83,7 +83,7 @@ void start_asynchronous(unsigned threads, std::size_t shared_bytes) {
 void promise_copy(void* target, const void* source, unsigned bytes, unsigned valid_bytes) {
     ++counts.copies;
     counts.copied_bytes += valid_bytes;
-    std::memset(target, 0xFF, bytes);  // whoever still reads what was here sees NaN
+    std::memset(target, 0xFF, bytes);  // a read of the old content sees NaN
     self().promised.push_back({static_cast<char*>(target), static_cast<const char*>(source), bytes, valid_bytes});
 }
 

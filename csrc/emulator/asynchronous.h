@@ -1,5 +1,5 @@
-// What a thread has under way beside its own instructions: copies to shared memory, and products of warpgroups. None of
-// it happens before it is waited for, as late as a GPU may be; until then whoever looks at its target sees NaN.
+// Asynchronous work of a thread: copies to shared memory, and products of warpgroups. It happens only when it is waited
+// for, which is as late as on any GPU; until then a read of its target gives NaN.
 #pragma once
 
 #include <cstddef>
@@ -7,18 +7,18 @@
 
 namespace tss::emulator {
 
-// Nothing is under way when a block starts.
+// Start a block, with nothing in flight.
 void start_asynchronous(unsigned threads, std::size_t shared_bytes);
 
-// cp.async: what lies at the target is NaN from the promise on, and the bytes of the source arrive at the wait.
+// cp.async: the target is NaN from the promise on, and the bytes of the source arrive at the wait.
 void promise_copy(void* target, const void* source, unsigned bytes, unsigned valid_bytes);
 void commit_copies();
-// Waits until at most so many of this thread's committed groups are unmade.
+// Wait until at most `pending_groups` of this thread's committed groups are not yet made.
 void wait_for_copies(unsigned pending_groups);
 
-// fence.proxy.async: what this thread's copies brought until now can be read by descriptor; NaN is read without it.
+// fence.proxy.async: what this thread's copies have brought so far can be read by descriptor; without it NaN is read.
 void fence_shared();
-// Whether that holds for a byte of shared memory, counted from its start.
+// Whether a byte of shared memory can be read by descriptor; `at` counts from the start of shared memory.
 bool is_fenced(std::size_t at);
 
 // wgmma: the sums are NaN from the issue on. Operands are read, and sums are there, at the wait. Without a fence of

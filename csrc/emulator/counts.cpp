@@ -35,7 +35,7 @@ struct Span {
     bool has(const void* address) const { return address >= begin && address < end; }
 };
 
-// Where this module lies, with threadIdx and its like.
+// The address range of this module, which holds threadIdx and similar variables.
 Span module_span() {
     Span found;
     const auto visit = [](dl_phdr_info* info, std::size_t, void* result) {
@@ -66,7 +66,7 @@ void access(std::uint64_t& number, const void* address, std::size_t bytes) {
 }  // namespace tss::emulator
 
 #ifdef TSS_TRACED
-// What the thread sanitizer would be told of every access; its library is not linked.
+// The functions that the thread sanitizer calls at every access; its library is not linked.
 #define TSS_ACCESS(bytes)                                                                                         \
     void __tsan_read##bytes(void* at) { tss::emulator::access(tss::emulator::counts.read_bytes, at, bytes); }     \
     void __tsan_write##bytes(void* at) { tss::emulator::access(tss::emulator::counts.written_bytes, at, bytes); } \

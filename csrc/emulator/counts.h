@@ -1,4 +1,4 @@
-// What emulated kernels execute of what is dear on a GPU. An instruction of a whole warp counts once.
+// Counts of what emulated kernels execute that is expensive on a GPU. An instruction of a whole warp counts once.
 #pragma once
 
 #include <cstdint>
@@ -20,17 +20,17 @@ struct Counts {
     std::uint64_t read_bytes = 0, written_bytes = 0;  // of global memory, by single accesses in files that are traced
 };
 
-// Whether any file is traced: whether its accesses were compiled to be counted.
+// Whether any file is traced, that is, compiled so that its memory accesses are counted.
 #ifdef TSS_TRACED
 constexpr bool traced = true;
 #else
 constexpr bool traced = false;
 #endif
 
-// Of all launches since it was last asked for: kernels run one after the other, on one thread at a time.
+// Counts of all launches since the last take_counts: kernels run one after the other, on one thread at a time.
 extern Counts counts;
 
-// Them by name, in the order above; they start from 0 again.
+// Return the counts by name, in the order above, and reset them to 0.
 std::vector<std::pair<std::string, std::uint64_t>> take_counts();
 
 }  // namespace tss::emulator

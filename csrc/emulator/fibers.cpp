@@ -24,7 +24,7 @@ namespace tss::emulator {
 namespace {
 
 constexpr std::size_t stack_bytes = 256 * 1024;
-constexpr std::size_t argument_bytes = 256 * 1024;  // more than frames with a kernel's largest arguments take
+constexpr std::size_t argument_bytes = 256 * 1024;  // more than stack frames with a kernel's largest arguments take
 constexpr unsigned warp_size = 32;
 
 struct Barrier {
@@ -40,7 +40,7 @@ using Context = ucontext_t;
 struct Fiber {
     Context context{};
     std::unique_ptr<char[]> stack{new char[stack_bytes]};
-    void* fake_stack = nullptr;  // what the address sanitizer keeps of a fiber that does not run
+    void* fake_stack = nullptr;  // what the address sanitizer stores for a fiber that does not run
     unsigned number = 0;
     bool done = false;
     const Barrier* waits_for = nullptr;
@@ -66,7 +66,7 @@ struct Block {
     std::size_t scheduler_stack_bytes = 0;
     void (*body)(const void*) = nullptr;
     const void* context = nullptr;
-    const char* arguments = nullptr;  // the caller's stack, where they lie, from here up
+    const char* arguments = nullptr;  // they are on the caller's stack, from here upwards
 };
 
 Block block;
@@ -194,7 +194,8 @@ void run_block(unsigned threads) {
     const bool backwards = reversed();
     for (unsigned left = threads; left > 0;) {
         bool moved = false;
-        // A warp runs as far as it can before the next one starts: what it does too early meets what others do late.
+        // A warp runs as far as it can before the next one starts, so that what it does too early shows: other warps
+        // are still behind.
         for (unsigned turn = 0; turn < block.warps.size(); ++turn) {
             const unsigned warp = backwards ? static_cast<unsigned>(block.warps.size()) - 1 - turn : turn;
             const unsigned first = warp * warp_size, count = std::min(warp_size, threads - first);
@@ -225,7 +226,7 @@ void run(dim3 grid, dim3 threads, std::size_t shared, void (*body)(const void*),
         block.fibers.push_back(std::make_unique<Fiber>());
         block.fibers.back()->number = static_cast<unsigned>(block.fibers.size()) - 1;
     }
-    // Swizzled layouts are functions of address bits, counted from a boundary of 1,024 bytes.
+    // Swizzled layouts are functions of address bits, relative to an alignment of 1,024 bytes.
     void* memory = nullptr;
     if (shared > 0 && posix_memalign(&memory, 1024, shared) != 0) throw std::bad_alloc();
     std::unique_ptr<void, void (*)(void*)> owner(memory, std::free);

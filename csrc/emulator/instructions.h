@@ -1,4 +1,4 @@
-// The tensor-core and copy instructions, as their documentation says what each lane holds and gets (PTX ISA, "Matrix
+// The tensor-core and copy instructions; what each lane holds and gets follows the PTX ISA manual ("Matrix
 // multiply-accumulate" and "Asynchronous warpgroup level matrix"). Everything else in a kernel is its own source.
 #pragma once
 
@@ -26,18 +26,19 @@ inline std::int64_t not_before(std::int64_t number) { return number; }
 
 inline void store_16(void* global, uint4 value) { *static_cast<uint4*>(global) = value; }
 
-// Of the upper words alone, as the PTX manual says of rcp.approx.ftz.f64.
+// Use the upper words only, as the PTX manual specifies for rcp.approx.ftz.f64.
 inline double approximate_inverse(double value) {
     return __hiloint2double(__double2hiint(1.0 / __hiloint2double(__double2hiint(value), 0)), 0);
 }
 
-// A mask of halves: the lower one where this byte of `lower` has its sign bit, the upper one by `upper`.
+// Return a mask of halves: the lower half is set if this byte of `lower` has its sign bit, the upper one likewise by
+// `upper`.
 inline unsigned mask_of_signs(unsigned lower, unsigned upper, int byte) {
     const unsigned sign = 0x80u << (8 * byte);
     return ((lower & sign) != 0 ? 0x0000FFFFu : 0) | ((upper & sign) != 0 ? 0xFFFF0000u : 0);
 }
 
-// Shared memory serves the eight rows of a matrix at once if their 16 bytes lie in different banks.
+// Shared memory serves the eight rows of a matrix at once if their 16 bytes are in different banks.
 inline void count_conflicts(const void* const* rows) {
     for (unsigned matrix = 0; matrix < 4; ++matrix) {
         unsigned taken = 0;
@@ -46,7 +47,7 @@ inline void count_conflicts(const void* const* rows) {
     }
 }
 
-// Four 8 x 8 matrices of 16-bit elements; lane 8 m + r gives the address of row r of matrix m.
+// Load four 8 x 8 matrices of 16-bit elements; lane 8 m + r gives the address of row r of matrix m.
 template <bool transposed>
 void load_matrices(unsigned (&registers)[4], const void* row) {
     emulator::count(emulator::counts.matrix_loads);
@@ -63,8 +64,8 @@ void load_matrices(unsigned (&registers)[4], const void* row) {
     }
 }
 
-// Stores four 8 x 8 matrices of 16-bit elements transposed: of each a lane holds (row lane / 4, columns 2 (lane % 4) and one
-// more), and lane 8 m + c gives the address where column c of matrix m becomes a row.
+// Store four 8 x 8 matrices of 16-bit elements transposed: of each, a lane holds (row lane / 4, columns 2 (lane % 4)
+// and the next), and lane 8 m + c gives the address where column c of matrix m becomes a row.
 inline void store_matrices_transposed(void* row, const unsigned (&registers)[4]) {
     count_conflicts(emulator::exchange(static_cast<const void*>(row)));
     struct Held { unsigned registers[4]; };
@@ -76,7 +77,7 @@ inline void store_matrices_transposed(void* row, const unsigned (&registers)[4])
     }
 }
 
-// Two values as the halves of a register, the first in the lower one, rounded to nearest even.
+// Return two values as the halves of a register, the first in the lower one, rounded to nearest even.
 template <class T>
 unsigned rounded_pair(float lower, float upper) {
     const auto bits = [](float value) -> unsigned {
@@ -121,7 +122,8 @@ void multiply_16816(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2
     }
 }
 
-// Descriptor of an operand in shared memory: rows of 128 bytes along k, swizzled, eight rows after another 1,024 bytes on.
+// Descriptor of an operand in shared memory: rows of 128 bytes along k, swizzled; groups of eight rows 1,024 bytes
+// apart.
 inline std::uint64_t shared_descriptor(const void* start) {
     const auto offset = static_cast<const char*>(start) - emulator::shared_memory();
     return (std::uint64_t(offset) & 0x3FFFF) >> 4 | std::uint64_t(1) << 16 | std::uint64_t(64) << 32 | std::uint64_t(1) << 62;
@@ -135,7 +137,7 @@ inline void fence_shared_for_warpgroup() { emulator::fence_shared(); }
 
 namespace emulator {
 
-// This warp's 16 rows of d (64 x n) += a (64 x 16) b (16 x n), when the product is made.
+// Compute this warp's 16 rows of d (64 x n) += a (64 x 16) b (16 x n); called at the wait for the product.
 template <class T, int n>
 void multiply_now(float* d, const unsigned* a, std::uint64_t descriptor) {
     const auto* lanes = exchange(Fragments{{a[0], a[1], a[2], a[3]}, {}});
@@ -156,7 +158,7 @@ void multiply_now(float* d, const unsigned* a, std::uint64_t descriptor) {
 
 }  // namespace emulator
 
-// d (64 x n) += a (64 x 16, in registers) b (16 x n, in shared memory, k contiguous): issued now, made at the wait.
+// d (64 x n) += a (64 x 16, in registers) b (16 x n, in shared memory, k contiguous): issued now, computed at the wait.
 template <class T, int n>
 void warpgroup_multiply(float (&d)[n / 2], const unsigned (&a)[4], std::uint64_t descriptor) {
     emulator::count(emulator::counts.group_multiply_adds, 16 * n * 16);

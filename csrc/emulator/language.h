@@ -1,4 +1,4 @@
-// What nvcc adds to C++, for a C++ compiler: enough of it for the kernels of csrc/cuda.
+// nvcc's additions to C++ for a C++ compiler, as far as the kernels of csrc/cuda need them.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,7 @@ inline void __syncthreads() { tss::emulator::block_barrier(); }
 inline void __trap() { std::abort(); }
 inline void __syncwarp() { tss::emulator::warp_barrier(); }
 
-// A shuffle or ballot: what all lanes give.
+// Return the values of all lanes, for a shuffle or ballot.
 template <class T>
 const T* tss_exchanged(const T& value) {
     tss::emulator::count(tss::emulator::counts.exchanges);

@@ -1,7 +1,7 @@
-// What a tensor core makes of a sum and the sixteen products of one instruction. Its manual does not say how it rounds; as
-// was found on Hopper, nothing is rounded: all terms are cut to bits that are counted from the largest one, two more than
-// float32 has, added exactly, and the result is cut to float32. Errors of a long sum all pull it towards 0, so that they
-// grow with its length, not with the length's root.
+// How a tensor core adds a sum and the sixteen products of one instruction. The manual does not say how it rounds; as
+// found on Hopper, nothing is rounded: all terms are truncated at a bit position relative to the largest one, keeping
+// two bits more than float32 has, added exactly, and the result is truncated to float32. The errors of a long sum all
+// pull it towards 0, so that they grow with its length, not with the square root of its length.
 #pragma once
 
 #include <algorithm>

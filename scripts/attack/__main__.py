@@ -21,7 +21,7 @@ PARTS = ("operations", "kills", "disks", "real-disks", "starts", "hostile", "dam
 
 
 def main() -> int:
-    """Runs the parts that were asked for; 1 if any attack succeeded."""
+    """Run the requested parts; return 1 if any attack succeeded."""
     parser = argparse.ArgumentParser(prog="python -m scripts.attack", description=__doc__)
     parser.add_argument("folder", type=Path, help="for everything; it is emptied first")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)

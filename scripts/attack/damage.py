@@ -1,4 +1,4 @@
-"""Damaged files: whatever reads them must name the damage, or give what it gives without it."""
+"""Damaged files: every command that reads them must report the damage, or give the same output as without it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _flip(data: bytes, rng: random.Random) -> bytes:
 
 
 def _digit(data: bytes, rng: random.Random) -> bytes:
-    """Another digit somewhere, which keeps a text readable."""
+    """Change one digit, which keeps a text parseable."""
     places = [i for i, byte in enumerate(data) if 48 <= byte <= 57]
     if not places:
         return _flip(data, rng)
@@ -44,10 +44,10 @@ IGNORED = ("report.html", "plots", "tables", "lock")
 
 
 def damage_files(scene: Scene, most: int, seed: int) -> tuple[int, int, Failures]:
-    """Damage files of a finished run and of one that was killed inside a task; (how many, how many named, failures).
+    """Damage files of a finished run and of one killed within a task; return (damages, reported damages, failures).
 
-    Prediction, the report and a resume then read the run. Each must end with a clear line, or with what it gives for
-    the run as it was.
+    Prediction, the report and a resume then read the run. Each must end with a clear error message, or give the same
+    output as for the undamaged run.
     """
     whole, half = scene.folder / "reference", fresh(scene, "half")
     place = _inside_second_task(scene, half)
@@ -86,7 +86,7 @@ def damage_files(scene: Scene, most: int, seed: int) -> tuple[int, int, Failures
 
 
 def _answers(scene: Scene, folder: Path) -> dict[str, tuple[int, bytes, bool, str]]:
-    """Exit code, answers, whether a failure was told clearly, and what was said, of the commands that read a run."""
+    """Return (exit code, output, whether a failure is clear, standard error) of each command that reads a run."""
     lines = scene.folder / "ask.jsonl"
     lines.write_text('{"text": "the phone is good"}\n{"text": "the camera is bad"}\n')
     predicted = scene.tss("predict", folder, "--task", "asc/phones", "--input", lines)
@@ -107,7 +107,7 @@ def _copy(source: Path, target: Path) -> Path:
 
 
 def _inside_second_task(scene: Scene, folder: Path) -> int:
-    """Kill a run where the first task is kept and the second has a saved place; gives the operation."""
+    """Kill a run when the first task is stored and the second has a checkpoint; return the number of the operation."""
     saved = folder / "state" / "learning.safetensors"
     renamed = f"rename /{saved.relative_to(folder).as_posix()}"
     place = max(number for number, line in enumerate(scene.story, start=1) if line == renamed) + 1

@@ -1,4 +1,4 @@
-/* Loaded before libc (LD_PRELOAD): counts what a process does to files below a folder, and interferes at one place.
+/* Loaded before libc (LD_PRELOAD): counts a process's operations on files in a folder, and injects a fault at one.
 
    cc -O1 -shared -fPIC faults.c -o faults.so -ldl */
 #define _GNU_SOURCE
@@ -21,19 +21,19 @@ static long at = 0, count = 0;
 static char story[1 << 20];
 static size_t told = 0;
 
-/* From now on: at the `number`th operation (from 1) on a file below `prefix` be killed, find the disk full for good, or
-   be stopped until SIGCONT. */
+/* From now on: at the `number`th operation (from 1) on a file below `prefix`, kill the process, make the disk full from
+   then on, or stop the process until SIGCONT. */
 void attack_arm(const char *prefix, int what, long number) {
     strncpy(folder, prefix, sizeof folder - 1);
     mode = what, at = number, count = 0, half_written = 0, told = 0;
 }
 
-/* What was done so far, one operation on a line: its name and the path below the folder. */
+/* The operations so far, one per line: name and path relative to the folder. */
 const char *attack_story(void) { return story[told] = 0, story; }
 
 static int below(const char *path) { return folder[0] && path && strncmp(path, folder, strlen(folder)) == 0; }
 
-/* The path of an open file, if it is below the folder. */
+/* The path of an open file if it is below the folder, otherwise NULL. */
 static const char *descriptor_below(int descriptor) {
     static __thread char path[4096];
     char link[64];
@@ -45,7 +45,7 @@ static const char *descriptor_below(int descriptor) {
     return below(path) ? path : NULL;
 }
 
-/* 1: the operation has to fail, for lack of room. */
+/* Record an operation and inject the fault; 1 if the operation must fail because the disk is full. */
 static int meet(const char *operation, const char *path, int needs_room) {
     long number = ++count;
     int size = snprintf(story + told, sizeof story - told - 1, "%s %s\n", operation, path + strlen(folder));
@@ -84,7 +84,7 @@ OPEN(open64)
 OPENAT(openat)
 OPENAT(openat64)
 
-/* A write at the place is torn: half of it is there. */
+/* A write at the chosen operation is torn: only half of it is written. */
 ssize_t write(int descriptor, const void *data, size_t size) {
     const char *path = descriptor_below(descriptor);
     if (!path) return NEXT(write)(descriptor, data, size);

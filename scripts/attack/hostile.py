@@ -1,4 +1,4 @@
-"""Hostile data, configurations and folders: each must be refused in one clear line, soon, with nothing written."""
+"""Hostile data, configurations and folders: each must be rejected soon, with one clear line and nothing written."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ FILES: dict[str, bytes] = {
 
 
 def manifests() -> dict[str, Callable[[dict[str, Any]], Any]]:
-    """Crafted manifests of a saved folder, from the right one."""
+    """Return functions that make crafted manifests of a saved folder from the correct one."""
     return {
         "a list": lambda m: [m],
         "a number for tasks": lambda m: {**m, "tasks": 3},
@@ -139,7 +139,7 @@ def manifests() -> dict[str, Callable[[dict[str, Any]], Any]]:
 
 
 def hostile_inputs(scene: Scene, every: int = 1) -> tuple[int, Failures]:
-    """Try them all, or one in `every`; (how many, failures)."""
+    """Try all hostile inputs, or one in `every`; return (number tried, failures)."""
     failures, count = [], 0
     for number, (what, words) in enumerate(_cases(scene)):
         if number % every:

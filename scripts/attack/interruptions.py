@@ -1,4 +1,4 @@
-"""Kills, full disks and two starts at once: what was finished must be there, and the run must end as if undisturbed."""
+"""Kills, full disks and two starts at once: finished work must be kept, and the run must end as if undisturbed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE = 4096
 
 
 def reference(scene: Scene) -> tuple[dict[str, bytes], int, float]:
-    """An undisturbed run: what it holds, how many operations on files it made, and how long it took."""
+    """Do an undisturbed run; return its contents, its number of operations on files, and its seconds."""
     folder, started = scene.folder / "reference", time.monotonic()
     done = scene.go_on(folder, (folder, NOTHING, 0))
     if done.code != 0:
@@ -29,7 +29,7 @@ def reference(scene: Scene) -> tuple[dict[str, bytes], int, float]:
 
 
 def one_of_each_kind(story: Sequence[str]) -> dict[str, int]:
-    """For each operation on files (open, write, rename and so on) the number of one in the middle of the run."""
+    """Return, for each type of operation on files (open, write, rename and so on), the number of a middle one."""
     kinds: dict[str, list[int]] = {}
     for number, line in enumerate(story, start=1):
         kinds.setdefault(line.split()[0], []).append(number)
@@ -37,7 +37,7 @@ def one_of_each_kind(story: Sequence[str]) -> dict[str, int]:
 
 
 def kill_at_operations(scene: Scene, expected: dict[str, bytes], places: Iterable[int]) -> tuple[int, Failures]:
-    """Kill a run at each of these operations on files, a write torn in half; then resume it to its end."""
+    """Kill a run at each of these operations on files, a write after half of its bytes; then resume it to its end."""
     count, failures = 0, []
     for place in places:
         folder = fresh(scene, "killed")
@@ -61,19 +61,19 @@ def kill_at_random(
             os.kill(started[0], signal.SIGKILL)
             killed = scene.wait(started).code == -signal.SIGKILL
             count += killed
-            seconds *= 1 if killed else 0.9  # it ended before: the machine is faster than it was
+            seconds *= 1 if killed else 0.9  # it ended before the kill: the machine is faster than before
         failures += ends_well(scene, folder, expected, f"after {count} random kills")
     return count, failures
 
 
 def fill_disks(scene: Scene, expected: dict[str, bytes], places: Iterable[int]) -> tuple[int, Failures]:
-    """From each of these operations on nothing fits; the run must say so in one line, and go on once there is room."""
+    """Make the disk full from each of these operations on; the run must report it clearly, and then resume."""
     count, failures = 0, []
     for place in places:
         folder = fresh(scene, "full")
         done = scene.go_on(folder, (folder, FULL, place))
         if done.code == 0:
-            continue  # nothing had to be written any more
+            continue  # nothing was left to write
         count += 1
         if not done.clear or "No space left" not in done.err:
             failures.append(f"full at operation {place}: {done}")
@@ -82,14 +82,14 @@ def fill_disks(scene: Scene, expected: dict[str, bytes], places: Iterable[int]) 
 
 
 class Unmountable(RuntimeError):
-    """No file system can be mounted here; says why."""
+    """Raised when no file system can be mounted; the message says why."""
 
 
 def fill_real_disks(scene: Scene, expected: dict[str, bytes], most: int) -> tuple[int, Failures]:
-    """The same on file systems in memory, of so many sizes below what a run needs; grown for the resume.
+    """Do the same on in-memory file systems, of `most` sizes below what a run needs, enlarged for the resume.
 
     Raises:
-        Unmountable: this user may not mount one.
+        Unmountable: this user may not mount a file system.
     """
     count, failures, disk = 0, [], scene.folder / "disk"
     disk.mkdir(exist_ok=True)
@@ -116,7 +116,7 @@ def fill_real_disks(scene: Scene, expected: dict[str, bytes], most: int) -> tupl
 
 
 def two_starts(scene: Scene, expected: dict[str, bytes], places: Iterable[int]) -> tuple[int, Failures]:
-    """One start is stopped at an operation, a second one comes; then the first goes on. One of them must do the run."""
+    """Stop one start at an operation, start a second, then continue the first; exactly one must complete the run."""
     count, failures = 0, []
     for place in places:
         folder, words = fresh(scene, "twice"), ["run", *scene.options(), "--quiet"]
@@ -136,7 +136,7 @@ def two_starts(scene: Scene, expected: dict[str, bytes], places: Iterable[int]) 
 
 
 def wait_until_stopped(process: int) -> None:
-    """Wait until a process is stopped by a signal (or gone)."""
+    """Wait until a process is stopped by a signal, or has ended."""
     while True:
         try:
             state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
@@ -148,7 +148,7 @@ def wait_until_stopped(process: int) -> None:
 
 
 def ends_well(scene: Scene, folder: Path, expected: dict[str, bytes], what: str) -> Failures:
-    """Resume a run to its end; it must hold what the undisturbed one holds, and nothing half-written."""
+    """Resume a run to its end; it must have the contents of the undisturbed run, and no partial files."""
     done = scene.go_on(folder)
     if done.code != 0:
         return [f"{what}: cannot go on: {done}"]
@@ -158,7 +158,7 @@ def ends_well(scene: Scene, folder: Path, expected: dict[str, bytes], what: str)
 
 
 def fresh(scene: Scene, name: str) -> Path:
-    """A folder that is not there yet."""
+    """Return the path of a folder that does not exist, removing an existing one."""
     folder = scene.folder / name
     shutil.rmtree(folder, ignore_errors=True)
     return folder

@@ -1,4 +1,4 @@
-"""Where an attack takes place: a tiny backbone, tiny tasks, and `tss` in processes that can be interfered with."""
+"""Environment of the attacks: a tiny backbone, tiny tasks, and `tss` in processes with injected faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOTHING, KILL, FULL, STOP = range(4)
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command line ended; a negative code is the signal that ended it."""
+    """Result of a command line; a negative code is the signal that ended it."""
 
     code: int
     out: str
@@ -28,7 +28,7 @@ class Ended:
 
     @property
     def clear(self) -> bool:
-        """Whether a failure was told as it should be: lines of `tss`, no traceback, no fault of its own."""
+        """Whether it failed with a proper message: lines of `tss` only, no traceback, no unexpected error."""
         lines = [line for line in self.err.splitlines() if line.strip()]
         return self.code not in (0, 70, 99) and bool(lines) and all(line.startswith("tss") for line in lines)
 
@@ -37,7 +37,7 @@ class Scene:
     """Files and processes of an attack.
 
     Args:
-        folder: for everything; made anew.
+        folder: folder for all files; deleted and created again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,12 +80,12 @@ class Scene:
         return json.loads(self._server.stdout.readline())
 
     def start(self, *words: object, arm: tuple[Path, int, int] | None = None, report: bool = False) -> tuple[int, Path]:
-        """Start `tss` with these words; gives its process and where its output goes.
+        """Start `tss` with these words; return its process id and the path prefix of its output files.
 
         Args:
-            words: of the command line.
-            arm: a folder, and what happens at which operation on its files.
-            report: read runs for reports, and write their tables; to draw them would take longer than such a run.
+            words: words of the command line.
+            arm: a folder, the fault to inject, and the number of the operation on its files.
+            report: build reports, with tables but without figures, which take longer to draw than such a run.
         """
         self._count += 1
         output = self.folder / "output" / f"{self._count:05d}"
@@ -100,42 +100,42 @@ class Scene:
         return answer["pid"], output
 
     def wait(self, started: tuple[int, Path]) -> Ended:
-        """Wait for a process that `start` gave."""
+        """Wait for a process that `start` returned."""
         pid, output = started
         code = self._order(do="wait", pid=pid)["code"]
         texts = [Path(f"{output}.{name}").read_text(errors="replace") for name in ("out", "err")]
         return Ended(code, texts[0], texts[1])
 
     def tss(self, *words: object, arm: tuple[Path, int, int] | None = None, report: bool = False) -> Ended:
-        """Run `tss` with these words to its end."""
+        """Run `tss` with these words until it ends."""
         return self.wait(self.start(*words, arm=arm, report=report))
 
     def options(self) -> list[str]:
-        """Words of a run of seconds, with a saved place after every second step."""
+        """Return the words for a run of a few seconds, with a checkpoint after every second step."""
         return ["checkpoint_steps=2", "log_seconds=0", *tiny_options(self.backbone, self.data)]
 
     def go_on(self, folder: Path, arm: tuple[Path, int, int] | None = None, report: bool = False) -> Ended:
-        """Begin a run in a folder, or resume the one that is there."""
+        """Start a run in a folder, or resume an existing one."""
         words = ["run", *self.options(), "--out", folder, "--quiet"]
         return self.tss(*words, *(["--resume"] if folder.is_dir() else []), arm=arm, report=report)
 
 
 def tiny_options(backbone: Path, data: Path) -> list[str]:
-    """Words of the smallest run of a command line: with the data of `make_data` two tasks of three steps."""
+    """Return the words for the smallest run: with the data of `make_data`, two tasks of three steps."""
     keys = ["adapters.bottleneck=4", "training.epochs=1", "training.batch_size=4", "training.source_length=16"]
     keys += ["training.target_length=8", "precision=float32", "device=cpu"]
     return [*keys, "--backbone", str(backbone), "--data", str(data)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What a run must end with, however often it was interrupted: results, tasks, shared state, configuration."""
+    """Return the files that interruptions must not change: results, tasks, shared state, configuration."""
     patterns = ("matrix.json", "config.yaml", "tss.json", "tasks/*", "adapters/*", "predictions/*")
     paths = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def make_data(folder: Path) -> None:
-    """A classification and an extraction task of twelve training examples each."""
+    """Write a classification and an extraction task with twelve training examples each."""
     for split, count in (("train", 12), ("validation", 4), ("test", 4)):
         things = ["battery", "screen", "phone", "camera"]
         reviews = [

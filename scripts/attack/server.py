@@ -1,7 +1,7 @@
-"""Runs command lines in processes that have imported everything already: one JSON line in for each order, one out.
+"""Run command lines in forked processes with all imports done: reads one JSON line per order, writes one per answer.
 
-{"do": "backbone", "folder"} -> {"code"}: make the backbone that all command lines use
-{"do": "warm", "words"} -> {"code"}: run in the server itself, so that later processes find all imported
+{"do": "backbone", "folder"} -> {"code"}: create the backbone that all command lines use
+{"do": "warm", "words"} -> {"code"}: run in the server itself, so that later processes have everything imported
 {"do": "start", "words", "out", "err", "arm": [folder, what, at] or null, "report": bool} -> {"pid"}
 {"do": "wait", "pid"} -> {"code"}, negative for the signal that ended it
 """
@@ -32,7 +32,7 @@ WORDS = (
 
 
 def child(order: dict[str, Any]) -> int:
-    """One command line, with its output in files."""
+    """Run one command line, with its output in files."""
     for name, descriptor in (("out", 1), ("err", 2)):
         opened = os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(opened, descriptor)
@@ -41,7 +41,7 @@ def child(order: dict[str, Any]) -> int:
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
     if not order["report"]:
         tss.report.build = lambda runs, output, **_: Report(Path(output) / "report.html", [])
-    for module in (bars, curves, heatmaps):  # what is drawn comes from what is tabled
+    for module in (bars, curves, heatmaps):  # figures show the same values as tables
         vars(module)["picture"] = lambda figure, name, caption, cells=(): Picture(name, "<svg></svg>", 100, caption)
     if order["arm"]:
         folder, what, at = order["arm"]
@@ -57,7 +57,7 @@ def child(order: dict[str, Any]) -> int:
 
 
 def make_backbone(folder: str) -> None:
-    """A BART of one layer and width 16 with random weights, and a tokenizer of whole words."""
+    """Save a BART of one layer and width 16 with random weights, and a whole-word tokenizer."""
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
     rules = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -79,7 +79,7 @@ def make_backbone(folder: str) -> None:
 
 
 def serve() -> None:
-    """Orders from standard input until it ends."""
+    """Process orders from standard input until it ends."""
     orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     for line in orders:
         order = json.loads(line)

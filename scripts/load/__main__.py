@@ -18,7 +18,7 @@ from scripts.load.wire import Server
 
 
 def main() -> None:
-    """Run all parts, or those that are named."""
+    """Run all parts, or the named ones."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", default="embedded", help='as of `tss serve`; "tiny": a BART of width 16')
     parser.add_argument("--tasks", type=int, default=40)
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace, tasks: list[str], serve: Callable[..., Server]) -> None:
-    """All parts on servers that `serve` starts."""
+    """Run the selected parts on servers that `serve` starts."""
     labelled = [task for task in tasks if task.startswith("asc")]
 
     def wanted(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The parts of the load test; each gives lines of its table, and fails where a promise is broken."""
+"""Parts of the load test; each returns its results, and fails if the server breaks a guarantee."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Known = dict[str, tuple[Body, Any]]
 
 
 def some_input(task: str, rng: random.Random) -> Body:
-    """An input of 3 to 30 words for a task of `random_tasks.kinds`."""
+    """Return an input of 3 to 30 words for a task of `random_tasks.kinds`."""
     words = rng.choices(WORDS, k=rng.randint(3, 30))
     if task.startswith("ner"):
         return {"tokens": words}
@@ -30,7 +30,7 @@ def some_input(task: str, rng: random.Random) -> Body:
 
 
 def percentiles(seconds: Sequence[float]) -> str:
-    """p50, p95 and p99 in milliseconds."""
+    """Return p50, p95 and p99 in milliseconds."""
     ordered = sorted(seconds)
     return " / ".join(
         f"{1000 * ordered[min(len(ordered) - 1, int(len(ordered) * share))]:.0f}" for share in (0.5, 0.95, 0.99)
@@ -38,7 +38,7 @@ def percentiles(seconds: Sequence[float]) -> str:
 
 
 async def closed_loop(port: int, bodies: Sequence[Body], clients: int) -> tuple[float, list[Reply]]:
-    """Seconds, and the replies in the bodies' order: each client sends its next request when it has its answer."""
+    """Return seconds, and replies in the order of `bodies`: each client sends its next request after its reply."""
     replies: list[Any] = [None] * len(bodies)
     places = iter(range(len(bodies)))
 
@@ -54,7 +54,7 @@ async def closed_loop(port: int, bodies: Sequence[Body], clients: int) -> tuple[
 
 
 def throughput(server: Server, name: str, tasks: list[str], count: int, clients: int) -> tuple[float, list[str]]:
-    """Requests per second, and a row of the table, of so many requests of these tasks in turn."""
+    """Return requests per second and a row of the table, for `count` requests that use these tasks in turn."""
     rng = random.Random(0)
     bodies = [{"task": task, "input": some_input(task, rng)} for task in (tasks * count)[:count]]
     asyncio.run(closed_loop(server.port, bodies[: min(count, 2 * clients)], clients))  # warm
@@ -65,7 +65,7 @@ def throughput(server: Server, name: str, tasks: list[str], count: int, clients:
 
 
 def memory(server: Server, tasks: Sequence[str], count: int, clients: int) -> list[str]:
-    """Resident memory after every quarter of so many requests."""
+    """Return resident memory in MB before the requests and after every quarter of them."""
     seen = [server.megabytes()]
     for quarter in range(4):
         rng = random.Random(quarter)
@@ -79,7 +79,7 @@ def memory(server: Server, tasks: Sequence[str], count: int, clients: int) -> li
 
 
 def overload(server: Server, tasks: Sequence[str], rate: float, seconds: float) -> dict[str, Any]:
-    """Requests at a rate that does not wait for answers: statuses, latency of those answered, memory."""
+    """Send requests at a fixed rate without waiting for replies; return statuses, latency of answered ones, memory."""
     rng, before = random.Random(1), server.megabytes()
     statuses: Counter[Any] = Counter()
     answered, waits, idle = [], [], []
@@ -118,7 +118,7 @@ def overload(server: Server, tasks: Sequence[str], rate: float, seconds: float) 
 
 
 def known_answers(server: Server, tasks: Sequence[str]) -> Known:
-    """Name -> (request, prediction), one for each task, each asked alone."""
+    """Return task -> (request, prediction), with requests sent one at a time."""
     rng = random.Random(2)
     bodies = [{"task": task, "input": some_input(task, rng)} for task in tasks]
     _, replies = asyncio.run(closed_loop(server.port, bodies, 1))
@@ -128,7 +128,7 @@ def known_answers(server: Server, tasks: Sequence[str]) -> Known:
 def interrupted(
     server: Server, known: Known, number: signal.Signals, clients: int, after: float
 ) -> tuple[Counter[str], int]:
-    """How requests of many clients end while the server is ended by a signal, and its exit code."""
+    """Return how requests of many clients end when a signal ends the server, and its exit code."""
     ends: Counter[str] = Counter()
     stopped: list[float] = []
 
@@ -160,7 +160,7 @@ def interrupted(
 
 
 def check_known(server: Server, known: Known) -> None:
-    """Raise AssertionError unless every answer is what it was."""
+    """Raise AssertionError unless every prediction is unchanged."""
     _, replies = asyncio.run(closed_loop(server.port, [body for body, _ in known.values()], 8))
     wrong = [task for (task, (_, expected)), reply in zip(known.items(), replies, strict=True)
              if reply.json().get("prediction") != expected]  # fmt: skip
@@ -168,7 +168,7 @@ def check_known(server: Server, known: Known) -> None:
 
 
 def hostile_request(rng: random.Random, task: str, port: int) -> tuple[bytes, bool]:
-    """The bytes of a request that is malformed, or meant to do harm; and whether it ends, so that it gets a reply."""
+    """Return the bytes of a malformed or malicious request, and whether it is complete, so that it gets a reply."""
     good = json.dumps({"task": task, "input": some_input(task, rng)}).encode()
 
     def request(body: bytes, more: str = "", method: str = "POST", path: str = "/v1/predict") -> bytes:
@@ -222,7 +222,7 @@ def hostile_request(rng: random.Random, task: str, port: int) -> tuple[bytes, bo
 
 
 def fuzz(server: Server, tasks: Sequence[str], count: int, clients: int) -> dict[Any, int]:
-    """How so many hostile requests end; no status of 500 or more is right."""
+    """Return how `count` hostile requests end; no status may be 500 or more."""
     statuses: Counter[Any] = Counter()
     seeds = iter(range(count))
 
@@ -248,13 +248,13 @@ def fuzz(server: Server, tasks: Sequence[str], count: int, clients: int) -> dict
 
 
 def slow_clients(server: Server, task: str, slow: int, count: int) -> list[str]:
-    """p50, p95 and p99 in ms of a client beside none and beside so many that send a byte now and then."""
+    """Return p50, p95 and p99 in ms of a client without and with `slow` others that send a byte now and then."""
     rng = random.Random(3)
     bodies = [{"task": task, "input": some_input(task, rng)} for _ in range(count)]
 
     async def drip() -> None:
         head = b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5000\r\n\r\n"
-        while True:  # begin again when the server has had enough
+        while True:  # reconnect when the server closes the connection
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
             try:
                 for byte in head + b" " * 5000:

@@ -1,4 +1,4 @@
-"""Many sealed tasks that have learned nothing: random gates and heads answer as fast as learned ones."""
+"""Many sealed tasks without training: random gates and heads run as fast as trained ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
 
 def kinds(count: int) -> dict[str, TaskKind]:
-    """Names and kinds of a mix: of five tasks three classify, with two to six labels, one extracts, one generates."""
+    """Return names and kinds: of five tasks, three classify (with two to six labels), one extracts, one generates."""
     mix: dict[str, TaskKind] = {}
     for i in range(count):
         if i % 5 < 3:
@@ -32,7 +32,7 @@ def kinds(count: int) -> dict[str, TaskKind]:
 
 
 def add_random_tasks(model: tss.TssModel, tasks: Mapping[str, TaskKind] | Iterable[tuple[str, TaskKind]]) -> None:
-    """Seal tasks with a draw of scores of their own each."""
+    """Seal tasks, each with its own random scores."""
     for name, kind in dict(tasks).items():
         model.tss.add_task(name, kind)
         model.tss.train_task(name)
@@ -40,12 +40,12 @@ def add_random_tasks(model: tss.TssModel, tasks: Mapping[str, TaskKind] | Iterab
             for layer in model.tss.layers.values():
                 layer.scores.add_(torch.randn_like(layer.scores).mul_(layer.scores.std()))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that nothing was learned, and no importance taken
+            warnings.simplefilter("ignore")  # warnings that nothing was learned and no importance computed
             model.tss.seal_task()
 
 
 def tiny_backbone(folder: Path) -> Path:
-    """A model folder: a BART of width 16 with random weights, and the tokenizer of the embedded backbone."""
+    """Save a model folder with a BART of width 16 with random weights, and the embedded backbone's tokenizer."""
     tokenizer = load_backbone("embedded").tokenizer
     sizes: dict[str, Any] = {f"{stack}_{key}": value for stack in ("encoder", "decoder")
              for key, value in {"layers": 1, "attention_heads": 2, "ffn_dim": 32}.items()}  # fmt: skip
@@ -56,7 +56,7 @@ def tiny_backbone(folder: Path) -> Path:
 
 
 def save_random_tasks(folder: Path, tasks: Mapping[str, TaskKind], backbone: str = "embedded") -> Path:
-    """A folder that `tss serve FOLDER --backbone …` opens, with such tasks."""
+    """Save a folder with such tasks for `tss serve FOLDER --backbone …`."""
     torch.manual_seed(0)
     model = tss.attach(
         load_backbone(backbone).model,

@@ -1,4 +1,4 @@
-"""A server in a process of its own, and a client of plain sockets that sees every byte."""
+"""A server in a separate process, and a client that uses plain sockets, with control over every byte."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tss.serve.guard import PREDICT
 
 
 class Server:
-    """`tss serve` on a free port of loopback; a context manager that ends it.
+    """`tss serve` on a free loopback port; a context manager that ends it.
 
     Args:
-        folder: of the tasks.
-        backbone: that they were learned on.
-        options: of the command line.
+        folder: folder of the tasks.
+        backbone: backbone on which they were learned.
+        options: options of the command line.
     """
 
     def __init__(self, folder: Path, backbone: str, *options: str) -> None:
@@ -39,7 +39,7 @@ class Server:
             if not line:
                 raise RuntimeError(f"the server did not start: {''.join(lines)}")
         self.port = int(found[1])
-        while True:  # the line is printed before the first connection is taken
+        while True:  # the line is printed before the first connection is accepted
             with contextlib.suppress(OSError):
                 asyncio.run(Client(self.port).get("/health/ready"))
                 return
@@ -52,13 +52,13 @@ class Server:
         self.end(signal.SIGKILL)
 
     def end(self, number: signal.Signals) -> int:
-        """Send a signal and wait; the exit code."""
+        """Send a signal and wait; return the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait()
 
     def megabytes(self) -> float:
-        """Memory that is resident."""
+        """Return the resident memory."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         found = re.search(r"VmRSS:\s+(\d+) kB", text)
         assert found is not None
@@ -67,7 +67,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Reply:
-    """Status, headers in lower case, and body of a response; how long it took."""
+    """Response: status, headers with lower-case names, body, and seconds until it was complete."""
 
     status: int
     headers: dict[str, str]
@@ -79,27 +79,27 @@ class Reply:
 
 
 class Client:
-    """One connection, kept open from request to request; opened anew after an error."""
+    """One connection, kept open between requests; opened again after an error."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def predict(self, body: Any) -> Reply:
-        """A request for predictions; OSError or EOFError where the connection breaks."""
+        """Send a request for predictions; raise OSError or EOFError if the connection breaks."""
         return await self.send("POST", PREDICT, json.dumps(body).encode())
 
     async def get(self, path: str) -> Reply:
-        """A GET request."""
+        """Send a GET request."""
         return await self.send("GET", path)
 
     async def send(self, method: str, path: str, body: bytes = b"", type_: str = "application/json") -> Reply:
-        """Any request."""
+        """Send any request."""
         head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Length: {len(body)}\r\n"
         return await self.raw(f"{head}Content-Type: {type_}\r\n\r\n".encode() + body)
 
     async def raw(self, data: bytes) -> Reply:
-        """The response to these bytes."""
+        """Send these bytes and return the response."""
         started = time.perf_counter()
         if self._streams is None or self._streams[0].at_eof():  # never opened, or closed by the server since
             self._streams = await asyncio.open_connection("127.0.0.1", self.port)

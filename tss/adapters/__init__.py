@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AdapterConfig", "PlainOptions", "TaskRecord", "TssHandle", "TssModel", "TssOptions", "attach", "load"]
 
-# A configuration can be checked without torch: what needs torch is loaded when first used.
+# Modules are imported on first use, so that settings can be validated without importing torch.
 _MODULES = {
     "AdapterConfig": "config",
     "PlainOptions": "config",

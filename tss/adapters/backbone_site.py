@@ -1,4 +1,4 @@
-"""The whole backbone as what is trained: no adapter, one set of weights that every task moves."""
+"""Training of the whole backbone: no adapter, one set of weights that every task trains."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tss.adapters.task_store import TaskStore
 
 
 class BackboneSite(UngatedSite):
-    """Adds nothing to the backbone's output and trains its parameters in place; detaching does not bring them back.
+    """Site that adds nothing to the output and trains the backbone in place; detaching does not restore its parameters.
 
     Args:
         core: the transformers model.
-        config: of it only the seed matters.
-        store: of the model's tasks.
+        config: settings of the adapters, none of which matters here.
+        store: the model's tasks.
 
     Raises:
-        ValueError: parameters that are not float32, in which the steps of an optimizer would be lost.
+        ValueError: a parameter is not float32, so that an optimizer's steps would be lost.
     """
 
     reads_output = False
@@ -37,14 +37,14 @@ class BackboneSite(UngatedSite):
                 f"training the whole backbone needs it in float32, but {name} is {narrow[name]}: load it with "
                 "precision=float32"
             )
-        object.__setattr__(self, "core", core)  # not a submodule: it has its place in the model already
+        object.__setattr__(self, "core", core)  # not as a submodule: it is part of the model already
 
     @property
     def layers(self) -> dict[str, Any]:
         return {}
 
     def hook(self, site: nn.Module, inputs: Any, output: Any) -> None:
-        """Nothing changes."""
+        """Leave the output unchanged."""
         self._called()
 
     def adapt(self, hidden: torch.Tensor) -> torch.Tensor:

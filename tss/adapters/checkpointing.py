@@ -1,4 +1,4 @@
-"""Gradient checkpointing: layers that run again in the backward pass run for the call of their forward pass."""
+"""Gradient checkpointing: layers recomputed in the backward pass run for the call of their forward pass."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 from tss.adapters.task_call import calling, current_call
 
-FUNCTION = "_gradient_checkpointing_func"  # where transformers keeps it, on every module that checkpoints
+FUNCTION = "_gradient_checkpointing_func"  # transformers' attribute for it, on every module that uses checkpointing
 
 
 def remember_calls(model: torch.nn.Module) -> None:
-    """Make every checkpointing function of a model remember its call; those that do already are left."""
+    """Wrap every checkpointing function of a model to remember its call, unless it is wrapped already."""
     for module in model.modules():
         function = getattr(module, FUNCTION, None)
         if function is not None and not _remembers(function):
@@ -30,7 +30,7 @@ def forget_calls(model: torch.nn.Module) -> None:
 
 
 def checkpoint_with_call(checkpoint: Callable[..., Any], run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """checkpoint(run, *args), where `run` in the backward pass runs for the call that runs now."""
+    """Return checkpoint(run, *args), where `run` also runs for the current call when repeated in the backward pass."""
     call = current_call()
     if call is None:
         return checkpoint(run, *args, **kwargs)
@@ -39,7 +39,7 @@ def checkpoint_with_call(checkpoint: Callable[..., Any], run: Callable[..., Any]
         with calling(call):
             return run(*inputs, **named)
 
-    # The reentrant form gives no gradient at all unless an input requires one; on a frozen model none may.
+    # Reentrant checkpointing gives no gradients unless an input requires one; on a frozen model possibly none does.
     if call.active and call.gates is None and torch.is_grad_enabled() and _is_reentrant(checkpoint):
         tensors = [i for i, x in enumerate(args) if isinstance(x, torch.Tensor) and x.is_floating_point()]
         if tensors and not any(args[i].requires_grad for i in tensors):
@@ -53,5 +53,5 @@ def _remembers(function: Any) -> bool:
 
 
 def _is_reentrant(checkpoint: Callable[..., Any]) -> bool:
-    # transformers binds the user's settings with partial; torch's own default is the reentrant form.
+    # transformers binds the user's settings with partial; torch defaults to reentrant checkpointing.
     return bool(getattr(checkpoint, "keywords", {}).get("use_reentrant", True))

@@ -1,4 +1,4 @@
-"""Checksums of every value of tensors, by which other weights of the same sizes are told apart."""
+"""Checksums over all values of tensors, to distinguish different weights of the same sizes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Checksums = dict[str, dict[str, str]]
 
 
 def checksum(tensor: torch.Tensor) -> str:
-    """16 hexadecimal digits over all bytes of a tensor, wherever it lies; a single other value always changes them.
+    """Return 16 hexadecimal digits over all bytes of a tensor on any device; a change of a single value changes them.
 
-    Sums of 64-bit words times odd random numbers, modulo 2**64: one pass, at the speed of the memory. Of a class that
-    is made of other tensors, as torchao's quantised weights are, those of its parts.
+    Sums 64-bit words times odd random numbers, modulo 2**64: one pass, at memory bandwidth. For a subclass that is made
+    of other tensors, such as torchao's quantized weights, the digits are computed from the checksums of its parts.
     """
     if flatten := getattr(tensor, "__tensor_flatten__", None):
         parts = [f"{name} {checksum(getattr(tensor, name))}" for name in flatten()[0]]
@@ -39,17 +39,17 @@ def checksum(tensor: torch.Tensor) -> str:
 
 
 class Fingerprints:
-    """Checksums of named tensors, computed again where one was written to."""
+    """Cache of the checksums of named tensors; recomputes those of tensors that were written to."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[Any, dict[str, str]]] = {}
 
     def of(self, tensors: Mapping[str, torch.Tensor], *, fresh: bool = False) -> Checksums:
-        """Checksums by name; tensors that are not here whole are left out: offloaded (on the meta device), or sharded.
+        """Return checksums by name, without those of tensors that are offloaded (on the meta device) or sharded.
 
         Args:
-            tensors: by name.
-            fresh: compute all anew: version counters miss what writes through `.data`.
+            tensors: name -> tensor.
+            fresh: recompute all: version counters miss writes through `.data`.
         """
         found: Checksums = {}
         for name, tensor in tensors.items():
@@ -63,16 +63,16 @@ class Fingerprints:
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_known": {}}  # a copy's tensors lie elsewhere
+        return {"_known": {}}  # a copy's tensors have other addresses
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether each process holds a part of it, as FSDP leaves parameters between calls (a DTensor)."""
+    """Return whether each process holds a part of the tensor (a DTensor), as FSDP leaves parameters between calls."""
     return hasattr(tensor, "full_tensor")
 
 
 def backbone_tensors(backbone: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name, each once, in the order of their names."""
+    """Return parameters and persistent buffers by name, each once, sorted by name."""
     tensors: dict[str, torch.Tensor] = dict(backbone.named_parameters())
     for prefix, module in backbone.named_modules():
         kept = set(module._buffers) - module._non_persistent_buffers_set
@@ -82,7 +82,7 @@ def backbone_tensors(backbone: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def differing(saved: Mapping[str, Mapping[str, str]], here: Checksums) -> str | None:
-    """The first tensor whose values differ, in the widest dtype that both sides know; None if none does."""
+    """Return the first tensor whose values differ, in the widest dtype that both sides have; None if none does."""
     order = [str(dtype) for dtype in sorted(WIDTHS, key=lambda dtype: -WIDTHS[dtype])]
     for name, now in here.items():
         then = saved.get(name, {})
@@ -93,7 +93,7 @@ def differing(saved: Mapping[str, Mapping[str, str]], here: Checksums) -> str | 
 
 
 def _by_dtype(tensor: torch.Tensor) -> dict[str, str]:
-    known = 0 if hasattr(tensor, "__tensor_flatten__") else WIDTHS.get(tensor.dtype, 0)  # what is quantised is not cast
+    known = 0 if hasattr(tensor, "__tensor_flatten__") else WIDTHS.get(tensor.dtype, 0)  # not cast if quantized
     narrower = [dtype for dtype, width in WIDTHS.items() if width < known]
     return {str(dtype): checksum(tensor.to(dtype)) for dtype in (tensor.dtype, *narrower)}
 

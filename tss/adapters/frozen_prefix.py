@@ -1,4 +1,4 @@
-"""The layers before the first adapter: frozen, so that an example's hidden states there are the same in every epoch."""
+"""Layers before the first adapter: they are frozen, so an example's hidden states there are the same in every epoch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class _Reached(Exception):
 
 
 class FrozenPrefix:
-    """The layers of the stack that reads the inputs, up to the first one with an adapter, whose adapter ends it.
+    """Layers of the stack that reads the inputs, up to the adapter of the first layer that has one.
 
     Args:
         stack: the encoder, or the base model of a model that has one stack.
         layers: the stack's layers.
         first: index of the first layer with an adapter.
-        site: the module in it whose output is adapted, and is the layer's output.
-        adapter: of the site.
+        site: the module in that layer whose output is adapted and is also the layer's output.
+        adapter: the site's adapter.
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class FrozenPrefix:
 
     @torch.no_grad()
     def compute(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-        """Hidden states (B, L, H) of a batch just before the first adapter.
+        """Return the hidden states (B, L, H) of a batch just before the first adapter.
 
-        None where the adapted layer goes on behind its site, so that these states are not all that it hands on.
+        Returns None if the adapted layer computes more after its site, so that these states are not its whole output.
         """
         seen: list[Any] = []
 
@@ -56,7 +56,7 @@ class FrozenPrefix:
 
     @contextmanager
     def reuse(self, states: torch.Tensor) -> Iterator[None]:
-        """For a while, a pass over the batch that `compute` gave these states for begins with the first adapter."""
+        """Run the batch from the first adapter within a `with` block; `states` is what `compute` gave for it."""
 
         def adapt(*args: Any, **kwargs: Any) -> torch.Tensor:
             adapted = self.adapter.hook(self.site, None, states)
@@ -70,14 +70,14 @@ class FrozenPrefix:
 
 
 def find_prefix(model: Any, adapters: Mapping[str, SiteAdapter]) -> FrozenPrefix | None:
-    """The layers before the first adapter that a batch meets.
+    """Return the layers before the first adapter that a batch reaches.
 
-    None where nothing that can be skipped does: an adapter inside the first layers or before them, one that reads more
-    than the output that it changes, or dropout.
+    Returns None if they cannot be skipped: the stack that reads the inputs has no adapter, has one outside its layers,
+    or several in the first adapted layer; an adapter reads more than the output that it changes; or there is dropout.
 
     Args:
         model: the backbone.
-        adapters: by the names of their sites in it.
+        adapters: name of the site in the backbone -> adapter.
     """
     settings = model.config.to_dict()
     if any(value for key, value in settings.items() if "drop" in key and key != "classifier_dropout"):
@@ -98,7 +98,7 @@ def find_prefix(model: Any, adapters: Mapping[str, SiteAdapter]) -> FrozenPrefix
 
 @contextmanager
 def reuse_states(prefix: FrozenPrefix | None, states: torch.Tensor | None) -> Iterator[None]:
-    """`prefix.reuse(states)`; nothing for None."""
+    """Apply `prefix.reuse(states)`; do nothing if either is None."""
     if states is None or prefix is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""What sealed tasks rely on and share: the backbone and the adapters' frozen weights, and whether they changed."""
+"""Weights that sealed tasks share, the backbone's and the adapters' frozen ones, and checks that they are unchanged."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tss.io import sha256
 
 
 class FrozenWeights:
-    """The frozen values of a model: parameters and persistent buffers of its backbone, and tensors of its adapters.
+    """Frozen values of a model: parameters and persistent buffers of its backbone, and tensors of its adapters.
 
-    Values are compared in the widest dtype that both sides have, so that a cast of the whole model is no change.
+    Values are compared in the widest dtype that both sides have, so that casting the whole model is not a change.
 
     Args:
         core: the transformers model.
-        adapters: site -> its adapter.
+        adapters: site -> adapter.
     """
 
     def __init__(self, core: Any, adapters: Mapping[str, SiteAdapter]) -> None:
@@ -32,32 +32,32 @@ class FrozenWeights:
         self._remembered: tuple[Checksums, Checksums] | None = None
 
     def tensors(self) -> Tensors:
-        """The adapters' tensors that never change."""
+        """Return the adapters' tensors that never change."""
         return {name: tensor for adapter in self.adapters.values() for name, tensor in adapter.frozen().items()}
 
     def backbone(self) -> dict[str, torch.Tensor]:
-        """The backbone's, less what is trained of it; what PEFT has put into a layer of its own keeps its name."""
+        """Return the backbone's untrained tensors; those that PEFT moved into a layer of its own keep their name."""
         trained = {name for adapter in self.adapters.values() for name in adapter.trained_below()}
         found = {name: tensor for name, tensor in backbone_tensors(self.core).items() if name not in trained}
         return {name.replace(".base_layer.", "."): tensor for name, tensor in found.items()}
 
     def checksums(self, *, fresh: bool = False) -> Checksums:
-        """Of the backbone; `fresh`: read anew, because writes through `.data` leave no trace."""
+        """Return the backbone's checksums; `fresh` recomputes all, because writes through `.data` leave no trace."""
         return self._of_backbone.of(self.backbone(), fresh=fresh)
 
     def fingerprint(self) -> str:
-        """sha256 over all of it, read anew."""
+        """Return the SHA-256 of all frozen values, read anew."""
         own = [f"{name} {sums[next(iter(sums))]}" for name, sums in self.checksums(fresh=True).items()]
         return sha256("\n".join([*own, digest(self.tensors())]))
 
     def remember(self, *, fresh: bool) -> None:
-        """From now on `verify` compares with the values as they are; the first task is being sealed."""
+        """Record the current values for `verify` to compare with; called when the first task is sealed."""
         self._remembered = self.checksums(fresh=fresh), self._of_adapters.of(self.tensors(), fresh=fresh)
 
     def verify(self, *, fresh: bool) -> None:
-        """Raise ForgettingError, naming what changed, if it is not what it was when the first task was sealed.
+        """Raise ForgettingError, naming what changed, if values are not what they were when the first task was sealed.
 
-        A tensor that appeared since, as PEFT's do, is none that was written to; one that is gone is named.
+        Tensors added since, such as PEFT's, do not count as changed; a tensor that was removed is named.
         """
         if self._remembered is None:
             return
@@ -73,12 +73,12 @@ class FrozenWeights:
                 )
 
     def describe(self) -> dict[str, Any]:
-        """What is saved of the backbone: what it shares with others of its kind, its checksums and its name."""
+        """Return what is saved about the backbone: its `geometry`, its checksums and its name."""
         name = getattr(self.core.config, "_name_or_path", "")
         return self.geometry() | {"checksums": self.checksums(), "name": name}
 
     def geometry(self) -> dict[str, Any]:
-        """What a backbone must share with the one that tasks were learned on, besides every value."""
+        """Return what a backbone must have in common with the one that tasks were trained on, besides all values."""
         shapes = [f"{name} {tuple(p.shape)}" for name, p in sorted(self.core.named_parameters())]
         return {
             "class": _class_name(self.core),
@@ -88,12 +88,12 @@ class FrozenWeights:
         }
 
     def check_same(self, backbone: Mapping[str, Any], frozen: Tensors, origin: str) -> None:
-        """Raise StateError unless a save is of the same weights.
+        """Raise StateError unless a save belongs to the same weights.
 
         Args:
-            backbone: what `describe` gave.
-            frozen: what `tensors` gave.
-            origin: the folder, for messages.
+            backbone: the saved result of `describe`.
+            frozen: the saved result of `tensors`.
+            origin: folder of the save, for messages.
         """
         here = self.geometry()
         for key, now in here.items():
@@ -123,7 +123,7 @@ class FrozenWeights:
 
 
 def _class_name(model: nn.Module) -> str:
-    """The name of a model's class, or of the one that a tool such as FSDP has derived a nameless one from."""
+    """Return the name of a model's class, or of its base if a tool such as FSDP derived an anonymous class from it."""
     classes = [c for c in type(model).__mro__ if issubclass(c, nn.Module)]
     named = (c for c in classes if getattr(sys.modules.get(c.__module__), c.__name__, None) is c)
     return next(named, type(model)).__name__

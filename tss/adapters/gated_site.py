@@ -1,4 +1,4 @@
-"""A gated adapter at one site: frozen random weights, and the gates of the task of the current call."""
+"""Gated adapter at one site: frozen random weights, and the gates of the task of the current call."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tss_kernels.modules import run_adapter, run_multi_task_adapter
 
 
 class SiteLinear(GatedAdapterLinear):
-    """A gated layer that runs the gates of the current call's task: packed ones, or its own live scores."""
+    """Gated layer that uses the gates of the current call's task: packed ones, or those of its own live scores."""
 
     index = part = 0
 
     def gates_of_call(self, x: torch.Tensor) -> torch.Tensor | None:  # type: ignore[override]
-        """The sealed task's packed gates, where x is; None while the current call runs live scores."""
+        """Return the sealed task's packed gates on the device of x; None if the current call runs live scores."""
         call = current_call()
         if call is None or call.gates is None:
             return None
@@ -32,12 +32,12 @@ class SiteLinear(GatedAdapterLinear):
 
 
 class GatedSite(SiteAdapter):
-    """Frozen random weights; the live scores of the task being learned, or a sealed task's packed gates.
+    """Frozen random weights, with the live scores of the task being trained or the packed gates of a sealed task.
 
     Args:
-        index, site, width, store: as attributes.
-        config: shape, threshold, initialisation and seed.
-        dtype: of the frozen weights; scores are float32.
+        index, site, width, store: as in `SiteAdapter`.
+        config: shape, threshold, initialization and seed.
+        dtype: dtype of the frozen weights; scores are float32.
     """
 
     gated = True
@@ -49,7 +49,7 @@ class GatedSite(SiteAdapter):
     ) -> None:
         super().__init__(index, site, width, config, store)
         self.config = config
-        # Layers draw from torch's global stream when they are made; nobody else's numbers may depend on that.
+        # Creating layers draws from torch's global generator, which must not affect other random numbers.
         with torch.random.fork_rng(devices=[]):
             for part, (name, shape) in enumerate(
                 {"down": (width, config.bottleneck), "up": (config.bottleneck, width)}.items()

@@ -1,4 +1,4 @@
-"""Saved tasks on the Hugging Face hub, with a card that says what they are; the client is imported when it is used."""
+"""Saved tasks on the Hugging Face hub, with a model card; the client is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ HUB_TASKS = {
 
 
 def card(saved: saving.SavedTasks, repository: str, scores: Scores | None = None) -> str:
-    """The model card: base model, how to load, and each task with its kind, metric, density and size.
+    """Return the model card: base model, how to load, and each task with its kind, metric, density and size.
 
     Args:
         saved: the tasks.
         repository: "owner/name".
-        scores: task -> metric -> value, 0 to 100; what is known is in the table and in the hub's model index.
+        scores: task -> metric -> value, 0 to 100; known values go into the table and the hub's model index.
 
     Raises:
-        StateError: scores of a task that is not among them.
+        StateError: `scores` has a task that is not in `saved`.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -63,17 +63,17 @@ def card(saved: saving.SavedTasks, repository: str, scores: Scores | None = None
 def push(
     saved: saving.SavedTasks, repository: str, scores: Scores | None = None, *, replace: bool = False, **settings: Any
 ) -> str:
-    """Upload what `model.tss.save` would write, and a card; gives the address.
+    """Upload what `model.tss.save` would write, and a model card; return the address.
 
     Args:
         saved: the tasks.
         repository: "owner/name".
-        scores: for the card.
-        replace: also if the repository holds tasks that are not among those of `saved`.
-        settings: of the client's `create_repo`: private, token.
+        scores: as in `card`.
+        replace: upload even if the repository has tasks that are not in `saved`.
+        settings: arguments for the client's `create_repo`: private, token.
 
     Raises:
-        StateError: scores of a task that is not among them, or tasks of the repository would be lost.
+        StateError: `scores` has a task that is not in `saved`, or tasks of the repository would be lost.
         OSError, and what the client raises.
     """
     from huggingface_hub import HfApi, snapshot_download
@@ -98,16 +98,16 @@ def push(
 
 
 def download(repository: str) -> Path:
-    """The folder of a repository, from the client's cache where it is there already.
+    """Return the local folder of a repository, from the client's cache if it is there already.
 
     Raises:
-        StateError: with what the client said.
+        StateError: the client failed; the message has its reason.
     """
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(repository, allow_patterns=[saving.MANIFEST, "adapters/*", "tasks/*"]))
-    except Exception as error:  # the client raises dozens of kinds: no network, no such name, no access
+    except Exception as error:  # the client raises dozens of types: no network, no such name, no access
         reason = str(error).strip().splitlines() or ["no reason given"]
         raise StateError(
             f"{repository!r} is no folder, and as a name on the hub it cannot be loaded ({type(error).__name__}: "

@@ -1,4 +1,4 @@
-"""The importance of the task just learned: one pass over its training data, no update."""
+"""Importance of the task just trained: one pass over its training data, without updates."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tss.tasks.base import IGNORED, PAD_MULTIPLE, TaskKind
 from tss_kernels import GatedAdapterLinear, update_importance_
 
 Layers = Mapping[str, GatedAdapterLinear]
-LENGTH = 128  # source and target length for raw examples; whoever wants another hands over batches
+LENGTH = 128  # source and target length for raw examples; for other lengths, pass batches
 
 
 def raw_importance(layers: Layers, losses: Iterable[torch.Tensor], of: str) -> dict[str, torch.Tensor]:
-    """a = mean over batches of (dL/ds) * g, or of its absolute value: float64 (out, in) by layer.
+    """Return a = mean over batches of (dL/ds) * g, or of its absolute value: float64 (out, in) by layer.
 
-    Where several processes train, the mean is over the batches of all of them, so that all seal the same.
+    In distributed training, the mean is over the batches of all processes, so that all of them seal the same.
 
     Args:
-        layers: running from their live scores.
+        layers: layers that run on their live scores.
         losses: one differentiable loss per batch.
         of: "signed" or "absolute".
 
     Raises:
-        ValueError: no batch.
-        StateError: a gradient that is not finite.
+        ValueError: there is no batch.
+        StateError: a gradient is not finite.
     """
     sums = {name: torch.zeros_like(layer.scores, dtype=torch.float64) for name, layer in layers.items()}
     gates = {name: layer.gate() for name, layer in layers.items()}
@@ -39,7 +39,7 @@ def raw_importance(layers: Layers, losses: Iterable[torch.Tensor], of: str) -> d
         for loss in losses:
             gradients = torch.autograd.grad(loss, [layer.scores for layer in layers.values()], allow_unused=True)
             for name, gradient in zip(layers, gradients, strict=True):
-                if gradient is not None:  # a layer that the task does not pass through matters to it nowhere
+                if gradient is not None:  # a layer that the task does not use has no importance for it
                     sums[name] += torch.where(gates[name], gradient.abs() if of == "absolute" else gradient, 0)
             batches += 1
     batches = _over_ranks(sums, batches)
@@ -55,7 +55,7 @@ def raw_importance(layers: Layers, losses: Iterable[torch.Tensor], of: str) -> d
 
 
 def _over_ranks(sums: dict[str, torch.Tensor], batches: int) -> int:
-    """Add up what every process has seen; gives the number of all batches."""
+    """Add up the sums of all processes in place; return the number of batches of all of them."""
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return batches
     count = torch.tensor(float(batches), dtype=torch.float64, device=next(iter(sums.values())).device)
@@ -66,13 +66,13 @@ def _over_ranks(sums: dict[str, torch.Tensor], batches: int) -> int:
 
 @torch.no_grad()
 def accumulate(layers: Layers, raw: Mapping[str, torch.Tensor], per: str, scale: str = "paper") -> None:
-    """I <- max(I, |tanh((a - mean a) / (std a + 1e-6))|) in every layer, starting from 0.
+    """Set I <- max(I, |tanh((a - mean a) / (std a + 1e-6))|) in every layer, starting from 0.
 
     Args:
-        layers: to accumulate in.
+        layers: layers whose importance is updated.
         raw: a of each layer, (out, in).
-        per: mean and deviation over the "tensor" or over each "row".
-        scale: "paper": a as it is; "relative": over its root mean square, a layer of zeros as it is.
+        per: mean and standard deviation over the "tensor" or over each "row".
+        scale: "paper" uses a as it is; "relative" divides it by its root mean square, unless that is 0.
     """
     if scale == "relative":
         sizes = {name: a.square().mean().sqrt() for name, a in raw.items()}
@@ -86,7 +86,7 @@ def accumulate(layers: Layers, raw: Mapping[str, torch.Tensor], per: str, scale:
 
 @contextmanager
 def plain_gradients(layers: Layers) -> Iterator[None]:
-    """Score gradients without the soft mask."""
+    """Compute score gradients without the soft mask within a `with` block."""
     masked = {name: layer.mask_gradient for name, layer in layers.items()}
     for layer in layers.values():
         layer.mask_gradient = False
@@ -99,7 +99,7 @@ def plain_gradients(layers: Layers) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout; every module's own mode is given back."""
+    """Set evaluation mode (no dropout) within a `with` block; restores the mode of every module."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -112,12 +112,12 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def batches_of(
     kind: TaskKind, data: Any, batch_size: int, *, tokenizer: Any, pad_id: int, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """Batches as they are; single examples (raw, or encoded rows) encoded and collated, `batch_size` at a time.
+    """Yield batches as they are, and single examples (raw or encoded) encoded and collated, `batch_size` at a time.
 
-    Lists and NumPy arrays become tensors. Rows that bring a mask keep it.
+    Lists and NumPy arrays become tensors. Rows that have a mask keep it.
 
     Raises:
-        ValueError: a batch without labels, or of rows of different lengths, or examples that nothing can encode.
+        ValueError: a batch has no labels or rows of different lengths, or there is no tokenizer for raw examples.
     """
     for i, batch in enumerate(_grouped(kind, data, batch_size, tokenizer, pad_id)):
         if batch.get("labels") is None:
@@ -144,7 +144,7 @@ def _grouped(kind: TaskKind, data: Any, batch_size: int, tokenizer: Any, pad_id:
 
 
 def _as_tensor(key: str, value: Any) -> Any:
-    """Numbers in lists or arrays as a tensor; anything else (text, None) as it is."""
+    """Convert numbers in lists or arrays to a tensor; return anything else (text, None) as it is."""
     if isinstance(value, torch.Tensor) or value is None or isinstance(value, (str, bytes)):
         return value
     first = value
@@ -181,7 +181,7 @@ def _collate(kind: TaskKind, group: Sequence[Mapping[str, Any]], tokenizer: Any,
 
 
 def _stack(key: str, values: Sequence[torch.Tensor], kind: TaskKind, pad_id: int) -> torch.Tensor:
-    """Rows of one input as a batch, padded right to the longest where they are sequences."""
+    """Stack rows of one input; sequences are padded right, to the longest rounded up to `PAD_MULTIPLE`."""
     if key == "labels" and kind.kind == "classification":
         return torch.stack([value.reshape(()) for value in values])
     if values[0].dim() != 1 or values[0].is_floating_point():

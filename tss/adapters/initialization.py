@@ -1,4 +1,4 @@
-"""How the frozen weights and the first scores of an adapter are drawn."""
+"""Initialization of the frozen weights and the first scores of an adapter."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from tss.seeding import tensor_stream
 from tss_kernels import GatedAdapterLinear
 from tss_kernels.modules import ACTIVATIONS, WEIGHT_STD
 
-NODES = 64  # of the quadrature: far more than these smooth functions need
+NODES = 64  # number of quadrature nodes: far more than these smooth functions need
 
 
 def natural_share(width: int, bottleneck: int, down_scale: float, up_scale: float, activation: str = "relu") -> float:
-    """How far an adapter moves its hidden state, as a share of its norm, with half of the gates on.
+    """Return how much an adapter changes the hidden state, relative to its norm, with half of the gates on.
 
     For independent random weights the mean square of a hidden unit is width / 2 * down_scale² * x² before the
-    activation, and the adapter adds bottleneck / 2 * up_scale² times what the activation leaves of it. For ReLU
-    that is sqrt(width * bottleneck) * down_scale * up_scale / (2 * sqrt(2)), whatever the size of x; for the others
-    the root mean square of x is taken to be 1.
+    activation, and the adapter adds bottleneck / 2 * up_scale² times the mean square after the activation. For ReLU
+    the result is sqrt(width * bottleneck) * down_scale * up_scale / (2 * sqrt(2)) for any size of x; for the others
+    the root mean square of x is assumed to be 1.
 
     Args:
-        width, bottleneck: of the adapter.
+        width, bottleneck: sizes of the adapter.
         down_scale, up_scale: root mean square of the entries of its two weights.
         activation: relu, gelu, silu or tanh.
     """
@@ -36,7 +36,7 @@ def natural_share(width: int, bottleneck: int, down_scale: float, up_scale: floa
 
 @torch.no_grad()
 def draw_weights(down: GatedAdapterLinear, up: GatedAdapterLinear, site: str, config: AdapterConfig) -> None:
-    """Draw the weights and the first scores of the two layers at a site, each layer from a stream of its own."""
+    """Draw the weights and the first scores of the two layers at a site, each layer from its own random stream."""
     scale = 1.0
     if config.share is not None:
         scale = config.share / natural_share(
@@ -62,12 +62,12 @@ def draw_scores(down: GatedAdapterLinear, up: GatedAdapterLinear, site: str, tas
 
 @torch.no_grad()
 def pair_scores(down: GatedAdapterLinear, up: GatedAdapterLinear) -> None:
-    """Give the second half of the hidden units the scores of the first: with paired weights, the identity."""
+    """Copy the first half of the hidden units' scores to the second half: with paired weights, the identity."""
     half = down.out_features // 2
     down.scores[half:] = down.scores[:half]
     up.scores[:, half:] = up.scores[:, :half]
 
 
 def _size(layer: GatedAdapterLinear) -> float:
-    """The root mean square that the entries of a layer's weight are drawn with."""
+    """Return the root mean square with which the entries of a layer's weight are drawn."""
     return WEIGHT_STD if layer.weight_init == "normal" else math.sqrt(2 / layer.in_features)

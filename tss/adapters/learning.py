@@ -1,4 +1,4 @@
-"""The tasks that are being learned, as ordinary module state: checkpoints of other tools hold them by their names."""
+"""Tasks being trained, as ordinary module state: checkpoints of other tools store them under their names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREFIX = "task-"
 
 
 class LearningTask(Float32Module):
-    """The head being trained, if there is one, and a mark by which a checkpoint tells the task."""
+    """Head being trained, if there is one, and a buffer by which a checkpoint identifies the task."""
 
     begun: torch.Tensor
 
@@ -27,41 +27,41 @@ class LearningTask(Float32Module):
 
 
 class TasksLearned(nn.Module):
-    """Holds each task being learned by its name: "learning.task-<name>.…" in a `state_dict`."""
+    """Container of the tasks being trained, by name: "learning.task-<name>.…" in a `state_dict`."""
 
     def put(self, name: str, task: LearningTask, device: torch.device) -> None:
-        """Begin to learn a task, in the mode that this module is in."""
+        """Add a task to be trained, in this module's mode (training or evaluation)."""
         self.add_module(module_name(name), task.to(device).train(self.training))
 
     def of(self, name: str) -> LearningTask:
-        """What is being learned of a task."""
+        """Return the `LearningTask` of a task being trained."""
         task = self._modules[module_name(name)]
         assert isinstance(task, LearningTask)
         return task
 
     def take(self, name: str) -> None:
-        """End learning of one task of several: its head no longer requires gradients, and is not held."""
+        """End training of one of several tasks: its head no longer requires gradients and is removed."""
         self.of(name).requires_grad_(False)
         del self._modules[module_name(name)]
 
     def clear_with(self, require_grad: Callable[[bool], None]) -> None:
-        """End learning: nothing requires gradients any more, and nothing is held."""
+        """End training: nothing requires gradients any more (`require_grad(False)`), and all tasks are removed."""
         require_grad(False)
         self._modules.clear()
 
 
 def module_name(task: str) -> str:
-    """A task's name as a module may be called: without dots."""
+    """Return a task's name as a module name, which must not contain dots."""
     return PREFIX + quote(task, safe=" ").replace(".", "%2E")
 
 
 def tasks_in(keys: Iterable[str]) -> set[str]:
-    """The tasks that the keys of a state dictionary, less their prefix, belong to."""
+    """Return the tasks to which keys of a state dict, without their prefix, belong."""
     return {unquote(key.split(".", 1)[0].removeprefix(PREFIX)) for key in keys if key.startswith(PREFIX)}
 
 
 def check_whole(layers: Mapping[str, nn.Module]) -> None:
-    """Raise StateError if adapters lie in parts on several processes: gates could be neither read nor kept."""
+    """Raise StateError if adapters are sharded over processes: gates could be neither read nor saved."""
     if sharded := [name for name, layer in layers.items() if any(map(is_sharded, layer.parameters()))]:
         raise StateError(
             f"{sharded[0]} is sharded over processes, so its gates cannot be read: shard the backbone alone, with "

@@ -49,7 +49,7 @@ def load(
 
 
 def restore(model: Any, saved: saving.SavedTasks, origin: str) -> TssModel:
-    """Load tasks that were read already; `origin` names their folder in messages."""
+    """Load tasks that have been read already; `origin` is their folder, for messages."""
     try:
         config, options = AdapterConfig(**saved.config), options_from(saved.options)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A LoRA of each task's own beside one linear map of the backbone; its parameters are made by the package peft."""
+"""LoRA per task for one linear layer of the backbone; its parameters are created by the package peft."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ ADAPTER, TARGET = "default", "target"
 
 
 class LoraSite(UngatedSite, Float32Module):
-    """y + scaling * B A x, where y is what the backbone's linear map makes of x: what peft's own layer computes.
+    """LoRA: y + scaling * B A x, where y is the output of the backbone's linear layer for x, as in peft's own layer.
 
-    peft would put its layer in the map's place, and a backbone whose modules are swapped is no longer the one that is
-    promised to stay as it is. So peft makes A, B and the scaling on a map of the same sizes, and they run in a hook. A
-    task starts from a draw by its name alone; a sealed one runs on the A and B that it was sealed with.
+    peft would replace the linear layer, but the backbone's modules are promised to stay unchanged. So peft creates A, B
+    and the scaling for a linear layer of the same sizes, and they run in a hook. A task's initial values are drawn by
+    its name alone; a sealed task runs on the A and B that it was sealed with.
 
     Args:
-        index, site, store: as attributes of every `SiteAdapter`.
-        sizes: (in, out) of the linear map.
-        rank, alpha: of LoRA.
-        config: of it only the seed matters.
+        index, site, store: as in `SiteAdapter`.
+        sizes: (in_features, out_features) of the linear layer.
+        rank, alpha: rank and alpha of LoRA.
+        config: settings of the adapters, of which only the seed is used.
 
     Raises:
         TssError: the package peft is not installed.
@@ -63,7 +63,7 @@ class LoraSite(UngatedSite, Float32Module):
 
     @torch.no_grad()
     def _draw(self, stream: torch.Generator) -> None:
-        """peft's default: kaiming_uniform(a = sqrt 5) for A, zeros for B, so that LoRA starts as nothing added."""
+        """Initialize as peft does: kaiming_uniform(a = sqrt 5) for A, zeros for B, so that LoRA first adds nothing."""
         drawn = nn.init.kaiming_uniform_(torch.empty(self.lora_A.weight.shape), a=math.sqrt(5), generator=stream)
         self.lora_A.weight.copy_(drawn)
         self.lora_B.weight.zero_()
@@ -76,7 +76,7 @@ class LoraSite(UngatedSite, Float32Module):
         return output + self(inputs[0]).to(output.dtype) if self._called() else None
 
     def adapt(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The map's input (..., in) -> what is added to its output (..., out)."""
+        """Return what is added to the linear layer's output (..., out), for its input (..., in)."""
         own, x = self._own(), hidden.to(self.lora_A.weight.dtype)
         if own is None:
             return self.lora_B(self.lora_A(x)) * self.scaling
@@ -94,7 +94,7 @@ class LoraSite(UngatedSite, Float32Module):
 
 
 def import_peft() -> Any:
-    """The package peft.
+    """Import and return the package peft.
 
     Raises:
         TssError: it is not installed.

@@ -1,4 +1,4 @@
-"""A plain adapter whose hidden units are gated by task, and what past tasks claimed of them: HAT's part at one site."""
+"""Plain adapter with a gate per task and hidden unit, and the units that past tasks claimed: HAT at one site."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tss_kernels.modules import ACTIVATIONS
 
 
 class MaskedSite(PlainSite):
-    """x + up(mask * activation(down(x))) on weights that all tasks share, with a mask (bottleneck,) of each task's own.
+    """x + up(mask * activation(down(x))) with weights that all tasks share, and a mask (bottleneck,) for each task.
 
-    While a task is learned, mask = sigmoid(slope * embedding); outside training, and once sealed, at full steepness.
+    In training mode, mask = sigmoid(slope * embedding); otherwise, and once sealed, `steepness` replaces `slope`.
 
     Attributes:
-        embedding: e of the task being learned, trained.
-        claimed: the largest mask value that a sealed task has for each hidden unit, in [0, 1].
-        slope: of the mask in training mode.
-        steepness: of the mask otherwise.
+        embedding: e of the task being trained, its trained parameter.
+        claimed: the largest mask value of the sealed tasks for each hidden unit, in [0, 1].
+        slope: slope of the mask in training mode.
+        steepness: slope of the mask otherwise.
     """
 
     claimed: torch.Tensor
@@ -45,9 +45,9 @@ class MaskedSite(PlainSite):
         self.register_buffer("claimed", torch.zeros(config.bottleneck))
 
     def mask(self) -> torch.Tensor:
-        """The mask of the task being learned, (bottleneck,).
+        """Return the mask (bottleneck,) of the task being trained.
 
-        Its gradient is that of sigmoid(e) times the steepness, because a steep sigmoid passes hardly any on. That is
+        Its gradient is that of sigmoid(e) times the steepness, because that of a steep sigmoid is almost 0. This is
         HAT's compensation: s_max / s * (cosh(s e) + 1) / (cosh(e) + 1) times the gradient of sigmoid(s e).
         """
         slope = self.slope if self.training else self.steepness
@@ -62,7 +62,7 @@ class MaskedSite(PlainSite):
 
     @torch.no_grad()
     def claim(self) -> None:
-        """claimed <- max(claimed, mask at full steepness), for a task that ends."""
+        """Set claimed <- max(claimed, mask at full steepness), at the end of a task."""
         self.claimed = torch.maximum(self.claimed, self._steepest())
 
     def start(self, task: str, *, fresh: bool, masked: bool) -> None:

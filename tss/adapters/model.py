@@ -1,7 +1,7 @@
-"""`TssModel`: a backbone with adapters and tasks. A `PreTrainedModel` in name, it passes everything on to the backbone.
+"""`TssModel`: a backbone with adapters and tasks. A `PreTrainedModel` only in name, it delegates to the backbone.
 
-Nothing of the backbone is swapped: forward hooks at the sites run the adapters for the call that is going on. So what
-others do to either (a `forward` on the instance, `torch.compile`, PEFT inside) composes.
+No module of the backbone is replaced: forward hooks at the sites run the adapters for the current call. So other
+changes to the wrapper or the backbone (a `forward` on the instance, `torch.compile`, PEFT inside) combine with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import nn
-from torch._dynamo.eval_frame import skip_code  # no public form marks a frame and lets callers compile through it
+from torch._dynamo.eval_frame import skip_code  # no public API marks a frame but lets callers be compiled through it
 from transformers import PreTrainedModel
 
 from tss.adapters import task_forward
@@ -35,9 +35,9 @@ from tss.adapters.task_store import TaskStore
 from tss.io import write_bytes
 
 WEIGHTS = "model.safetensors"  # where Trainer looks for a checkpoint's weights
-# What a call may name besides what the backbone's forward takes.
+# Arguments of a call in addition to those of the backbone's forward, with their defaults.
 ADDED = {"labels": None, "num_items_in_batch": None, "task": ACTIVE}
-# Names that the wrapper keeps for itself though the backbone has them too.
+# Attributes that are set on the wrapper itself, although the backbone has them too.
 KEPT = {"forward", "generate", "training"}
 
 
@@ -85,7 +85,7 @@ class TssModel(PreTrainedModel):
         """The transformers model inside the backbone, without wrappers of PEFT and `torch.compile`."""
         return task_forward.core_of(self.backbone)
 
-    # A call.
+    # Calls.
 
     def _run(self, kwargs: dict[str, Any]) -> Any:
         if kwargs.pop("_generate", False):
@@ -123,8 +123,8 @@ class TssModel(PreTrainedModel):
             _check_rows(call.count, {"inputs": args[0], **kwargs} if args else kwargs)
             call.copies = (1, self._expansion(kwargs))
         with calling(call):
-            # What others put around this model's forward (accelerate's autocast) is around its generation too; what
-            # compiles it would compile the loop.
+            # Wrappers of this model's forward (accelerate's autocast) apply to generation too, except torch.compile,
+            # which would compile the generation loop.
             around = vars(self).get("forward")
             if around is None or hasattr(around, "_torchdynamo_orig_callable"):
                 return self.backbone.generate(*args, **kwargs)
@@ -132,12 +132,12 @@ class TssModel(PreTrainedModel):
             return around(**dict(zip(positional, args, strict=False)), **kwargs, _generate=True)
 
     def _expansion(self, kwargs: dict[str, Any]) -> int:
-        """How often `generate` repeats each row."""
+        """Return how many times `generate` repeats each row."""
         config = kwargs.get("generation_config") or self.core.generation_config
         asked = (kwargs.get(key) or getattr(config, key, None) or 1 for key in ("num_beams", "num_return_sequences"))
         return max(asked)
 
-    # What depends on the task that is active.
+    # Attributes that depend on the active task.
 
     def _active_labelled(self) -> bool:
         kind = self.tss.choice.kind()
@@ -145,7 +145,7 @@ class TssModel(PreTrainedModel):
 
     @property
     def config(self) -> Any:  # type: ignore[override]
-        """The backbone's; while a labelled task is active a copy with the task's label names."""
+        """The backbone's config; while a task with labels is active, a copy with the task's label names."""
         base, labels = self.backbone.config, getattr(self.tss.choice.kind(), "labels", ())
         if not labels:
             return base
@@ -161,18 +161,18 @@ class TssModel(PreTrainedModel):
 
     @property
     def accepts_loss_kwargs(self) -> bool:
-        """Whether the loss is divided by `num_items_in_batch`, so that Trainer need not average over accumulation."""
+        """Whether the loss is divided by `num_items_in_batch`, so that Trainer need not average accumulated steps."""
         if self._active_labelled():
             return True
         core = self.core
         if hasattr(core, "accepts_loss_kwargs"):
             return core.accepts_loss_kwargs
-        # A forward with **kwargs promises nothing: BART's takes them and averages all the same.
+        # A forward with **kwargs does not imply it: BART's accepts them, but averages the loss regardless.
         return "loss_function" in inspect.getsource(inspect.unwrap(type(core).forward))
 
     @property
     def loss_type(self) -> Any:
-        """None for a task with a head: its labels are not shifted."""
+        """The backbone's loss type; None for a task with a head, whose labels are not shifted."""
         return None if self._active_labelled() else getattr(self.core, "loss_type", None)
 
     @property
@@ -180,23 +180,23 @@ class TssModel(PreTrainedModel):
         return None
 
     def _get_name(self) -> str:
-        # Label smoothing of Trainer shifts labels by this name, which is right for the backbone's own head alone.
-        labelled = self.tss.active is not None and self._active_labelled()  # to print needs no active task
+        # Trainer's label smoothing shifts labels based on this name, which is right for the backbone's own head only.
+        labelled = self.tss.active is not None and self._active_labelled()  # printing must work without an active task
         return type(self).__name__ if labelled else self.core._get_name()
 
     def can_generate(self) -> bool:  # type: ignore[override]
-        """Whether the active task, or the backbone, generates."""
+        """Return whether the active task, or else the backbone, can generate."""
         return not self._active_labelled() and bool(getattr(self.core, "can_generate", lambda: False)())
 
-    # Modes, places and names.
+    # Gradient checkpointing, device moves, attribute access and pickling.
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """The backbone's; layers that run again see the task of their forward pass."""
+        """Enable activation checkpointing on the backbone; recomputed layers run for the task of their forward pass."""
         self.core.activation_checkpointing_enable(*args, **kwargs)
         remember_calls(self.core)
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """The backbone's older name for the same, whose argument has another name too."""
+        """Do the same as `activation_checkpointing_enable`, by an older method with another argument name."""
         self.core.gradient_checkpointing_enable(*args, **kwargs)
         remember_calls(self.core)
 
@@ -227,14 +227,14 @@ class TssModel(PreTrainedModel):
             or name in self._modules
             or isinstance(value, (nn.Module, nn.Parameter))
         )
-        # What callers write on a model, such as generation_config, is the backbone's where it has the name.
+        # Attributes that the backbone has, such as generation_config, are set on the backbone.
         if own or not hasattr(self.backbone, name):
             super().__setattr__(name, value)
         else:
             setattr(self.backbone, name, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copy and pickle by way of the backbone's class: nobody can look this one up by its name."""
+        """Copy and pickle through the backbone's class, because this class cannot be looked up by name."""
         return make_model, (type(self).wraps,), self.__dict__
 
     # On disk.
@@ -246,9 +246,9 @@ class TssModel(PreTrainedModel):
         state_dict: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write what `model.tss.save` writes, and what is being learned for Trainer to resume from; no backbone.
+        """Write what `model.tss.save` writes, and the state of training for Trainer to resume from; no backbone.
 
-        It replaces what the folder holds, as `save_pretrained` of every model does.
+        Replaces the content of the folder, as `save_pretrained` of every model does.
         """
         if not is_main_process:
             return
@@ -259,12 +259,12 @@ class TssModel(PreTrainedModel):
         write_bytes(directory / WEIGHTS, safetensors.torch.save(own, metadata={"format": "pt"}))
 
     def push_to_hub(self, repo_id: str, **settings: Any) -> str:  # type: ignore[override]
-        """`model.tss.push_to_hub`: the tasks, never the backbone."""
+        """Upload the tasks, never the backbone, with `model.tss.push_to_hub`."""
         return self.tss.push_to_hub(repo_id, **settings)
 
 
 def _check_rows(count: int, inputs: dict[str, Any]) -> None:
-    """Raise ValueError unless the inputs have so many rows as there are names."""
+    """Raise ValueError unless the inputs have `count` rows, one for each task name."""
     for name in task_forward.MAIN_INPUTS:
         if isinstance(value := inputs.get(name), torch.Tensor):
             if len(value) != count:
@@ -273,7 +273,7 @@ def _check_rows(count: int, inputs: dict[str, Any]) -> None:
 
 
 class _Passed:
-    """A name that PreTrainedModel defines: read and written on the backbone."""
+    """Descriptor for an attribute that PreTrainedModel defines: reads and writes it on the backbone."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -285,7 +285,7 @@ class _Passed:
         setattr(model.backbone, self.name, value)
 
 
-# What these do to all modules alike, the wrapper does itself.
+# Not delegated: these act on all modules alike, so the wrapper runs them itself.
 STRUCTURAL = {
     "num_parameters", "get_memory_footprint", "to", "cuda", "half", "float", "train", "eval",
     "is_activation_checkpointing", "is_gradient_checkpointing", "_upload_modified_files", "_get_files_timestamps",
@@ -300,7 +300,7 @@ for _class in PreTrainedModel.__mro__:
 
 @cache
 def _class_for(wraps: type[nn.Module]) -> type[TssModel]:
-    """The subclass for a backbone's class: its forward has that one's signature, which Trainer reads, and `task`."""
+    """Return the subclass for a backbone's class: `forward` has the same signature, which Trainer reads, and `task`."""
     signature = inspect.signature(wraps.forward)
     own, *given = signature.parameters.values()
     positional = [p.name for p in given if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
@@ -325,18 +325,18 @@ def _class_for(wraps: type[nn.Module]) -> type[TssModel]:
 
 
 def make_model(wraps: type[nn.Module]) -> TssModel:
-    """An empty `TssModel` for backbones of this class, which `wrap` or unpickling fills."""
+    """Return an empty `TssModel` for backbones of this class, to be filled by `wrap` or by unpickling."""
     made = _class_for(wraps)
     return made.__new__(made)
 
 
 def _resolve_task(model: TssModel, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Before the forward pass: the name becomes a `TaskCall`, so that a traced forward sees tensors and no names."""
+    """Resolve the name to a `TaskCall` before the forward pass, so that a traced forward sees tensors and no names."""
     return args, {**kwargs, "task": model.tss.resolve(kwargs.get("task", ACTIVE))}
 
 
 def _keep_from_compiler(*functions: Any) -> None:
-    """Frames of these are never compiled on their own: names would be guarded on, and each task compiled anew."""
+    """Never compile frames of these functions on their own: guards on names would recompile them for each task."""
     codes = [function.__code__ for function in functions]
     while codes:
         code = codes.pop()

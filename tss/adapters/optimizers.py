@@ -1,7 +1,7 @@
-"""The optimizer for what is being learned, and a check of every other one before it steps the scores.
+"""Optimizer for the task being trained, and a check of every optimizer before it steps the scores.
 
-Scores are plain parameters, so any optimizer moves them: Trainer's, accelerate's, one of `torch.optim`. But it may not
-move scores that earlier tasks rely on otherwise than the soft mask says.
+Scores are ordinary parameters, so any optimizer can update them: Trainer's, accelerate's, one of `torch.optim`. But
+scores that earlier tasks rely on may only be updated as the soft mask allows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tss.adapters.learning import check_whole
 from tss.errors import StateError
 from tss_kernels import SoftMaskedAdamW
 
-DECAYS = ("weight_decay", "lambd")  # as torch's optimizers call it; "lambd" is ASGD's
+DECAYS = ("weight_decay", "lambd")  # names of weight decay in torch's optimizers; "lambd" is ASGD's
 MOST_STEPS = 500
 """Steps to the threshold, all in one direction, from which on a learning rate is said to be too small.
 
@@ -36,22 +36,22 @@ def make_optimizer(
     importance: Mapping[torch.Tensor, torch.Tensor],
     **settings: Any,
 ) -> SoftMaskedAdamW:
-    """AdamW without weight decay, a group for each kind of parameters, whose steps `importance` scales."""
+    """Create an AdamW without weight decay, with a group for each kind of parameters and steps scaled by importance."""
     named = [{"name": name, "params": params, "lr": rates[name]} for name, params in groups.items() if params]
     return SoftMaskedAdamW(named, weight_decay=0.0, site="update", importance=importance, **settings)
 
 
 class StepCheck:
-    """Looks at every optimizer that is about to step, while a task is being learned.
+    """Check of every optimizer that is about to step, while a task is being trained.
 
-    By torch's own hook for the steps of any optimizer. One serves all models and stays: hooks that come and go with a
-    model would break the step of whoever runs through them meanwhile, in another thread or for the garbage collector.
+    Uses torch's own hook for the steps of all optimizers. One hook serves all models and is never removed: adding and
+    removing hooks with models, in another thread or in garbage collection, would break a step that iterates over them.
 
     Args:
-        backbone: which nothing may step: sealed tasks rely on it.
-        layers: of the adapters, by name.
-        options: how they are learned.
-        gated: the layers have gates; without, only optimizers of earlier tasks are refused.
+        backbone: no optimizer may step it, because sealed tasks rely on it.
+        layers: layers of the adapters, by name.
+        options: options of training.
+        gated: the layers have gates; if not, only optimizers of earlier tasks are rejected.
     """
 
     def __init__(
@@ -62,23 +62,23 @@ class StepCheck:
         self._begin_watching()
 
     def _begin_watching(self) -> None:
-        self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that have stepped the scores of this task
-        self._apart: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that step nothing frozen, in this task
+        self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # those that have stepped the scores of this task
+        self._apart: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # those that step nothing frozen, in this task
         self._retired: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters of earlier tasks, now in no model
 
     def start(self, task: str) -> None:
-        """A task begins: from now on steps are checked."""
+        """Start checking steps, because training of a task starts."""
         self.finish()
         self._task = task
         _watchers.add(self)
 
     def retire(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """These were trained and are no more: whatever optimizer holds one of them was made for an earlier task."""
+        """Mark parameters as no longer trained: an optimizer that holds one of them was created for an earlier task."""
         for parameter in parameters:
             self._retired[parameter] = None
 
     def finish(self) -> None:
-        """The task ends: nothing is checked."""
+        """Stop checking steps, because training of the task ends."""
         _watchers.discard(self)
         self._seen.clear()
         self._apart.clear()
@@ -91,15 +91,15 @@ class StepCheck:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._begin_watching()
-        if self._task is not None:  # a copy of a model that learns
+        if self._task is not None:  # a copy of a model that is being trained
             self.start(self._task)
 
     def __call__(self, optimizer: Optimizer) -> None:
-        """Refuse a step that would break the soft mask or miss the task; warn where it would teach nothing.
+        """Reject a step that would violate the soft mask or miss the task; warn if the learning rate is too small.
 
         Raises:
-            StateError: the optimizer was made before the task was begun, decays scores, or does not apply the mask that
-                `soft_mask="update"` leaves to it; or it steps what is frozen, or the adapters are sharded.
+            StateError: the optimizer was created before training of the task started, decays scores, does not apply the
+                mask that `soft_mask="update"` leaves to it, or steps frozen parameters; or the adapters are sharded.
         """
         self._check_age(optimizer)
         if not self._gated:
@@ -162,7 +162,7 @@ class StepCheck:
         for group in groups:
             own = [layers[id(p)] for p in group["params"] if id(p) in layers]
             rate = max(float(group["lr"]), float(group.get("initial_lr", 0)))
-            if "betas" not in group or rate <= 0:  # without Adam's normalised steps a rate alone says nothing
+            if "betas" not in group or rate <= 0:  # a rate alone says nothing without Adam's normalized steps
                 continue
             with torch.no_grad():
                 distances = [(x.scores - x.threshold).abs().mean() for x in own]
@@ -177,14 +177,14 @@ class StepCheck:
 
 
 def _is_same(importance: torch.Tensor | None, held: torch.Tensor | None) -> bool:
-    """Whether an optimizer holds the importance that there is now: it may have been loaded since."""
+    """Return whether an optimizer holds the current importance, which may have been loaded after its creation."""
     if importance is None or held is None:
         return importance is held
     return importance.data_ptr() == held.data_ptr() or torch.equal(importance, held.to(importance))
 
 
 class _Watchers:
-    """The checks of all models that learn, as a tuple that is replaced and never changed: anyone may be reading it."""
+    """Checks of all models in training, in a tuple that is replaced, not modified: a step may be iterating over it."""
 
     def __init__(self) -> None:
         self._lock, self.checks = threading.Lock(), ()

@@ -1,4 +1,4 @@
-"""A plain adapter of each task's own at one site: what was learned is kept as a value, the next task starts anew."""
+"""Plain adapter per task at one site: the trained weights are kept as a value, and the next task starts afresh."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from tss.seeding import tensor_stream
 
 
 class OwnSite(PlainSite):
-    """As `PlainSite`, but a sealed task runs on the weights that it was sealed with.
+    """A `PlainSite` where a sealed task runs on the weights that it was sealed with.
 
-    Each task starts from a draw of its own, by its name alone: what is learned before it makes no difference.
+    A task's initial weights are drawn by its name alone: tasks trained before it make no difference.
     """
 
     def start(self, task: str, *, fresh: bool, masked: bool) -> None:

@@ -1,4 +1,4 @@
-"""A plain adapter at one site: weights that learning moves, one set of them for all tasks."""
+"""Plain adapter at one site: trained weights, one set for all tasks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tss_kernels.modules import ACTIVATIONS, WEIGHT_STD
 
 
 class PlainSite(UngatedSite, Float32Module):
-    """A plain adapter for all tasks: old or new, they run on the trained float32 weights as they are now.
+    """Plain adapter for all tasks, old or new, which run on the current values of the trained float32 weights.
 
-    x + up(activation(down(x))); down starts as N(0, 0.02²) and up as zero, so that it starts as the identity. A call
-    that brings weights (down and its bias, up and its bias, for each site) runs on those.
+    x + up(activation(down(x))); down is initialized from N(0, 0.02²) and up with zeros, so that it starts as the
+    identity. A call that has weights of its own (down and its bias, up and its bias, for each site) runs on those.
     """
 
     down: nn.Linear
@@ -36,7 +36,7 @@ class PlainSite(UngatedSite, Float32Module):
 
     @torch.no_grad()
     def draw(self, stream: torch.Generator) -> None:
-        """Draw the weights with which the adapter starts, from a stream of the CPU."""
+        """Draw the initial weights, from a generator on the CPU."""
         self.down.weight.copy_(torch.empty(self.down.weight.shape).normal_(0.0, WEIGHT_STD, generator=stream))
         for tensor in (self.down.bias, self.up.weight, self.up.bias):
             tensor.zero_()

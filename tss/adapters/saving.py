@@ -1,7 +1,7 @@
-"""One format: what `model.tss.save` writes, `tss.load` opens, and every run folder contains; never the backbone.
+"""File format that `model.tss.save` writes, `tss.load` reads and every run folder contains; without the backbone.
 
-`tss.json` names the files that count by their content. Files are named by their content too and are never written over:
-a set of new ones is written beside the old ones, then `tss.json` is replaced, which is the one moment of change.
+The manifest `tss.json` lists the files in use with their checksums. Files are named by checksum too and are never
+overwritten: new files are written beside the old ones, then `tss.json` is replaced, which is the only moment of change.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tss.io import PARTIAL, from_json, locked, make_directory, safe_name, sha256
 
 MANIFEST = "tss.json"
 OLD_MANIFEST = "manifest.json"  # of format 1
-RUN = "state/run.json"  # in the folder of a run, which keeps what its manifest names
+RUN = "state/run.json"  # exists in the folder of a run, which needs the files of its manifest
 FORMAT = 2
 KEYS = {"format", "config", "options", "frozen", "shared", "tasks"}
 OURS = re.compile(r"(adapters/(frozen|shared)|tasks/\d+-[\w.-]+)-[0-9a-f]{12}\.safetensors")
@@ -29,16 +29,16 @@ Manifest = dict[str, Any]
 
 @dataclass
 class SavedTasks:
-    """What is kept of a model's tasks.
+    """Saved content of a model's tasks.
 
     Attributes:
-        config, options: settings of the adapters and of learning.
-        backbone: what it was learned on: class, sites, checksums of every tensor.
+        config, options: settings of the adapters and of training.
+        backbone: description of the backbone that tasks were trained on: class, sites, checksums of every tensor.
         frozen: the adapters' frozen tensors.
-        shared: what is handed from task to task.
-        tasks: tensors and description of each, in their order.
-        kept: of sealed tasks that were not read: what reads the tensors, and the description.
-        extra: what a method of continual learning keeps besides.
+        shared: state passed on from task to task.
+        tasks: tensors and metadata of each task, in order.
+        kept: for sealed tasks that were not read: a function that reads the tensors, and the metadata.
+        extra: additional tensors of a continual learning method.
     """
 
     config: dict[str, Any]
@@ -52,17 +52,17 @@ class SavedTasks:
 
 
 def save(directory: Path, saved: SavedTasks, *, replace: bool = False) -> None:
-    """Write a folder, or replace what a folder holds; whatever goes wrong, it then holds the one or the other.
+    """Write a folder or replace its content; after a failure it has either the old or the new content.
 
     Args:
-        directory: where.
-        saved: what is written.
-        replace: also if tasks that the folder holds are not among those of `saved`.
+        directory: the folder.
+        saved: the content.
+        replace: replace the folder even if it has tasks that are not in `saved`.
 
     Raises:
-        StateError: tasks would be lost, the folder is a run's, or a file is in its place; it is left as it is, and what
-            was to be saved is in a folder beside it, which the message names.
-        OSError: for example a full disk.
+        StateError: tasks would be lost, the folder is a run's, or a file is in its place. Nothing is replaced; `saved`
+            is written to another folder beside it, which the message names.
+        OSError: for example, the disk is full.
     """
     if (refused := _save_or_refuse(directory, saved, replace)) is None:
         return
@@ -74,7 +74,7 @@ def save(directory: Path, saved: SavedTasks, *, replace: bool = False) -> None:
 
 
 def _save_or_refuse(directory: Path, saved: SavedTasks, replace: bool) -> str | None:
-    """Why a folder is not written; None if it was."""
+    """Write a folder and return None, or return the reason why it is not written."""
     if in_the_way := _files_in_the_way(directory):
         return f"{in_the_way[0]} is a file, and tasks are saved into a folder: give another name"
     make_directory(directory)
@@ -97,7 +97,7 @@ def _files_in_the_way(directory: Path) -> list[Path]:
 def check_kept(directory: Path, saved: SavedTasks, remedy: str) -> None:
     """Raise StateError naming the tasks of a folder that `saved` lacks: they would be lost with their files.
 
-    A sealed task is the same by its gates and head, whatever its name is now; one being learned is by its name.
+    A sealed task is identified by its gates and head, whatever its current name; a task being trained by its name.
     """
     if not (directory / MANIFEST).exists():
         return
@@ -123,7 +123,7 @@ def check_kept(directory: Path, saved: SavedTasks, remedy: str) -> None:
 
 
 def stage(directory: Path, saved: SavedTasks) -> Manifest:
-    """Write the files of `saved` beside those that count; gives the manifest that makes them count."""
+    """Write the files of `saved` beside those in use; return the manifest with which `commit` puts them into use."""
     shared = {f"shared.{k}": v for k, v in saved.shared.items()} | {f"extra.{k}": v for k, v in saved.extra.items()}
     tasks = [
         _put(directory, f"tasks/{i:02d}-{safe_name(about['name'])}", tensors, about)
@@ -140,7 +140,7 @@ def stage(directory: Path, saved: SavedTasks) -> Manifest:
 
 
 def commit(directory: Path, manifest: Manifest) -> None:
-    """Make the files of a manifest those that count, and remove others that `stage` wrote, whole or not."""
+    """Put the files of a manifest into use, and remove other files that `stage` wrote, complete or not."""
     write_text(directory / MANIFEST, to_json(manifest, indent=1) + "\n")
     counts = {entry["file"] for entry in (manifest["frozen"], manifest["shared"], *manifest["tasks"])}
     for folder in ("adapters", "tasks"):
@@ -151,14 +151,14 @@ def commit(directory: Path, manifest: Manifest) -> None:
     for path in (*directory.glob("*/*.partial"), *directory.glob("*.partial")):
         whole = PARTIAL.fullmatch(path.relative_to(directory).as_posix())
         if whole and (whole[1] == MANIFEST or OURS.fullmatch(whole[1])):
-            path.unlink(missing_ok=True)  # of a process that was killed: one that lives waits
+            path.unlink(missing_ok=True)  # left by a killed process: live ones wait
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a folder.
+    """Read the manifest of a folder.
 
     Raises:
-        StateError: there is none, it is damaged, or of another format.
+        StateError: there is none, it is damaged, or it has another format.
     """
     path = directory / MANIFEST
     try:
@@ -181,7 +181,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def _check_manifest(directory: Path, manifest: Manifest) -> None:
-    """Raise StateError unless a manifest has the form that `stage` gives: no file outside the folder is ever read."""
+    """Raise StateError unless a manifest has the form that `stage` returns: no file outside the folder is ever read."""
     wrong = [key for key in ("config", "options") if not isinstance(manifest[key], dict)]
     tasks = manifest["tasks"] if isinstance(manifest["tasks"], list) else [None]
     named = [("frozen", manifest["frozen"]), ("shared", manifest["shared"]), *(("tasks", entry) for entry in tasks)]
@@ -199,16 +199,16 @@ def _check_manifest(directory: Path, manifest: Manifest) -> None:
 def read(
     directory: Path, manifest: Manifest | None = None, *, names: Collection[str] | None = None, keep: bool = False
 ) -> SavedTasks:
-    """What a folder holds, or what `manifest` names in it, all of it checked.
+    """Read and check the content of a folder, or the part of it that `manifest` lists.
 
     Args:
         directory: the folder.
-        manifest: of an earlier state of it; None: the present one.
-        names: of tasks; None: all.
-        keep: leave the tensors of sealed tasks where they are: they are read and checked when they are asked for.
+        manifest: manifest of an earlier state of the folder; None for the current one.
+        names: names of the tasks to read; None for all.
+        keep: leave the tensors of sealed tasks on disk; they are read and checked when they are needed.
 
     Raises:
-        StateError: a file is missing, damaged, or of another save; or there is no task of one of the names.
+        StateError: a file is missing, damaged or from another save, or there is no task with one of the names.
     """
     if manifest is not None:
         return _read(directory, manifest, names, keep)
@@ -250,7 +250,7 @@ def _read(directory: Path, manifest: Manifest, names: Collection[str] | None, ke
 def _add(
     saved: SavedTasks, directory: Path, entry: Mapping[str, str], names: Collection[str] | None, keep: bool
 ) -> None:
-    """Read a task's file, or only what it says of itself where that is enough."""
+    """Read a task's file, or only its metadata if that is enough."""
     path = directory / entry["file"]
     if names is not None or keep:
         about = read_metadata(path)
@@ -266,19 +266,19 @@ def _add(
 
 
 class KeptFile:
-    """Reads a sealed task's tensors from the folder that it was left in, also after others have saved there.
+    """Reader of a sealed task's tensors from the folder that it was left in, even after other saves to it.
 
-    A save may give the task's file another name, or move it in the order: it is found by what was sealed.
+    A save may rename the task's file or change its place in the order, so the task is found by its hash.
     """
 
     def __init__(self, directory: Path, entry: Mapping[str, str], about: Mapping[str, Any]) -> None:
         self.directory, self.entry, self.about = directory, entry, about
 
     def __call__(self) -> Tensors:
-        """The tensors, checked.
+        """Read and check the tensors.
 
         Raises:
-            StateError: the folder is gone, has the task no more, or its file was changed.
+            StateError: the folder is gone or no longer has the task, or the task's file was changed.
         """
         for _ in range(2):  # a save may come between finding the file and reading it
             if not (self.directory / self.entry["file"]).is_file():
@@ -326,7 +326,7 @@ def _put(directory: Path, stem: str, tensors: Tensors, metadata: Mapping[str, An
 
 def _get(directory: Path, entry: Mapping[str, str]) -> tuple[Tensors, dict[str, Any]]:
     path = directory / entry["file"]
-    data = read_bytes(path)  # once: another process may remove it meanwhile
+    data = read_bytes(path)  # only once: another process may remove it meanwhile
     tensors, metadata = decode_tensors(data, path)
     if (found := sha256(data)) != entry["sha256"]:
         raise StateError(f"{path} is of another save: sha256 {found}, {MANIFEST} expects {entry['sha256']}; save again")
@@ -337,7 +337,7 @@ def _get(directory: Path, entry: Mapping[str, str]) -> tuple[Tensors, dict[str, 
 
 
 def _check_finite(tensors: Tensors, where: str) -> None:
-    """Raise StateError for values that are not finite: a NaN reads as a gate that is off, in a head as any label."""
+    """Raise StateError for values that are not finite: a NaN reads as a gate that is off, or in a head as any label."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             count = int((~tensor.isfinite()).sum())

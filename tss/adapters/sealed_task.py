@@ -1,4 +1,4 @@
-"""The value of a sealed task: what it keeps, and how a call that mixes tasks reads the gates of many at once."""
+"""Value of a sealed task: the tensors it keeps, and the joint gates of several tasks for a call that mixes them."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import torch
 
 from tss.adapters.storage import Tensors
 
-ALIGNMENT = 16  # bytes; where a layer's gates begin in a task's block, for kernels that read many bytes at once
+ALIGNMENT = 16  # bytes; start of each layer's gates in a task's block, for kernels that read many bytes at once
 
 Layout = tuple[tuple[str, int, tuple[int, ...]], ...]
 
 
 class SealedTask:
-    """The value of a sealed task, which never changes.
+    """Value of a sealed task, which never changes.
 
-    All gates of a task lie in one block of memory, so that those of the tasks of a batch come together in one copy.
+    All gates of a task are in one block of memory, so that those of a batch's tasks are brought together in one copy.
 
     Attributes:
         block: uint8 (bytes,), the gates of all layers; None without gates.
         gates: packed gates, uint8 (out, ceil(in / 8)), by layer, down before up for each site; views of the block.
-        head: the head's tensors by the names of its `state_dict`; None without a head of its own.
-        weights: the task's own weights by name, as many for each site as for another; empty where it has none.
-        sites: how many there are.
-        by_site: what each site runs for the task, (down, up) gates or its own weights; None where it runs shared ones.
-        bytes: of all that is kept.
+        head: state dict of the task's own head; None without one.
+        weights: the task's own weights by name, equally many for each site; empty if it has none.
+        sites: number of sites.
+        by_site: what each site runs for the task, (down, up) gates or its own weights; None if it runs shared weights.
+        bytes: size of all tensors kept.
     """
 
     def __init__(self, gates: Tensors, head: Tensors | None, weights: Tensors | None = None, sites: int = 1) -> None:
@@ -53,12 +53,15 @@ class SealedTask:
         self.bytes = sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
 
     def tensors(self) -> Tensors:
-        """All that its answers depend on, besides what is frozen: "gates.<layer>" and "head.<parameter>"."""
+        """Return all that its outputs depend on, except frozen tensors.
+
+        Names are "gates.<layer>", "weights.<name>" and "head.<parameter>".
+        """
         parts = {"gates": self.gates, "weights": self.weights, "head": self.head or {}}
         return {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
 
     def placed(self, place: Callable[[torch.Tensor], torch.Tensor]) -> SealedTask:
-        """The same value elsewhere; `place` may not change one."""
+        """Return the same value with its tensors moved by `place`, which must not change values."""
         other = object.__new__(SealedTask)
         other._set(
             None if self.block is None else place(self.block),
@@ -73,14 +76,14 @@ class SealedTask:
         return self.block, self._layout, self.head, self.weights, self.sites
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._set(*state)  # views of the block that was copied or loaded
+        self._set(*state)  # makes views of the block that was copied or loaded
 
     def banks(self, others: Sequence[SealedTask], count: int) -> list[tuple[torch.Tensor, ...]]:
-        """Gates of this task and of others on the same adapters, for `count` tasks, by site and layer.
+        """Return the gates of this task and of others on the same adapters, for `count` tasks, by site and layer.
 
         Returns:
-            For each site (down, up), uint8 (count, out, ceil(in / 8)). `count` may exceed the tasks: what follows them
-            are copies of this one's. So a compiled call sees the same shapes however many tasks its rows have.
+            For each site (down, up), uint8 (count, out, ceil(in / 8)). If `count` exceeds the number of tasks, copies
+            of this task's gates fill up the rest. So a compiled call sees the same shapes for any number of tasks.
         """
         assert self.block is not None
         tasks = [self, *others]
@@ -92,5 +95,5 @@ class SealedTask:
 
 
 def part_of_block(block: torch.Tensor, start: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """A layer's gates in a block (bytes,), or in each block of a bank (tasks, bytes)."""
+    """Return a layer's gates in a block (bytes,), or in each block of a bank (tasks, bytes), as a view."""
     return block[..., start : start + math.prod(shape)].view(*block.shape[:-1], *shape)

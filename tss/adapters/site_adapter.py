@@ -1,4 +1,4 @@
-"""What runs at one site: an adapter that all tasks share, by the gates of the task of the current call."""
+"""Adapter at one site, shared by all tasks, which runs with the gates of the current call's task."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PARTS = ("down", "up")
 
 
 class SiteAdapter(nn.Module, ABC):
-    """One site's adapter for all tasks; `down` and `up` are its layers.
+    """Adapter of one site for all tasks; `down` and `up` are its layers.
 
     Attributes:
-        index: of the site among the model's sites.
+        index: index of the site among the model's sites.
         site: full name of the module whose output is adapted.
         width: last dimension of that output.
-        store: the tasks of the model that this is part of.
+        store: the tasks of the model that the adapter is part of.
     """
 
     gated: ClassVar[bool]
@@ -51,7 +51,7 @@ class SiteAdapter(nn.Module, ABC):
         return (self(output[0]), *output[1:]) if isinstance(output, tuple) else self(output)
 
     def _called(self) -> bool:
-        """Whether the current call is of this model and has a task."""
+        """Return whether the current call is one of this model and has a task."""
         call = current_call()
         if call is not None and call.owner is self.store:
             return True
@@ -64,12 +64,12 @@ class SiteAdapter(nn.Module, ABC):
         return False
 
     def _own(self) -> tuple[torch.Tensor, ...] | None:
-        """What the sealed task of the current call keeps at this site; None while the live tensors run."""
+        """Return the tensors that the current call's sealed task keeps at this site; None if the live tensors run."""
         call = current_call()
         return None if call is None or call.gates is None else call.gates[self.index]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden (B, ..., width) -> the same shape and dtype, each row through its task's adapter."""
+        """Run each row of hidden (B, ..., width) through its task's adapter; return the same shape and dtype."""
         if hidden.shape[-1] != self.width:
             raise ValueError(
                 f"site {self.site} gives {hidden.shape[-1]} features where {self.width} were expected: "
@@ -84,7 +84,7 @@ class SiteAdapter(nn.Module, ABC):
         return self.adapt_rows(hidden, call).view(*shape[:-1], -1)
 
     def adapt_rows(self, hidden: torch.Tensor, call: TaskCall) -> torch.Tensor:
-        """hidden (B, ..., width) whose rows are of the tasks of a call, each through its own: task by task."""
+        """Run each row of hidden (B, ..., width) for its own task among those of a call, task by task."""
         groups, back = call.groups(hidden.shape[0], hidden.device)
         parts = []
         for of_task, rows in groups:
@@ -94,26 +94,26 @@ class SiteAdapter(nn.Module, ABC):
 
     @abstractmethod
     def adapt(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The adapter's output, residual included, for rows of one task: that of the current call."""
+        """Return the adapter's output, including the residual, for rows of one task, that of the current call."""
 
     @abstractmethod
     def start(self, task: str, *, fresh: bool, masked: bool) -> None:
-        """Begin to learn a task.
+        """Start training a task.
 
         Args:
             task: its name.
-            fresh: from scores drawn for this task; False: from the tensors as they are.
+            fresh: start from scores drawn for this task; False starts from the current tensors.
             masked: the backward pass scales score gradients by (1 - importance).
         """
 
     @abstractmethod
     def trained(self) -> dict[str, nn.Parameter]:
-        """What learning moves, by full name."""
+        """Return the trained parameters, by full name."""
 
     def renew(self) -> list[nn.Parameter]:
-        """Put new parameters on the same values in place of the adapter's trained ones; gives those that were there.
+        """Replace the adapter's trained parameters with new ones that share their values; return the old ones.
 
-        So an optimizer that was made before is told from one that was made after: it holds other parameters.
+        An optimizer created before can then be distinguished from one created after: it holds other parameters.
         """
         trained, before = {id(parameter) for parameter in self.trained().values()}, []
         for module in self.modules():
@@ -125,30 +125,30 @@ class SiteAdapter(nn.Module, ABC):
 
     @abstractmethod
     def packed(self) -> Tensors:
-        """Packed gates of the live scores, by layer; empty without gates."""
+        """Return the packed gates of the live scores, by layer; empty without gates."""
 
     @abstractmethod
     def shared(self) -> Tensors:
-        """What is handed from task to task."""
+        """Return the state that is passed on from task to task."""
 
     @abstractmethod
     def load_shared(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `shared` gave; raises StateError if it does not fit."""
+        """Load a result of `shared`; raise StateError if it does not fit."""
 
     @abstractmethod
     def frozen(self) -> Tensors:
-        """The adapter's tensors that never change, by full name."""
+        """Return the adapter's tensors that never change, by full name."""
 
     def kept(self) -> Tensors:
-        """Copies of the live weights that a sealed task keeps at this site, by name; empty where they are shared."""
+        """Return copies of the live weights that a sealed task keeps here, by name; empty if they are shared."""
         return {}
 
     def trained_below(self) -> frozenset[str]:
-        """Names of the backbone's own parameters that learning moves."""
+        """Return the names of the backbone's own parameters that are trained."""
         return frozenset()
 
     def gate_bytes(self) -> int:
-        """Bytes of gates or weights kept here for a sealed task."""
+        """Return the bytes of gates or weights kept at this site for a sealed task."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.kept().values())
 
     def _load(self, tensors: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]) -> None:
@@ -156,12 +156,12 @@ class SiteAdapter(nn.Module, ABC):
 
 
 class UngatedSite(SiteAdapter):
-    """A site without gates: learning moves its weights themselves, and those are what is handed from task to task."""
+    """Site without gates: its weights themselves are trained, and are the state passed on from task to task."""
 
     gated = False
 
     def start(self, task: str, *, fresh: bool, masked: bool) -> None:
-        """Nothing: there is one set of weights for all tasks."""
+        """Do nothing: there is one set of weights for all tasks."""
 
     def packed(self) -> Tensors:
         return {}
@@ -177,5 +177,5 @@ class UngatedSite(SiteAdapter):
 
 
 def _in_backward() -> bool:
-    # The autograd engine's number for the backward pass that is running on this thread, -1 outside.
+    # The autograd engine's id of the backward pass running on this thread; -1 if there is none.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -1,4 +1,4 @@
-"""Which adapter runs at which site of a model: that of the gates, or what `PlainOptions.trained` names."""
+"""Choice of the adapter at each site of a model: the gated one, or the one that `PlainOptions.trained` names."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ PLAIN = {"shared": PlainSite, "own": OwnSite}
 
 
 def make_adapters(core: Any, config: AdapterConfig, options: TssOptions, store: TaskStore) -> dict[str, SiteAdapter]:
-    """An adapter for every site, on the site's device and in its dtype; the caller hooks them in.
+    """Create an adapter for every site, on the site's device and in its dtype; the caller registers the hooks.
 
     Args:
         core: the transformers model.
-        config: where adapters go and what they look like.
-        options: what is trained in them.
-        store: of the model's tasks.
+        config: settings of the adapters, including their sites.
+        options: options of training, including what is trained in the adapters.
+        store: the model's tasks.
 
     Raises:
-        ValueError: no site, or one of unknown width; options that do not go with the adapters.
+        ValueError: there is no site, a site has unknown width, or the options do not fit the adapters.
         TssError: a package is missing.
     """
     if config.gated and isinstance(options, PlainOptions):
@@ -51,7 +51,7 @@ def make_adapters(core: Any, config: AdapterConfig, options: TssOptions, store: 
     fallback = next(core.parameters())
     adapters: dict[str, SiteAdapter] = {}
     for index, (name, site) in enumerate(find_sites(core, config).items()):
-        # A block's last parameters shape its output: T5 keeps those in float32 where the rest is half precision.
+        # A block's last parameters determine its output: T5 keeps those in float32 if the rest is half precision.
         like = ([p for p in site.parameters() if p.is_floating_point()] or [fallback])[-1]
         adapter = kind(index, name, hidden_size(core, name, site), config, store, like.dtype, *extra)
         adapters[name] = adapter if like.is_meta else adapter.to(like.device)
@@ -72,14 +72,14 @@ def _make_loras(core: Any, config: AdapterConfig, options: PlainOptions, store: 
 
 
 def find_targets(core: Any, pattern: str | None) -> dict[str, nn.Module]:
-    """Linear maps by name that get a LoRA, in the model's order.
+    """Return the linear layers that get a LoRA, by name, in the model's order.
 
     Args:
         core: the transformers model.
-        pattern: regular expression of whole names; None: what peft targets in models of this type.
+        pattern: regular expression that matches full names; None for peft's default targets in models of this type.
 
     Raises:
-        ValueError: peft knows no targets for this type of model; nothing matches, or something that is no linear map.
+        ValueError: peft has no targets for this type of model, nothing matches, or a match is not a linear layer.
         TssError: the package peft is not installed.
     """
     if pattern is None:
@@ -103,7 +103,7 @@ def find_targets(core: Any, pattern: str | None) -> dict[str, nn.Module]:
 
 
 def equal_rank(core: Any, config: AdapterConfig, targets: Iterable[nn.Module]) -> int:
-    """The rank whose LoRAs have the number of parameters nearest to that of the plain adapters of `config`; at least 1.
+    """Return the rank, at least 1, whose LoRAs are nearest in number of parameters to the plain adapters of `config`.
 
     An adapter of width w and bottleneck b has 2wb + w + b parameters, a LoRA rank * (in + out).
     """
@@ -113,7 +113,7 @@ def equal_rank(core: Any, config: AdapterConfig, targets: Iterable[nn.Module]) -
 
 
 def sizes_of(target: nn.Module) -> tuple[int, int]:
-    """(in, out) of a linear map."""
+    """Return (in_features, out_features) of a linear layer."""
     if isinstance(target, nn.Linear):
         return target.in_features, target.out_features
     assert isinstance(target, Conv1D)

@@ -1,4 +1,4 @@
-"""Which modules of a model get an adapter on their output, and how wide that output is."""
+"""Modules of a model that get an adapter on their output, and the width of that output."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ BATCH_SECOND = ("xlnet", "fsmt")
 
 
 def site_pattern(model: nn.Module, config: AdapterConfig) -> str:
-    """The regular expression of the sites: the configuration's own, or its preset's for the placement.
+    """Return the regular expression of the sites: `config.sites`, or the preset's for the placement.
 
     Raises:
-        ValueError: no preset for this type of model.
+        ValueError: there is no preset for this type of model.
     """
     if config.sites is not None:
         return config.sites
@@ -115,13 +115,13 @@ def site_pattern(model: nn.Module, config: AdapterConfig) -> str:
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
-    """The names, in their order, that a regular expression matches as a whole; never the empty name.
+    """Return the names that a regular expression matches in full, in their order; never the empty name.
 
-    The package regex, which transformers needs anyway, can stop: `re` would go on for years with an expression that
+    The package regex, which transformers needs anyway, has a timeout: `re` would run for years with an expression that
     tries exponentially many ways, such as `(.|\\w)*\\W`.
 
     Raises:
-        ValueError: it takes longer than `MOST_SECONDS`.
+        ValueError: matching takes longer than `MOST_SECONDS`.
     """
     expression, end = regex.compile(pattern), time.monotonic() + MOST_SECONDS
     found = []
@@ -138,10 +138,11 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
 
 
 def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
-    """Module name -> module, for every module whose full name matches, in the model's order.
+    """Return module name -> module for every module whose full name matches, in the model's order.
 
     Raises:
-        ValueError: nothing matches, and which names there are; or a container that would run an adapter as a member.
+        ValueError: nothing matches (the message lists existing names), or a match is a container, which would run an
+            adapter as a member.
     """
     pattern, modules = site_pattern(model, config), dict(model.named_modules())
     sites = {name: modules[name] for name in matching(pattern, modules)}
@@ -156,10 +157,10 @@ def find_sites(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
 
 
 def check_backbone(model: nn.Module, core: nn.Module) -> None:
-    """Raise ValueError for a model that tasks could not be learned on, or not kept: before anything is trained.
+    """Raise ValueError, before anything is trained, for a model on which tasks could not be trained or saved.
 
     Args:
-        model: what `attach` was given.
+        model: the model given to `attach`.
         core: the transformers model in it.
     """
     config = getattr(core, "config", None)
@@ -191,10 +192,10 @@ def check_backbone(model: nn.Module, core: nn.Module) -> None:
 
 
 def hidden_size(model: nn.Module, name: str, site: nn.Module) -> int:
-    """The width of a site's output: what a norm or a linear map says itself, else the model's configuration.
+    """Return the width of a site's output, from the norm or linear layer itself, or else from the model's config.
 
     Raises:
-        ValueError: neither says.
+        ValueError: neither has it.
     """
     if isinstance(site, nn.LayerNorm):
         return int(site.normalized_shape[-1])
@@ -204,10 +205,10 @@ def hidden_size(model: nn.Module, name: str, site: nn.Module) -> int:
 
 
 def model_width(model: nn.Module, what: str) -> int:
-    """The width of the model's hidden states by its configuration; `what` is named in the error.
+    """Return the width of the model's hidden states from its config; `what` is named in the error.
 
     Raises:
-        ValueError: the configuration does not say.
+        ValueError: the config does not have it.
     """
     config = getattr(model, "config", None)
     width = getattr(config, "hidden_size", None) or getattr(config, "d_model", None)
@@ -221,6 +222,6 @@ def model_width(model: nn.Module, what: str) -> int:
 
 def _some_names(model: nn.Module) -> str:
     names = [name for name, module in model.named_modules() if name and not isinstance(module, nn.ModuleList)]
-    # The last names lie inside a layer, where sites usually are; the first are embeddings and stacks.
+    # Names from the middle are inside a layer, where sites usually are; the first are embeddings and stacks.
     half = NAMES_SHOWN // 2
     return ", ".join(names if len(names) <= NAMES_SHOWN else [*names[:half], *names[len(names) // 2 :][:half]])

@@ -1,4 +1,4 @@
-"""Checkpoints of other tools: hooks of a `TssModel`'s `load_state_dict`, for what such a checkpoint holds and lacks."""
+"""Hooks of a `TssModel`'s `load_state_dict` for checkpoints of other tools: what these contain and what they lack."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_state(
     model: Any, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str],
     unexpected: list[str], errors: list[str],
 ) -> None:  # fmt: skip
-    """Before `load_state_dict`: a checkpoint of another task would train on from the wrong scores."""
+    """Reject a checkpoint of another task before `load_state_dict`: training would resume from the wrong scores."""
     start = prefix + LEARNING
     stored = tasks_in(key.removeprefix(start) for key in state if key.startswith(start))
     here = set(model.tss.store.learners)
@@ -29,11 +29,11 @@ def check_state(
         )
     for name, buffer in model.adapters.named_buffers():
         if not adapters:
-            state[f"{prefix}{ADAPTERS}{name}"] = buffer  # importance stays, where a checkpoint is of the backbone alone
+            state[f"{prefix}{ADAPTERS}{name}"] = buffer  # keep importance if a checkpoint has only the backbone
 
 
 def forgive_missing_backbone(model: Any, result: Any) -> None:
-    """A checkpoint without any of the backbone, as `save_pretrained` writes them, lacks nothing."""
+    """Report no missing backbone keys for a checkpoint that has none of them, as `save_pretrained` writes it."""
     theirs = [key for key in result.missing_keys if BACKBONE in key]
     if len(theirs) == len(model.backbone.state_dict()):
         result.missing_keys[:] = [key for key in result.missing_keys if BACKBONE not in key]

@@ -22,7 +22,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes of tensors, in the order of their names."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes of tensors, in the order of their names."""
     sha = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -33,41 +33,41 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _seal(tensors: Mapping[str, torch.Tensor], metadata: Any) -> str:
-    """sha256 over tensors and metadata."""
+    """Return the SHA-256 of tensors and metadata."""
     return sha256(f"{digest(tensors)} {json.dumps(metadata, sort_keys=True)}")
 
 
 def encode_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> bytes:
-    """Tensors and JSON-able metadata as one safetensors file.
+    """Encode tensors and JSON-serializable metadata as one safetensors file.
 
-    All metadata goes into one entry: the format keeps no order among several, and equal content must be equal bytes.
+    All metadata goes into one entry: the format keeps no order among several, and equal content must give equal bytes.
     """
     ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    plain = json.loads(json.dumps(metadata))  # what a reader will see: string keys, lists in place of tuples
+    plain = json.loads(json.dumps(metadata))  # as it is read back: string keys, lists in place of tuples
     document = json.dumps({"sha256": _seal(ready, plain), "metadata": plain}, sort_keys=True)
     return save_bytes(ready, metadata={KEY: document})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write `encode_tensors`; a crash leaves the old file or the new one.
+    """Write the result of `encode_tensors`; a crash leaves the old file or the new one.
 
     Raises:
-        OSError: for example a full disk; the old file is then still there.
+        OSError: for example, the disk is full; the old file is still there.
     """
     write_bytes(path, encode_tensors(tensors, metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors and the metadata of a file that `write_tensors` wrote.
+    """Read the tensors and the metadata of a file that `write_tensors` wrote.
 
     Raises:
-        StateError: the file is missing, truncated, edited, or of another origin; the message says which.
+        StateError: the file is missing, truncated, edited, or not from `write_tensors`; the message says which.
     """
     return decode_tensors(read_bytes(path), path)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file; raises StateError if it is missing."""
+    """Return the content of a file; raise StateError if it is missing."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
@@ -75,10 +75,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a file that `write_tensors` wrote, without its tensors and without a check of its content.
+    """Read the metadata of a file that `write_tensors` wrote, without its tensors and without checking its content.
 
     Raises:
-        StateError: the file is missing, truncated, or of another origin.
+        StateError: the file is missing, truncated, or not from `write_tensors`.
     """
     size = 0
     try:
@@ -95,7 +95,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def decode_tensors(data: bytes, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors and the metadata of what `encode_tensors` gave; `path` is named in errors, as `read_tensors` has."""
+    """Return the tensors and metadata of a result of `encode_tensors`; raises as `read_tensors` does, naming `path`."""
     try:
         document = _document(data[8 : 8 + _header_size(data[:8])])
         tensors = load_bytes(data)
@@ -132,10 +132,10 @@ def _damaged(path: Path, size: int, error: Exception) -> StateError:
 
 @torch.no_grad()
 def load_exactly(targets: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor], what: str) -> None:
-    """Copy stored tensors into targets of the same names, shapes and kinds of dtype.
+    """Copy stored tensors into targets with the same names, shapes and kinds of dtype (floating-point or not).
 
     Raises:
-        StateError: naming the first that is missing or does not fit; nothing is copied then.
+        StateError: a tensor is missing or does not fit; the message names the first one, and nothing is copied.
     """
     for name, target in targets.items():
         fits = name in stored and stored[name].is_floating_point() == target.is_floating_point()

@@ -1,4 +1,4 @@
-"""The tasks of a model as a table, and how far gates have moved."""
+"""Table of a model's tasks, and the fraction of gates that changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tss.errors import StateError
 def flipped(
     since: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
 ) -> dict[str, float]:
-    """Share of gates that differ between two sets of packed gates, by layer.
+    """Return the fraction of gates that differ between two sets of packed gates, by layer.
 
     Raises:
         StateError: `since` lacks a layer.
@@ -29,7 +29,7 @@ def flipped(
 
 
 def render(tasks: Mapping[str, TaskRecord], active: str | None) -> str:
-    """Task, kind, state, density, bytes and hash, a line for each; the active task is starred."""
+    """Return a table with the name, kind, state, density, bytes and hash of each task; the active task is starred."""
     header = ("task", "kind", "state", "density", "bytes", "hash")
     rows = [
         (

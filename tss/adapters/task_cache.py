@@ -1,4 +1,4 @@
-"""Values of tasks that are read when they are first asked for; the least recently used leave when they are too many."""
+"""Cache of task values, which are read on first use; evicts the least recently used above a byte limit."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class TaskCache(Generic[Key]):
-    """Values by key, of at most `limit` bytes in all; a single one that is larger stays until the next is read.
+    """Cache of values by key, of at most `limit` bytes in total; a single larger value stays until the next is read.
 
-    Threads may ask at the same time: a value is then read once, and no two are read together.
+    Safe for concurrent threads: a value that several ask for is read once, and no two values are read at the same time.
 
     Attributes:
-        limit: bytes; None: no value ever leaves.
-        bytes: of all values that are held.
+        limit: limit in bytes; None to never evict.
+        bytes: size of all cached values.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -28,7 +28,7 @@ class TaskCache(Generic[Key]):
         self._lock = threading.Lock()
 
     def get(self, key: Key, read: Callable[[], SealedTask]) -> SealedTask:
-        """The value of a key, by `read` if it is not held."""
+        """Return the value of a key, calling `read` if it is not cached."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -40,11 +40,11 @@ class TaskCache(Generic[Key]):
             return value
 
     def peek(self, key: Key) -> SealedTask | None:
-        """The value of a key if it is held; this is no use of it."""
+        """Return the value of a key if it is cached; this does not count as a use of it."""
         return self._values.get(key)
 
     def clear(self) -> None:
-        """Hold nothing."""
+        """Evict all values."""
         with self._lock:
             self._values.clear()
             self.bytes = 0
@@ -53,4 +53,4 @@ class TaskCache(Generic[Key]):
         return {"limit": self.limit}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["limit"])  # a copy reads for itself
+        self.__init__(state["limit"])  # a copy starts empty and reads for itself

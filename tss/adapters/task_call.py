@@ -1,4 +1,4 @@
-"""What one call of a model runs, and which call that is on this thread."""
+"""What one call of a model runs, and the current call on this thread."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ SiteGates = Sequence[tuple[torch.Tensor, ...]]
 
 
 class TaskCall:
-    """One call's task, resolved from its name: of the same structure for every task, so that a trace serves them all.
+    """Task of one call, resolved from its name; has the same structure for every task, so that a trace serves them all.
 
     Attributes:
-        owner: the store of the model that was called; other models' adapters have nothing to do with this call.
+        owner: the store of the model that was called; adapters of other models ignore this call.
         names: the task, or the task of each row.
-        kind: of the task, or of the first row's.
-        gates: packed gates (down, up), or the task's own weights, by site; None: the live tensors of the adapters run.
-        head: the head being learned, a module; or a sealed head's tensors; or None.
+        kind: kind of the task, or of the first row's task.
+        gates: packed gates (down, up), or the task's own weights, by site; None if the adapters' live tensors run.
+        head: the module of a head being trained, the tensors of a sealed head, or None.
         active: whether there is a task.
-        rows: None, or for tasks by row: the call of each task and its rows.
-        count: of rows, for tasks by row; else None.
-        labelled_rows: whether any of those tasks answers with a head.
-        banks: for tasks by row that are all sealed and have gates: (down, up) gates of all of them, by site.
-        bank_ids: int64, each row's task among those of the banks.
-        copies: how often a row may be repeated, each beside its copies: beams.
+        rows: with one task per row, the call of each task and its rows; else None.
+        count: number of rows, with one task per row; else None.
+        labelled_rows: whether any of those tasks has a head.
+        banks: with one task per row, if all are sealed and have gates: (down, up) gates of all tasks, by site.
+        bank_ids: int64, index in the banks of each row's task.
+        copies: how often each row may be repeated, with its copies beside it, for beams.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class TaskCall:
     ) -> None:
         self.owner, self.names, self.kind, self.gates, self.head, self.rows = owner, names, kind, gates, head, rows
         self.active = owner is not None
-        # Apart from the lists, to whose lengths a compiled call would be bound.
+        # Separate from the lists, because a compiled call would be specialized to their lengths.
         self.count = None if rows is None else len(names)
         self.labelled_rows = rows is not None and any(of_task.labelled for of_task, _ in rows)
         self.banks: SiteGates | None = None
@@ -52,11 +52,11 @@ class TaskCall:
 
     @property
     def labelled(self) -> bool:
-        """Whether the answer is a head's."""
+        """Whether the output comes from a head."""
         return self.head is not None
 
     def head_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden (..., H) -> logits of the task's own head."""
+        """Return the logits of the task's own head for hidden (..., H)."""
         if isinstance(self.head, torch.nn.Module):
             return self.head(hidden)
         assert self.head is not None
@@ -64,10 +64,10 @@ class TaskCall:
         return self.kind.apply_head(self.head, hidden)
 
     def most_rows(self, count: int) -> int:
-        """How many rows a batch of `count` positions has, of which each row has as many as another.
+        """Return the largest number of rows that a batch of `count` positions can have, all rows being equally long.
 
         Raises:
-            ValueError: they do not divide.
+            ValueError: `count` is not divisible by that number.
         """
         assert self.count is not None
         rows = self.count * max(self.copies)
@@ -76,10 +76,10 @@ class TaskCall:
         return rows
 
     def ids(self, count: int, device: torch.device) -> torch.Tensor:
-        """Of each of `count` rows, its task among those of the banks, int64 (count,).
+        """Return the index in the banks of the task of each of `count` rows, int64 (count,).
 
         Raises:
-            ValueError: there is not one name for each row.
+            ValueError: there is not one name per row.
         """
         assert self.bank_ids is not None
         copies = self._copies(count)
@@ -97,10 +97,10 @@ class TaskCall:
         return copies
 
     def groups(self, count: int, device: torch.device) -> tuple[list[tuple[TaskCall, torch.Tensor]], torch.Tensor]:
-        """For `count` rows: [(call of a task, its rows)], and where each row is after joining these groups.
+        """Return [(call of a task, its rows)] for `count` rows, and where each row is after joining these groups.
 
         Raises:
-            ValueError: there is not one name for each row.
+            ValueError: there is not one name per row.
         """
         assert self.rows is not None
         copies = self._copies(count)
@@ -116,7 +116,7 @@ NO_TASK = TaskCall(None, (), None, None, None)
 
 
 class _OfThread(threading.local):
-    # An attribute of the class, not one set in __init__: a compiled function guards on it in new threads too.
+    # A class attribute, not one set in __init__, so that a compiled function can guard on it in new threads too.
     # Not a ContextVar, which torch.compile cannot trace.
     current: TaskCall | None = None
 
@@ -125,13 +125,13 @@ _of_thread = _OfThread()
 
 
 def current_call() -> TaskCall | None:
-    """The innermost call on this thread."""
+    """Return the innermost call on this thread."""
     return _of_thread.current
 
 
 @contextmanager
 def calling(call: TaskCall | None) -> Iterator[None]:
-    """Inside, adapters run for this call, on this thread alone; None: no task, they are bypassed."""
+    """Run adapters for this call within a `with` block, on this thread only; None (no task) bypasses them."""
     before = _of_thread.current
     _of_thread.current = call
     try:

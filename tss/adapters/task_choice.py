@@ -1,4 +1,4 @@
-"""Which task a call runs: the one that it names, else the one chosen on this thread, else the one being learned."""
+"""Choice of the task of a call: the one it names, else the one chosen on this thread, else the one being trained."""
 
 from __future__ import annotations
 
@@ -35,15 +35,14 @@ class _OfThread(threading.local):
 
 
 class TaskChoice:
-    """Each thread's own choice, and what names mean.
+    """Active task of each thread, and resolution of task names.
 
-    A choice stays until another is made: one whose task was deleted or abandoned since runs nothing, least of all the
-    bare backbone. A thread that never chose runs what is being learned, of
-    several tasks the first.
+    A choice stays until another is made: if its task was deleted or abandoned since, calls raise StateError and do not
+    run the backbone without adapters. A thread that never chose runs the task being trained (the first of several).
 
     Args:
         store: the tasks.
-        learning: holds the heads being learned.
+        learning: holds the heads being trained.
     """
 
     def __init__(self, store: TaskStore, learning: TasksLearned) -> None:
@@ -56,31 +55,31 @@ class TaskChoice:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.store, self.learning, self._here = state["store"], state["learning"], _OfThread()
-        self._here.made, self._here.task = state["here"]  # a copy runs what its original runs on this thread
+        self._here.made, self._here.task = state["here"]  # a copy has the choice of its original on this thread
 
     @property
     def chosen(self) -> Chosen:
-        """What a call that names no task would run, whether it can or not: a name, one per row, or None."""
+        """What a call without `task` would run, whether or not it can: a name, one name per row, or None."""
         return self._here.task if self._here.made else self.store.learning
 
     @property
     def active(self) -> str | None:
-        """The task that a call runs which names none; None without one, or where rows have tasks of their own."""
+        """The task that a call without `task` runs; None if there is none, or if each row has its own task."""
         chosen = self.chosen
         runs = isinstance(chosen, str) and chosen in self.store.tasks
         return chosen if runs and self.store.tasks[chosen].state is not State.NEW else None  # type: ignore[index]
 
     def kind(self) -> TaskKind | None:
-        """Of the active task, by which a model's labels and name go; StateError if it was deleted."""
+        """Return the active task's kind, for a model's labels and name; raise StateError if the task was deleted."""
         return self.store.record(self.chosen).kind if isinstance(self.chosen, str) else None
 
     def use(self, task: str | Sequence[str] | None) -> None:
-        """Choose a task for this thread, or one for each row; None: the model without adapters."""
+        """Set the active task of this thread, or one task per row; None bypasses the adapters."""
         self._here.task, self._here.made = self._checked(task), True
 
     @contextmanager
     def using(self, task: str | Sequence[str] | None) -> Iterator[None]:
-        """`use` for a while; what was chosen before is chosen again after."""
+        """Set the active task within a `with` block, as `use` does; restores the earlier choice."""
         before, inside = (self._here.made, self._here.task), self._checked(task)
         self._here.task, self._here.made = inside, True
         try:
@@ -89,7 +88,7 @@ class TaskChoice:
             self._here.made, self._here.task = before
 
     def rename(self, old: str, new: str) -> None:
-        """This thread's choice goes with a task that gets another name."""
+        """Replace the name of a renamed task in this thread's choice."""
         here = self._here
         if isinstance(here.task, tuple):
             here.task = tuple(new if name == old else name for name in here.task)
@@ -97,10 +96,10 @@ class TaskChoice:
             here.task = new
 
     def resolve(self, task: Task) -> TaskCall:
-        """What `task=` means in a call.
+        """Resolve the argument `task` of a call.
 
         Raises:
-            StateError: no such task, or one that was never trained; or none is named, and none is active.
+            StateError: there is no such task, it was never trained, or no task is given and none is active.
             ValueError: no names.
         """
         if isinstance(task, TaskCall):
@@ -132,7 +131,7 @@ class TaskChoice:
         places: dict[str, list[int]] = {}
         for row, name in enumerate(chosen):
             places.setdefault(name, []).append(row)
-        values = {name: self._value(name) for name in places}  # once each: one that is not in memory is read
+        values = {name: self._value(name) for name in places}  # once each: a value not in memory is read
         rows = [(self._call_of_one(name, values[name]), where) for name, where in places.items()]
         first = rows[0][0]
         call = TaskCall(self.store, chosen, first.kind, None, first.head, rows)
@@ -142,11 +141,11 @@ class TaskChoice:
         return call
 
     def _value(self, name: str) -> SealedTask | None:
-        """What a task is sealed as; None of one that is being learned."""
+        """Return the value of a sealed task; None for one that is being trained."""
         return None if self.store.record(name).state is State.LEARNING else self.store.sealed(name)
 
     def _add_banks(self, call: TaskCall, values: Sequence[SealedTask], places: Sequence[list[int]]) -> None:
-        """Bring the gates of all tasks of a call together, if they have gates."""
+        """Add the joint gates of all tasks of a call to it, if the tasks have gates."""
         first, *others = values
         if first.block is None:
             return

@@ -1,4 +1,4 @@
-"""How a labelled task is computed: the backbone's features through the task's head, for one task or row by row."""
+"""Forward pass of tasks with a head: the backbone's features go through the head, for one task or one per row."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ MAIN_INPUTS = ("input_ids", "inputs", "inputs_embeds", "pixel_values")
 
 @dataclass
 class MixedOutput(ModelOutput):
-    """The answer to a batch whose rows belong to tasks with heads of their own.
+    """Output for a batch whose rows belong to tasks with heads of their own.
 
     Attributes:
         loss: mean over rows of their tasks' losses, if labels were given.
-        logits: one tensor per row, in the rows' order; heads differ in width, so they are not stacked. They may differ
-            from those of the task alone in the last bits: products of other row counts are summed in another order.
+        logits: one tensor per row, in the rows' order; not stacked, because heads differ in width. They may differ in
+            the last bits from those of the task alone: products of other row counts are summed in another order.
     """
 
     loss: torch.Tensor | None = None
@@ -36,22 +36,22 @@ class MixedOutput(ModelOutput):
 
 
 def core_of(backbone: Any) -> Any:
-    """The transformers model inside a compiled module or a PEFT model; else the backbone itself."""
+    """Return the transformers model inside a compiled module or a PEFT model, or else the backbone itself."""
     core = getattr(backbone, "_orig_mod", backbone)
     return core.get_base_model() if hasattr(core, "get_base_model") else core
 
 
 def answer(backbone: nn.Module, call: TaskCall, inputs: Inputs) -> Any:
-    """A labelled task's output, or that of rows with a head each.
+    """Return the output of a task with a head, or of rows that each have a task with a head.
 
     Args:
-        backbone: as it was attached to.
-        call: the current one.
-        inputs: of the forward pass, labels included.
+        backbone: the model given to `attach`.
+        call: the current call.
+        inputs: inputs of the forward pass, including labels.
 
     Raises:
-        ValueError: an input that the backbone does not have; rows with and without a head in one batch; labels for
-            rows that are not one per row.
+        ValueError: the backbone does not have an input, rows with and without a head are in one batch, or there is not
+            one label per row.
     """
     labels, items = inputs.pop("labels", None), inputs.pop("num_items_in_batch", None)
     as_tuple = inputs.pop("return_dict", None) is False
@@ -65,7 +65,7 @@ def answer(backbone: nn.Module, call: TaskCall, inputs: Inputs) -> Any:
 
 
 def loss(backbone: nn.Module, call: TaskCall, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
-    """The loss of one task, without what only its logits need."""
+    """Compute the loss of one task, skipping what only its logits need."""
     head = call.head_logits if call.labelled else None
     assert call.kind is not None
     if head is None:
@@ -74,12 +74,12 @@ def loss(backbone: nn.Module, call: TaskCall, inputs: Inputs, labels: torch.Tens
 
 
 def check_token_labels(core: Any, call: TaskCall, inputs: Inputs, labels: Any) -> Any:
-    """Labels for the backbone's own language-model head, if it has one; what other heads take is theirs to check.
+    """Return labels, checked for the backbone's own language-model head if it has one; other heads check theirs.
 
     Raises:
-        TypeError, ValueError: they are not token ids, one row of them for each row of the inputs: class labels, say.
+        TypeError, ValueError: labels are not token ids, one row per row of the inputs, for example class labels.
     """
-    if torch.compiler.is_compiling():  # eager calls have told
+    if torch.compiler.is_compiling():  # checked in eager calls only
         return labels
     head = core.get_output_embeddings() if hasattr(core, "get_output_embeddings") else None
     rows = next((len(inputs[key]) for key in MAIN_INPUTS if isinstance(inputs.get(key), torch.Tensor)), None)
@@ -96,10 +96,10 @@ def check_token_labels(core: Any, call: TaskCall, inputs: Inputs, labels: Any) -
 
 
 def part_caller(backbone: Any) -> Callable[..., Any] | None:
-    """How to run a part of the backbone so that what others put around its forward is not skipped; None: call it.
+    """Return a function that runs a part of the backbone without skipping wrappers of its forward; None: call it.
 
-    Autocast and offloading of accelerate sit on the instance's `forward`, FSDP and profilers in hooks: then the whole
-    backbone runs, and the part's output is caught on its way.
+    accelerate's autocast and offloading wrap the instance's `forward`; FSDP and profilers use hooks. With any of these,
+    the whole backbone runs, and a hook captures the part's output.
     """
     core = core_of(backbone)
     if not any("forward" in vars(x) or x._forward_pre_hooks or x._forward_hooks for x in (backbone, core)):
@@ -128,7 +128,7 @@ def part_caller(backbone: Any) -> Callable[..., Any] | None:
 
 
 def _answer_rows(backbone: nn.Module, core: Any, call: TaskCall, inputs: Inputs, labels: Any) -> MixedOutput:
-    """One pass of the backbone for all rows, then the rows of each task through its head."""
+    """Run the backbone once for all rows (per stack that heads read), then the rows of each task through its head."""
     assert call.rows is not None
     if missing := [of_task.names[0] for of_task, _ in call.rows if not of_task.labelled]:
         others = sorted(of_task.names[0] for of_task, _ in call.rows if of_task.labelled)

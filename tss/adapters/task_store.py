@@ -1,6 +1,6 @@
-"""The tasks of a model: their life, new -> learning -> sealed, and the values of those that are sealed.
+"""Tasks of a model: their states, new -> learning -> sealed, and the values of the sealed ones.
 
-Nothing here knows a model: a sealed task is a value, packed gates and a head as plain tensors, which no optimizer,
+Independent of the model: a sealed task is a value, packed gates and a head as plain tensors, which no optimizer,
 `load_state_dict`, cast or broadcast can reach.
 """
 
@@ -21,7 +21,7 @@ from tss.tasks.base import TaskKind
 
 
 class State(StrEnum):
-    """new -> learning -> sealed; a sealed task never changes again."""
+    """State of a task: new -> learning -> sealed; a sealed task never changes again."""
 
     NEW = "new"
     LEARNING = "learning"
@@ -30,13 +30,13 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What is told of one task, as it was when its state last changed.
+    """Public summary of one task, as of the last change of its state.
 
     Attributes:
-        name, kind, state: what it is called, what it is, and where it is in its life.
-        bytes: what is kept for it once sealed: gates and head.
-        density: share of its gates that are on; None until sealed, or without gates.
-        hash: sha256 over its gates and head; None until sealed.
+        name, kind, state: name, kind and state of the task.
+        bytes: bytes kept for it once sealed: gates and head.
+        density: fraction of its gates that are on; None until sealed, or without gates.
+        hash: SHA-256 of its gates and head; None until sealed.
     """
 
     name: str
@@ -48,7 +48,7 @@ class TaskRecord:
 
 
 class KeptTask:
-    """A sealed task that is not in memory: `read` gives its value, always the same, from where it is kept."""
+    """Sealed task that is not in memory: `read` returns its value, always the same, from where it is stored."""
 
     def __init__(self, read: Callable[[], SealedTask]) -> None:
         self.read = read
@@ -58,8 +58,8 @@ class TaskStore:
     """Records of all tasks and values of the sealed ones.
 
     Attributes:
-        learners: the tasks that are being learned: none, one, or those that are learned together.
-        cache: values that are read when they are first asked for, within its limit of bytes.
+        learners: the tasks being trained: none, one, or those trained together.
+        cache: values that are read on first use, within its byte limit.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class TaskStore:
 
     @property
     def learning(self) -> str | None:
-        """The task that is being learned, the first of several, or None."""
+        """The task being trained (the first one, if several are trained together), or None."""
         return self.learners[0] if self.learners else None
 
     @property
@@ -79,10 +79,10 @@ class TaskStore:
         return MappingProxyType(self._records)
 
     def record(self, name: str) -> TaskRecord:
-        """The record of a task.
+        """Return the record of a task.
 
         Raises:
-            StateError: there is none of that name; the message lists those that there are.
+            StateError: there is no task of that name; the message lists the existing ones.
         """
         if name not in self._records:
             known = ", ".join(self._records) or "none yet, add one with add_task(name, kind)"
@@ -90,22 +90,22 @@ class TaskStore:
         return self._records[name]
 
     def check_free(self, name: str) -> None:
-        """Raise StateError if there is a task of this name, ValueError if it is no name."""
+        """Raise StateError if the name is taken, ValueError if it is invalid."""
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
             raise ValueError(f"a task's name must be a line of text, not {name!r}")
         if name in self._records:
             raise StateError(f"task {name!r} exists already and is {self._records[name].state}; choose another name")
 
     def add(self, name: str, kind: TaskKind, size: int) -> None:
-        """A new task, for which `size` bytes will be kept."""
+        """Add a new task, for which `size` bytes will be kept."""
         self.check_free(name)
         self._records[name] = TaskRecord(name, kind, State.NEW, size)
 
     def start(self, *names: str) -> None:
-        """new -> learning, for one task or for several together.
+        """Change the state of one task, or several together: new -> learning.
 
         Raises:
-            StateError: no such task, a sealed one, or others are being learned.
+            StateError: there is no such task, it is sealed, or other tasks are being trained.
         """
         for name in names:
             if self.record(name).state is State.SEALED:
@@ -121,10 +121,10 @@ class TaskStore:
         self._records |= {name: replace(self._records[name], state=State.LEARNING) for name in names}
 
     def abandon(self) -> tuple[str, ...]:
-        """learning -> new, for all that are being learned; gives their names.
+        """Change the state of all tasks being trained: learning -> new; return their names.
 
         Raises:
-            StateError: no task is being learned.
+            StateError: no task is being trained.
         """
         if not self.learners:
             raise StateError("no task is being learned, so there is nothing to abandon")
@@ -133,22 +133,22 @@ class TaskStore:
         return names
 
     def seal(self, name: str, value: SealedTask, density: float | None) -> None:
-        """-> sealed: keep the value and its fingerprint."""
+        """Change the state of a task to sealed, and keep its value and the fingerprint."""
         record, sha = self.record(name), digest(value.tensors())
         self._sealed[name] = value
         self._records[name] = replace(record, state=State.SEALED, bytes=value.bytes, density=density, hash=sha)
         self.learners = tuple(other for other in self.learners if other != name)
 
     def add_kept(self, record: TaskRecord, read: Callable[[], SealedTask]) -> None:
-        """A sealed task whose value is read when it is first asked for, and again after it had to leave the cache."""
+        """Add a sealed task whose value is read on first use, and again after it was evicted from the cache."""
         self.check_free(record.name)
         self._sealed[record.name], self._records[record.name] = KeptTask(read), record
 
     def delete(self, name: str) -> None:
-        """Forget a task.
+        """Delete a task.
 
         Raises:
-            StateError: no such task, or it is being learned.
+            StateError: there is no such task, or it is being trained.
         """
         if self.record(name).state is State.LEARNING:
             raise StateError(f"task {name!r} is being learned; leave it with abandon() before deleting it")
@@ -156,10 +156,10 @@ class TaskStore:
         self._sealed.pop(name, None)
 
     def rename(self, old: str, new: str) -> None:
-        """Another name for a task, at the same place in the order.
+        """Rename a task; its place in the order stays the same.
 
         Raises:
-            StateError: no such task, it is being learned, or the new name is taken.
+            StateError: there is no such task, it is being trained, or the new name is taken.
         """
         if self.record(old).state is State.LEARNING:
             raise StateError(f"task {old!r} is being learned; seal or abandon it before renaming it")
@@ -172,10 +172,10 @@ class TaskStore:
             self._sealed[new] = self._sealed.pop(old)
 
     def sealed(self, name: str) -> SealedTask:
-        """The value of a sealed task.
+        """Return the value of a sealed task.
 
         Raises:
-            StateError: no such task, or it is not sealed.
+            StateError: there is no such task, or it is not sealed.
         """
         if self.record(name).state is not State.SEALED:
             raise StateError(f"task {name!r} is {self.record(name).state}: only what is sealed has a fingerprint")
@@ -187,8 +187,8 @@ class TaskStore:
 
         Args:
             name: the task.
-            fresh: also if its value is not in memory: it is read from where it is kept, and StateError says if it
-                cannot be.
+            fresh: check it even if its value is not in memory: it is read from where it is stored, and StateError is
+                raised if that fails.
         """
         value = self._sealed[self.record(name).name]
         if isinstance(value, KeptTask):
@@ -203,8 +203,8 @@ class TaskStore:
             )
 
     def move(self, place: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Put the tensors of all sealed tasks elsewhere; `place` may not change a value."""
-        self.cache.clear()  # what is read again is read to where the adapters are
+        """Move the tensors of all sealed tasks with `place`, which must not change values."""
+        self.cache.clear()  # values that are read again go to the adapters' device
         for name, value in self._sealed.items():
             if isinstance(value, SealedTask):
                 self._sealed[name] = value.placed(place)

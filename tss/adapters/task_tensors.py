@@ -1,4 +1,4 @@
-"""The tensors of a model's tasks: what is learned, handed on, kept and restored, and what tells whether it changed."""
+"""Tensors of a model's tasks: those trained, passed on, kept and restored, and checks whether they changed."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from tss.seeding import tensor_stream
 from tss.tasks.base import TaskKind, kind_from_dict
 from tss_kernels import unpack_gates
 
-# Where configurations keep the dropout of a head, the most specific name first.
+# Names of the dropout of a head in the configs of models, the most specific first.
 DROPOUTS = ("classifier_dropout", "dropout", "dropout_rate", "hidden_dropout_prob")
 
 
 class TaskTensors:
-    """Adapters, the tasks being learned and the store of all tasks, seen as named tensors.
+    """Adapters, the tasks being trained and the store of all tasks, as named tensors.
 
     Attributes:
         core: the transformers model.
-        config, options: which adapters, and how tasks are learned.
-        adapters: site -> its adapter.
+        config, options: settings of the adapters and of training.
+        adapters: site -> adapter.
         store: the tasks.
-        learning: holds the heads being learned.
-        frozen: what all tasks rely on.
-        handed_on: the scores that what is being learned began with, so that it can be abandoned.
+        learning: holds the heads being trained.
+        frozen: the frozen weights that all tasks rely on.
+        handed_on: the scores before training started, to be restored if the tasks being trained are abandoned.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class TaskTensors:
         self.core, self.config, self.options, self.adapters = core, config, options, dict(adapters)
         self.store, self.learning, self.handed_on = store, learning, Tensors()
         self._began: dict[str, str] = {}
-        self._taken: list[nn.Parameter] = []  # of heads sealed while others go on: their optimizer may step those
+        self._taken: list[nn.Parameter] = []  # of heads sealed while others are trained: their optimizer may step them
         self.frozen = FrozenWeights(core, adapters)
         self._steps = StepCheck(core, self.layers, options, gated=config.gated)
 
@@ -65,11 +65,11 @@ class TaskTensors:
         return {name: layer for adapter in self.adapters.values() for name, layer in adapter.layers.items()}
 
     def head_of(self, name: str) -> nn.Module | None:
-        """The head of a task being learned."""
+        """Return the head of a task being trained."""
         return self.learning.of(name).head
 
     def check_finite(self) -> None:
-        """Raise StateError if scores or head of the task being learned are not finite: a gate of NaN reads as off."""
+        """Raise StateError if scores or head of the task being trained are not finite: a gate of NaN reads as off."""
         for name, tensor in (self.learning_state() if self.store.learning is not None else {}).items():
             if not tensor.isfinite().all():
                 raise StateError(
@@ -79,7 +79,7 @@ class TaskTensors:
                 )
 
     def unmoved(self, name: str) -> list[str]:
-        """What has not changed since a task was begun: "head", and "scores", or "weights" without gates."""
+        """Return what is unchanged since training of a task started: "head", and "scores" ("weights" without gates)."""
         parts: dict[str, bool] = {}
         for key, value in self._learned_checksums(name).items():
             part = "head" if key.startswith("head.") else "scores" if self.config.gated else "weights"
@@ -95,7 +95,7 @@ class TaskTensors:
         return {key: p.detach() for adapter in self.adapters.values() for key, p in adapter.trained().items()}
 
     def learning_state(self) -> Tensors:
-        """What is being learned: scores (plain adapters: weights) and head; heads by task where there are several."""
+        """Return the training state: scores (plain adapters: weights) and head; with several tasks, heads by task."""
         if not self.store.learners:
             raise StateError("no task is being learned: call train_task(name) first")
         trained = self._trained()
@@ -105,20 +105,20 @@ class TaskTensors:
         return trained | {f"{name}.{key}": tensor for name, head in heads.items() for key, tensor in head.items()}
 
     def load_learning_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `learning_state` gave; raises StateError if it does not fit."""
+        """Load a result of `learning_state`; raise StateError if it does not fit."""
         load_exactly(self.learning_state(), tensors, f"learning state of {self.store.learning}")
 
     def shared_state(self) -> Tensors:
-        """What is handed from task to task: last scores and importance; plain adapters: their weights."""
+        """Return the state passed on from task to task: last scores and importance (plain adapters: weights)."""
         return {key: tensor for adapter in self.adapters.values() for key, tensor in adapter.shared().items()}
 
     def load_shared_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `shared_state` gave; raises StateError if it does not fit."""
+        """Load a result of `shared_state`; raise StateError if it does not fit."""
         for adapter in self.adapters.values():
             adapter.load_shared(tensors)
 
     def task_state(self, name: str) -> tuple[Tensors, dict[str, Any]]:
-        """A task's own tensors ("gates.<layer>" uint8 once sealed, "head.<parameter>") and JSON-able metadata."""
+        """Return a task's own tensors ("gates.<layer>" uint8 once sealed, "head.<parameter>") and JSON metadata."""
         record, tensors = self.store.record(name), Tensors()
         if record.state is State.SEALED:
             self.store.verify(name)
@@ -135,10 +135,10 @@ class TaskTensors:
         return tensors, about
 
     def load_task_state(self, name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
-        """Add the task that `task_state` gave; a failure adds nothing.
+        """Add a task from a result of `task_state`; a failure adds nothing.
 
         Raises:
-            StateError: there is a task of that name; or the tensors or the metadata do not fit.
+            StateError: the name is taken, or the tensors or the metadata do not fit.
         """
         self.store.check_free(name)
         try:
@@ -162,10 +162,10 @@ class TaskTensors:
             self.handed_on = {k.removeprefix("start."): v for k, v in tensors.items() if k.startswith("start.")}
 
     def add_kept_task(self, name: str, read: Callable[[], Tensors], metadata: Mapping[str, Any]) -> None:
-        """Add a sealed task whose tensors are read when it is first asked for; raises as `load_task_state`, then.
+        """Add a sealed task whose tensors are read on first use, which then raises as `load_task_state` does.
 
         Raises:
-            StateError: there is a task of that name; or the metadata describes no sealed task.
+            StateError: the name is taken, or the metadata does not describe a sealed task.
         """
         try:
             kind, sha = kind_from_dict(metadata["kind"]), metadata["hash"]
@@ -186,7 +186,7 @@ class TaskTensors:
     def _value_of(
         self, name: str, head: nn.Module | None, tensors: Mapping[str, torch.Tensor], sha: str | None
     ) -> SealedTask:
-        """A sealed task's value, of tensors that fit and are those that were sealed, where the adapters are."""
+        """Return a sealed task's value on the adapters' device; checks that the tensors fit and are those sealed."""
         self._load_head(name, head, tensors)
         values = None if head is None else {k: v.detach().to(self.device()) for k, v in head.state_dict().items()}
         gates, weights = self._fitting_gates(name, tensors), self._fitting_weights(name, tensors)
@@ -196,16 +196,16 @@ class TaskTensors:
         return value
 
     def bytes_per_task(self, name: str) -> dict[str, int]:
-        """Bytes kept for a task: {"gates", "head", "total"}."""
+        """Return the bytes kept for a task: {"gates", "head", "total"}."""
         gates, total = self.gate_bytes(), self.store.record(name).bytes
         return {"gates": gates, "head": total - gates, "total": total}
 
     def verify(self, *, fresh: bool = True, kept: bool = True) -> None:
-        """Raise ForgettingError, naming what changed, if anything is not what it was that a sealed task relies on.
+        """Raise ForgettingError, naming what changed, if anything that a sealed task relies on has changed.
 
         Args:
-            fresh: read frozen weights anew; False: only those that torch knows to have been written to.
-            kept: read tasks too that are not in memory.
+            fresh: read all frozen weights anew; False reads only those that torch knows were written to.
+            kept: also read tasks that are not in memory.
         """
         sealed = self._sealed()
         for name in sealed:
@@ -217,11 +217,11 @@ class TaskTensors:
         return [name for name, record in self.store.tasks.items() if record.state is State.SEALED]
 
     def saved(self, tasks: Sequence[str] | None = None, extra: Tensors | None = None) -> SavedTasks:
-        """What `save` writes.
+        """Return the content that `save` writes.
 
         Raises:
-            StateError: tasks are being learned together, or what is learned is not finite.
-            ForgettingError: what a sealed task relies on was written to.
+            StateError: several tasks are being trained together, or values being trained are not finite.
+            ForgettingError: something that a sealed task relies on was written to.
         """
         check_whole(self.layers)
         self.verify(fresh=False, kept=False)
@@ -238,15 +238,15 @@ class TaskTensors:
         )  # fmt: skip
 
     def restore(self, saved: SavedTasks, origin: str) -> None:
-        """Add the tasks of `saved`; if there are none here yet, take over scores and importance too.
+        """Add the tasks of `saved`; if the model has no tasks yet, also load scores and importance.
 
         Args:
-            saved: of a model with the same settings.
+            saved: saved from a model with the same settings.
             origin: its folder, for messages.
 
         Raises:
-            StateError: another backbone or other adapters, or names that are taken; nothing is added then.
-            ForgettingError: what this model's own tasks rely on was written to.
+            StateError: the backbone or the adapters differ, or a name is taken. Nothing is added.
+            ForgettingError: something that this model's own tasks rely on was written to.
         """
         self.verify(kept=False)
         self.frozen.check_same(saved.backbone, saved.frozen, origin)
@@ -271,7 +271,7 @@ class TaskTensors:
             raise
 
     def start(self, *names: str, fresh: bool, head: nn.Module | None = None) -> None:
-        """Begin to learn tasks: heads are made, or `head` taken; scores start afresh or stay as they are."""
+        """Start training tasks, with new heads or with `head`; scores start afresh or stay as they are."""
         self.handed_on = {
             key: tensor.clone() for key, tensor in self.shared_state().items() if "importance." not in key
         }
@@ -286,7 +286,7 @@ class TaskTensors:
         self._steps.start(names[0])
 
     def finish(self) -> None:
-        """End learning: nothing requires gradients any more; scores stay as they are."""
+        """End training: nothing requires gradients any more; scores stay as they are."""
         self._steps.retire((*self.learning.parameters(), *self._taken))
         self._taken = []
         self.learning.clear_with(self._require_grad)
@@ -300,7 +300,7 @@ class TaskTensors:
             parameter.grad = None
 
     def seal(self, name: str) -> None:
-        """learning -> sealed: keep packed gates and head as values."""
+        """Change the state of a task, learning -> sealed: keep packed gates and head as values."""
         head = self.head_of(name)
         gates = {layer: packed for adapter in self.adapters.values() for layer, packed in adapter.packed().items()}
         values = None if head is None else {key: tensor.detach().clone() for key, tensor in head.state_dict().items()}
@@ -318,7 +318,7 @@ class TaskTensors:
         self.store.seal(name, value, self.density_of(value.gates))
 
     def abandon(self) -> tuple[str, ...]:
-        """learning -> new: scores become what they were before; gives the tasks' names."""
+        """Change the state of all tasks being trained, learning -> new: restore earlier scores; return the names."""
         names, start = self.store.abandon(), self.handed_on
         self.finish()
         for adapter in self.adapters.values():
@@ -327,26 +327,26 @@ class TaskTensors:
         return names
 
     def make_head(self, name: str, kind: TaskKind) -> nn.Module | None:
-        """A task's head as it starts, from a random stream of its own; float32, on the CPU."""
+        """Create a task's head, initialized from its own random stream; float32, on the CPU."""
         settings = (getattr(self.core.config, key, None) for key in DROPOUTS)
         dropout = next((float(x) for x in settings if x is not None), 0.0)
-        # Layers draw from torch's global stream when they are made; nobody else's numbers may depend on that.
+        # Creating layers draws from torch's global generator, which must not affect other random numbers.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             width = model_width(self.core, f"of the head of {name}")
             return kind.make_head(width, dropout, tensor_stream(self.config.seed, "head", name))
 
     def density_of(self, gates: Tensors) -> float | None:
-        """The share of packed gates that are on; None without gates."""
+        """Return the fraction of packed gates that are on; None without gates."""
         if not gates:
             return None
         return sum(self.ones(*item) for item in gates.items()) / sum(self.size(name) for name in gates)
 
     def bytes_with(self, head: nn.Module | None) -> int:
-        """Bytes kept for a task with this head."""
+        """Return the bytes kept for a task with this head."""
         return self.gate_bytes() + sum(t.numel() * t.element_size() for t in _named_head(head).values())
 
     def _merged(self, shared: Tensors, takes_scores: bool) -> Tensors:
-        """Scores from here or from there, and the larger importance of both."""
+        """Return the scores of `shared` if `takes_scores`, else this model's, and the larger importance of both."""
         here = self.shared_state()
         merged = {**here, **{k: v for k, v in shared.items() if takes_scores and not k.startswith("importance.")}}
         for key, value in shared.items():
@@ -374,19 +374,19 @@ class TaskTensors:
         return kept
 
     def gate_bytes(self) -> int:
-        """Bytes of gates, or of its own weights, kept for a task."""
+        """Return the bytes of gates, or of its own weights, kept for a task."""
         return sum(adapter.gate_bytes() for adapter in self.adapters.values())
 
     def size(self, layer: str) -> int:
-        """Number of weights of a layer."""
+        """Return the number of weights of a layer."""
         return self.layers[layer].weight.numel()
 
     def ones(self, layer: str, packed: torch.Tensor) -> int:
-        """Number of gates of a layer that are on."""
+        """Return the number of gates of a layer that are on."""
         return int(unpack_gates(packed, self.layers[layer].in_features).sum())
 
     def device(self) -> torch.device:
-        """Where what is being learned is."""
+        """Return the device of the trained parameters."""
         first = next(iter(self.adapters.values()))
         return next(iter(first.trained().values())).device
 

@@ -1,1 +1,1 @@
-"""The command line: one file per command with `register` and `run`; nothing else imports this package."""
+"""Command line: one file per command with `register` and `run`; no other package imports this one."""

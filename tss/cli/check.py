@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Adds the command."""
+    """Add the command."""
     parser = subparsers.add_parser(
         "check", parents=parents, help="validate a configuration and its data", description=__doc__, allow_abbrev=False
     )
@@ -25,7 +25,7 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; 1 if anything is wrong."""
+    """Run the command; return 1 if a task cannot be loaded."""
     from tss.cli.tasks import load_all, print_tasks
     from tss.run.config import settings_for
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_estimate(made: Estimate) -> None:
-    """Time per family and in all, memory, and how both were found."""
+    """Print the time per family and in total, the memory, and how both were measured."""
     from tss.report.names import duration, size
 
     print()

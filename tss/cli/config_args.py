@@ -1,4 +1,4 @@
-"""How `run` and `check` turn words and options into a configuration."""
+"""Configuration from the words and options of the `run` and `check` commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHORTCUTS = ("data", "backbone", "method")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that choose a configuration."""
+    """Add the arguments that choose a configuration."""
     parser.add_argument(
         "words",
         nargs="*",
@@ -46,19 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen(args: argparse.Namespace) -> bool:
-    """Whether the command line says what to run."""
+    """Return whether the command line says what to run."""
     return bool(args.words or args.preset or args.variant) or any(getattr(args, key) is not None for key in SHORTCUTS)
 
 
 def configuration(args: argparse.Namespace, saved: Mapping[str, Any] | None = None) -> tuple[RunConfig, str]:
-    """The configuration and a short name for it.
+    """Return the configuration and a short name for it.
 
     Args:
-        args: of the command line.
-        saved: what to change where no preset and no file is named; None: the defaults.
+        args: parsed arguments of the command line.
+        saved: configuration to start from if neither a preset nor a file is named; None: the defaults.
 
     Raises:
-        ConfigError: two presets, an unknown preset or key, or a value that does not fit.
+        ConfigError: two presets, an unknown preset or key, or an invalid value.
     """
     from tss.run.config import load_config
 
@@ -73,7 +73,7 @@ def configuration(args: argparse.Namespace, saved: Mapping[str, Any] | None = No
     if source is None and args.variant is not None:
         raise ConfigError(f"--variant {args.variant} needs a preset: add --preset NAME")
     overrides = [word for word in args.words if "=" in word]
-    # JSON is YAML: quoting keeps a path or a name from being read as anything else
+    # JSON is valid YAML: quotes prevent a path or a name from being parsed as another type
     overrides += [f"{key}={json.dumps(getattr(args, key))}" for key in SHORTCUTS if getattr(args, key) is not None]
     if args.available_only:
         overrides.append("missing_tasks=skip")
@@ -83,17 +83,17 @@ def configuration(args: argparse.Namespace, saved: Mapping[str, Any] | None = No
 
 
 def sequence(config: RunConfig) -> Order:
-    """The tasks of the sequence by their names in the data, and the names that the data lacks."""
+    """Return the tasks of the sequence by their names in the data, and the names missing from the data."""
     from tss.run import resolve
 
     return resolve.sequence(config)
 
 
 def tell_missing(config: RunConfig) -> None:
-    """Says on standard error what is left out of the sequence.
+    """Report on standard error which tasks of the sequence are skipped.
 
     Raises:
-        ConfigError: tasks are missing and not to be left out, or none is there; with the remedy.
+        ConfigError: tasks are missing and may not be skipped, or no task exists; the message says how to proceed.
     """
     from tss.run.resolve import missing_message
 
@@ -110,7 +110,7 @@ def tell_missing(config: RunConfig) -> None:
 
 
 def tell_damage(damage: Sequence[str]) -> int:
-    """Says on standard error what of a run is damaged; the exit code."""
+    """Report damaged files of a run on standard error; return the exit code."""
     for line in damage:
         print(f"tss: {line}", file=sys.stderr)
     return 1 if damage else 0

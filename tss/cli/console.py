@@ -1,4 +1,4 @@
-"""Tables on the terminal: framed by rich where someone looks, aligned plain text where output is piped."""
+"""Tables on standard output: formatted with rich on a terminal, aligned plain text if piped."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ PIPED_WIDTH = 120
 
 
 def width() -> int:
-    """Columns of the terminal, or a fixed number where output is piped."""
+    """Return the number of columns of the terminal, or a fixed number if output is piped."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED_WIDTH
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-    """Prints rows under headers; columns whose index is in `right` are set to the right."""
+    """Print rows under headers; columns whose index is in `right` are right-aligned."""
     if sys.stdout.isatty():
         _print_rich(headers, rows, right)
     else:
@@ -23,7 +23,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 
 
 def plain_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
-    """The lines of an aligned table without frames."""
+    """Return the lines of an aligned table without borders."""
     lines = [list(headers), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(headers))]
     return [
@@ -49,9 +49,9 @@ def _print_rich(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Se
 
 
 def matrix_lines(tasks: Sequence[str], matrix: Sequence[Sequence[float | None]], columns: int) -> list[str]:
-    """The matrix as text no wider than `columns`: tasks numbered, in blocks of columns where they do not fit.
+    """Return the matrix as text no wider than `columns`, with numbered tasks, split into blocks of columns if needed.
 
-    Rows are what was learned last, columns what is tested; a block leaves out the rows in which it has no value.
+    A row is the task learned last, a column the task tested; a block omits rows without a value in it.
     """
     names = [f"{i + 1:>2} {_middle_cut(task, 30)}" for i, task in enumerate(tasks)]
     left = max(map(len, names), default=0)

@@ -19,7 +19,7 @@ COMMIT_SHOWN = 10
 
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Adds the command."""
+    """Add the command."""
     parser = subparsers.add_parser(
         "data",
         parents=parents,
@@ -44,7 +44,7 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; 1 if a task could not be had."""
+    """Run the command; return 1 if a task could not be created."""
     from tss.data.catalog import catalog, select
 
     if args.action == "list":
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def get(entries: Mapping[str, Entry], args: argparse.Namespace) -> int:
-    """Makes tasks one after the other; what fails is told at its turn, counted at the end, and stops no other."""
+    """Create tasks one after the other; report each failure at once and their number at the end, and continue."""
     from tss.data.obtain import filling, obtain
 
     source = None if args.source is None else Path(args.source)
@@ -86,7 +86,7 @@ def get(entries: Mapping[str, Entry], args: argparse.Namespace) -> int:
 
 
 def print_entries(entries: Mapping[str, Entry]) -> None:
-    """One line for each task."""
+    """Print one line per task."""
     rows = [
         [name, _source(entry), " / ".join(_sizes(entry).values()), entry.checked, entry.licence]
         for name, entry in entries.items()
@@ -98,7 +98,7 @@ def print_entries(entries: Mapping[str, Entry]) -> None:
 
 
 def print_details(entries: Mapping[str, Entry]) -> None:
-    """All that the table says of tasks, and what a user puts where instead of a download."""
+    """Print the catalog's facts about tasks, and which files a user can provide where instead of a download."""
     from tss.data.fetch import by_hand
 
     for index, (name, entry) in enumerate(entries.items()):

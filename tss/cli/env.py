@@ -21,14 +21,14 @@ VARIABLES = (
 
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Adds the command."""
+    """Add the command."""
     return subparsers.add_parser(
         "env", parents=parents, help="print the environment, for bug reports", description=__doc__, allow_abbrev=False
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command."""
+    """Run the command."""
     import torch
 
     facts = [
@@ -46,14 +46,14 @@ def run(args: argparse.Namespace) -> int:
     left = max(len(name) for name, _ in facts)
     print("\n".join(f"{name.ljust(left)}  {value}" for name, value in facts))
     print("\nkernels (python -m tss_kernels)")
-    # its output is passed on from here, so that a reader who leaves (`tss env | head`) stops one process, not two
+    # print its output from this process, so that a closed pipe (`tss env | head`) stops one process, not two
     done = subprocess.run([sys.executable, "-m", "tss_kernels"], check=False, stdout=subprocess.PIPE, text=True)
     print(done.stdout, end="")
     return done.returncode
 
 
 def installed(package: str) -> str:
-    """The version of an installed package."""
+    """Return the version of a package, or "not installed"."""
     try:
         return version(package)
     except PackageNotFoundError:

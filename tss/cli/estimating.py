@@ -1,4 +1,4 @@
-"""What a run will cost, found by timing real steps on its own backbone and data."""
+"""Estimate the time and memory of a run by timing real steps with its own backbone and data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SLOW_STEP = 20.0
 
 @dataclass(frozen=True)
 class FamilyEstimate:
-    """One family: what was timed, and the seconds that all its tasks would take by it."""
+    """Estimate for one family: the timed task, and the seconds for all tasks of the family."""
 
     family: str
     task: str
@@ -36,7 +36,7 @@ class FamilyEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A whole run: `seconds` is the sum over families, `peak_bytes` what the timed steps needed."""
+    """Estimate for a whole run: `seconds` is the sum over families, `peak_bytes` the peak memory of the timed steps."""
 
     families: list[FamilyEstimate]
     backbone: str
@@ -48,18 +48,18 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Training and evaluation of all tasks."""
+        """Seconds of training and evaluation of all tasks."""
         return sum(row.training + row.evaluation for row in self.families)
 
 
 def estimate(config: RunConfig) -> Estimate:
-    """Opens the run in a folder that is thrown away, and times two steps and one test batch for each family.
+    """Open the run in a temporary folder, and time two steps and one test batch for each family.
 
-    The task of a family with the most training examples is timed, on the longest rows of its data, so that time and
-    memory are rather over- than underestimated; its other tasks are scaled by their steps and test examples.
+    The family's task with the most training examples is timed on its longest rows, so that time and memory are
+    overestimated rather than underestimated; times of other tasks are scaled by their steps and test examples.
 
     Raises:
-        TssError: whatever would stop the run itself before its first step.
+        TssError: any error that would stop the run itself before its first step.
     """
     with (
         tempfile.TemporaryDirectory(prefix="tss-check-") as folder,
@@ -97,16 +97,16 @@ def _time_family(run: Run, family: str) -> FamilyEstimate:
 
 
 def _times_tested(run: Run, place: int) -> int:
-    """How often the task at a place of the sequence is tested."""
+    """Return how many times the task at a position of the sequence is tested."""
     after = 0 if run.method.joint else len(run.tasks) - 1 - place
     if run.method.never_forgets and run.config.reevaluate == "last":
         after = min(after, 1)
-    # with zero-shot evaluation every task is tested untrained too, and after the task before its own
+    # zero-shot evaluation also tests every task before any training, and after the task before it
     return 1 + after + ((1 + (place > 0)) if run.config.zero_shot else 0)
 
 
 def _time_task(run: Run, task: TaskData) -> tuple[float, float]:
-    """(seconds of an optimizer step, seconds per example of testing)."""
+    """Return (seconds of an optimizer step, seconds per example of testing)."""
     tokenizer, settings = run.backbone.tokenizer, run.settings[task.name]
     run.method.begin_task(run.handle, task.name, task.kind)
     kept = (
@@ -115,7 +115,7 @@ def _time_task(run: Run, task: TaskData) -> tuple[float, float]:
         run.runtime,
         run.handle,
         settings.eval_batch_size,
-    )  # as in the run, for its memory too
+    )  # as in the run, so that memory is the same too
     train, validation = (
         cache_prefix(encode_split(examples, task.kind, tokenizer, settings), *kept)
         for examples in (task.train, task.validation)
@@ -136,14 +136,14 @@ def _time_task(run: Run, task: TaskData) -> tuple[float, float]:
     )
     seconds = _time_steps(job)
     with run.handle.using(task.name):
-        validate(job)  # its batches are of other sizes, which a processor's memory keeps beside the others
+        validate(job)  # its batches have other sizes, for which the CPU keeps memory in addition to the others
     tested = _time_test(run, task)
     run.handle.abandon()
     return seconds, tested
 
 
 def _time_steps(job: Job) -> float:
-    """Mean seconds of two optimizer steps on the longest rows, after one that warms up."""
+    """Return the mean seconds of two optimizer steps on the longest rows, after a warm-up step."""
     optimizer = job.method.make_optimizer(job.handle, job.settings)
     longest = by_length(job.train, job.settings.batch_size)[: job.settings.grad_accumulation]
     job.handle.model.train()
@@ -159,7 +159,7 @@ def _time_steps(job: Job) -> float:
 
 
 def _time_test(run: Run, task: TaskData) -> float:
-    """Seconds per example of one test batch, the longest one."""
+    """Return the seconds per example of the longest test batch."""
     tokenizer = run.backbone.tokenizer
     test = run.test(task)
     rows = by_length(test, run.settings[task.name].eval_batch_size)[0]

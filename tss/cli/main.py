@@ -1,4 +1,4 @@
-"""`tss COMMAND …`: finds the command, runs it, and turns every failure into one line and an exit code."""
+"""`tss COMMAND …`: find the command, run it, and turn every failure into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FAILED, MISUSED, UNEXPECTED, INTERRUPTED = 1, 2, 70, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, without the usage block."""
+    """Argument parser whose errors are one line, without the usage block."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(MISUSED, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def build_parser() -> Parser:
-    """The parser with all commands; nothing heavy is imported."""
+    """Return the parser with all commands, without slow imports."""
     parser = Parser(
         prog="tss",
         description="Train a sequence of language tasks on one frozen model, without forgetting.",
@@ -43,7 +43,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line. Exit codes: 0 done, 1 bad input, 2 bad usage, 70 a fault in tss, 130 interrupted."""
+    """Run a command line. Exit codes: 0 success, 1 bad input, 2 bad usage, 70 unexpected error, 130 interrupted."""
     if sys.platform == "win32":
         print(f"tss: {WINDOWS}", file=sys.stderr)
         return MISUSED
@@ -64,17 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(args: argparse.Namespace) -> int:
-    """Runs the command; a failure becomes one line on standard error unless the traceback is asked for."""
+    """Run the command; a failure becomes one line on standard error unless a traceback was requested."""
     debug = args.debug or os.environ.get("TSS_DEBUG", "") not in ("", "0")
     try:
         code = int(args.run(args) or 0)
-        sys.stdout.flush()  # here, where a reader that went away is no surprise
+        sys.stdout.flush()  # flush here, where a closed pipe is handled
         return code
     except KeyboardInterrupt:
         print("tss: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away; so do we, silently
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader closed the pipe: exit silently
         return FAILED
     except MemoryError as error:
         if debug:
@@ -100,7 +100,7 @@ def _guarded(args: argparse.Namespace) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    """The message; several problems found at once stay one per line, everything else is joined."""
+    """Return the message: lines of a `TssError` stay separate, one problem each; other lines are joined."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, TssError):
         return "\ntss: ".join(lines)
@@ -108,7 +108,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _check_command(parser: Parser, arguments: Sequence[str]) -> None:
-    """An unknown command names the nearest known one."""
+    """Exit with an error for an unknown command, suggesting the closest known one."""
     word = next((a for a in arguments if not a.startswith("-")), None)
     names = [command.__name__.rpartition(".")[2] for command in COMMANDS]
     if word is not None and word not in names:
@@ -118,7 +118,7 @@ def _check_command(parser: Parser, arguments: Sequence[str]) -> None:
 
 
 def _take_rest(args: argparse.Namespace, rest: Sequence[str], arguments: Sequence[str]) -> None:
-    """Words after options join the command's own; an unknown option names the nearest known one."""
+    """Append words after options to the command's words; for an unknown option, suggest the closest known one."""
     unknown = next((a for a in rest if a.startswith("-")), None)
     if unknown is not None:
         known = [option for action in args.parser._actions for option in action.option_strings]
@@ -134,7 +134,7 @@ def _take_rest(args: argparse.Namespace, rest: Sequence[str], arguments: Sequenc
 
 
 def _as_key(option: str, arguments: Sequence[str]) -> str | None:
-    """How a configuration key that was written as an option is written."""
+    """Return a hint how to write a configuration key that was given as an option; None if it is not a key."""
     from tss.run.config import RunConfig
     from tss.run.config_errors import all_keys
 

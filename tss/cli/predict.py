@@ -29,15 +29,15 @@ PREDICTED, CONFIDENCE = "prediction", "confidence"
 
 @dataclass(frozen=True)
 class Reader:
-    """How lines are read.
+    """Options for reading lines.
 
     Attributes:
-        where: of the lines, for messages.
-        kinds: of the tasks, by name.
-        field: of a line, names its task.
-        task: of lines without one.
-        skip_bad: leave out lines that cannot be answered.
-        written: fields that answers add, which no line may have.
+        where: origin of the lines, for messages.
+        kinds: task -> name of its kind.
+        field: field of a line that names its task.
+        task: task of lines that do not name one.
+        skip_bad: skip lines that cannot be predicted.
+        written: fields that predictions add, which no line may have.
     """
 
     where: str
@@ -50,7 +50,7 @@ class Reader:
 
 @dataclass
 class Rows:
-    """Good lines of the input: line number, the whole object, and what its task reads of it."""
+    """Valid lines of the input: line numbers, whole objects, and (task, fields that the task reads)."""
 
     reader: Reader
     numbers: list[int] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Rows:
     skipped: int = 0
 
     def refuse(self, error: DataError) -> None:
-        """Leave a line out and say so, or stop."""
+        """Skip a line and report it, or raise the error if lines may not be skipped."""
         if not self.reader.skip_bad:
             raise error
         self.skipped += 1
@@ -67,7 +67,7 @@ class Rows:
 
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Adds the command."""
+    """Add the command."""
     parser = subparsers.add_parser(
         "predict",
         parents=parents,
@@ -105,7 +105,7 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command."""
+    """Run the command."""
     output = writer(args.output, args.input)
     _check_field(args.task_field)
     with contextlib.ExitStack() as files:
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
             raise DataError(unknown_task(args.task, kinds), "--task")
         written = (PREDICTED, CONFIDENCE) if args.confidence else (PREDICTED,)
         reader = Reader(where, kinds, args.task_field, args.task, args.skip_bad, written)
-        if args.input is not None and args.input.is_file() and not args.skip_bad:  # what can be read twice
+        if args.input is not None and args.input.is_file() and not args.skip_bad:  # a file can be read twice
             for _ in windows(stream, reader):
                 pass
             stream.seek(0)
@@ -144,14 +144,14 @@ def _check_field(name: str) -> None:
 
 
 def open_input(path: Path | None, files: contextlib.ExitStack) -> tuple[str, BinaryIO]:
-    """A name for messages, and the bytes; `files` closes them.
+    """Return a name for messages and the binary stream, which `files` closes.
 
     Raises:
         DataError: the file cannot be read.
     """
     if path is None:
         stream = getattr(sys.stdin, "buffer", None)
-        if stream is None:  # a text put in its place
+        if stream is None:  # replaced by a text stream
             import io
 
             stream = io.BytesIO(sys.stdin.read().encode())
@@ -163,9 +163,9 @@ def open_input(path: Path | None, files: contextlib.ExitStack) -> tuple[str, Bin
 
 
 def writer(output: Path | None, source: Path | None) -> AbstractContextManager[Callable[[str], object]]:
-    """What gives a function that writes answers; looked at before anything is computed.
+    """Return a context manager that yields a function to write predictions; check the output before any computation.
 
-    A file has them at the end of the block and all at once, if it ends well; anything else at once.
+    A file is written as a whole at the end of the block if there is no exception; other outputs are written at once.
 
     Raises:
         StateError: the output is the input, or cannot be written.
@@ -177,7 +177,7 @@ def writer(output: Path | None, source: Path | None) -> AbstractContextManager[C
         raise StateError(f"--output {output} is the input, which is never written over; name another file")
     if output.is_dir():
         raise StateError(f"--output {output} is a folder; name a file in it")
-    if output.exists() and not output.is_file():  # a pipe or a device: nothing there to replace
+    if output.exists() and not output.is_file():  # a pipe or a device: there is no file to replace
         return _into(lambda: output.open("wb"))
     check_folder(output.parent, "name another --output")
     return _into(lambda: replacing(output))
@@ -190,10 +190,10 @@ def _into(opened: Callable[[], AbstractContextManager[BinaryIO]]) -> Iterator[Ca
 
 
 def windows(stream: BinaryIO, reader: Reader) -> Iterator[Rows]:
-    """The lines, so many at a time, each with its task, read and checked as training data is.
+    """Yield up to `WINDOW` lines at a time, each with its task, parsed and checked like training data.
 
     Raises:
-        DataError: with the line, what it lacks, and what there is; with `skip_bad` only where there is no line at all.
+        DataError: a line is invalid; names the line and the problem. With `skip_bad`, only if there are no lines.
     """
     from tss.data import parse_line, stream_lines
 
@@ -214,7 +214,7 @@ def windows(stream: BinaryIO, reader: Reader) -> Iterator[Rows]:
 
 
 def _checked(row: Any, number: int, reader: Reader) -> tuple[str, dict[str, Any]]:
-    """A line's task, and what the task reads of it."""
+    """Return a line's task, and the fields that the task reads."""
     from tss.data import Malformed, check_input
     from tss.run.learned import unknown_task
 
@@ -233,7 +233,7 @@ def _checked(row: Any, number: int, reader: Reader) -> tuple[str, dict[str, Any]
     try:
         rest = {key: value for key, value in row.items() if key != reader.field}
         example = check_input(rest, reader.kinds[name])
-        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()  # the output has the whole line
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()  # the output includes the whole line
     except Malformed as error:
         raise DataError(f"{error} (task {name})", where, number) from None
     except UnicodeEncodeError:
@@ -242,10 +242,10 @@ def _checked(row: Any, number: int, reader: Reader) -> tuple[str, dict[str, Any]
 
 
 def answer(learned: Learned, rows: Rows, confidence: bool) -> list[dict[str, Any]]:
-    """Each good line with its answer; a line that cannot be answered is named.
+    """Return each valid line with its prediction.
 
     Raises:
-        DataError: naming that line.
+        DataError: a line cannot be predicted, and lines may not be skipped; names the line.
     """
     from tss.run.learned import Question
 
@@ -261,10 +261,10 @@ def answer(learned: Learned, rows: Rows, confidence: bool) -> list[dict[str, Any
 
 
 def open_folder(args: argparse.Namespace, *, cache_bytes: int | None = None) -> Learned:
-    """The tasks that a command line names; `cache_bytes` as in `open_learned`.
+    """Open the tasks in the folder of a command line; `cache_bytes` as in `open_learned`.
 
     Raises:
-        StateError, ConfigError: they cannot be opened.
+        StateError, ConfigError: the tasks cannot be opened.
     """
     folder = args.folder
     try:

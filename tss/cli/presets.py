@@ -10,7 +10,7 @@ from tss.cli import console
 
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Adds the command."""
+    """Add the command."""
     parser = subparsers.add_parser(
         "presets", parents=parents, help="list presets, or print one", description=__doc__, allow_abbrev=False
     )
@@ -20,7 +20,7 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command."""
+    """Run the command."""
     if args.name is None:
         from tss.run.config_files import preset_names
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def description(name: str) -> str:
-    """The comment in the first line of a preset's file."""
+    """Return the comment in the first line of a preset's file."""
     text = (resources.files("tss") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     first = text.splitlines()[0] if text else ""
     return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -11,7 +11,7 @@ from tss.errors import StateError
 
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Adds the command."""
+    """Add the command."""
     parser = subparsers.add_parser(
         "report", parents=parents, help="write a report of one or more runs", description=__doc__, allow_abbrev=False
     )
@@ -41,7 +41,7 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; 1 if a run is damaged, which the report then says too."""
+    """Run the command; return 1 if a run is damaged, which the report then also states."""
     from tss.report import build
     from tss.study.folder import is_study
 
@@ -55,10 +55,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def report_study(args: argparse.Namespace, studies: list[Path]) -> int:
-    """Reports a study; 1 if one of its runs is damaged.
+    """Report a study; return 1 if one of its runs is damaged.
 
     Raises:
-        StateError: a study among other folders, or with runs of single tasks, which its own plan gives.
+        StateError: a study was given with other folders, or with runs of single tasks, which its own plan includes.
     """
     from tss.study.folder import StudyFolder
     from tss.study.report import build
@@ -73,7 +73,7 @@ def report_study(args: argparse.Namespace, studies: list[Path]) -> int:
 
 
 def export(args: argparse.Namespace, folders: list[Path]) -> None:
-    """Writes the runs for TensorBoard and Weights & Biases, where that is asked for, and says where."""
+    """Export the runs to TensorBoard and Weights & Biases if requested, and print where."""
     from tss.report.export import to_tensorboard, to_wandb
     from tss.report.reading import read_run
 

@@ -25,7 +25,7 @@ METRICS = ("average", "learning", "forgetting", "forgetting_chaudhry", "forgetti
 
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Adds the command."""
+    """Add the command."""
     parser = subparsers.add_parser(
         "run", parents=parents, help="train a sequence of tasks", description=__doc__, allow_abbrev=False
     )
@@ -41,7 +41,7 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; 1 if files of the run's results are damaged, 128 and the number of a signal that stopped it."""
+    """Run the command; return 1 if files of the results are damaged, 128 + the signal number if a signal stopped it."""
     if not config_args.chosen(args) and args.out is None and not args.resume:
         args.parser.print_help(sys.stderr)
         return MISUSED
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
             result = run_sequence(config, folder, resume=args.resume, progress=progress)
         except KeyboardInterrupt as stop:
             name = stop.name if isinstance(stop, Stopped) else "SIGINT"
-            with contextlib.suppress(OSError):  # the terminal may be gone, which is what SIGHUP says
+            with contextlib.suppress(OSError):  # SIGHUP means that the terminal may be gone
                 words = ["tss", "run", "--out", str(folder), "--resume"]
                 print(f"\ntss: stopped by {name}; go on with: {shlex.join(words)}", file=sys.stderr, flush=True)
             return 128 + signal.Signals[name].value
@@ -73,11 +73,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def what_and_where(args: argparse.Namespace) -> tuple[RunConfig, Path]:
-    """The configuration and the run folder; a resume reads the run's own configuration.
+    """Return the configuration and the run folder; with --resume, the configuration is the run's own.
 
     Raises:
-        ConfigError: a resume that names neither a folder nor what to run.
-        StateError: the folder of a resume has no state that can be read.
+        ConfigError: --resume without a folder and without anything to run.
+        StateError: the folder to resume has no readable state.
     """
     if not args.resume:
         config, name = config_args.configuration(args)
@@ -101,7 +101,7 @@ def what_and_where(args: argparse.Namespace) -> tuple[RunConfig, Path]:
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that asks the process to end."""
+    """Raised when a signal asks the process to end."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -110,7 +110,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP stop as Ctrl-C does, unless they are ignored, as under nohup."""
+    """Make SIGTERM and SIGHUP stop like Ctrl-C, unless they have another handler or are ignored, as under nohup."""
 
     def stop(number: int, frame: object) -> None:
         raise Stopped(signal.Signals(number).name)
@@ -128,7 +128,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def default_folder(name: str, *, resume: bool) -> Path:
-    """runs/NAME, or runs/NAME-2, -3, … : the first free one, or on resume the last one that is there."""
+    """Return runs/NAME, or runs/NAME-2, -3, … : the first free one, or on resume the last existing one."""
     candidates = [RUNS / name]
     while candidates[-1].exists():
         candidates.append(RUNS / f"{name}-{len(candidates) + 1}")
@@ -136,7 +136,7 @@ def default_folder(name: str, *, resume: bool) -> Path:
 
 
 def print_result(result: RunResult, report: Path) -> None:
-    """The matrix, the continual metrics, the time, and where the report is."""
+    """Print the matrix, the continual metrics, the time, and the path of the report."""
     from tss.report.names import duration
 
     print("\nMain metric of each task (column) after learning each task (row):\n")
@@ -158,7 +158,7 @@ def print_result(result: RunResult, report: Path) -> None:
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[dict[str, Any]], None] | None]:
-    """A listener that shows progress, taken off the screen before anything else is said; None when quiet."""
+    """Yield a listener that shows progress and is closed before anything else is printed; None if quiet."""
     if quiet:
         yield None
         return

@@ -35,7 +35,7 @@ OPTIONS = {
 
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Adds the command."""
+    """Add the command."""
     parser = subparsers.add_parser(
         "serve",
         parents=parents,
@@ -73,7 +73,7 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command."""
+    """Run the command."""
     token = None if args.token_file is None else read_token(args.token_file)
     with listen(args.host, args.port, token is not None) as sock:
         try:
@@ -108,10 +108,10 @@ def _settings(args: argparse.Namespace) -> ServeSettings:
 
 
 def read_token(path: Path) -> str:
-    """The token in a file.
+    """Read the token from a file.
 
     Raises:
-        ConfigError: the file cannot be read, or holds none that is long enough.
+        ConfigError: the file cannot be read, or does not contain one ASCII token that is long enough.
     """
     try:
         token = path.read_text(encoding="utf-8").strip()
@@ -126,12 +126,12 @@ def read_token(path: Path) -> str:
 
 
 def listen(host: str, port: int, has_token: bool) -> socket.socket:
-    """A socket bound to an address, at which nothing is accepted yet.
+    """Return a socket bound to an address, which does not accept connections yet.
 
     Raises:
-        ConfigError: other machines reach it and there is no token, or it cannot be bound.
+        ConfigError: other machines can reach the address and there is no token, or it cannot be bound.
     """
-    if not 0 <= port < 2**16:  # some systems take the rest of the division
+    if not 0 <= port < 2**16:  # some systems would use the port modulo 2**16
         raise ConfigError(f"--port {port} is none: name one below {2**16}, or 0 for any that is free")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -173,7 +173,7 @@ def _serve(service: Service, settings: ServeSettings, token: str | None, sock: s
         timeout_graceful_shutdown=settings.grace_seconds,
     )
     server = uvicorn.Server(config)
-    # uvicorn raises the signal that ended it anew, when it has answered everything
+    # after answering all requests, uvicorn raises the signal that stopped it again
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     before[signal.SIGHUP] = signal.signal(
         signal.SIGHUP, lambda *_: threading.Thread(target=_reload, args=(service,), daemon=True).start()
@@ -192,5 +192,5 @@ def _reload(service: Service) -> None:
     try:
         added = service.reload().result()
         print(f"tss: added {', '.join(added) or 'no task'}", file=sys.stderr, flush=True)
-    except Exception as error:  # a server goes on with the tasks that it has
+    except Exception as error:  # the server continues with its current tasks
         print(f"tss: nothing was added: {error}", file=sys.stderr, flush=True)

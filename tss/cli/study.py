@@ -23,7 +23,7 @@ MISUSED = 2
 
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Adds the command."""
+    """Add the command."""
     parser = subparsers.add_parser(
         "study",
         parents=parents,
@@ -56,7 +56,7 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; 1 if a run failed, 128 and the number of a signal that stopped it."""
+    """Run the command; return 1 if a run failed or is damaged, 128 + the signal number if a signal stopped it."""
     from tss.study.folder import StudyFolder
 
     sources = [word for word in args.words if "=" not in word]
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{cell.name}{'  finished' if folder.finished(cell) else ''}")
         return 0
     if cells is None:
-        folder.cells()  # says what is wrong before the folder is made
+        folder.cells()  # raises any error before the folder is created
     with stopped_by_signals(), folder.lock():
         added = folder.fix(cells) if cells is not None else []
         if added and not args.quiet:
@@ -100,10 +100,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def planned(args: argparse.Namespace, sources: list[str]) -> list[Cell] | None:
-    """The runs that the command line asks for; None: those of the folder's own plan.
+    """Return the runs that the command line requests; None for those of the folder's own plan.
 
     Raises:
-        ConfigError: a file that is no study, or what only a study's file can be changed by.
+        ConfigError: a file is not a study, there are several files, or changes are given without a file.
     """
     from tss.study.plan import cells_of, load_study
 
@@ -118,7 +118,7 @@ def planned(args: argparse.Namespace, sources: list[str]) -> list[Cell] | None:
 
 
 def seeds_of(text: str | None) -> int | list[int] | None:
-    """How many seeds ("5"), or which ("2021,2022"; a single one "2021,").
+    """Parse the number of seeds ("5"), or the list of seeds ("2021,2022"; a single one "2021,").
 
     Raises:
         ConfigError: the text is neither.
@@ -132,7 +132,7 @@ def seeds_of(text: str | None) -> int | list[int] | None:
 
 
 def execute(args: argparse.Namespace, folder: StudyFolder, cells: list[Cell]) -> dict[str, str]:
-    """Run what is not finished; gives the errors of what failed."""
+    """Run the unfinished runs; return the errors of failed ones by name."""
     from tss.study.execute import run_study
     from tss.study.progress import Console
 
@@ -147,11 +147,11 @@ def execute(args: argparse.Namespace, folder: StudyFolder, cells: list[Cell]) ->
 
 
 def engine_of(args: argparse.Namespace, folder: StudyFolder) -> Engine:
-    """Where the runs go.
+    """Return the engine that executes the runs.
 
     Raises:
-        ConfigError: --ray without the package.
-        StateError: no cluster answers at its address.
+        ConfigError: --ray without the ray package.
+        StateError: no cluster responds at the address.
     """
     from tss.study.engines import Processes, RayTasks, usable_cores
 

@@ -17,7 +17,7 @@ HEADERS = ("task", "kind", "labels", "train", "validation", "test")
 
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Adds the command."""
+    """Add the command."""
     parser = subparsers.add_parser(
         "tasks", parents=parents, help="list tasks, kinds and sizes", description=__doc__, allow_abbrev=False
     )
@@ -26,7 +26,7 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; 1 if a task is malformed."""
+    """Run the command; return 1 if a task is malformed."""
     from tss.data import list_tasks
 
     names = list_tasks(args.data)
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load_all(data: str, names: Iterable[str], **how: Any) -> tuple[list[TaskData], list[DataError]]:
-    """Loads each task; (those that are sound, the first error of each that is not)."""
+    """Load each task; return (the valid tasks, the first error of each invalid one)."""
     from tss.data import load_task
 
     loaded, errors = [], []
@@ -53,7 +53,7 @@ def load_all(data: str, names: Iterable[str], **how: Any) -> tuple[list[TaskData
 
 
 def print_tasks(tasks: Iterable[TaskData]) -> None:
-    """A table of tasks."""
+    """Print a table of tasks."""
     rows = []
     for task in tasks:
         labels = task.kind.to_dict().get("labels")

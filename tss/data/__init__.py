@@ -1,4 +1,4 @@
-"""Tasks as checked examples, the order of tasks, and the order of batches."""
+"""Load tasks as validated examples, order tasks, and form batches."""
 
 from tss.data.batches import batches
 from tss.data.jsonl import parse_line, read_lines, split_lines, stream_lines

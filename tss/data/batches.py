@@ -1,4 +1,4 @@
-"""Which examples go into which batch."""
+"""Assignment of examples to batches."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ POOL = 32  # batches that are sorted by length together
 
 
 def batches(lengths: Sequence[int], batch_size: int, *, seed: int, task: str, epoch: int) -> list[list[int]]:
-    """The batches of one epoch: every index exactly once, neighbours in length together, in random order.
+    """Return the batches of one epoch: each index exactly once, similar lengths together, in random order.
 
-    Examples are shuffled, taken in pools of 32 batches, sorted by length inside a pool, cut into batches, and the
-    batches are shuffled. So padding is little, and still every epoch mixes anew. Only the last pool's last batch may be
-    smaller than `batch_size`.
+    Examples are shuffled, divided into pools of 32 batches, sorted by length within each pool and cut into batches; the
+    batches are then shuffled. This keeps padding small while each epoch is mixed differently. Only the last batch of
+    the last pool may be smaller than `batch_size`.
 
-    A pure function of its arguments. The stream hangs on (seed, task, epoch) alone, so another task in the sequence
-    changes nothing here.
+    A pure function of its arguments. The random stream depends on (seed, task, epoch) only, so other tasks in the
+    sequence do not change the result.
 
     Args:
         lengths: length of each example, in tokens.
         batch_size: examples per batch, at least 1.
-        seed: of the run.
+        seed: seed of the run.
         task: name of the task.
         epoch: counted from 0.
     """

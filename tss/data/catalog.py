@@ -1,4 +1,4 @@
-"""The table of the forty tasks: where each comes from, and what is drawn from it (`catalog.yaml`)."""
+"""Catalog of the forty tasks: the source of each, and which examples are drawn from it (`catalog.yaml`)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TABLES = ("columns", "multiwoz")
 
 
 class Draw(BaseModel):
-    """What is taken from a source; see the head of `catalog.yaml`."""
+    """Examples to draw from a source; see the comment at the top of `catalog.yaml`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,7 +37,7 @@ class Draw(BaseModel):
 
 
 class Entry(BaseModel):
-    """One task of the table; see the head of `catalog.yaml` for the meaning of its keys."""
+    """One task of the catalog; the comment at the top of `catalog.yaml` explains the keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -57,7 +57,7 @@ class Entry(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _expand_files(cls, values: Any) -> Any:
-        """One pattern with {split} stands for three; braces are expanded."""
+        """Expand a single pattern with {split} to one pattern per split, and expand braces."""
         values = dict(values)
         names, files = values.pop("split_names", {}), values.get("files")
         if isinstance(files, str):
@@ -88,7 +88,7 @@ class Entry(BaseModel):
 
     @property
     def name(self) -> str:
-        """OWNER/NAME of the data set or repository; empty for a folder."""
+        """OWNER/NAME of the dataset or repository; empty for a folder."""
         return self.source.partition(":")[2].partition("@")[0]
 
     @property
@@ -103,17 +103,17 @@ class Entry(BaseModel):
 
     @property
     def page(self) -> str:
-        """Address where a person finds the source; empty for a folder."""
+        """URL of the source's web page; empty for a folder."""
         site = {"hub": "https://huggingface.co/datasets/", "github": "https://github.com/"}
         return site[self.place] + self.name if self.place in site else ""
 
     def folder(self, task: str) -> str:
-        """The folder below --from that holds the files of this source."""
+        """Return the name of the folder inside --from that contains the files of this source."""
         return PurePosixPath(self.name).name if self.name else task
 
 
 def expand(pattern: str) -> list[str]:
-    """The names that a pattern stands for: "x{0..2}" three, "x.{a,b}" two, "x" itself."""
+    """Return the names that a pattern expands to: three for "x{0..2}", two for "x.{a,b}", "x" itself for "x"."""
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if match is None:
         return [pattern]
@@ -124,16 +124,18 @@ def expand(pattern: str) -> list[str]:
 
 @functools.cache
 def catalog() -> Mapping[str, Entry]:
-    """The table, by task, in the order of its file."""
+    """Return the catalog as task -> entry, in the order of the file."""
     text = (resources.files("tss.data") / "catalog.yaml").read_text(encoding="utf-8")
     return {name: Entry.model_validate(values) for name, values in yaml.safe_load(text)["tasks"].items()}
 
 
 def select(words: Sequence[str]) -> list[str]:
-    """The tasks that words name, each once: "family/task", a family, or a short name that one family has; all for none.
+    """Return the tasks that `words` name, without duplicates; all tasks if `words` is empty.
+
+    Each word is "family/task", a family, or a short name that only one family has.
 
     Raises:
-        DataError: a word names no task, or several families' tasks.
+        DataError: a word matches no task, or is a short name in several families.
     """
     return list(dict.fromkeys(name for word in words for name in _named(word))) if words else list(catalog())
 

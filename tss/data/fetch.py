@@ -1,4 +1,4 @@
-"""Where the files of the catalog's sources are read: the hub, single files of a repository, or a folder."""
+"""Read the files of the catalog's sources: from the hub, as single files of a repository, or from a folder."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ TIMEOUT = 60
 
 
 def fetch_tables(task: str, entry: Entry, folder: Path | None) -> dict[str, Any]:
-    """The splits of a source of tables, as `datasets` gives them.
+    """Return the splits of a source of tables, as loaded by `datasets`.
 
     Args:
-        task: for messages.
-        entry: of the catalog.
-        folder: holds the sources' folders; None: they are downloaded.
+        task: name for messages.
+        entry: the task's entry in the catalog.
+        folder: the folder that contains the sources' folders; None downloads the files.
 
     Raises:
-        DataError: they cannot be had.
+        DataError: the tables cannot be loaded.
     """
     if folder is None:
         splits = load_splits(entry.name, f"{task} ({entry.source})", revision=entry.revision, files=entry.files)
@@ -41,15 +41,15 @@ def fetch_tables(task: str, entry: Entry, folder: Path | None) -> dict[str, Any]
 
 
 def fetch_files(task: str, entry: Entry, folder: Path | None) -> dict[str, list[File]]:
-    """The files of each split of a source that no library reads.
+    """Return the files of each split of a source whose format no library reads.
 
     Args:
-        task: for messages.
-        entry: of the catalog.
-        folder: holds the sources' folders; None: they are downloaded.
+        task: name for messages.
+        entry: the task's entry in the catalog.
+        folder: the folder that contains the sources' folders; None downloads the files.
 
     Raises:
-        DataError: one cannot be had, or the source is one that a user provides and `folder` is None.
+        DataError: a file cannot be read or downloaded, or the user must provide the source and `folder` is None.
     """
     if folder is None and entry.place == "folder":
         raise DataError(f"cannot be downloaded: {entry.note}. {by_hand(task, entry)}", task)
@@ -59,7 +59,7 @@ def fetch_files(task: str, entry: Entry, folder: Path | None) -> dict[str, list[
 
 
 def by_hand(task: str, entry: Entry) -> str:
-    """What a user puts where, in one sentence."""
+    """Return one sentence that says which files the user must put into which folder."""
     names = [name.partition("!")[0] for group in entry.files.values() for name in group]
     names = list(dict.fromkeys(names))
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
@@ -91,7 +91,7 @@ def _local(task: str, entry: Entry, path: Path) -> bytes:
 
 
 def _download(task: str, entry: Entry, name: str) -> bytes:
-    """A file of a repository, whole: a few megabytes at most, so nothing is kept of one that breaks off."""
+    """Download a whole file of a repository: a few megabytes at most, so an interrupted download is discarded."""
     address = f"{RAW_FILES}/{entry.name}/{entry.revision}/{quote(name)}"
     try:
         with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:

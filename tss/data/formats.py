@@ -1,4 +1,4 @@
-"""The formats of the catalog's sources: from files or tables to examples in this project's form."""
+"""Convert the formats of the catalog's sources, files or tables, to examples in this project's format."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ class File(NamedTuple):
 
 
 def read_files(files: Sequence[File], entry: Entry) -> list[Example]:
-    """The examples of one split, in the order of the files.
+    """Return the examples of one split, in the order of the files.
 
     Raises:
-        DataError: a file is not of the entry's format; with its name, and the line where lines count.
+        DataError: a file does not have the entry's format; names the file and, where it applies, the line.
     """
     return list(READERS[entry.format](files, entry))
 
 
 def column_example(row: Mapping[str, Any], entry: Entry, names: Mapping[str, list[str] | None]) -> Example:
-    """The example of one row of a table.
+    """Return the example of one row of a table.
 
     Args:
-        row: values by column.
-        entry: says which columns; several are joined by blanks, those that are empty left out.
-        names: class names by column, from `column_names`.
+        row: column -> value.
+        entry: names the columns of each field; several columns are joined by spaces, without the empty ones.
+        names: column -> class names, from `column_names`.
 
     Raises:
-        IndexError: a class number that has no name.
+        IndexError: a class number has no name.
     """
     example: Example = {}
     for field, columns in entry.fields.items():
@@ -53,7 +53,7 @@ def column_example(row: Mapping[str, Any], entry: Entry, names: Mapping[str, lis
 
 
 def column_names(table: Any, entry: Entry, where: str) -> dict[str, list[str] | None]:
-    """Class names of the columns that an entry reads; None for columns that hold no class numbers.
+    """Return the class names of each column that an entry reads; None for a column without class numbers.
 
     Raises:
         DataError: the table lacks a column.
@@ -65,10 +65,10 @@ def column_names(table: Any, entry: Entry, where: str) -> dict[str, list[str] | 
 
 
 def dialogue_examples(dialogue: Mapping[str, Any], domain: str) -> Iterator[Example]:
-    """The replies of a MultiWOZ 2.2 dialogue that is about one domain alone; none of any other.
+    """Yield the system's replies in a MultiWOZ 2.2 dialogue if `domain` is its only domain; otherwise yield nothing.
 
-    The source is what the system has to say, as the acts that carry results of the data base, for example
-    `hotel_inform(price="cheap",area="north") hotel_recommend(name="the lodge")`; where there are none, the user's turn.
+    The source of a reply is its acts that carry database results, or the previous turn if there are none. For example
+    `hotel_inform(price="cheap",area="north") hotel_recommend(name="the lodge")`.
     """
     if list(dialogue["services"]) != [domain]:
         return
@@ -85,7 +85,7 @@ RESULTS = ("inform", "recommend", "select", "book", "nobook")
 
 
 def _acts(acts: Mapping[str, Any]) -> str:
-    """The acts that carry results, as calls; slots without a value are left out."""
+    """Return the acts that carry results, written as calls; slots without a value are omitted."""
     calls = []
     for kind, slots in zip(acts["act_type"], acts["act_slots"], strict=True):
         if kind.rpartition("-")[2].lower() in RESULTS:
@@ -97,7 +97,7 @@ def _acts(acts: Mapping[str, Any]) -> str:
 
 
 def to_bio(tags: Sequence[str]) -> list[str]:
-    """Tags in which every entity begins with B: sources write I where no entity of that type stands before."""
+    """Return the tags with every entity starting with B: sources write I where no entity of that type precedes."""
     fixed: list[str] = []
     for i, tag in enumerate(tags):
         starts = tag.startswith("I-") and (i == 0 or tags[i - 1][2:] != tag[2:])
@@ -131,7 +131,7 @@ def _conll(files: Sequence[File], entry: Entry) -> Iterator[Example]:
                 words = []
             elif len(parts) != 2 or not parts[1].strip():
                 raise DataError("expected a word and its tag, or a blank line", file.name, number)
-            elif parts[0].strip():  # some words are nothing but a blank of another script
+            elif parts[0].strip():  # some words consist only of a whitespace character of another script
                 words.append((parts[0].strip(), parts[1].strip()))
         yield from _sentence(words)
 
@@ -177,7 +177,7 @@ def _parallel(files: Sequence[File], entry: Entry) -> Iterator[Example]:
 
 
 def _lines(file: File) -> Iterator[tuple[int, str]]:
-    """Lines numbered from 1; they end with a line feed alone, whatever is in the texts."""
+    """Yield the lines, numbered from 1; only a line feed ends a line, whatever other separators the texts contain."""
     try:
         text = file.content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

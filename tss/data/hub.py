@@ -1,4 +1,4 @@
-"""Tasks from the Hugging Face `datasets` library: by hub name, or a local folder that the library understands."""
+"""Load tasks with the Hugging Face `datasets` library, by hub name or from a local folder that the library can read."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tss.data.schema import FIELDS
 from tss.errors import DataError
 
 PREFIX = "hub:"
-# The splits as datasets name them; the first that exists is taken.
+# Split -> its possible names in a dataset; the first that exists is used.
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 
 
 def read_dataset(source: str, fields: Mapping[str, str] | None = None) -> dict[str, tuple[str, list[Row]]]:
-    """Each split's name for messages and its rows, numbered from 1.
+    """Return each split's name for messages and its rows, numbered from 1.
 
     Args:
         source: "hub:NAME", "hub:NAME:CONFIG", and either with "@REVISION" (a branch, a tag or a commit); NAME is a name
             on the hub, a folder of JSON, CSV or Parquet files, or a folder made by `save_to_disk`.
-        fields: from this project's field names to the dataset's, for example {"text": "content", "label": "topic"};
-            fields that are not named keep their names.
+        fields: this project's field name -> the dataset's, for example {"text": "content", "label": "topic"}; other
+            fields keep their names.
 
     Raises:
-        DataError: the dataset cannot be had (the message says why), has no train or test split, or lacks a field.
+        DataError: the dataset cannot be loaded (the message says why), has no train or test split, or lacks a field.
     """
     known = {name for needed, optional in FIELDS.values() for name in (*needed, *optional)}
     if unknown := sorted(set(fields or {}) - known):
@@ -44,9 +44,9 @@ def read_dataset(source: str, fields: Mapping[str, str] | None = None) -> dict[s
 
 
 def split_source(source: str) -> tuple[str, str | None, str | None]:
-    """Name, configuration and revision of "hub:NAME[:CONFIG][@REVISION]"; a folder's name may hold "@" and ":"."""
+    """Split "hub:NAME[:CONFIG][@REVISION]" into its parts; the name of an existing folder may contain "@" and ":"."""
     name = source.removeprefix(PREFIX)
-    if os.path.exists(name):  # unlike Path.exists, false for what no file system could hold
+    if os.path.exists(name):  # unlike Path.exists, returns False for a path that no file system allows
         return name, None, None
     name, _, revision = name.partition("@")
     name, _, config = name.partition(":")
@@ -61,26 +61,26 @@ def load_splits(
     revision: str | None = None,
     files: Mapping[str, Sequence[str]] | None = None,
 ) -> Any:
-    """The splits of a dataset, by their names in it.
+    """Load the splits of a dataset, by their names in it.
 
     Args:
-        name: on the hub; a local folder; or "parquet", for local `files`.
-        where: for messages.
-        config: of the dataset.
-        revision: branch, tag or commit; None: the newest.
-        files: the files of each split, inside the dataset; None: those that the dataset itself names.
+        name: name on the hub; a local folder; or "parquet", for local `files`.
+        where: origin, for messages.
+        config: configuration of the dataset.
+        revision: branch, tag or commit; None for the newest.
+        files: the files of each split, within the dataset; None for those that the dataset itself names.
 
     Raises:
-        DataError: it cannot be had; the message says why.
+        DataError: the dataset cannot be loaded; the message says why.
     """
-    import datasets  # heavy, and needed by nobody who reads JSONL
+    import datasets  # slow to import, and not needed for JSONL
 
     try:
         if (Path(name) / "dataset_dict.json").is_file():
             return datasets.load_from_disk(name)
         patterns = None if files is None else {split: list(paths) for split, paths in files.items()}
         return datasets.load_dataset(name, config, data_files=patterns, revision=revision)
-    except Exception as error:  # the library raises dozens of kinds: no network, no such name, bad file, bad config
+    except Exception as error:  # the library raises dozens of types: no network, no such name, bad file, bad config
         reason = str(error).strip().splitlines()
         raise DataError(
             f"the dataset cannot be loaded ({type(error).__name__}: {reason[0] if reason else 'no reason given'}); "
@@ -91,7 +91,7 @@ def load_splits(
 
 
 def _rows(split: Any, fields: Mapping[str, str], where: str) -> list[Row]:
-    """Examples with this project's field names; class numbers become class names."""
+    """Return the examples with this project's field names; class numbers become class names."""
     for ours, theirs in fields.items():
         if theirs not in split.column_names:
             raise DataError(f'no column {theirs!r} for "{ours}"; there are: {", ".join(split.column_names)}', where)
@@ -108,7 +108,7 @@ def _rows(split: Any, fields: Mapping[str, str], where: str) -> list[Row]:
 
 
 def class_names(feature: Any) -> list[str] | None:
-    """Class names of a ClassLabel, or of a list of them; None for any other column."""
+    """Return the class names of a ClassLabel, or of a list of them; None for any other column."""
     feature = getattr(feature, "feature", feature)
     return getattr(feature, "names", None)
 

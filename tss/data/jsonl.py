@@ -17,14 +17,14 @@ BOM = b"\xef\xbb\xbf"
 EMPTY = "the file is empty: expected one JSON object per line"
 SPLITS = ("train", "validation", "test")
 
-Row = tuple[int, object]  # line number counted from 1, and what stands there
+Row = tuple[int, object]  # line number, counted from 1, and the parsed value of the line
 
 
 def list_folder(root: Path | str) -> list[str]:
-    """Names "family/task" of all task folders (those with a train.jsonl), sorted.
+    """Return the names "family/task" of all task folders (those with a train.jsonl), sorted.
 
     Raises:
-        DataError: `root` is no folder.
+        DataError: `root` is not a folder.
     """
     folder = Path(root)
     if not folder.is_dir():
@@ -33,7 +33,7 @@ def list_folder(root: Path | str) -> list[str]:
 
 
 def read_task(root: Path | str, name: str) -> dict[str, tuple[Path, list[Row]]]:
-    """Each split's file and its lines; a missing validation file has no entry.
+    """Return each split's file and its lines; a missing validation file has no entry.
 
     Raises:
         DataError: the folder, the task, train.jsonl or test.jsonl is missing, or a line is not JSON.
@@ -52,7 +52,7 @@ def read_task(root: Path | str, name: str) -> dict[str, tuple[Path, list[Row]]]:
 
 
 def read_lines(path: Path | str) -> Iterator[Row]:
-    """The lines of a JSONL file, parsed.
+    """Yield the parsed lines of a JSONL file, numbered from 1.
 
     Raises:
         DataError: the file cannot be read, or a line is not UTF-8, blank, too long, or not JSON.
@@ -66,10 +66,10 @@ def read_lines(path: Path | str) -> Iterator[Row]:
 
 
 def split_lines(data: bytes, where: Path | str) -> Iterator[tuple[int, bytes]]:
-    """The lines of JSONL content, numbered from 1: they end with a line feed alone, whatever is in the texts.
+    """Yield the lines of JSONL content, numbered from 1; only a line feed ends a line, whatever the texts contain.
 
     Raises:
-        DataError: there is none.
+        DataError: the content is blank.
     """
     if not data.strip():
         raise DataError(EMPTY, where)
@@ -78,10 +78,10 @@ def split_lines(data: bytes, where: Path | str) -> Iterator[tuple[int, bytes]]:
 
 
 def stream_lines(stream: BinaryIO, where: Path | str) -> Iterator[tuple[int, bytes]]:
-    """What `split_lines` gives, read line by line; of a line that is too long, so much that `parse_line` refuses it.
+    """Yield the lines as `split_lines`, reading one at a time; cut too long ones to a length that `parse_line` rejects.
 
     Raises:
-        DataError: there is none.
+        DataError: the stream is empty.
     """
     number, goes_on = 0, False
     while piece := stream.readline(MAX_LINE_BYTES + 2):
@@ -94,10 +94,10 @@ def stream_lines(stream: BinaryIO, where: Path | str) -> Iterator[tuple[int, byt
 
 
 def parse_line(line: bytes, where: Path | str, number: int) -> object:
-    """The value of one line.
+    """Parse one line.
 
     Raises:
-        DataError: it is not UTF-8, blank, longer than `MAX_LINE_BYTES`, or not JSON.
+        DataError: the line is not UTF-8, blank, longer than `MAX_LINE_BYTES`, or not JSON.
     """
     if len(line) > MAX_LINE_BYTES:
         raise DataError(f"the line has more than the limit of {MAX_LINE_BYTES:,} bytes: split the text", where, number)

@@ -1,8 +1,8 @@
-"""Make a task of the catalog: fetch its source, convert it, check it, and put it into a data folder as a whole.
+"""Build a task of the catalog: fetch its source, convert it, validate it, and write it to a data folder as a whole.
 
-A task's folder holds `source.json` beside the three splits: where they come from, the digest of each file, and that of
-the table's entry. A task whose folder agrees with it is kept. Everything else is made in a folder of its own below
-`.partial` and renamed when it is complete, so that a task is there or it is not.
+Next to its splits, a task's folder contains `source.json`: the source, the digest of each file, and the digest of the
+catalog entry. A task whose folder matches it is kept. Any other task is built in a separate folder inside `.partial`
+and renamed when complete, so that a task is either complete or absent.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Obtained:
     """A task in a data folder.
 
     Attributes:
-        folder: where it is.
-        kept: whether it was there before.
-        sizes: examples by split.
+        folder: the task's folder.
+        kept: whether it existed already and was kept.
+        sizes: split -> number of examples.
     """
 
     folder: Path
@@ -49,10 +49,10 @@ class Obtained:
 
 @contextlib.contextmanager
 def filling(root: Path) -> Iterator[None]:
-    """Be the only one that fills a data folder; what one that was killed left half-done is removed.
+    """Lock a data folder for writing tasks, and remove the partial files of a process that was killed.
 
     Raises:
-        DataError: another process is filling it.
+        DataError: another process holds the lock.
     """
     partial = root / PARTIAL
     make_directory(root)
@@ -74,18 +74,18 @@ def obtain(
     replace: bool = False,
     any_size: bool = False,
 ) -> Obtained:
-    """The task below `root`, made unless it is there; call it inside `filling`.
+    """Return the task in `root`, building it unless it exists already; call inside `filling`.
 
     Args:
         task: "family/task".
-        entry: of the catalog.
+        entry: the task's entry in the catalog.
         root: the data folder.
-        source: holds the sources' folders; those that it lacks are downloaded.
-        replace: make it anew whatever is there.
-        any_size: keep it even if its sizes are not those of the table.
+        source: the folder that contains the sources' folders; missing ones are downloaded.
+        replace: build the task again and replace whatever exists.
+        any_size: accept row counts and sizes that differ from the catalog's.
 
     Raises:
-        DataError: the source cannot be had or does not hold what the table says; or the folder holds something else.
+        DataError: the source cannot be loaded or differs from the catalog entry; or the folder has other content.
     """
     folder = root / task
     before = read_record(folder)
@@ -103,16 +103,16 @@ def obtain(
 
 
 def convert(task: str, entry: Entry, source: Path | None = None, *, any_size: bool = False) -> Splits:
-    """The examples of a task, as the table describes them; nothing is written.
+    """Return the examples of a task, as the catalog describes them; nothing is written.
 
     Args:
         task: "family/task".
-        entry: of the catalog.
-        source: holds the sources' folders; those that it lacks are downloaded.
-        any_size: take a source even if it has not the rows that its card states.
+        entry: the task's entry in the catalog.
+        source: the folder that contains the sources' folders; missing ones are downloaded.
+        any_size: accept a source whose number of rows differs from its dataset card.
 
     Raises:
-        DataError: the source cannot be had or is not of its format.
+        DataError: the source cannot be loaded or does not have the entry's format.
     """
     if source is not None and entry.place != "folder" and not (source / entry.folder(task)).is_dir():
         source = None
@@ -134,7 +134,7 @@ def convert(task: str, entry: Entry, source: Path | None = None, *, any_size: bo
 
 
 def check_rows(entry: Entry, found: Mapping[str, int], where: str) -> None:
-    """Compare a source's sizes with those that its card states.
+    """Check a source's numbers of rows against those of its dataset card.
 
     Raises:
         DataError: they differ.
@@ -149,10 +149,10 @@ def check_rows(entry: Entry, found: Mapping[str, int], where: str) -> None:
 
 
 def check_sizes(task: str, entry: Entry, splits: Splits, *, any_size: bool = False) -> None:
-    """Compare the sizes of what was made with the table's, where it knows them.
+    """Check the sizes of converted splits against the catalog's, where the catalog states them.
 
     Raises:
-        DataError: they differ, unless `any_size`; or a split is empty.
+        DataError: they differ and `any_size` is False; or a split is empty.
     """
     for split, examples in splits.items():
         expected = entry.sizes.get(split)
@@ -167,11 +167,11 @@ def check_sizes(task: str, entry: Entry, splits: Splits, *, any_size: bool = Fal
 
 
 def write(task: str, entry: Entry, splits: Splits, root: Path) -> None:
-    """Put a task into a data folder, at once; what is there is replaced.
+    """Write a task to a data folder as a whole, replacing any existing one.
 
     Raises:
-        DataError: a run could not use it.
-        OSError: for example a full disk; what was there is then still there.
+        DataError: `load_task` rejects the task.
+        OSError: for example the disk is full; existing content is then kept.
     """
     work = root / PARTIAL / uuid.uuid4().hex
     made, old, folder = work / "new" / task, work / "old", root / task
@@ -201,7 +201,7 @@ def write(task: str, entry: Entry, splits: Splits, root: Path) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a task that is as it was made; None if there is none, or a file is missing, changed or added."""
+    """Return the record of an unmodified task; None without a record, or if a file is missing, changed or added."""
     try:
         record = from_json((folder / RECORD).read_bytes())
         digests = record["sha256"]
@@ -213,7 +213,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def fingerprint(entry: Entry) -> str:
-    """sha256 over what a task is made of and how; a note or a licence that is worded anew changes nothing."""
+    """Return the sha256 of the fields that determine a task's content; rewording the note or licence keeps it."""
     return sha256(json.dumps(entry.model_dump(exclude={"note", "licence", "checked", "sizes", "rows"}), sort_keys=True))
 
 
@@ -235,7 +235,7 @@ def _from_columns(task: str, entry: Entry, tables: Mapping[str, Any], where: str
     splits: Splits = {}
     (label,) = entry.fields["label"]
     for split, table in tables.items():
-        # validation comes from the training rows where the source has none
+        # validation is drawn from the training rows if the source has no validation split
         wanted = {
             name: count for name, count in counts.items() if name == split or (split == "train" and name not in tables)
         }
@@ -254,7 +254,7 @@ def _from_dialogues(entry: Entry, tables: Mapping[str, Any]) -> Splits:
 
 
 def _held_out(task: str, splits: Splits, counts: Mapping[str, int], where: str) -> Splits:
-    """Training examples become splits that the source lacks; all keep their order."""
+    """Move training examples to splits that the source lacks; every split keeps the original order."""
     if sum(counts.values()) >= len(splits["train"]):
         raise DataError(
             f"{len(splits['train'])} training examples, of which {sum(counts.values())} are to be held out", where

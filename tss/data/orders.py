@@ -1,7 +1,7 @@
-"""Orders of tasks: those of the TSS authors, seeded ones, and how short names find tasks.
+"""Task orders: those of the TSS authors and seeded ones, and the task that each short name refers to.
 
-The authors' code names tasks shortly ("CanonSD500", "emails"); data folders carry the name of the collection as well.
-`ALIASES` says which folder names each short name stands for; nothing is matched by parts of names.
+The authors' code uses short task names ("CanonSD500", "emails"); names of data folders include the collection as well.
+`ALIASES` lists the folder names for each short name; names are never matched by substring.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tss.errors import ConfigError
 from tss.seeding import stream
 
-# The first two orders that the authors published for each family; for all forty tasks mixed they published none.
+# The first two orders that the authors published for each family; they published none for all forty tasks mixed.
 AUTHOR_ORDERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "asc": (
         (
@@ -35,7 +35,7 @@ AUTHOR_ORDERS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 
-# family -> short name -> names that the task may have in a data folder, the first that is there is taken
+# family -> short name -> names that the task may have in a data folder; the first that exists is used
 ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
     "asc": {
         "laptop": ("semeval14_laptop",),
@@ -73,17 +73,17 @@ ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 class Order(NamedTuple):
-    """Tasks in order, under their names in the data, and the asked-for names that have no task there."""
+    """Tasks in order, by their names in the data, and the requested names without a task in the data."""
 
     tasks: list[str]
     missing: list[str]
 
 
 def author_order(family: str, number: int = 0) -> list[str]:
-    """The authors' order of a family as "family/short name", or of "mixed": all families one after the other.
+    """Return the authors' order of a family as "family/short name"; "mixed" gives all families one after the other.
 
     Raises:
-        ConfigError: no such family or number.
+        ConfigError: there is no such family or number.
     """
     if family == "mixed":
         return [name for each in AUTHOR_ORDERS for name in author_order(each, number)]
@@ -95,18 +95,18 @@ def author_order(family: str, number: int = 0) -> list[str]:
 
 
 def resolve_order(names: Sequence[str], available: Sequence[str], seed: int | None = None) -> Order:
-    """Each name's task in the data: the name itself if it is there, else what the alias table says.
+    """Return the task in the data for each name: the name itself if it exists, otherwise the first existing alias.
 
     Args:
         names: "family/task", "family/short name", or a short name that only one family has.
-        available: the tasks there are, from `list_tasks`.
-        seed: shuffles the result if given; the shuffle depends on the seed and the tasks alone, not on their order.
+        available: the available tasks, from `list_tasks`.
+        seed: shuffles the result if given; the shuffle depends only on the seed and the tasks, not on their order.
 
     Returns:
-        The tasks, and the names without one: nothing is dropped silently.
+        The tasks, and the names without one: no name is dropped silently.
 
     Raises:
-        ConfigError: a short name of several families, or two names for the same task.
+        ConfigError: a short name exists in several families, or two names refer to the same task.
     """
     tasks: dict[str, str] = {}
     missing = []
@@ -126,7 +126,7 @@ def resolve_order(names: Sequence[str], available: Sequence[str], seed: int | No
 
 
 def _candidates(name: str) -> list[str]:
-    """Full names that a name may stand for, the likeliest first."""
+    """Return the full names that a name may refer to, in order of preference."""
     family, slash, short = name.partition("/")
     if slash:
         return [name, *(f"{family}/{full}" for full in ALIASES.get(family, {}).get(short, ()))]

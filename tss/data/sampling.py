@@ -1,4 +1,4 @@
-"""Seeded choices among examples: subsamples, and a validation split where the data has none."""
+"""Seeded sampling of examples: subsamples, and a validation split for data without one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ HELD_OUT = 10  # one training example in ten becomes validation
 
 
 def subsample(examples: Sequence[Example], limit: int, *, seed: int, task: str, split: str) -> list[Example]:
-    """At most `limit` examples, in their old order; classification draws from the classes in turn.
+    """Return at most `limit` examples, in their original order; classification draws from the classes in turn.
 
-    So classes are as even as the data allows, and every class is there if `limit` has room for it.
+    Classes are therefore as balanced as the data allows, and all classes occur if `limit` is at least their number.
     """
     if limit >= len(examples):
         return list(examples)
@@ -25,35 +25,37 @@ def subsample(examples: Sequence[Example], limit: int, *, seed: int, task: str, 
     queues: dict[str | None, list[int]] = {}
     for index in order:
         queues.setdefault(examples[index].get("label"), []).append(index)
-    # The k-th example of every class comes before any class's k+1-th; the shuffle decides among classes.
+    # The k-th example of every class ranks before the (k+1)-th of any; the shuffle orders examples of equal rank.
     rank = {index: k for queue in queues.values() for k, index in enumerate(queue)}
     chosen = sorted(order, key=rank.__getitem__)[:limit]
     return [examples[index] for index in sorted(chosen)]
 
 
 def hold_out(labels: Sequence[str | None], *, seed: int, task: str) -> list[int]:
-    """Indices of a tenth of the examples, at least one, with classes in proportion; training keeps one of each class.
+    """Return the indices of a tenth of the examples, stratified by class; training keeps one of each class.
+
+    At least one example is held out if training can spare it.
 
     Args:
-        labels: the class of each example; all None where there are no classes.
-        seed: of the run.
-        task: name of the task; another task's split does not depend on it.
+        labels: the class of each example; all None for kinds of tasks without classes.
+        seed: seed of the run.
+        task: name of the task; splits of other tasks do not depend on it.
     """
     order = list(range(len(labels)))
     stream("validation", seed, task).shuffle(order)
-    first = {labels[index]: index for index in reversed(order)}  # each class's first in the shuffled order stays
+    first = {labels[index]: index for index in reversed(order)}  # the shuffle's first of each class stays in training
     rank = {label: k for k, label in enumerate(dict.fromkeys(labels[index] for index in order))}
     candidates = sorted((i for i in order if first[labels[i]] != i), key=lambda i: rank[labels[i]])
     count = min(max(1, round(len(labels) / HELD_OUT)), len(candidates))
-    # Evenly spaced in an order grouped by class: each class gives in proportion to its size.
+    # Evenly spaced in an order grouped by class: the number per class is proportional to its size.
     return sorted(candidates[(2 * k + 1) * len(candidates) // (2 * count)] for k in range(count))
 
 
 def by_label(sentences: Sequence[Example], limit: int, *, seed: int, task: str) -> list[Example]:
-    """Tagged sentences, in their old order, until each tag is in `limit` of them or in all that have it.
+    """Draw tagged sentences until each tag is in `limit` of them or in all that have it; keep the original order.
 
-    A sentence is kept if it holds a tag that is still short of `limit`, and counts for all of its tags; none is kept
-    twice, nor another with the same words and tags.
+    A sentence is kept if it has a tag that occurs in fewer than `limit` kept sentences, and counts for all its tags.
+    Of sentences with the same words and tags only one is kept.
     """
     order = list(range(len(sentences)))
     stream("by label", seed, task).shuffle(order)
@@ -76,16 +78,16 @@ def by_class(
     seed: int,
     task: str,
 ) -> dict[str, list[Example]]:
-    """So many different examples of each class for each of several splits, in random order.
+    """Draw the given number of distinct examples of each class for each split, in random order.
 
     Args:
         labels: the class of each row.
-        make: the example of a row; None passes the row over.
-        counts: examples of each class, by split.
-        seed, task: of the draw.
+        make: row index -> example; None skips the row.
+        counts: split -> examples of each class.
+        seed, task: determine the draw.
 
     Raises:
-        ValueError: a class has too few.
+        ValueError: a class has too few distinct examples.
     """
     groups: dict[Hashable, list[int]] = {}
     for index, label in enumerate(labels):

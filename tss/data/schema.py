@@ -1,4 +1,4 @@
-"""The fields of each kind of task, and what a single example must look like."""
+"""Fields of each kind of task, and validation of single examples."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ANSWERS = {"classification": "label", "extraction": "ner_tags", "generation": "t
 
 
 class Malformed(ValueError):
-    """What is wrong with one example; whoever knows the file and line adds them."""
+    """Raised for an invalid example; callers that know the file and line add them."""
 
 
 def forms() -> str:
-    """The three forms of an example, for messages."""
+    """Return the three forms of an example, for messages."""
     return " or ".join(
         f"{kind} {{{', '.join(f'{chr(34)}{name}{chr(34)}' for name in needed)}}}"
         for kind, (needed, _) in FIELDS.items()
@@ -32,7 +32,7 @@ def forms() -> str:
 
 
 def infer_kind(example: object) -> str:
-    """The kind whose required fields an example has.
+    """Return the kind whose required fields an example has.
 
     Raises:
         Malformed: no kind fits, or more than one.
@@ -48,16 +48,16 @@ def infer_kind(example: object) -> str:
 
 
 def check_example(example: object, kind: str, *, answered: bool = True) -> Example:
-    """The example reduced to the fields of its kind.
+    """Check an example and return it reduced to the fields of its kind.
 
     Args:
-        example: as it was read.
-        kind: of its task.
-        answered: whether it holds the answer; messages name what is asked of it alone.
+        example: the example as read.
+        kind: kind of its task.
+        answered: whether the example comes with its answer; if False, messages do not mention the answer's field.
 
     Raises:
-        Malformed: not an object, a field missing, of another kind, of a wrong type, or empty; tags that are no BIO
-            sequence or not one per word.
+        Malformed: not an object; a field is missing, belongs to another kind, has a wrong type or is empty; or the tags
+            are not a BIO sequence with one tag per word.
     """
     if not isinstance(example, Mapping):
         raise Malformed(f"expected a JSON object with the fields of {kind}, found {describe(example)}")
@@ -79,10 +79,10 @@ def check_example(example: object, kind: str, *, answered: bool = True) -> Examp
 
 
 def check_input(example: object, kind: str) -> Example:
-    """The fields of an example that prediction reads, checked as training checks them; an answer in it is left out.
+    """Check the fields of an example that prediction reads, as in training, and return them without the answer.
 
     Raises:
-        Malformed: as `check_example`.
+        Malformed: as in `check_example`.
     """
     if not isinstance(example, Mapping):
         raise Malformed(f"expected a JSON object with the fields of {kind}, found {describe(example)}")
@@ -98,18 +98,18 @@ def check_input(example: object, kind: str) -> Example:
 
 
 def unknown_field(example: Mapping[str, Any], kind: str) -> str | None:
-    """The first field of an example that no task of its kind reads or predicts.
+    """Return the first field of an example that no task of its kind reads or predicts, or None.
 
     Args:
-        example: what was given.
-        kind: of its task.
+        example: the example as given.
+        kind: kind of its task.
     """
     needed, optional = FIELDS[kind]
     return next((str(name) for name in example if name not in (*needed, *optional)), None)
 
 
 def is_text(value: str) -> bool:
-    """Whether a string can be written as UTF-8; JSON can name half of a surrogate pair, and tokenizers fail on that."""
+    """Return whether a string can be encoded as UTF-8: JSON can contain a lone surrogate, on which tokenizers fail."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -118,7 +118,7 @@ def is_text(value: str) -> bool:
 
 
 def describe(value: object) -> str:
-    """A value and its type, short enough for a message."""
+    """Return a value and its type, short enough for a message."""
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 

@@ -1,4 +1,4 @@
-"""From the name of a task to its checked examples, its kind, and a digest of what was read."""
+"""Load a task by name: its validated examples, its kind, and a digest of the examples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tss.errors import DataError
 from tss.tasks import TaskKind, kind_from_dict
 
 GENERATED = "generated"
-# Replies are compared by BLEU as a rule, other generated text by ROUGE-1; a configuration can choose otherwise.
+# Replies are usually scored with BLEU, other generated text with ROUGE-1; a configuration can override this.
 MAIN_METRICS = {"drg": "bleu"}
 
 MAX_NAME = 200
@@ -28,13 +28,13 @@ Checked = list[tuple[int, Example]]  # line number, example
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task ready to be learned.
+    """A task ready for training.
 
     Attributes:
         name: "family/task".
         family: the part of the name before the slash.
         kind: inferred from the fields, with labels from all splits.
-        train, validation, test: checked examples with the fields of their kind only.
+        train, validation, test: validated examples with only the fields of their kind.
         digest: sha256 over the examples of all three splits, in order.
     """
 
@@ -48,10 +48,10 @@ class TaskData:
 
 
 def list_tasks(root: Path | str) -> list[str]:
-    """Names "family/task" of the tasks in a folder, or of the generated tasks for "generated".
+    """Return the names "family/task" of the tasks in a folder, or of the generated tasks for "generated".
 
     Raises:
-        DataError: no such folder, or a "hub:" source, which holds one task under whatever name it is given.
+        DataError: no such folder, or a "hub:" source, which has a single task whose name the caller chooses.
     """
     if str(root).startswith(PREFIX):
         raise DataError("a hub dataset is one task and has no list; name the task yourself as family/task", root)
@@ -70,16 +70,16 @@ def load_task(
 
     Args:
         root: a folder of JSONL tasks, "generated", or "hub:NAME[:CONFIG]".
-        name: "family/task"; for a hub dataset any such name, which then is the task's.
-        seed: of the validation split where there is none, of the subsamples, and of generated tasks. Each task draws
-            from its own stream.
-        limits: the most examples to keep of each split, for example {"train": 500}; classes stay balanced where the
-            data allows. None or a missing split keeps all.
-        fields: for hub datasets, from this project's field names to the dataset's.
+        name: "family/task"; for a hub dataset, any such name, which becomes the task's.
+        seed: seed of the validation split if the data has none, of the subsamples, and of generated tasks. Each task
+            uses its own random stream.
+        limits: maximum number of examples per split, for example {"train": 500}; classes stay balanced where the data
+            allows. None or a missing split keeps all.
+        fields: for hub datasets, this project's field name -> the dataset's.
 
     Raises:
-        DataError: what is wrong, with file and line, and what was expected.
-        ValueError: a limit for an unknown split, below 1, or a field map without a hub dataset.
+        DataError: the data is invalid; the message gives the problem, file and line, and what was expected.
+        ValueError: a limit is for an unknown split or below 1, or there is a field map without a hub dataset.
     """
     _check_limits(limits or {})
     family = check_name(name, root)
@@ -98,10 +98,10 @@ def load_task(
 
 
 def check_name(name: str, root: Path | str) -> str:
-    """The family of a task's name.
+    """Return the family of a task's name.
 
     Raises:
-        DataError: it is not "family/task" in one line of at most `MAX_NAME` characters that a file system could hold.
+        DataError: the name is not "family/task", is longer than `MAX_NAME`, or has characters that are not printable.
     """
     family, slash, short = name.partition("/")
     if not (family and slash and short) or "/" in short or ".." in (family, short):
@@ -116,12 +116,12 @@ def check_name(name: str, root: Path | str) -> str:
 
 
 def shown(name: str) -> str:
-    """A name for a message, cut where it is long."""
+    """Return a name for a message, truncated if long."""
     return repr(name if len(name) <= 60 else f"{name[:50]}...")
 
 
 def digest(splits: Mapping[str, Sequence[Example]]) -> str:
-    """sha256 (hex) of the splits' names and examples; the order of fields inside an example does not matter."""
+    """Return the sha256 (hex) of the splits' names and examples, regardless of the order of fields in an example."""
     state = hashlib.sha256()
     for split in sorted(splits):
         state.update(f"{split} {len(splits[split])}\n".encode())
@@ -152,7 +152,7 @@ def _read(
 
 
 def _check_rows(rows: dict[str, tuple[Path | str, list[Row]]], family: str) -> tuple[TaskKind, dict[str, Checked]]:
-    """The kind, from the first training line, and all examples, each of that kind."""
+    """Return the kind, inferred from the first training line, and all examples, checked to be of that kind."""
     name, checked = "", {}
     for split, (where, lines) in rows.items():
         if not lines:
@@ -178,7 +178,7 @@ def _labels(example: Example) -> list[str]:
 
 
 def _classes(example: Example) -> set[str]:
-    """What must have been seen in training: the label, or the types of the entities (B-X and I-X are both X)."""
+    """Return the classes that must occur in training: the label, or the entity types (B-X and I-X are both X)."""
     if "label" in example:
         return {example["label"]}
     return {tag[2:] for tag in example["ner_tags"] if tag != "O"}

@@ -1,4 +1,4 @@
-"""The ways to learn a sequence: one method, one file, the same few hooks."""
+"""Methods for learning a sequence of tasks: one file per method, all with the same few hooks."""
 
 from tss.methods.base import Method
 from tss.methods.ewc import Ewc

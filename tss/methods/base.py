@@ -1,4 +1,4 @@
-"""The hooks that tell one way of continual learning from another; the loop calls them and knows no method by name."""
+"""Hooks that distinguish the methods of continual learning; the loop calls them and knows no method by name."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Batch = dict[str, "torch.Tensor"]
 
 @dataclass(frozen=True)
 class NoOptions:
-    """For methods that have nothing to choose."""
+    """Options of methods that have none."""
 
 
 class LearningRates(Protocol):
-    """What `make_optimizer` reads of a task's training settings."""
+    """Training settings of a task that `make_optimizer` reads."""
 
     @property
     def score_lr(self) -> float: ...
@@ -41,11 +41,11 @@ class LearningRates(Protocol):
 
 
 class Method(ABC):
-    """One way to learn a sequence of tasks on adapters.
+    """Method for learning a sequence of tasks on adapters.
 
-    A method lives as long as a run. Per task the runner calls `begin_tasks`, `make_optimizer`, then `begin_step` before
-    every optimizer step and `penalty` for every batch of it, and at the end `end_task`; `state` is saved between tasks
-    and given back by `load_state` on resume.
+    A method object lives as long as a run. For each task, the runner calls `begin_tasks`, `make_optimizer`, then
+    `begin_step` before every optimizer step and `penalty` for every batch of it, and at the end `end_task`; `state` is
+    saved between tasks and loaded with `load_state` on resume.
     """
 
     name: ClassVar[str]
@@ -66,48 +66,48 @@ class Method(ABC):
         self.options = options
 
     def layer_options(self) -> TssOptions:
-        """What `tss.attach` is told: how tasks are learned in the adapters."""
+        """Return the options for `tss.attach`: how tasks are learned in the adapters."""
         return TssOptions() if self.gated else PlainOptions()
 
     def begin_task(self, handle: TssHandle, name: str, kind: TaskKind) -> None:
-        """Make the task known and its parameters trainable."""
+        """Add the task and make its parameters trainable."""
         handle.add_task(name, kind)
         handle.train_task(name)
 
     def begin_tasks(self, handle: TssHandle, kinds: Mapping[str, TaskKind]) -> None:
-        """What the runner calls: one task, or all of them (name -> kind) if the method is `joint`."""
+        """Begin one task, or all of them (name -> kind) if the method is `joint`; the runner calls this."""
         for name, kind in kinds.items():
             self.begin_task(handle, name, kind)
 
     def make_optimizer(self, handle: TssHandle, rates: LearningRates) -> torch.optim.Optimizer:
-        """A fresh optimizer over the trainable parameters; the groups' `lr` are the peaks of the schedule."""
+        """Create an optimizer over the trainable parameters; the groups' `lr` are the peaks of the schedule."""
         rate = rates.score_lr if self.gated else rates.adapter_lr
         return handle.optimizer(score_lr=rate, head_lr=rates.head_lr, betas=(rates.beta1, rates.beta2), eps=rates.eps)
 
     def begin_step(self, handle: TssHandle, step: int, steps: int) -> None:  # noqa: B027 (most have nothing to do)
-        """Before an optimizer step: its place in the epoch, from 0, of `steps`. A resumed run comes by at the same."""
+        """Prepare optimizer step `step` (from 0) of the `steps` in an epoch. A resumed run passes the same values."""
 
     def penalty(self, handle: TssHandle, batch: Batch) -> torch.Tensor | None:
-        """A scalar added to the loss of a batch, or None.
+        """Return a scalar that is added to the loss of a batch, or None.
 
-        The batch has "prefix_states" too where the run keeps the states below the first adapter.
+        The batch also has "prefix_states" if the run caches the hidden states before the first adapter.
         """
         return None
 
     def end_task(self, handle: TssHandle, name: str, batches: Iterable[Batch]) -> None:
-        """Seal the task, its best state restored; `batches` is one pass over its training data, perhaps not needed."""
+        """Seal the task in its restored best state; `batches` is one pass over its training data, maybe unused."""
         handle.seal_task(name=name)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What the method itself keeps between tasks, besides the handle's shared state."""
+        """Return what the method itself keeps between tasks, besides the handle's shared state."""
         return {}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Load a result of `state`."""
         if state:
             raise ValueError(f"method {self.name} keeps no state of its own, got {sorted(state)}")
 
 
 def adapter_weights(handle: TssHandle) -> dict[str, torch.nn.Parameter]:
-    """What is trained besides the heads, by names that are the same in every process."""
+    """Return the trained parameters except the heads, by names that are the same in every process."""
     return {name: p for adapter in handle.adapters.values() for name, p in adapter.trained().items()}

@@ -1,4 +1,4 @@
-"""What past tasks answer on another task's inputs, by adapters as they were and as they are; the mechanism of LwF."""
+"""Distillation for LwF: past tasks' logits on another task's inputs, with adapters as they were and as they are."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ SiteWeights = Sequence[tuple[torch.Tensor, ...]]
 def distillation_loss(
     handle: TssHandle, past: Sequence[str], teacher: SiteWeights, batch: Batch, temperature: float
 ) -> torch.Tensor:
-    """Sum over past tasks of T^2 * KL(teacher || live adapters) of their answers at temperature T; scalar, float32.
+    """Return the sum over past tasks of T^2 * KL(teacher || live adapters) at temperature T; scalar, float32.
 
     Args:
-        handle: learning a task on plain adapters.
+        handle: handle that is training a task on plain adapters.
         past: names of sealed tasks.
-        teacher: the adapters' weights as they were, by site.
-        batch: of the task being learned.
+        teacher: the adapters' earlier weights, by site.
+        batch: batch of the task being trained.
         temperature: divides the logits.
     """
     inputs = dict(batch)
@@ -49,7 +49,7 @@ def distillation_loss(
 
 
 def divergence(teacher: torch.Tensor, student: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 * KL(softmax(teacher / T) || softmax(student / T)), averaged over rows of logits (N, classes), in float32."""
+    """Return T^2 * KL(softmax(teacher / T) || softmax(student / T)), mean over rows of logits (N, classes); float32."""
     target, found = (log_softmax(logits.float() / temperature, dim=-1) for logits in (teacher, student))
     return temperature**2 * kl_div(found, target, log_target=True, reduction="batchmean")
 
@@ -61,17 +61,17 @@ def answers(
     targets: torch.Tensor | None,
     weights: SiteWeights | None,
 ) -> Answers:
-    """Logits (rows, classes) of every past task with a head, then of the language model if a past task generates.
+    """Return logits (rows, classes) of every past task with a head, and of the language model if a past task generates.
 
     Args:
-        handle: of the model.
+        handle: handle of the model.
         past: names of sealed tasks.
-        inputs: of a batch, without labels.
-        targets: the batch's labels where it is of a generation task, else None.
-        weights: of the adapters by site; None runs the live ones.
+        inputs: inputs of a batch, without labels.
+        targets: the batch's labels if it is of a generation task, else None.
+        weights: weights of the adapters by site; None runs the live ones.
     """
     found: Answers = []
-    passed: dict[str, Features] = {}  # all heads on one stack share its pass
+    passed: dict[str, Features] = {}  # all heads on one stack share one pass
     generates = False
     for name in past:
         sealed = handle.resolve(name)
@@ -91,12 +91,12 @@ def answers(
 
 
 def vocabulary_answers(handle: TssHandle, call: TaskCall, inputs: Batch, targets: torch.Tensor | None) -> torch.Tensor:
-    """Logits (tokens, vocabulary) of the language model's head at the tokens of the targets, or of the sources."""
+    """Return logits (tokens, vocabulary) of the language model's head at the tokens of targets, or of sources."""
     core: Any = handle.core
     run = part_caller(handle.backbone) or (lambda module, **named: module(**named))
     extra, mask = {}, inputs["attention_mask"].bool()
     if architecture(core) == "decoder" and targets is not None:
-        mask = torch.nn.functional.pad(targets[:, 1:] != IGNORED, (0, 1))  # a token's logits are those before it
+        mask = torch.nn.functional.pad(targets[:, 1:] != IGNORED, (0, 1))  # logits are for the next token
     if architecture(core) == "encoder-decoder":
         if targets is None:
             extra["decoder_input_ids"] = shift_right(inputs["input_ids"], core.config.decoder_start_token_id)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EwcOptions:
-    """What EWC has to choose.
+    """Options of EWC.
 
     Attributes:
         strength: lambda, the factor of the penalty; the losses of well-fitted tasks have small gradients, so that it is
@@ -34,16 +34,14 @@ class EwcOptions:
 
 
 class Ewc(Method):
-    """Kirkpatrick et al., PNAS 2017 (arXiv 1612.00796), on the plain adapters that all tasks share.
+    """EWC of Kirkpatrick et al., PNAS 2017 (arXiv 1612.00796), on the plain adapters that all tasks share.
 
     The loss of a later task gets strength / 2 * sum over past tasks t of F_t * (w - w_t)^2. F_t is the diagonal of the
     *empirical* Fisher information: the mean over task t's training examples, one by one, of the squared gradient of the
-    example's loss (its mean over labels) with the true labels, without dropout, where the task ended. Not the gradient
-    of a batch's mean, squared, whose size depends on the size of batches. The sum over tasks is kept as one quadratic,
-    equal to it up to a constant: the sum of all F_t around their weighted mean of all w_t; so nothing grows with the
-    number of tasks. Heads are not shared and so not held.
-
-    Avalanche has an implementation, for its own training loop and models with one output; the formula is a few lines.
+    example's loss (its mean over labels) with the true labels, without dropout, at the weights where the task ended. It
+    is not the squared gradient of a batch's mean loss, whose size depends on the batch size. The sum over tasks is kept
+    as one quadratic, equal to it up to a constant: the sum of all F_t, around the mean of all w_t weighted by F_t. So
+    nothing grows with the number of tasks. Heads are not shared, so they are not penalized.
     """
 
     name = "ewc"
@@ -74,7 +72,7 @@ class Ewc(Method):
             before = self._fisher.get(key, fisher.new_zeros(fisher.shape)).to(fisher.device)
             anchor = self._anchor.get(key, weight).to(fisher.device)
             total = before + fisher
-            share = (fisher / total).nan_to_num(nan=0.0)  # 0 / 0 where no task so far cares
+            share = (fisher / total).nan_to_num(nan=0.0)  # 0 / 0 where no task so far has a gradient
             self._fisher[key], self._anchor[key] = total, anchor.lerp(weight, share)
         super().end_task(handle, name, batches)
 
@@ -91,12 +89,12 @@ class Ewc(Method):
 
 
 def diagonal_fisher(handle: TssHandle, batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
-    """Mean over examples of the squared gradient of the loss, by adapter weight; float32, of the weight's shape.
+    """Return the mean over examples of the squared gradient of the loss, by adapter weight; float32, weight's shape.
 
     Raises:
-        ValueError: no example.
+        ValueError: there is no example.
     """
-    import torch  # a configuration is checked without it
+    import torch  # imported here, because configurations are checked without torch
 
     from tss.adapters.importance import evaluation_mode
 
@@ -109,7 +107,7 @@ def diagonal_fisher(handle: TssHandle, batches: Iterable[Batch]) -> dict[str, to
                 loss = handle.loss(**{key: value[row : row + 1] for key, value in batch.items()})
                 gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
                 for name, gradient in zip(weights, gradients, strict=True):
-                    if gradient is not None:  # else the task does not pass through it
+                    if gradient is not None:  # None if the task does not pass through it
                         sums[name] += gradient.square()
                 count += 1
     if not count:

@@ -7,10 +7,10 @@ from tss.methods.base import Method
 
 
 class Full(Method):
-    """Full fine-tuning in sequence, the worst case of forgetting: every parameter moves, each task has a head.
+    """Full fine-tuning in sequence, the worst case of forgetting: every parameter is trained, each task has a head.
 
-    The backbone's parameters learn with `adapter_lr`, which has to be far smaller here than for adapters (1e-5 to 5e-5
-    for pretrained models). There are no adapters, and the backbone has to be in float32.
+    The learning rate of the backbone's parameters is `adapter_lr`, which must be far smaller here than for adapters
+    (1e-5 to 5e-5 for pretrained models). There are no adapters, and the backbone must be in float32.
     """
 
     name = "full"

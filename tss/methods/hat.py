@@ -21,7 +21,7 @@ LARGEST = 6.0
 
 @dataclass(frozen=True)
 class HatOptions:
-    """What HAT has to choose.
+    """Options of HAT.
 
     Attributes:
         steepness: s_max, at which masks are nearly 0 or 1.
@@ -40,16 +40,16 @@ class HatOptions:
 
 
 class Hat(Method):
-    """Serra et al., ICML 2018 (arXiv 1801.01423), on the plain adapters that all tasks share.
+    """HAT of Serra et al., ICML 2018 (arXiv 1801.01423), on the plain adapters that all tasks share.
 
-    Each task gates the hidden units of every adapter by sigmoid(slope * e). Later tasks' steps of what leads into and
-    out of a unit are scaled by 1 - its largest past mask; the bias of the up map, which no unit gates, moves with the
-    first task alone. Steps are scaled and not gradients, because Adam's steps hardly depend on the size of gradients,
-    which the paper's SGD does; for a unit fully claimed it is the same. The slope rises over the steps of each epoch.
-    Adapter weights learn with `adapter_lr`, embeddings, which are scores of units, with `score_lr`.
+    Each task gates the hidden units of every adapter by sigmoid(slope * e). Later tasks' updates of the parameters that
+    lead into and out of a unit are scaled by 1 - its largest past mask; the bias of the up projection, which no unit
+    gates, is trained by the first task alone. Updates are scaled instead of gradients, because Adam's updates hardly
+    depend on the size of gradients, unlike those of the paper's SGD; for a fully claimed unit, both are the same. The
+    slope rises over the steps of each epoch. The learning rate of the adapter weights is `adapter_lr`; that of the
+    embeddings, which are scores of units, is `score_lr`.
 
-    Avalanche has layers for HAT, to be built into a network of one's own; adapters with gates by call are not among
-    them.
+    Avalanche has layers for HAT, to be built into a network of one's own, but no adapters with gates chosen by call.
     """
 
     name = "hat"
@@ -86,14 +86,14 @@ class Hat(Method):
         return optimizer
 
     def begin_step(self, handle: TssHandle, step: int, steps: int) -> None:
-        """The slope of the masks: over the steps of an epoch from 1 / s_max to s_max, which a lone step has."""
+        """Set the slope of the masks: from 1 / s_max to s_max over the steps of an epoch; s_max for a single step."""
         least, most = 1 / self.options.steepness, self.options.steepness
         for site in masked_sites(handle):
             site.slope = least + (most - least) * step / (steps - 1) if steps > 1 else most
 
     def penalty(self, handle: TssHandle, batch: Batch) -> torch.Tensor | None:
-        """sparsity * sum of m * (1 - claimed) / sum of (1 - claimed), over the hidden units of all adapters."""
-        import torch  # a configuration is checked without it
+        """Return sparsity * sum of m * (1 - claimed) / sum of (1 - claimed), over the hidden units of all adapters."""
+        import torch  # imported here, because configurations are checked without torch
 
         sites = masked_sites(handle)
         free = torch.cat([1 - site.claimed for site in sites])
@@ -101,12 +101,12 @@ class Hat(Method):
         return self.options.sparsity * used.sum() / free.sum().clamp(min=1e-6)
 
     def end_task(self, handle: TssHandle, name: str, batches: Iterable[Batch]) -> None:
-        """Seal the task with its masks, and claim the units that they are open for."""
+        """Seal the task with its masks, and claim the units that the masks let through."""
         super().end_task(handle, name, batches)
         for site in masked_sites(handle):
             site.claim()
 
 
 def masked_sites(handle: TssHandle) -> list[MaskedSite]:
-    """The adapters of a model that was attached with HAT's options."""
+    """Return the adapters of a model that was attached with HAT's options."""
     return cast("list[MaskedSite]", list(handle.adapters.values()))

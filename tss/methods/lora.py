@@ -10,14 +10,14 @@ from tss.methods.base import Method
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """What one LoRA per task has to choose.
+    """Options of one LoRA per task.
 
     Attributes:
-        rank: None: the one with which a task trains as many parameters as in plain adapters of the configured
-            bottleneck and places, or nearly.
+        rank: rank of the matrices; None: the one with which a task trains as many parameters as with plain adapters of
+            the configured bottleneck and placement, or nearly.
         alpha: the product of the two matrices is scaled by alpha / rank; None: by 1.
-        targets: regular expression that a linear map's whole name must match; None: what peft targets in models of this
-            type, for most the query and value projections.
+        targets: regular expression that must match a linear layer's full name; None: peft's defaults for this type of
+            model, for most types the query and value projections.
 
     Raises:
         ValueError: names the option and its value.
@@ -32,9 +32,9 @@ class LoraOptions:
 
 
 class Lora(Method):
-    """Hu et al., ICLR 2022 (arXiv 2106.09685): what many would do instead of TSS, and never forgets either.
+    """LoRA of Hu et al., ICLR 2022 (arXiv 2106.09685): what many would use instead of TSS; never forgets either.
 
-    peft (`pip install 'tss[lora]'`) makes and initialises the matrices. They learn with `adapter_lr`.
+    peft (`pip install 'tss[lora]'`) creates and initializes the matrices. Their learning rate is `adapter_lr`.
     """
 
     name = "lora"

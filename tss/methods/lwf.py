@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LwfOptions:
-    """What LwF has to choose.
+    """Options of LwF.
 
     Attributes:
-        strength: factor of the distillation loss beside the task's own; the paper's is 1.
+        strength: factor of the distillation loss, which is added to the task's own; the paper's is 1.
         temperature: divides the logits of teacher and student; the paper's is 2.
 
     Raises:
@@ -36,18 +36,18 @@ class LwfOptions:
 
 
 class Lwf(Method):
-    """Li and Hoiem, TPAMI 2018 (arXiv 1606.09282), on the plain adapters that all tasks share.
+    """LwF of Li and Hoiem, TPAMI 2018 (arXiv 1606.09282), on the plain adapters that all tasks share.
 
-    The teacher is the adapters as they were when the task began, frozen. On every batch of the new task the answers of
-    the past tasks' heads are compared between teacher and live adapters: the Kullback-Leibler divergence at the
-    temperature, times its square, averaged over rows (extraction: over real tokens) and added up over tasks. Heads
-    differ from task to task, so that each is distilled by itself. Past generation tasks share the language model's head
-    and so one distribution, compared at every token of the new task's targets, or of its sources where it has none.
-    Teacher and student run without dropout, so that the loss measures what learning has changed and nothing else. Past
-    heads are sealed and stay as they were; the paper goes on training them.
+    The teacher is a frozen copy of the adapters from when the task began. On every batch of the new task, the logits of
+    the past tasks' heads are compared between the teacher and the live adapters: the Kullback-Leibler divergence at the
+    temperature, times the temperature squared, averaged over rows (extraction: over real tokens) and added up over
+    tasks. Heads differ from task to task, so each is distilled separately. Past generation tasks share the language
+    model's head and so one distribution, compared at every token of the new task's targets, or of its sources if it has
+    no targets. Teacher and student run without dropout, so that the loss measures only what training has changed. Past
+    heads are sealed and stay unchanged; the paper continues to train them.
 
-    Avalanche has an implementation, for its own training loop and outputs of one shape; heads of several kinds on
-    shared features have to be written here.
+    The implementation of Avalanche is for its own training loop and outputs of one shape, so heads of several kinds on
+    shared features are implemented here.
     """
 
     name = "lwf"
@@ -60,7 +60,7 @@ class Lwf(Method):
         self._teacher: list[tuple[torch.Tensor, ...]] = []
 
     def begin_task(self, handle: TssHandle, name: str, kind: TaskKind) -> None:
-        """As every method; a run that is resumed inside a task comes by here before the task's own state is loaded."""
+        """Begin the task and copy the teacher; a resume inside a task calls this before loading the task's state."""
         super().begin_task(handle, name, kind)
         sites = (adapter.trained().values() for adapter in handle.adapters.values())
         self._teacher = [tuple(weight.detach().clone() for weight in weights) for weights in sites]

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Mtl(Method):
-    """The upper bound of methods that share their adapters: no task is past, so nothing can be forgotten.
+    """Upper bound of methods that share their adapters: no task is past, so nothing can be forgotten.
 
-    Every task has a head of its own, and makes as many optimizer steps, of the same batches, as in a sequence. Each
-    step is of one task; a task's steps lie evenly over the whole training, so that tasks come by turns in proportion
-    to their numbers of steps. It needs the data of all tasks at once, which continual learning has not.
+    Every task has its own head, and makes as many optimizer steps, on the same batches, as in a sequence. Each step is
+    of one task; a task's steps are spread evenly over the whole training, so that tasks alternate in proportion to
+    their numbers of steps. MTL needs the data of all tasks at once, which continual learning does not have.
     """
 
     name = "mtl"

@@ -6,7 +6,7 @@ from tss.methods.base import Method
 
 
 class Ncl(Method):
-    """The same adapter shapes and a head for each task, but the adapters' weights are shared and go on training."""
+    """The same adapter shapes and a head for each task, but the adapters' weights are shared and trained further."""
 
     name = "ncl"
     gated = False

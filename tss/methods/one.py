@@ -7,9 +7,10 @@ from tss.methods.base import Method
 
 
 class One(Method):
-    """Each task alone: what a method that hands on from task to task has to beat, at the price of one adapter per task.
+    """Each task alone: the baseline for methods with transfer between tasks, at the price of one adapter per task.
 
-    A task learns the same in any sequence: its adapter and head start from draws that depend on its name alone.
+    A task is learned the same in any sequence: its adapter and head start from random values that depend on its name
+    alone.
     """
 
     name = "one"

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PiggybackOptions:
-    """The numbers of the paper's code.
+    """Options of Piggyback; the defaults are those of the paper's code.
 
     Attributes:
-        threshold: a gate is on where its score is greater than this (equal is off).
-        mask_scale: what every score of every task starts from; above the threshold, so that every gate starts on.
+        threshold: a gate is on if its score is greater than this (equal is off).
+        mask_scale: first value of every score of every task; above the threshold, so that every gate starts on.
 
     Raises:
         ValueError: names the option and its value.
@@ -34,15 +34,16 @@ class PiggybackOptions:
 
 
 class Piggyback(Method):
-    """Mallya et al., ECCV 2018 (arXiv 1801.06519), on the frozen adapters of this project.
+    """Piggyback of Mallya et al., ECCV 2018 (arXiv 1801.06519), on the frozen adapters of this project.
 
     Scores, straight-through gradients and frozen weights are those of TSS; the threshold, the constant first scores and
-    that nothing is handed on are Piggyback's. The paper masks a pretrained network. Here the adapters' random weights
-    are masked, as in every method that this one is compared with; the authors' code has its own layers and no others.
+    the lack of transfer between tasks are Piggyback's. The paper masks a pretrained network. Here the adapters' random
+    weights are masked, as in every method that this one is compared with; the authors' code supports only its own
+    layers.
 
-    First scores lie mask_scale - threshold above the edge of their gates, and a step of Adam is about `score_lr` long:
-    one of that size flips gates at once by the signs of single gradients. Take a fifth of it or less, as the quick
-    presets do in their section `methods`.
+    First scores are mask_scale - threshold above the threshold, and a step of Adam changes a score by about `score_lr`:
+    a step of the size of that distance flips gates at once by the signs of single gradients. Use a fifth of it or less,
+    as the quick presets do in their section `methods`.
     """
 
     name = "piggyback"
@@ -54,7 +55,7 @@ class Piggyback(Method):
         return TssOptions(soft_mask="none", score_copy=False)
 
     def begin_task(self, handle: TssHandle, name: str, kind: TaskKind) -> None:
-        """As every method, then the scores and the threshold of Piggyback.
+        """Begin the task, then set the scores and the threshold of Piggyback.
 
         Raises:
             ValueError: the adapters were given a threshold too.
@@ -64,11 +65,11 @@ class Piggyback(Method):
                 f"piggyback has a threshold of its own, {self.options.threshold}, so adapters.threshold="
                 f"{handle.config.threshold} would do nothing: set method_options.threshold in its place"
             )
-        import torch  # a configuration is checked without it
+        import torch  # imported here, because configurations are checked without torch
 
         super().begin_task(handle, name, kind)
         threshold = torch.tensor(self.options.threshold, dtype=torch.float32)
-        # Layers compare by >=: the next float32 makes it > for every score.
+        # Layers compare with >=: the next larger float32 as threshold makes it > for every score.
         above = torch.nextafter(threshold, torch.tensor(torch.inf)).item()
         for layer in handle.layers.values():
             layer.threshold = above

@@ -7,11 +7,11 @@ from tss.methods.base import Method
 
 
 class SupSup(Method):
-    """Wortsman et al., NeurIPS 2020 (arXiv 2006.14769), with the task known in testing, on this project's gates.
+    """SupSup of Wortsman et al., NeurIPS 2020 (arXiv 2006.14769), with known tasks in testing, on this project's gates.
 
-    It is TSS without what it hands on: scores are drawn afresh for every task and no importance masks them. Gates are
-    scores at or above a threshold, as in TSS, where the paper keeps the largest share of each layer; the authors' code
-    is for networks of their own, so only the gates of this project make the two comparable.
+    It is TSS without transfer between tasks: scores are drawn anew for every task and no importance masks them. A gate
+    is on if its score is at or above a threshold, as in TSS, whereas the paper keeps a share of the largest scores of
+    each layer; the authors' code is for networks of their own, so only this project's gates make the two comparable.
     """
 
     name = "supsup"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Tss(Method):
-    """Ke et al., Findings of EMNLP 2023 (arXiv 2310.09436); `TssOptions` holds its choices."""
+    """TSS of Ke et al., Findings of EMNLP 2023 (arXiv 2310.09436); `TssOptions` has its options."""
 
     name = "tss"
     options_type = TssOptions

@@ -1,1 +1,1 @@
-"""Pure functions from predictions and references, or from a matrix of results, to numbers."""
+"""Metrics: pure functions of predictions and references, or of a matrix of results."""

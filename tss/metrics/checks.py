@@ -1,4 +1,4 @@
-"""What all task metrics ask of their input."""
+"""Input checks shared by all task metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def same_length(predictions: Sequence[object], references: Sequence[object]) -> None:
-    """Raise ValueError unless there is one prediction for each of at least one reference."""
+    """Raise ValueError unless there is at least one reference and exactly one prediction for each."""
     if not references:
         raise ValueError("nothing to score: there are no references")
     if len(predictions) != len(references):

@@ -11,13 +11,13 @@ METRICS = ("macro_f1", "accuracy")
 
 
 def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """{"macro_f1", "accuracy"}, 0 to 100.
+    """Return {"macro_f1", "accuracy"}, 0 to 100.
 
-    Macro-F1 is the plain mean of each label's F1 over the labels that occur in predictions or references
-    (scikit-learn's rule); a label of the task that occurs in neither does not count as 0.
+    Macro-F1 is the unweighted mean of F1 over the labels that occur in predictions or references (scikit-learn's rule);
+    a label of the task that occurs in neither is not counted as 0.
     """
     same_length(predictions, references)
-    from sklearn.metrics import accuracy_score, f1_score  # two seconds that only scoring is to pay
+    from sklearn.metrics import accuracy_score, f1_score  # takes two seconds, so import it only for scoring
 
     macro = f1_score(list(references), list(predictions), average="macro", zero_division=0)  # type: ignore[arg-type]
     return {
@@ -27,5 +27,5 @@ def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def signature() -> str:
-    """How the numbers were made."""
+    """Return the library, version and settings that `score` uses."""
     return f"scikit-learn {version('scikit-learn')}, average=macro over labels that occur, zero_division=0"

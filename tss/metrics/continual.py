@@ -1,8 +1,8 @@
-"""Continual-learning metrics from a matrix of results.
+"""Continual-learning metrics of a matrix of results.
 
 `matrix[i][j]`, written a[i][j], is the main metric (0 to 100) of task j after task i was learned; T tasks give T rows
-of T cells. A cell that was not measured is None. None is never read as 0: a metric that needs an unmeasured cell is
-itself None, and so is one that is not defined for T tasks (forgetting for a single task).
+of T cells. A cell that was not measured is None. None never counts as 0: a metric that needs an unmeasured cell is
+None, and so is a metric that is not defined for T tasks (forgetting for a single task).
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ Matrix = Sequence[Sequence[Cell]]
 
 
 def average(matrix: Matrix) -> Cell:
-    """mean over j of a[T-1][j]: all tasks, after the last one."""
+    """Return the mean over j of a[T-1][j]: all tasks, after the last one."""
     _check(matrix)
     return _mean(matrix[-1]) if matrix else None
 
 
 def learning(matrix: Matrix) -> Cell:
-    """mean over j of a[j][j]: each task just after it was learned."""
+    """Return the mean over j of a[j][j]: each task just after it was learned."""
     _check(matrix)
     return _mean(_diagonal(matrix))
 
 
 def forgetting(matrix: Matrix) -> Cell:
-    """mean over j < T-1 of (a[j][j] - a[T-1][j]): the paper's forgetting rate.
+    """Return the mean over j < T-1 of (a[j][j] - a[T-1][j]): the paper's forgetting rate.
 
-    Deviates from Chaudhry et al. (2018), who compare with the best row and not with the row just after learning.
+    Differs from Chaudhry et al. (2018), who compare with the best row instead of the row just after learning.
     """
     _check(matrix)
     return _mean(_minus(matrix[j][j], matrix[-1][j]) for j in range(len(matrix) - 1))
 
 
 def forgetting_chaudhry(matrix: Matrix) -> Cell:
-    """mean over j < T-1 of (max over rows l < T-1 of a[l][j], minus a[T-1][j]); Chaudhry et al. (2018).
+    """Return the mean over j < T-1 of (max over rows l < T-1 of a[l][j], minus a[T-1][j]); Chaudhry et al. (2018).
 
-    Rows before task j was learned take part where they were measured (zero-shot cells), as in their formula; negative
+    Rows before task j was learned are included if they were measured (zero-shot cells), as in their formula; negative
     when the last task improved the earlier ones.
     """
     _check(matrix)
@@ -46,33 +46,36 @@ def forgetting_chaudhry(matrix: Matrix) -> Cell:
 
 
 def forgetting_max(matrix: Matrix) -> Cell:
-    """mean over j < T-1 of (max over all rows of a[l][j], minus a[T-1][j]).
+    """Return the mean over j < T-1 of (max over all rows of a[l][j], minus a[T-1][j]).
 
-    Deviates from Chaudhry et al. (2018) by including the last row, so that it is never negative.
+    Differs from Chaudhry et al. (2018) by including the last row, so that it is never negative.
     """
     _check(matrix)
     return _mean(_minus(_max(cells), last) for cells, last in _columns(matrix, matrix))
 
 
 def bwt(matrix: Matrix) -> Cell:
-    """Backward transfer, mean over j < T-1 of (a[T-1][j] - a[j][j]): minus `forgetting`; Lopez-Paz, Ranzato (2017)."""
+    """Return backward transfer: mean over j < T-1 of (a[T-1][j] - a[j][j]), which is minus `forgetting`.
+
+    Lopez-Paz and Ranzato (2017).
+    """
     _check(matrix)
     return _mean(_minus(matrix[-1][j], matrix[j][j]) for j in range(len(matrix) - 1))
 
 
 def fwt(matrix: Matrix, untrained: Sequence[Cell]) -> Cell:
-    """Forward transfer, mean over j >= 1 of (a[j-1][j] - untrained[j]); Lopez-Paz and Ranzato (2017).
+    """Return forward transfer: mean over j >= 1 of (a[j-1][j] - untrained[j]); Lopez-Paz and Ranzato (2017).
 
     Args:
-        matrix: with zero-shot cells, at least those right above the diagonal.
-        untrained: the metric of each task before anything was learned (their random initialisation).
+        matrix: results with zero-shot cells, at least those directly above the diagonal.
+        untrained: the metric of each task before any training (their random initialization).
     """
     _check(matrix, untrained)
     return _mean(_minus(matrix[j - 1][j], untrained[j]) for j in range(1, len(matrix)))
 
 
 def transfer(matrix: Matrix, one: Sequence[Cell]) -> Cell:
-    """mean over j >= 1 of (a[j][j] - one[j]): what a task gains from those before it.
+    """Return the mean over j >= 1 of (a[j][j] - one[j]): the gain of a task from the tasks before it.
 
     Args:
         matrix: the results.
@@ -83,16 +86,16 @@ def transfer(matrix: Matrix, one: Sequence[Cell]) -> Cell:
 
 
 def gap(matrix: Matrix, reference: Sequence[Cell]) -> Cell:
-    """average minus mean over j of reference[j]; the reference is each task alone (ONE) or all tasks at once (MTL)."""
+    """Return `average` minus the mean of reference[j] over j: each task alone (ONE) or all tasks at once (MTL)."""
     _check(matrix, reference)
     return _minus(average(matrix), _mean(reference))
 
 
 def by_family(matrix: Matrix, families: Sequence[str]) -> dict[str, dict[str, Cell]]:
-    """`average`, `learning` and `forgetting` over the tasks of each family, in the order in which families appear.
+    """Return `average`, `learning` and `forgetting` over the tasks of each family, in order of first appearance.
 
-    Families have metrics of different scales (F1, ROUGE, BLEU), so these stand beside the plain mean over all tasks.
-    The last task of the whole sequence takes no part in forgetting, whatever its family.
+    Families have metrics of different scales (F1, ROUGE, BLEU), so these complement the mean over all tasks. The last
+    task of the whole sequence is excluded from forgetting, whatever its family.
     """
     _check(matrix, families)
     result: dict[str, dict[str, Cell]] = {}
@@ -115,14 +118,14 @@ def summary(
     untrained: Sequence[Cell] | None = None,
     families: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """All metrics by name, None where one is not defined or lacks a measurement; JSON-able.
+    """Return all metrics by name, None if a metric is undefined or lacks a measurement; JSON-serializable.
 
     Args:
-        matrix: the results so far; rows of tasks still to come may be all None.
+        matrix: the results so far; rows of future tasks may be all None.
         one: each task learned alone, for "transfer" and "gap_one".
         mtl: each task learned with all others at once, for "gap_mtl".
         untrained: each task before any learning, for "fwt".
-        families: each task's family; adds "families" as `by_family` gives it.
+        families: each task's family; adds "families", the result of `by_family`.
     """
     result: dict[str, Any] = {
         "average": average(matrix),
@@ -159,12 +162,12 @@ def _minus(a: Cell, b: Cell) -> Cell:
 
 
 def _max(cells: Iterable[Cell]) -> Cell:
-    """The largest measured cell; rows from before a task was learned are unmeasured as a rule."""
+    """Return the largest measured cell, or None; rows before a task was learned are usually unmeasured."""
     return max([cell for cell in cells if cell is not None], default=None)
 
 
 def _columns(matrix: Matrix, rows: Matrix) -> list[tuple[tuple[Cell, ...], Cell]]:
-    """(its cells in some rows, its last cell) of each task but the last."""
+    """Return (cells in `rows`, cell in the last row of `matrix`) for each task except the last."""
     return list(zip(zip(*rows, strict=True), matrix[-1], strict=True))[:-1] if len(matrix) > 1 else []
 
 

@@ -11,18 +11,18 @@ METRICS = ("f1", "precision", "recall")
 
 
 def score(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """{"f1", "precision", "recall"} of whole entities, micro-averaged, 0 to 100.
+    """Return {"f1", "precision", "recall"} of whole entities, micro-averaged, 0 to 100.
 
-    seqeval's default mode follows conlleval: an I- tag that nothing begins starts an entity of its own.
+    seqeval's default mode follows conlleval: an I- tag that continues no entity starts a new one.
 
     Raises:
-        ValueError: no references, or rows of different numbers or lengths.
+        ValueError: there are no references, or the numbers of rows or their lengths differ.
     """
     same_length(predictions, references)
     for i, (row, words) in enumerate(zip(predictions, references, strict=True)):
         if len(row) != len(words):
             raise ValueError(f"row {i} has {len(row)} predicted tags for {len(words)} words: one is needed for each")
-    from seqeval.metrics import sequence_labeling as seqeval  # imports scikit-learn: slow
+    from seqeval.metrics import sequence_labeling as seqeval  # slow: imports scikit-learn
 
     truth, rows = [list(row) for row in references], [list(row) for row in predictions]
     metrics = (("f1", seqeval.f1_score), ("precision", seqeval.precision_score), ("recall", seqeval.recall_score))
@@ -30,5 +30,5 @@ def score(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[st
 
 
 def signature() -> str:
-    """How the numbers were made."""
+    """Return the library, version and settings that `score` uses."""
     return f"seqeval {version('seqeval')}, default mode (conlleval), average=micro, zero_division=0"

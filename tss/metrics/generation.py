@@ -15,12 +15,12 @@ METRICS = (*NGRAMS, "rougeL", "bleu")
 
 
 def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """{"rouge1", "rouge2", "rougeL", "bleu"}, 0 to 100: ROUGE F with stemming, mean over rows; BLEU of the corpus.
+    """Return {"rouge1", "rouge2", "rougeL", "bleu"}, 0 to 100: mean ROUGE F of the rows with stemming, corpus BLEU.
 
-    ROUGE is that of rouge-score to the last bit; only the longest common subsequence is found by a faster way.
+    ROUGE is bit-identical to rouge-score; only the longest common subsequence is computed with a faster algorithm.
     """
     same_length(predictions, references)
-    from rouge_score.rouge_scorer import RougeScorer  # imports nltk: half a second that only scoring is to pay
+    from rouge_score.rouge_scorer import RougeScorer  # imports nltk, half a second, so import it only for scoring
 
     scorer = RougeScorer(list(NGRAMS), tokenizer=_Words())
     totals = dict.fromkeys((*NGRAMS, "rougeL"), 0.0)
@@ -34,14 +34,14 @@ def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def signature() -> str:
-    """How the numbers were made; for BLEU this is sacrebleu's own signature."""
+    """Return the libraries, versions and settings that `score` uses; for BLEU, sacrebleu's own signature."""
     bleu = _bleu()
     bleu.corpus_score(["a"], [["a"]])  # the number of references is part of the signature
     return f"rouge-score {version('rouge-score')}, stemmer, F, mean over rows; BLEU {bleu.get_signature()}"
 
 
 def rouge_l(reference: Sequence[str], prediction: Sequence[str]) -> float:
-    """ROUGE-L F, 0 to 1, of two lists of words: precision and recall are LCS over the one and the other length."""
+    """Return ROUGE-L F, 0 to 1, of two lists of words: precision (recall) is LCS / length of prediction (reference)."""
     common = lcs_length(reference, prediction)
     if not common:
         return 0.0
@@ -50,10 +50,10 @@ def rouge_l(reference: Sequence[str], prediction: Sequence[str]) -> float:
 
 
 def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, by Hyyro's bit-parallel recurrence on Python's long integers.
+    """Return the length of the longest common subsequence, by Hyyro's bit-parallel recurrence on Python integers.
 
-    Zeros of `row` mark where the table's row, indexed by `a`, steps up; one addition handles a whole row. With
-    the table of Python numbers that rouge-score fills, ROUGE-L was two thirds of the time of scoring summaries.
+    Zero bits of `row` mark where the row of the LCS table, indexed by `a`, increases; one addition computes a whole
+    row. With rouge-score's table of Python numbers, ROUGE-L took two thirds of the time of scoring summaries.
     """
     places: dict[str, int] = {}
     for i, word in enumerate(a):
@@ -67,14 +67,14 @@ def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 class _Words:
-    """The tokenizer that `RougeScorer` takes."""
+    """Tokenizer for `RougeScorer`."""
 
     def tokenize(self, text: str) -> list[str]:
         return _words(text)
 
 
 def _words(text: str) -> list[str]:
-    """Lower-case stems, as rouge-score makes them."""
+    """Return the lower-case stems of a text, as rouge-score computes them."""
     from rouge_score.tokenize import tokenize
 
     return tokenize(text, _stemmer())
@@ -82,7 +82,7 @@ def _words(text: str) -> list[str]:
 
 @functools.cache
 def _stemmer() -> object:
-    """A Porter stemmer that remembers: texts repeat their words."""
+    """Return a Porter stemmer that caches its results, because texts repeat words."""
     from nltk.stem.porter import PorterStemmer
 
     stemmer = PorterStemmer()
@@ -91,5 +91,5 @@ def _stemmer() -> object:
 
 
 def _bleu() -> BLEU:
-    # Replies are often lower-cased and tokenised already; sacrebleu would warn about that on every call.
+    # Replies are often lower-cased and tokenized already, about which sacrebleu would warn on every call.
     return BLEU(force=True)

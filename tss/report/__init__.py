@@ -1,4 +1,4 @@
-"""One self-contained HTML page, plots and tables from finished or unfinished run folders."""
+"""Reports of finished or unfinished run folders: one self-contained HTML page, plots and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of bars: points forgotten by task, bytes kept by task."""
+"""Bar charts: points forgotten per task, bytes kept per task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_SPAN = 1.0
 
 
 def forgetting_picture(runs: Sequence[Run], name: str) -> Picture | None:
-    """How far each task fell between its own row and the last row, one bar per run; None with fewer than two rows."""
+    """Draw how much each task lost from its own row to the last row, one bar per run; None without such a task."""
     tasks = [t for t in all_tasks(runs) if any(drop(run, t) is not None for run in runs)][:MOST_LABELS]
     if not tasks:
         return None
@@ -57,7 +57,7 @@ def _print_heights(axes: Any, places: Sequence[float], heights: Sequence[float |
 
 
 def drop(run: Run, task: str) -> float | None:
-    """a[j][j] - a[last][j] for a task learned before the last measured row, else None."""
+    """Return a[j][j] - a[last][j] for a task learned before the last measured row, otherwise None."""
     j, last = run.places.get(task, -1), run.learned - 1
     if j < 0 or j >= last:
         return None
@@ -66,7 +66,7 @@ def drop(run: Run, task: str) -> float | None:
 
 
 def bytes_picture(run: Run, name: str) -> Picture | None:
-    """Bytes kept for each task, head and the rest apart; None where they were not recorded."""
+    """Draw the bytes kept for each task, with the head separate from the rest; None if they were not recorded."""
     kept = {t: e["bytes"] for t, e in run.by_task("task_end").items() if e.get("bytes")}
     left_out = len(kept) - MOST_LABELS
     kept = dict(list(kept.items())[:MOST_LABELS])

@@ -1,4 +1,4 @@
-"""Puts a report together: what is read, computed and drawn, in the order in which it is shown."""
+"""Build a report: read the runs, compute metrics, draw figures, and write the page, plots and tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOOTER = (
 
 @dataclass(frozen=True)
 class Report:
-    """The HTML file that was written, and one line for each thing in the runs that is not as they wrote it."""
+    """Path of the HTML file, and one line for each part of the runs that is not as they wrote it."""
 
     path: Path
     damage: list[str]
@@ -36,17 +36,16 @@ def build(
     *,
     one: Sequence[Path | str] = (),
 ) -> Report:
-    """Writes the report of one run, or of several side by side.
+    """Write the report of one run, or of several runs side by side.
 
     Args:
-        runs: run folders; the first one gives the headline numbers. Runs cut short are reported as far as they went.
-        output: an `.html` file, or a folder in which `report.html` is written. Plots (SVG) go to `plots/` and tables
-            (CSV) to `tables/` beside it.
+        runs: run folders; the first one gives the headline numbers. Unfinished runs are reported as far as they got.
+        output: an `.html` file, or a folder in which `report.html` is written. Plots (SVG) are written to `plots/` and
+            tables (CSV) to `tables/` next to it.
         one: run folders of single tasks learned alone, for the transfer metric.
 
     Raises:
-        StateError: a folder that is not a run, a run in `one` with more than a single task, or an output that cannot be
-            written.
+        StateError: a folder is not a run, a run in `one` has more than one task, or the output cannot be written.
     """
     folders = [runs] if isinstance(runs, Path | str) else list(runs)
     if not folders:
@@ -80,7 +79,10 @@ def build(
 
 
 def summarise(run: Run, alone: dict[str, float] | None = None) -> dict[str, Any]:
-    """The continual metrics over the tasks learned so far; what needs more than the matrix is the run's own."""
+    """Return the continual metrics over the tasks learned so far.
+
+    Metrics that need more than the matrix come from a complete run's own summary.
+    """
     tasks = run.tasks[: run.learned]
     if not tasks:
         return {}
@@ -92,7 +94,7 @@ def summarise(run: Run, alone: dict[str, float] | None = None) -> dict[str, Any]
 
 
 def _alone(runs: list[Run]) -> dict[str, float]:
-    """Task -> its score learned alone."""
+    """Return task -> its score learned alone."""
     scores: dict[str, float] = {}
     for run in runs:
         if len(run.tasks) != 1:
@@ -105,9 +107,9 @@ def _alone(runs: list[Run]) -> dict[str, float]:
 
 
 def _tell_apart(runs: list[Run]) -> None:
-    """Labels that differ: same labels get the method, then the folder's name, and at last their place appended.
+    """Make labels unique by appending the method to equal ones, then the folder's name, then their position.
 
-    Runs that share one label and differ by method alone are called by their methods.
+    If all runs share one label and have different methods, the methods become the labels.
     """
     if len({run.label for run in runs}) == 1 and len({run.method for run in runs}) == len(runs) > 1:
         for run in runs:

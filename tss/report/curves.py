@@ -1,4 +1,4 @@
-"""Figures of lines: validation by epoch, training loss by step, importance by task."""
+"""Line plots: validation by epoch, training loss by step, importance by task."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Line = list[tuple[float, float]]
 
 
 def learning_picture(runs: Sequence[Run], name: str) -> Picture | None:
-    """Validation by epoch, one small panel per task, one line per run; None without any epoch."""
+    """Draw validation by epoch, one small panel per task, one line per run; None without any epoch."""
     panels = {task: [run for run in runs if _epochs(run, task)] for task in all_tasks(runs)}
     panels = {task: having for task, having in panels.items() if having}
     if not panels:
@@ -56,7 +56,7 @@ def learning_picture(runs: Sequence[Run], name: str) -> Picture | None:
 
 
 def _draw_panel(axes: Any, runs: Sequence[Run], task: str) -> str:
-    """The lines of one task; returns what the validation measures."""
+    """Draw the lines of one task; return the name of the validation metric."""
     metric = ""
     for index, run in enumerate(runs):
         events = _epochs(run, task)
@@ -71,7 +71,7 @@ def _draw_panel(axes: Any, runs: Sequence[Run], task: str) -> str:
 
 
 def loss_picture(run: Run, name: str) -> Picture | None:
-    """Training loss over the steps of the whole sequence, tasks side by side; None without step events."""
+    """Draw the training loss over the steps of the whole sequence, tasks side by side; None without step events."""
     most = max(1, min(POINTS, MOST_POINTS // max(1, len(run.tasks))))
     curves = {task: _loss_curve(run, task, most) for task in run.tasks}
     curves = {task: curve for task, curve in curves.items() if curve}
@@ -80,7 +80,7 @@ def loss_picture(run: Run, name: str) -> Picture | None:
     figure = new_figure(FULL_WIDTH, 2.4)
     axes = figure.add_subplot()
     start, middles, ends = 0.0, [], []
-    lines: tuple[Line, Line] = ([], [])  # thousands of tasks are two lines with gaps, not thousands of lines
+    lines: tuple[Line, Line] = ([], [])  # two lines with gaps, instead of a line for each of thousands of tasks
     for index, (task, curve) in enumerate(curves.items()):
         lines[index % 2].extend((start + step, loss) for step, loss in curve)
         lines[index % 2].append((math.nan, math.nan))
@@ -109,7 +109,7 @@ def loss_picture(run: Run, name: str) -> Picture | None:
 
 
 def capacity_picture(run: Run, name: str) -> Picture | None:
-    """Mean importance after each task, over the layers that any task ran so far; None where it was not recorded."""
+    """Draw the mean importance after each task, over the layers that any task has used; None if not recorded."""
     ends = [end for end in run.by_task("task_end").values() if end.get("importance_mean")]
     if not ends:
         return None
@@ -136,7 +136,7 @@ def capacity_picture(run: Run, name: str) -> Picture | None:
 
 
 def all_tasks(runs: Sequence[Run]) -> list[str]:
-    """Every task of any run, in the order of their first appearance."""
+    """Return the tasks of all runs, in order of first appearance."""
     return list(dict.fromkeys(task for run in runs for task in run.tasks))
 
 
@@ -145,7 +145,7 @@ def _epochs(run: Run, task: str) -> list[dict[str, Any]]:
 
 
 def steps_per_epoch(run: Run, task: str) -> int:
-    """Optimizer steps in one of a task's epochs: as the run told them, else the most that were recorded of one."""
+    """Return the optimizer steps per epoch of a task: as recorded at its start, else the most recorded in an epoch."""
     begin = next(iter(run.of("task_begin", task)), {})
     if begin.get("steps") and begin.get("epochs"):
         return int(begin["steps"]) // int(begin["epochs"])
@@ -153,7 +153,7 @@ def steps_per_epoch(run: Run, task: str) -> int:
 
 
 def _loss_curve(run: Run, task: str, most: int) -> Line:
-    """(steps since the task began, loss), averaged to at most so many points; events count steps in their epoch."""
+    """Return (steps since the task began, loss), averaged to at most `most` points; events count steps in an epoch."""
     events = [e for e in run.of("step", task) if e.get("loss") is not None]
     per_epoch = steps_per_epoch(run, task)
     curve = [(int(e["epoch"]) * per_epoch + int(e["step"]) + 1, float(e["loss"])) for e in events]

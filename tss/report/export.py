@@ -1,4 +1,4 @@
-"""Runs for TensorBoard and Weights & Biases, written by their own packages from what a run folder holds."""
+"""Export of run folders to TensorBoard and Weights & Biases, with those packages."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Scalars = tuple[int, dict[str, float]]
 
 
 def scalars(run: Run) -> Iterator[Scalars]:
-    """The curves of a run: (optimizer steps of the whole run so far, name -> value), in the order of the events.
+    """Yield the curves of a run: (optimizer steps of the whole run so far, name -> value), in the order of the events.
 
-    `train/loss` and `train/score_lr` of steps, `validation/<task>` of epochs, and `test/<task>` after every task.
+    `train/loss` and `train/score_lr` for steps, `validation/<task>` for epochs, and `test/<task>` after every task.
     """
-    before, made = 0, 0  # steps of finished tasks, and of the one that is being learned
+    before, made = 0, 0  # steps of finished tasks, and of the current task
     per_epoch: dict[str, int] = {}
     for event in run.events:
         match event.get("event"):
@@ -36,11 +36,11 @@ def scalars(run: Run) -> Iterator[Scalars]:
 
 
 def to_tensorboard(run: Run, directory: Path) -> Path:
-    """Write a run's curves where TensorBoard finds them.
+    """Write a run's curves to a TensorBoard log directory.
 
     Args:
-        run: any, finished or not.
-        directory: TensorBoard's log directory; the run gets a folder in it, by its label.
+        run: a finished or unfinished run.
+        directory: TensorBoard's log directory; the run gets a folder in it, named after its label.
 
     Returns:
         The run's folder.
@@ -62,14 +62,14 @@ def to_tensorboard(run: Run, directory: Path) -> Path:
 
 
 def to_wandb(run: Run, project: str) -> str:
-    """Upload a run's configuration, curves and summary to Weights & Biases, as its own client is set up to do.
+    """Upload a run's configuration, curves and summary to Weights & Biases, with the settings of its client.
 
     Args:
-        run: any, finished or not.
+        run: a finished or unfinished run.
         project: name of the project.
 
     Returns:
-        The address of the run there, or the folder that `wandb sync` takes where the client is offline.
+        The URL of the run, or the folder for `wandb sync` if the client is offline.
 
     Raises:
         ConfigError: the package wandb is not installed.

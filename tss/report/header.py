@@ -1,4 +1,4 @@
-"""The top of a report: which runs, where they stand, headline numbers, and what ran where."""
+"""Header of a report: the runs, their state, headline numbers, and what ran where."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Summary = dict[str, Any]
 
 
 def title(runs: Sequence[Run]) -> str:
-    """The page's title."""
+    """Return the page's title."""
     names = [run.label for run in runs]
     return f"{runs[0].series}: {' and '.join(names)}" if runs[0].series else " · ".join(names)
 
 
 def header(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
-    """Title, where the run stands, headline numbers, and what ran."""
+    """Return the header: title, state of the run, headline numbers, and what ran."""
     first, summary = runs[0], summaries[0]
     families = list(dict.fromkeys(t.split("/", 1)[0] for t in first.tasks))
     many = "family" if len(families) == 1 else "families"
@@ -58,7 +58,7 @@ def header(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
 
 
 def _of_runs(runs: Sequence[Run], value: Callable[[Run], str]) -> str:
-    """A fact of all runs, or of each where they differ."""
+    """Return a fact common to all runs, or the fact of each run if they differ."""
     values = {run.label: value(run) for run in runs}
     if len(set(values.values())) == 1:
         return value(runs[0])
@@ -66,7 +66,7 @@ def _of_runs(runs: Sequence[Run], value: Callable[[Run], str]) -> str:
 
 
 def _computed(run: Run) -> str:
-    """Precision, device, threads and seed."""
+    """Return precision, device, threads and seed."""
     precision = run.first.get("precision") or run.env.get("precision") or run.config.get("precision")
     device, name = run.first.get("device"), run.env.get("device")
     where = f"{device} ({name})" if device and name and name != device else device or name
@@ -78,7 +78,7 @@ def _computed(run: Run) -> str:
 
 
 def _kept(run: Run) -> str:
-    """Mean bytes that a task keeps, its head and the rest apart."""
+    """Return the mean bytes kept per task, with the head separate from the rest."""
     kept = [end["bytes"] for end in run.by_task("task_end").values() if end.get("bytes")]
     if not kept:
         return "–"

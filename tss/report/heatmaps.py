@@ -1,4 +1,4 @@
-"""Figures in which colour carries the number: the matrix, gates by layer and task, gate overlap."""
+"""Heat maps: the matrix, gates by layer and task, gate overlap."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_ROWS = 40
 
 
 def matrix_picture(run: Run, name: str) -> Picture:
-    """The matrix a[i][j] as a heat map, numbers printed, cells blank where nothing was measured."""
+    """Draw the matrix a[i][j] as a heat map with printed numbers; unmeasured cells are blank."""
     count = len(run.tasks)
     values = np.array(run.matrix, dtype=float)  # None becomes NaN
     values = values.reshape(count, count)
@@ -43,7 +43,7 @@ def matrix_picture(run: Run, name: str) -> Picture:
 def layers_picture(
     per_task: dict[str, dict[str, float]], name: str, *, what: str, scale: float, caption: str
 ) -> Picture | None:
-    """A value of every adapter layer (rows) for every task (columns); None if nothing was recorded."""
+    """Draw a value of every adapter layer (rows) for every task (columns); None if nothing was recorded."""
     layers = list(dict.fromkeys(layer for values in per_task.values() for layer in values))
     if not layers:
         return None
@@ -67,13 +67,13 @@ def layers_picture(
 
 
 def overlap_picture(overlap: Overlap, name: str) -> Picture:
-    """Jaccard index of the gates of every two tasks, lower triangle with the diagonal left out."""
+    """Draw the Jaccard index of the gates of every two tasks: the lower triangle without the diagonal."""
     size = len(overlap.tasks)
     grid = overlap.jaccard.copy()
     grid[np.triu_indices(size)] = np.nan
     mean, expected = overlap.mean_off_diagonal()
     labels = [shorten(t, 22) for t in overlap.tasks]
-    low = min(float(np.nanmin(grid)), expected) - 0.02  # so that the line for chance is inside the colour bar
+    low = min(float(np.nanmin(grid)), expected) - 0.02  # keeps the line for chance inside the colour bar
     figure = heat_map(
         grid[1:, :-1],
         labels[1:],
@@ -96,7 +96,7 @@ def overlap_picture(overlap: Overlap, name: str) -> Picture:
 def hover_texts(
     grid: np.ndarray, rows: Sequence[str], columns: Sequence[str], form: str, digits: int = 2
 ) -> list[list[str]]:
-    """What every cell says where the pointer rests: its row, its column and its value in full names and digits."""
+    """Return the hover text of each cell: row, column and value, with full names and digits; none for large maps."""
     if grid.size > MOST_HOVERS or is_large(grid):
         return []
     return [
@@ -109,7 +109,7 @@ def hover_texts(
 
 
 def is_large(grid: np.ndarray) -> bool:
-    """Whether a map is drawn as an image, its cells averaged."""
+    """Return whether a map is drawn as an image of averaged cells."""
     return grid.size > MOST_CELLS or grid.shape[1] > MOST_COLUMNS
 
 
@@ -125,13 +125,13 @@ def heat_map(
     digits: int = 1,
     mark: float | None = None,
 ) -> Figure:
-    """A labelled heat map with printed numbers that stays legible from 2 to 40 columns.
+    """Draw a labelled heat map with printed numbers, legible from 2 to 40 columns.
 
     Args:
         grid: float array (rows, columns); NaN stays blank.
         bounds: values at the two ends of the colour bar.
         bar: label of the colour bar, with its unit.
-        wide, tall: the largest cell in inches; cells shrink until the figure is `FULL_WIDTH` inches wide.
+        wide, tall: maximum cell size in inches; cells shrink until the figure is `FULL_WIDTH` inches wide.
         mark: a value to mark on the colour bar.
     """
     import matplotlib
@@ -170,7 +170,7 @@ def heat_map(
 def _large_map(
     grid: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, bounds: tuple[float, float], bar: str
 ) -> Figure:
-    """A map of very many cells: means of equal blocks as an image, names of a few rows and columns."""
+    """Draw a map with very many cells: block means as an image, with names of some rows and columns."""
     import matplotlib
 
     down, across = (-(-count // MOST_PIXELS) for count in grid.shape)
@@ -210,7 +210,7 @@ def _align(axes, count_columns: int) -> None:  # noqa: ANN001
 
 
 def _print_numbers(axes, grid: np.ndarray, bounds: tuple[float, float], font: float, digits: int) -> None:  # noqa: ANN001
-    """One number per cell, dark on the bright end of the map and light on the dark one."""
+    """Print one number per cell, black on bright colours and white on dark ones."""
     low, high = bounds
     for (i, j), value in np.ndenumerate(grid):
         if np.isnan(value):
@@ -218,4 +218,4 @@ def _print_numbers(axes, grid: np.ndarray, bounds: tuple[float, float], font: fl
         bright = (value - low) / (high - low) > 0.62
         colour = "#000000" if bright else "#ffffff"
         text = axes.text(j + 0.5, i + 0.5, number(value, digits), ha="center", va="center", fontsize=font, color=colour)
-        text.set_in_layout(False)  # inside its cell anyway; measuring thousands of them is slow
+        text.set_in_layout(False)  # inside its cell anyway, and measuring thousands is slow

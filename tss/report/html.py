@@ -1,4 +1,4 @@
-"""The few HTML elements a report is made of; every text that comes from a run is escaped here."""
+"""HTML elements of a report; all text that comes from a run is escaped here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tss.report.tables import Table, text
 
 
 def page(title: str, body: Sequence[str]) -> str:
-    """A whole document that needs no other file: the style sheet is inside."""
+    """Return a self-contained document that includes the style sheet."""
     css = (resources.files("tss.report") / "report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -24,13 +24,13 @@ def page(title: str, body: Sequence[str]) -> str:
 
 
 def element(tag: str, content: str, css: str = "") -> str:
-    """An element around plain text."""
+    """Return an element that contains plain text."""
     start = f'<{tag} class="{css}">' if css else f"<{tag}>"
     return f"{start}{escape(content)}</{tag}>"
 
 
 def section(title: str, parts: Sequence[str]) -> str:
-    """A part of the page with a heading that `anchors` can point at; nothing if all its parts are empty."""
+    """Return a section with a heading and an id from `anchor`; an empty string if all its parts are empty."""
     filled = [part for part in parts if part]
     if not filled:
         return ""
@@ -38,28 +38,28 @@ def section(title: str, parts: Sequence[str]) -> str:
 
 
 def anchor(title: str) -> str:
-    """The id of a section."""
+    """Return the id of a section."""
     return "".join(c if c.isalnum() else "-" for c in title.lower())
 
 
 def navigation(titles: Sequence[str]) -> str:
-    """Links to the sections."""
+    """Return links to the sections."""
     return "<nav>" + " ".join(f'<a href="#{anchor(t)}">{escape(t)}</a>' for t in titles) + "</nav>"
 
 
 def card(what: str, value: str, how: str, css: str = "") -> str:
-    """One headline number."""
+    """Return one headline number."""
     inner = f'<span class="what">{escape(what)}</span><b>{escape(value)}</b><span class="how">{escape(how)}</span>'
     return f'<div class="card {css}">{inner}</div>'
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
-    """A list of names and values."""
+    """Return a list of names and values."""
     return '<dl class="facts">' + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in pairs) + "</dl>"
 
 
 def figure(picture: Picture | None, least: int = 0) -> str:
-    """A figure with its caption; narrower screens than `least` pixels scroll it sideways."""
+    """Return a figure with its caption; screens narrower than `least` pixels scroll it horizontally."""
     if picture is None:
         return ""
     style = f"width:{picture.width}px;max-width:max(100%,{min(least, picture.width)}px)"
@@ -69,7 +69,7 @@ def figure(picture: Picture | None, least: int = 0) -> str:
 
 
 def table(data: Table | None, colours: bool = False) -> str:
-    """A table with its caption; with `colours` each row's first cell carries its run's colour."""
+    """Return a table with its caption; with `colours`, the first cell of each row shows its run's colour."""
     if data is None or not data.rows:
         return ""
     formats = list(data.columns.values())
@@ -93,10 +93,10 @@ def table(data: Table | None, colours: bool = False) -> str:
 
 
 def opened(title: str, content: str) -> str:
-    """HTML that shows on a click."""
+    """Return HTML content that opens on a click."""
     return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
 def folded(title: str, content: str) -> str:
-    """A block of preformatted text that opens on a click."""
+    """Return a block of preformatted text that opens on a click."""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(content)}</pre></details>"

@@ -1,4 +1,4 @@
-"""Short names that fit a figure."""
+"""Short names for figures, and formatting of numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAMILIES = {
 
 
 def shorten(name: str, limit: int = 26) -> str:
-    """`name` with its middle replaced by an ellipsis if it is longer than `limit` characters."""
+    """Replace the middle of `name` by an ellipsis if it is longer than `limit` characters."""
     if len(name) <= limit:
         return name
     tail = (limit - 1) // 2
@@ -23,7 +23,7 @@ def shorten(name: str, limit: int = 26) -> str:
 
 
 def distinct_parts(names: Sequence[str]) -> list[str]:
-    """Dotted names without the parts that all of them share: `model.encoder.layers.0.tss.down` -> `encoder.0.down`."""
+    """Remove the parts that all dotted names share: `model.encoder.layers.0.tss.down` -> `encoder.0.down`."""
     split = [name.split(".") for name in names]
     if len(split) < 2:
         return list(names)
@@ -33,7 +33,7 @@ def distinct_parts(names: Sequence[str]) -> list[str]:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds for people: `4.2 s`, `3 min 05 s`, `2 h 14 min`."""
+    """Format seconds: `4.2 s`, `3 min 05 s`, `2 h 14 min`."""
     if seconds is None:
         return "–"
     if seconds < 60:
@@ -45,7 +45,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(count: float | None) -> str:
-    """Bytes for people, in binary units: `393 KiB`."""
+    """Format bytes in binary units: `393 KiB`."""
     if count is None:
         return "–"
     for unit in ("B", "KiB", "MiB"):
@@ -56,7 +56,7 @@ def size(count: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
-    """A fixed-point number, `–` where there is none; a rounded zero has no minus sign."""
+    """Format a fixed-point number, `–` for None; a rounded zero has no minus sign."""
     if value is None:
         return "–"
     value = round(float(value), digits) + 0.0

@@ -1,4 +1,4 @@
-"""How much of their gates two tasks share, against what chance would give."""
+"""Overlap of the gates of two tasks, compared with chance."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Packed = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Overlap:
-    """Pairwise gate overlap of T tasks; float64 arrays (T, T), symmetric, 1 on the diagonal of `jaccard`.
+    """Pairwise gate overlap of T tasks: symmetric float64 arrays (T, T), with 1 on the diagonal of `jaccard`.
 
     Attributes:
-        tasks: the names, in order.
+        tasks: names of the tasks, in order.
         jaccard: |A and B| / |A or B| over all gates of all layers.
-        expected: the Jaccard index of gates with the same densities per layer that know nothing of each other.
+        expected: the Jaccard index of independent gates with the same densities per layer.
     """
 
     tasks: list[str]
@@ -24,16 +24,16 @@ class Overlap:
     expected: np.ndarray
 
     def mean_off_diagonal(self) -> tuple[float, float]:
-        """(mean Jaccard, mean expected Jaccard) over pairs of different tasks."""
+        """Return (mean Jaccard, mean expected Jaccard) over pairs of different tasks."""
         above = np.triu_indices(len(self.tasks), k=1)
         return float(self.jaccard[above].mean()), float(self.expected[above].mean())
 
 
 def gate_overlap(gates: dict[str, Packed]) -> Overlap | None:
-    """Overlap between every two tasks, from packed bits; None with fewer than two tasks.
+    """Compute the overlap of every two tasks from packed gates; None with fewer than two tasks.
 
-    Padding bits are zero and so count on neither side; a layer's number of gates is taken as 8 bits per byte, which is
-    exact when in_features is a multiple of 8.
+    Padding bits are zero and so in neither set; a layer's number of gates is computed as 8 per byte, which is exact if
+    in_features is a multiple of 8.
     """
     tasks = list(gates)
     if len(tasks) < 2:

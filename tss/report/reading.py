@@ -1,4 +1,4 @@
-"""Run folders, whole or cut short, as a report knows them: the state is believed first, and what differs is told."""
+"""Read finished or unfinished run folders for a report; the state takes precedence, and differences are reported."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ EXAMPLES, MOST_EXAMPLES = 3, 60
 
 
 def read_run(folder: Path | str) -> Run:
-    """Reads a run folder; what is missing is noted in the report, and what was changed since the run wrote it, too.
+    """Read a run folder; missing files, and files changed since the run wrote them, are noted in the result.
 
-    The state, which holds its own checksum and those of the other files, is believed before all of them.
+    The state, which contains its own checksum and those of other files, takes precedence over all of them.
 
     Raises:
-        StateError: the folder does not exist, or holds neither `matrix.json` nor `events.jsonl`.
+        StateError: the folder does not exist, or has neither a readable `matrix.json` nor `events.jsonl`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -73,7 +73,7 @@ def read_run(folder: Path | str) -> Run:
 
 
 def _read_state(files: RunFolder, damage: list[str]) -> RunState | None:
-    """The state of a run, if it can be believed; what differs from it is damage."""
+    """Return the state of a run, or None if it is missing or damaged; add differences from it to `damage`."""
     if not files.state.is_file():
         damage.append("state/run.json is missing, so nothing of this run can be checked.")
         return None
@@ -87,7 +87,7 @@ def _read_state(files: RunFolder, damage: list[str]) -> RunState | None:
 
 
 def _matrix(run: Run, matrix_file: dict[str, Any], state: RunState | None) -> Matrix:
-    """What was measured: by the state, else by the events, else by the file; a cell that says otherwise is damage."""
+    """Return the matrix from the state, else from the events, else from the file; contradicting cells are damage."""
     size, place = len(run.tasks), {task: index for index, task in enumerate(run.tasks)}
     stored = matrix_file.get("matrix")
     rows = [row if isinstance(row, list) else [] for row in (stored if isinstance(stored, list) else [])[:size]]
@@ -150,7 +150,7 @@ def _read_yaml(path: Path, notes: list[str], damage: list[str]) -> dict[str, Any
 
 
 def _read_events(path: Path, notes: list[str], damage: list[str], state: RunState | None) -> list[dict[str, Any]]:
-    """Every whole line; a crash can leave half a line at the end, which is left out and noted."""
+    """Return the events of all complete lines; a partial line, as left by a crash, is skipped and noted."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -173,14 +173,15 @@ def _read_events(path: Path, notes: list[str], damage: list[str], state: RunStat
         except ValueError:
             notes.append(f"{path.name}:{number} is not a whole JSON line and is left out.")
             continue
-        # what follows the saved state is about to be done again, and nothing vouches for it: it is drawn, not counted
+        # events after the saved state are repeated on resume and not covered by a checksum: keep only those that are
+        # drawn, not counted
         if isinstance(value, dict) and (kept or value.get("event") in ("step", "epoch")):
             events.append(value)
     return events
 
 
 def _read_task_files(run: Run, state: RunState | None) -> None:
-    """Packed gates (the two-dimensional uint8 tensors of a task's file) and signatures of the sealed tasks."""
+    """Read packed gates (the two-dimensional uint8 tensors of a task's file) and signatures of the sealed tasks."""
     from tss.adapters.storage import read_tensors
     from tss.tasks import kind_from_dict
 
@@ -209,7 +210,7 @@ def _read_task_files(run: Run, state: RunState | None) -> None:
 
 
 def _read_examples(run: Run) -> None:
-    """The first predictions of each task, of those that a report has room for."""
+    """Read the first predictions of each task, up to `MOST_EXAMPLES` tasks."""
     for place, task in enumerate(run.tasks[:MOST_EXAMPLES]):
         path = RunFolder(run.folder).predictions(place, task)
         try:

@@ -1,4 +1,4 @@
-"""One run in memory: what a report asks of it."""
+"""One run in memory, as a report uses it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ KEPT = {"own": "adapter's weights", "lora": "LoRA's weights", "masked": "gates o
 class Run:
     """One run folder in memory.
 
-    `matrix[i][j]` is the main metric (0 to 100) of task j after task i, None where unmeasured; rows that a run
-    never reached hold None alone. `gates[task][layer]` is the packed uint8 tensor (out, ceil(in / 8));
-    `examples[task]` holds the first predictions on its test split after the last task, each with its reference;
-    `series` is what runs called by their methods have in common;
-    `notes` say what is missing, `damage` what is not as the run wrote it;
-    `signatures[kind]` says how this installation computes the scores of a kind of task.
+    `matrix[i][j]` is the main metric (0 to 100) of task j after task i, None if unmeasured; rows that a run never
+    reached contain only None. `gates[task][layer]` is the packed uint8 tensor (out, ceil(in / 8));
+    `examples[task]` contains the first predictions on its test split after the last task, each with its reference;
+    `series` is the common label of runs that are labelled by their methods;
+    `notes` describe what is missing, `damage` what is not as the run wrote it;
+    `signatures[kind]` describes how this installation computes the scores of a kind of task.
     """
 
     folder: Path
@@ -62,30 +62,30 @@ class Run:
         return table
 
     def of(self, event: str, task: str | None = None) -> list[dict[str, Any]]:
-        """The events of one name, and of one task if that is given, in the order in which they were written."""
+        """Return the events of one name, and of one task if given, in the order in which they were written."""
         return self._by_name.get(event, []) if task is None else self._by_task.get((event, task), [])
 
     def by_task(self, event: str) -> dict[str, dict[str, Any]]:
-        """The last event of one name for each task."""
+        """Return the last event of one name for each task."""
         return {str(e.get("task")): e for e in self.of(event)}
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """Task -> its place in the sequence."""
+        """Task -> its position in the sequence."""
         return {task: place for place, task in enumerate(self.tasks)}
 
     @property
     def joint(self) -> bool:
-        """Whether all tasks were learned together, so that the matrix has a last row alone."""
+        """Whether all tasks were learned together, so that only the last row of the matrix is measured."""
         return bool(self.first.get("joint"))
 
     def own(self, place: int) -> float | None:
-        """What the task at a place of the sequence scored just after it was learned; None where all came at once."""
+        """Return the score of the task at a position just after it was learned; None if all were learned together."""
         return None if self.joint else self.matrix[place][place]
 
     @cached_property
     def learned(self) -> int:
-        """How many tasks have a measured score of their own: the rows of the matrix that exist."""
+        """Number of tasks with a measured score of their own: the existing rows; all or none in a joint run."""
         if self.joint:
             return len(self.tasks) if None not in self.matrix[-1] else 0
         return sum(j < len(self.matrix) and self.matrix[j][j] is not None for j in range(len(self.tasks)))
@@ -97,7 +97,7 @@ class Run:
 
     @property
     def soft_mask(self) -> str:
-        """Where the soft mask was applied, in words."""
+        """Description of where the soft mask was applied."""
         if self.method != "tss":
             return "not used by this method"
         site = dict(self.config.get("method_options") or {}).get("soft_mask", "gradient")
@@ -109,7 +109,7 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """Wall-clock seconds of the whole run, summed over tasks if the run was cut short."""
+        """Wall-clock seconds of the whole run, summed over tasks if the run has not ended."""
         ends = self.of("run_end")
         if ends and ends[-1].get("seconds") is not None:
             return float(ends[-1]["seconds"])
@@ -119,22 +119,22 @@ class Run:
         return sum(parts) if parts else None
 
     def square(self) -> Matrix:
-        """The square part of the matrix over the tasks learned so far."""
+        """Return the square part of the matrix over the tasks learned so far."""
         count = self.learned
         return [list(row[:count]) for row in self.matrix[:count]]
 
     @property
     def first(self) -> dict[str, Any]:
-        """What was told when the run began."""
+        """The event of the run's start, or an empty dict."""
         return next(iter(self.of("run_begin")), {})
 
     def kept_epoch(self, task: str) -> dict[str, Any]:
-        """What was told of the epoch whose state a task kept; empty where it is not known."""
+        """Return the event of the epoch whose state a task kept; empty if unknown."""
         best = self.by_task("task_end").get(task, {}).get("best_epoch")
         return next((e for e in reversed(self.of("epoch", task)) if e.get("epoch") == best), {})
 
     def adapters_used(self, task: str) -> str | None:
-        """Which of the adapters a task ran: "all", the stack that has them, or how many; None where it is not known."""
+        """Return which adapters a task used: "all", the stack that has them, or their number; None if unknown."""
         end = self.by_task("task_end").get(task, {})
         layers = end.get("layers") or list(end.get("density") or {})
         if self.joint or not layers:
@@ -150,7 +150,7 @@ class Run:
 
     @property
     def kept(self) -> str:
-        """What a task keeps beside its head, by the method."""
+        """Description of what the method keeps for a task in addition to its head."""
         method = METHODS.get(self.method)
         if method is None:
             return "gates or weights"

@@ -1,4 +1,4 @@
-"""The parts of a report, each from the runs alone; a part that has nothing to show is left out."""
+"""Sections of a report, each generated from the runs only; a section without content is omitted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NOT_RUN = (
 
 @dataclass
 class Part:
-    """One section: its title, its HTML pieces in order, and what is written beside the page."""
+    """One section: its title, its HTML parts in order, and the pictures and tables written next to the page."""
 
     title: str
     parts: list[str] = field(default_factory=list)
@@ -46,13 +46,13 @@ class Part:
     tables: list[Table] = field(default_factory=list)
 
     def draw(self, picture: Picture | None, least: int = 0) -> None:
-        """Adds a figure, if there is one."""
+        """Add a figure, if there is one."""
         if picture is not None:
             self.pictures.append(picture)
             self.parts.append(html.figure(picture, least))
 
     def draw_beside(self, pictures: Sequence[Picture | None], least: int = 0) -> None:
-        """Adds figures that stand side by side where all are narrow and the page is wide, else below each other."""
+        """Add figures, side by side if all are narrow and the page is wide, otherwise below each other."""
         there = [picture for picture in pictures if picture is not None]
         narrow = all(picture.width <= HALF_PAGE for picture in there)
         self.pictures += there
@@ -60,19 +60,19 @@ class Part:
         self.parts.append(f'<div class="pair">{figures}</div>' if narrow else figures)
 
     def tabulate(self, table: Table | None, *, show: bool = True, colours: bool = False) -> None:
-        """Adds a table, if there is one; with `show` off it is only written as CSV."""
+        """Add a table, if there is one; with `show=False` it is only written as CSV."""
         if table is not None and table.rows:
             self.tables.append(table)
             if show:
                 self.parts.append(html.table(table, colours))
 
     def say(self, tag: str, content: str, css: str = "") -> None:
-        """Adds a line of text."""
+        """Add a line of text."""
         self.parts.append(html.element(tag, content, css))
 
 
 def assemble(runs: Sequence[Run], summaries: Sequence[Summary], alone: dict[str, float]) -> list[Part]:
-    """All parts that have something to show."""
+    """Return all sections that have content."""
     parts = [
         _comparison(runs, summaries, alone),
         _matrices(runs),
@@ -129,7 +129,7 @@ def _examples(runs: Sequence[Run]) -> Part:
 
 
 def _names(runs: Sequence[Run]) -> Part:
-    """What the short names of methods, families and metrics stand for."""
+    """Return the section that explains the short names of methods, families and metrics."""
     part = Part("What the names mean")
     methods = [name for name in dict.fromkeys(run.method for run in runs) if name in METHODS]
     families = [
@@ -142,7 +142,7 @@ def _names(runs: Sequence[Run]) -> Part:
 
 
 def _about(method: type[Method]) -> str:
-    """The first line that its file says of a method, without its name."""
+    """Return the first docstring line of a method's module, without the method's name."""
     line = (inspect.getdoc(inspect.getmodule(method)) or "").split("\n", 1)[0]
     return line.partition(": ")[2] or line
 
@@ -216,7 +216,7 @@ def _settings(runs: Sequence[Run]) -> Part:
 
 
 def _signatures(run: Run) -> list[tuple[str, str]]:
-    """What was measured on how many tasks, and with which libraries and settings."""
+    """Return the metrics with their number of tasks, and the libraries and settings that computed them."""
     by_metric: dict[str, list[str]] = {}
     for task, metric in run.main.items():
         if metric:
@@ -226,5 +226,5 @@ def _signatures(run: Run) -> list[tuple[str, str]]:
 
 
 def _named(kind: str, runs: Sequence[Run], index: int) -> str:
-    """The name of a picture or table, numbered where several runs are shown."""
+    """Return the name of a picture or table, numbered if several runs are shown."""
     return kind if len(runs) == 1 else f"{kind}-{index + 1}"

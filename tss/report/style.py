@@ -1,4 +1,4 @@
-"""How figures look, and how they become SVG that follows the page's light or dark colours."""
+"""Style of the figures, and their conversion to SVG that follows the page's light or dark colours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID = "#1b1d22", "#5d626b", "#d9dce1"
-# Okabe and Ito's colours, which all common forms of colour blindness keep apart; one per run, in order.
+# Okabe and Ito's colours, distinguishable with all common forms of colour blindness; one per run, in order.
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 LineStyle = Literal["-", "--", "-.", ":"]
 LINE_STYLES: tuple[LineStyle, ...] = ("-", "--", "-.", ":")
@@ -32,10 +32,10 @@ class Picture:
     """One figure.
 
     Attributes:
-        name: file name without ending, unique in a report.
+        name: file name without extension, unique in a report.
         svg: a standalone SVG document in the light colours.
         width: natural width in CSS pixels.
-        caption: what one sees, plain text.
+        caption: description in plain text.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Picture:
     caption: str
 
     def inline(self) -> str:
-        """The SVG element alone, in the page's colours and fonts, with ids that no other figure of the page has."""
+        """Return the SVG element only, with the page's colours and fonts, and ids that are unique in the page."""
         body = self.svg[self.svg.index("<svg") :]
         body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
         body = (
@@ -62,7 +62,7 @@ class Picture:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Matplotlib's settings for the figures of a report, restored afterwards. Text stays text, never mathematics."""
+    """Set Matplotlib's settings for a report's figures, restored afterwards. Text is never parsed as mathematics."""
     import matplotlib
 
     settings: dict[Any, Any] = {
@@ -100,7 +100,7 @@ def drawing() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of the given size in inches with its own canvas: no pyplot, no global state."""
+    """Create an empty figure of the given size in inches with its own canvas: no pyplot, no global state."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -110,13 +110,13 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def picture(figure: Figure, name: str, caption: str, cells: Sequence[Sequence[str]] = ()) -> Picture:
-    """Renders a figure. The SVG holds no date, so the same run gives the same bytes.
+    """Render a figure. The SVG contains no date, so that the same run gives the same bytes.
 
     Args:
-        figure: drawn on its first axes.
-        name: of the file.
-        caption: what one sees.
-        cells: for a map of cells the texts that are shown where the pointer rests, row by row; none where it is empty.
+        figure: the figure; hover texts refer to its first axes.
+        name: name of the file.
+        caption: description in plain text.
+        cells: hover texts of the cells of a heat map, row by row; no hover for an empty text.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -129,7 +129,7 @@ def picture(figure: Figure, name: str, caption: str, cells: Sequence[Sequence[st
 
 
 def _hovers(figure: Figure, cells: Sequence[Sequence[str]]) -> str:
-    """Invisible rectangles over the cells of a map, each with its text: browsers show it without a script."""
+    """Return invisible rectangles over the cells of a map, each with its text, which browsers show without a script."""
     place, (width, height) = figure.axes[0].get_position(), figure.get_size_inches() * 72
     tall, wide = place.height * height / len(cells), place.width * width / len(cells[0])
     left, top = place.x0 * width, (1 - place.y1) * height
@@ -143,17 +143,17 @@ def _hovers(figure: Figure, cells: Sequence[Sequence[str]]) -> str:
 
 
 def run_colour(index: int) -> str:
-    """The colour of the run at this place; runs past the sixth share colours and differ by line style."""
+    """Return the colour of the run at this index; runs after the sixth reuse colours and differ by line style."""
     return RUN_COLOURS[index % len(RUN_COLOURS)]
 
 
 def run_style(index: int) -> LineStyle:
-    """The line style of the run at this place."""
+    """Return the line style of the run at this index."""
     return LINE_STYLES[index % len(LINE_STYLES)]
 
 
 def run_legend(figure: Figure, labels: Sequence[str], *, lines: bool) -> None:
-    """A legend above the panels, only where there is something to tell apart; dashes where the figure draws lines."""
+    """Add a legend above the panels if there are several runs; with line samples if the figure draws lines."""
     if len(labels) < 2:
         return
     from matplotlib.lines import Line2D

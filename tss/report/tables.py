@@ -1,4 +1,4 @@
-"""The report's tables: raw values for CSV, rounded text for the page."""
+"""Tables of the report: raw values for CSV, rounded text for the page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ METRIC_NAMES = {
 
 
 def text(value: Any) -> str:
-    """A value as it is, `–` where there is none."""
+    """Format a value unchanged, `–` for None."""
     return "–" if value is None else str(value)
 
 
@@ -41,11 +41,11 @@ class Table:
     """A table with raw values.
 
     Attributes:
-        name: CSV file name without ending.
-        columns: header -> how a raw value becomes text; columns with another format than `text` are set as numbers.
-        rows: raw values, None where there is none.
+        name: CSV file name without extension.
+        columns: header -> function that formats a raw value; columns with another format than `text` show numbers.
+        rows: raw values, None if missing.
         caption: plain text below the table.
-        wide: columns of texts that break into lines.
+        wide: columns of texts that wrap into lines.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Table:
     wide: tuple[str, ...] = ()
 
     def csv(self) -> str:
-        """The raw values, empty cells for None, floats in full."""
+        """Return the raw values as CSV, with empty cells for None and floats in full precision."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(self.columns)
@@ -63,40 +63,40 @@ class Table:
         return buffer.getvalue()
 
     def without_empty_columns(self) -> Table:
-        """The same table less the columns (other than the first) in which no row has a value."""
+        """Return the table without columns (other than the first) in which no row has a value."""
         keep = [i for i in range(len(self.columns)) if i == 0 or any(row[i] is not None for row in self.rows)]
         columns = list(self.columns.items())
         return Table(self.name, dict(columns[i] for i in keep), [[r[i] for i in keep] for r in self.rows], self.caption)
 
 
 def points(value: float | None) -> str:
-    """A score or mean of scores, two digits."""
+    """Format a score or mean of scores with two decimals."""
     return number(value, 2)
 
 
 def change(value: float | None) -> str:
-    """A difference of scores, signed."""
+    """Format a difference of scores with its sign."""
     return number(value, 2, signed=True)
 
 
 def percent(value: float | None) -> str:
-    """A share in [0, 1] as a percentage."""
+    """Format a fraction in [0, 1] as a percentage."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def count(value: float | None) -> str:
-    """A whole number with thin spaces between thousands."""
+    """Format a whole number with spaces between thousands."""
     return "–" if value is None else f"{int(value):,}".replace(",", " ")
 
 
 def matrix_table(run: Run, name: str) -> Table:
-    """The matrix itself: one row per task learned, one column per task tested."""
+    """Return the matrix: one row per task learned, one column per task tested."""
     rows = [[task, *values] for task, values in zip(run.tasks, run.matrix, strict=True)]
     return Table(name, {"after": text, **dict.fromkeys(run.tasks, points)}, rows)
 
 
 def metrics_table(runs: Sequence[Run], summaries: Sequence[dict[str, float | None]], name: str) -> Table:
-    """The continual metrics, one row per run."""
+    """Return the continual metrics, one row per run."""
     keys = [k for k in METRIC_NAMES if any(s.get(k) is not None for s in summaries)]
     formats: dict[str, Format] = {METRIC_NAMES[k]: points if k in ("average", "learning") else change for k in keys}
     columns = {"run": text, "method": text, "tasks": text, **formats, "time": duration}
@@ -113,7 +113,7 @@ def metrics_table(runs: Sequence[Run], summaries: Sequence[dict[str, float | Non
 
 
 def seeds_table(runs: Sequence[Run], summaries: Sequence[dict[str, float | None]], name: str) -> Table | None:
-    """Mean and standard deviation over runs that differ in nothing but seed and task order; None without such runs."""
+    """Return mean and standard deviation over runs that differ only in seed or task order; None without such runs."""
     groups: dict[tuple[str, ...], list[dict[str, float | None]]] = {}
     for run, summary in zip(runs, summaries, strict=True):
         if run.complete:
@@ -144,7 +144,7 @@ def seeds_table(runs: Sequence[Run], summaries: Sequence[dict[str, float | None]
 
 
 def families_table(runs: Sequence[Run], name: str) -> Table:
-    """Means over each family, own row and last row, beside the plain mean over tasks."""
+    """Return means over each family, just after learning and in the last row, together with the mean over tasks."""
     families = list(dict.fromkeys(_family(t) for run in runs for t in run.tasks[: run.learned]))
     columns: dict[str, Format] = {"family": text, "tasks": text}
     for run in runs:
@@ -165,7 +165,7 @@ def families_table(runs: Sequence[Run], name: str) -> Table:
 
 
 def tasks_table(run: Run, name: str) -> Table:
-    """What each task is, how well it was learned, and what is left of it at the end."""
+    """Return a table of the tasks: what each is, how well it was learned, and its score at the end."""
     ends, begins = run.by_task("task_end"), run.by_task("task_begin")
     table = Table(
         name,
@@ -202,7 +202,7 @@ def tasks_table(run: Run, name: str) -> Table:
 
 
 def cost_table(run: Run, name: str) -> Table | None:
-    """Time, memory and bytes of each task; None if nothing was recorded."""
+    """Return time, memory and bytes of each task; None if nothing was recorded."""
     ends = run.by_task("task_end")
     if not ends:
         return None
@@ -244,13 +244,13 @@ def cost_table(run: Run, name: str) -> Table | None:
 
 
 def of_layers_run(end: dict[str, Any], key: str) -> dict[str, float]:
-    """A value by layer, of the layers that the task runs."""
+    """Return layer -> value for the layers that the task uses."""
     unused = set(end.get("unused") or ())
     return {layer: value for layer, value in (end.get(key) or {}).items() if layer not in unused}
 
 
 def examples_table(run: Run, name: str) -> Table:
-    """The first predictions on each task's test split beside the right answers."""
+    """Return the first predictions on each task's test split next to the correct answers."""
     rows = [
         [task, number, _shown(reference), _shown(prediction), "yes" if prediction == reference else "no"]
         for task, pairs in run.examples.items()
@@ -264,20 +264,20 @@ def examples_table(run: Run, name: str) -> Table:
 
 
 def _shown(answer: Any) -> str:
-    """An answer as text, cut where it is long: a label, tags joined by blanks, or what was written."""
+    """Format an answer as text, truncated if long: a label, tags joined by spaces, or generated text."""
     words = " ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
     return words if len(words) <= MOST_LETTERS else f"{words[: MOST_LETTERS - 1]}…"
 
 
 def layers_table(per_task: dict[str, dict[str, float]], name: str) -> Table:
-    """A value of every adapter layer (rows) for every task (columns)."""
+    """Return a value of every adapter layer (rows) for every task (columns)."""
     layers = list(dict.fromkeys(layer for values in per_task.values() for layer in values))
     rows = [[layer, *(values.get(layer) for values in per_task.values())] for layer in layers]
     return Table(name, {"layer": text, **dict.fromkeys(per_task, points)}, rows)
 
 
 def overlap_table(overlap: Overlap, name: str) -> Table:
-    """Jaccard index of the gates of every two tasks."""
+    """Return the Jaccard index of the gates of every two tasks."""
     rows = [[task, *map(float, overlap.jaccard[i])] for i, task in enumerate(overlap.tasks)]
     return Table(name, {"task": text, **dict.fromkeys(overlap.tasks, points)}, rows)
 

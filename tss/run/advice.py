@@ -20,15 +20,15 @@ def before_training(
     targets: Sequence[int] = (),
     longest: int | None = None,
 ) -> list[str]:
-    """What the data says against the settings of a task.
+    """Return warnings about a task's settings, given its data.
 
     Args:
-        settings: of the task.
+        settings: settings of the task.
         kind: classification, extraction or generation.
         validation: number of validation examples.
-        sources: tokens kept of each training source.
-        targets: tokens kept of each training target; empty for labelled tasks.
-        longest: most tokens that the backbone reads; None: no limit.
+        sources: number of tokens kept of each training source.
+        targets: number of tokens kept of each training target; empty for labelled tasks.
+        longest: maximum number of tokens that the backbone reads; None: no limit.
     """
     found = []
     if validation < FEW_EXAMPLES:
@@ -53,13 +53,14 @@ def before_training(
 
 
 def after_training(settings: TaskSettings, *, metric: str, best: float, flipped: Mapping[str, float]) -> list[str]:
-    """What the course of the training says against the settings of a task.
+    """Return warnings about a task's settings, given the course of its training.
 
     Args:
-        settings: of the task.
-        metric: name of what validation measured, "loss" among them.
+        settings: settings of the task.
+        metric: name of the validation metric, or "loss".
         best: its value after the best epoch.
-        flipped: share of the gates that changed since the task began, by layer that the task uses; empty without gates.
+        flipped: fraction of the gates that changed since the task began, for each layer that the task uses; empty
+            without gates.
     """
     found = []
     if metric != "loss" and best == 0:

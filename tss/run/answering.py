@@ -1,4 +1,4 @@
-"""Rows of many tasks answered together: which of them may share a batch, one pass for each, and how sure it is."""
+"""Joint prediction for rows of many tasks: which rows may share a batch, one pass per batch, and confidences."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """An input of a task, ready to be answered.
+    """Encoded input of a task, ready for prediction.
 
     Attributes:
-        task: that answers.
-        kind: of the task, with the decoding that is asked for.
-        example: what was given.
+        task: name of the task.
+        kind: kind of the task, with the requested decoding settings.
+        example: the example as given.
         encoded: its tokens.
-        size: rows that a batch with it may have.
-        cut: whether the input is longer than what its task reads, as far as somebody asked.
-        on_text: is told the text so far, on the thread of the model, whenever a greedy search has found more of it.
+        size: maximum number of rows in a batch with this row.
+        cut: whether the input is longer than what its task reads; False if this was not checked.
+        on_text: called with the text so far, on the model's thread, whenever a greedy search has found more of it.
     """
 
     task: str
@@ -50,11 +50,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Answer:
-    """A prediction, and what is told beside it.
+    """Prediction with details.
 
     Attributes:
-        prediction: as the kind decodes it.
-        details: "confidence" and "scores", where the kind has them; "truncated", true, of an input that was cut.
+        prediction: the prediction as decoded by the kind.
+        details: "confidence" and "scores", if the kind has them; "truncated", True, if the input was cut.
     """
 
     prediction: Any
@@ -62,15 +62,15 @@ class Answer:
 
 
 def share_of(core: Any, kind: TaskKind, size: int) -> Hashable:
-    """What rows of different tasks must have in common to be answered by one pass.
+    """Return the key that rows of different tasks must share to run in one pass.
 
-    That is the stack that their heads read, or all settings of decoding, and the size of a batch. Lengths of inputs
-    differ as they like: each row is cut as its own task says.
+    The key is the stack that the head reads (for generation, all decoding settings) and the batch size. Input lengths
+    may differ: each row is cut to the length of its own task.
 
     Args:
         core: the transformers model.
-        kind: of a row's task.
-        size: rows that a batch with it may have.
+        kind: kind of the row's task.
+        size: maximum number of rows in a batch with the row.
     """
     if isinstance(kind, HeadedKind):
         return "head", choose_stack(core, kind.stack(core)), size
@@ -79,7 +79,7 @@ def share_of(core: Any, kind: TaskKind, size: int) -> Hashable:
 
 
 def batches_of(core: Any, rows: Sequence[Row], runtime: Runtime) -> list[list[int]]:
-    """Places of rows in batches: those that may share one, of like lengths together."""
+    """Group the indices of rows into batches: only rows that may share one, and similar lengths together."""
     shares: dict[Hashable, list[int]] = {}
     for place, row in enumerate(rows):
         shares.setdefault(share_of(core, row.kind, row.size), []).append(place)
@@ -87,7 +87,7 @@ def batches_of(core: Any, rows: Sequence[Row], runtime: Runtime) -> list[list[in
     for places in shares.values():
         first = rows[places[0]]
         split = Split([rows[i].example for i in places], [rows[i].encoded for i in places])
-        # decoding repeats a batch's calls for every token, so that only full batches pay
+        # decoding repeats a batch's calls for every token, so that only full batches are efficient
         cost = None if isinstance(first.kind, Generation) else runtime.batch_cost
         batches += [[places[i] for i in batch] for batch in by_length(split, first.size, cost)]
     return batches
@@ -97,16 +97,16 @@ def batches_of(core: Any, rows: Sequence[Row], runtime: Runtime) -> list[list[in
 def answer_batch(
     model: TssModel, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, runtime: Runtime
 ) -> list[Answer]:
-    """Answers to rows of one share, in their order, by one pass of the model or one search.
+    """Predict rows with the same `share_of` key, in one pass of the model or one search; answers are in row order.
 
     Raises:
-        ValueError: as the kinds do, for example a prompt that leaves no position for an answer.
+        ValueError: raised by the kinds, for example for a prompt that leaves no position for an answer.
     """
     model.eval()
     names = [row.task for row in rows]
     pad_id: Any = tokenizer.pad_token_id
     batch = runtime.to_device(pad_inputs([row.encoded for row in rows], pad_id, runtime.pad_multiple))
-    # one task for all rows needs no choice by row
+    # if all rows have the same task, no task per row is needed
     with model.tss.using(names[0] if len(set(names)) == 1 else names), runtime.autocast():
         if isinstance(kind := rows[0].kind, Generation):
             listeners = [row.on_text for row in rows]
@@ -123,11 +123,11 @@ def answer_batch(
 
 
 def _read(logits: torch.Tensor, rows: Sequence[Row]) -> list[Answer]:
-    """What the logits of rows of one task say."""
+    """Decode the logits of rows of one task."""
     kind, examples = rows[0].kind, [row.example for row in rows]
     assert isinstance(kind, HeadedKind)
     batch: Batch = {}
-    if logits.dim() == 3:  # one row of logits per token, of which the labels mark those to be read
+    if logits.dim() == 3:  # one row of logits per token; the labels mark the tokens to read
         labels = torch.full(logits.shape[:2], IGNORED)
         for to, row in zip(labels, rows, strict=True):
             to[: len(row.encoded["labels"])] = torch.tensor(row.encoded["labels"])
@@ -143,7 +143,7 @@ CANNOT = (ValueError, IndexError, RuntimeError, MemoryError, StateError)
 def answer_each(
     model: TssModel, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, runtime: Runtime
 ) -> list[Answer | Exception]:
-    """An answer to each row, in their order, or why there is none; a row that fails takes no other with it."""
+    """Return the answer to each row, in order, or the exception; a row that fails does not affect other rows."""
     answers: list[Any] = [None] * len(rows)
 
     def answer(places: Sequence[int]) -> None:

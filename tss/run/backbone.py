@@ -1,4 +1,4 @@
-"""The frozen language model of a run: which one, in which precision, with which tokenizer."""
+"""Frozen language model of a run: which one, in which precision, with which tokenizer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ VOLATILE = (
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model in evaluation mode on its device, its tokenizer, and in words where both came from."""
+    """Model in evaluation mode on its device, its tokenizer, and a description of where both come from."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ class Backbone:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device that "auto" stands for (CUDA if there is one, else the CPU), or the one that was named."""
+    """Return the device that "auto" stands for (CUDA if available, else the CPU), or the named one."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -61,9 +61,9 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """ "float32" or "bfloat16"; "auto" is bfloat16 on a GPU that multiplies it, and float32 on every processor.
+    """Return "float32" or "bfloat16"; "auto" is bfloat16 on GPUs with native support, otherwise float32.
 
-    A run is to give the same scores on all processors, whichever of them has units for bfloat16.
+    It is float32 on every CPU, so that a run gives the same scores on all CPUs, with or without bfloat16 units.
     """
     if precision != "auto":
         return precision
@@ -85,13 +85,13 @@ def load_backbone(
     Args:
         name: "embedded", "embedded-random" (its shape, random weights), "bart-large", "bart-large-random", a model
             folder, or a hub name.
-        tokenizer: folder or hub name of another tokenizer than the model's own.
-        precision: "float32" or "bfloat16", the type of all its weights.
-        device: where it goes; None: the CPU.
-        seed: for the weights of the random ones.
+        tokenizer: folder or hub name of a tokenizer to use instead of the model's own.
+        precision: "float32" or "bfloat16", the dtype of all weights.
+        device: device of the model; None: the CPU.
+        seed: seed of random weights.
 
     Raises:
-        ConfigError: if it cannot be loaded, or if the tokenizer has more entries than the model embeds.
+        ConfigError: the model or tokenizer cannot be loaded, or the tokenizer has more entries than the model embeds.
     """
     from transformers import AutoConfig
 
@@ -116,10 +116,10 @@ def load_backbone(
 
 
 def attach_adapters(config: RunConfig, backbone: Backbone, method: Method) -> TssHandle:
-    """Adapters on the backbone.
+    """Attach adapters to the backbone.
 
     Raises:
-        ConfigError: it has no such sites, or no memory for adapters of this size.
+        ConfigError: the backbone has no such sites, or there is no memory for adapters of this size.
     """
     try:
         return attach(backbone.model, config.adapters, method.layer_options()).tss
@@ -133,14 +133,14 @@ def attach_adapters(config: RunConfig, backbone: Backbone, method: Method) -> Ts
 
 
 def identity(backbone: Backbone) -> dict[str, str]:
-    """Digests of what answers depend on besides weights: the tokenizer, and the model's own configuration."""
+    """Return digests of what predictions depend on besides weights: the tokenizer and the model's own configuration."""
     tokenizer: Any = backbone.tokenizer
     words: Any = sorted(tokenizer.get_vocab().items())
-    if tokenizer.is_fast:  # how text is cut and normalised too; what the last call asked for is no part of it
+    if tokenizer.is_fast:  # also how text is split and normalized, but not what the last call set
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
         words = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
-    configs = (backbone.model.config, getattr(backbone.model, "generation_config", None))  # an encoder has none
+    configs = (backbone.model.config, getattr(backbone.model, "generation_config", None))  # encoders have none
     settings = [config.to_diff_dict() for config in configs if config]
     told = [{key: value for key, value in each.items() if key not in VOLATILE} for each in settings]
     return {
@@ -150,7 +150,7 @@ def identity(backbone: Backbone) -> dict[str, str]:
 
 
 def embedded_folder() -> Path:
-    """The folder of the small pretrained backbone that comes with the package."""
+    """Return the folder of the small pretrained backbone that comes with the package."""
     folder = Path(str(resources.files("tss") / "assets" / "backbone"))
     if not (folder / "config.json").is_file():
         raise ConfigError(
@@ -161,7 +161,7 @@ def embedded_folder() -> Path:
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Every entry of the tokenizer must have a row in the model's input embedding."""
+    """Check that every entry of the tokenizer has a row in the model's input embedding."""
     embedding: Any = model.get_input_embeddings()
     rows = embedding.num_embeddings
     if len(tokenizer) > rows:
@@ -175,7 +175,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def check_lengths(model: PreTrainedModel, task: str, *, source_length: int, target_length: int) -> None:
-    """Lengths beyond the model's learned positions would fail deep inside it, so they are refused here."""
+    """Raise ConfigError for lengths beyond the model's learned positions, which would fail deep inside the model."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None:
         return
@@ -218,7 +218,7 @@ def _pretrained(source: str | Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _model_class(config: Any) -> Any:
-    """The class with the language-model head where the architecture has a usable one."""
+    """Return the model class, with a language-model head if the architecture has a usable one."""
     import transformers
 
     architecture = (config.architectures or [""])[0]
@@ -230,14 +230,14 @@ def _model_class(config: Any) -> Any:
 
 
 def bart_large_config() -> PretrainedConfig:
-    """BART-Large's shape: width 1024, 12 + 12 layers, 50,265 entries."""
+    """Return a configuration of BART-Large's shape: width 1024, 12 + 12 layers, 50,265 vocabulary entries."""
     from transformers import BartConfig
 
     return BartConfig(d_model=1024, encoder_layers=12, decoder_layers=12, vocab_size=50265)
 
 
 def random_model(config: PretrainedConfig, *, dtype: torch.dtype, seed: int) -> PreTrainedModel:
-    """An encoder-decoder of this shape with random weights; the global random stream is left as it was."""
+    """Create an encoder-decoder of this shape with random weights; the global random state is unchanged."""
     from transformers import AutoModelForSeq2SeqLM
 
     with torch.random.fork_rng(devices=[]):
@@ -246,7 +246,7 @@ def random_model(config: PretrainedConfig, *, dtype: torch.dtype, seed: int) -> 
 
 
 def _tokenizer_source(tokenizer: str | None) -> tuple[str, str]:
-    """Where the tokenizer comes from, and a note about it; None is a model that has none of its own."""
+    """Return the tokenizer's source and a note about it; None stands for a model without its own tokenizer."""
     if tokenizer is not None:
         return tokenizer, ""
     if folder := os.environ.get(BART_TOKENIZER):

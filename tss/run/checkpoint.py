@@ -1,4 +1,4 @@
-"""A saved place inside a task: everything that the next optimizer step depends on, in one safetensors file."""
+"""Checkpoint inside a task: everything that the next optimizer step depends on, in one safetensors file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OptimizerState = dict[int, dict[str, Any]]
 
 @dataclass
 class TaskProgress:
-    """How far a task is learned, and its best state so far."""
+    """Progress in training a task, and its best state so far."""
 
     epoch: int = 0
     step: int = 0
@@ -42,13 +42,13 @@ class TaskProgress:
     """Learning state (scores or weights, and head) at the end of the best epoch."""
 
     def numbers(self) -> dict[str, Any]:
-        """All but the tensors."""
+        """Return all fields except the tensors."""
         return {key: value for key, value in vars(self).items() if key != "best"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A place inside a task, of one run."""
+    """Checkpoint inside a task of one run."""
 
     run: str
     task: str
@@ -61,7 +61,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, place: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
-    """Write the place atomically; tensors are named learning/…, best/… and optimizer/<parameter>/…"""
+    """Write a checkpoint atomically; tensors are named learning/…, best/… and optimizer/<parameter>/<key>."""
     moments, numbers = flatten_optimizer(optimizer)
     tensors = {
         **{f"learning/{name}": value for name, value in place.learning.items()},
@@ -80,10 +80,10 @@ def save_checkpoint(path: Path, place: Checkpoint, optimizer: torch.optim.Optimi
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a place.
+    """Read a checkpoint.
 
     Raises:
-        StateError: if the file is truncated, was edited, or is none.
+        StateError: the file is truncated, was edited, or is not a checkpoint.
     """
     try:
         tensors, about = read_tensors(path)
@@ -102,7 +102,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
-    """An optimizer's state as tensors and plain numbers, both named optimizer/<parameter>/<key>."""
+    """Return an optimizer's state as tensors and plain numbers, both named optimizer/<parameter>/<key>."""
     tensors: Tensors = {}
     numbers: dict[str, Any] = {}
     for parameter, state in optimizer.state_dict()["state"].items():
@@ -113,7 +113,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[s
 
 
 def unflatten_optimizer(tensors: Tensors, numbers: dict[str, Any]) -> OptimizerState:
-    """The inverse of `flatten_optimizer`: parameter -> key -> value."""
+    """Invert `flatten_optimizer`: return parameter -> key -> value."""
     state: OptimizerState = {}
     for name, value in {**tensors, **numbers}.items():
         prefix, _, rest = name.partition("/")
@@ -124,7 +124,7 @@ def unflatten_optimizer(tensors: Tensors, numbers: dict[str, Any]) -> OptimizerS
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
-    """Give an optimizer over the same parameters its saved state; learning rates stay as they are."""
+    """Load saved state into an optimizer over the same parameters; its learning rates are unchanged."""
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -19,7 +19,7 @@ from tss.run.config_files import Layer, apply_override, apply_overrides, lay_ove
 MAX_BOTTLENECK = 2**16
 CHOICES = {"backbones": "backbone", "methods": "method"}
 """Sections of a layer with what differs for a value of a key."""
-Rate = Annotated[float, Field(gt=0, le=3e38)]  # float32 has no more
+Rate = Annotated[float, Field(gt=0, le=3e38)]  # about the largest float32
 Count = Annotated[int, Field(ge=1, le=10**6)]
 Length = Annotated[int, Field(ge=8, le=10**6)]
 
@@ -29,7 +29,7 @@ class _Section(BaseModel):
 
 
 class Training(_Section):
-    """How each task is learned; `families` and `overrides` change any of these for a family or a task."""
+    """Training settings of each task; `families` and `overrides` change any of them for a family or a task."""
 
     epochs: Count = 10
     batch_size: Count = 32
@@ -60,7 +60,7 @@ class Training(_Section):
 
 
 class Generation(_Section):
-    """Decoding of generation tasks; None keeps the task kind's default."""
+    """Decoding settings of generation tasks; None keeps the task kind's default."""
 
     num_beams: int | None = Field(default=None, ge=1, le=256)
     min_new_tokens: int | None = Field(default=None, ge=0, le=10**6)
@@ -69,7 +69,7 @@ class Generation(_Section):
 
 
 class Limits(_Section):
-    """At most so many examples of a split; None: all."""
+    """Maximum number of examples per split; None: all."""
 
     train: PositiveInt | None = None
     validation: PositiveInt | None = None
@@ -77,14 +77,14 @@ class Limits(_Section):
 
 
 class TaskSettings(Training):
-    """Everything that one task is trained and evaluated with."""
+    """All settings for training and evaluating one task."""
 
     generation: Generation = Generation()
     limits: Limits = Limits()
 
 
 class TaskSource(_Section):
-    """Where one task's data comes from."""
+    """Source of one task's data."""
 
     source: str
     """A data folder, "generated", or "hub:NAME[:CONFIG][@REVISION]"."""
@@ -104,7 +104,7 @@ class TaskSource(_Section):
 
 
 class RunConfig(_Section):
-    """A whole run. Unknown keys are errors. `resolved()` gives plain values that load back to an equal one."""
+    """Configuration of a run. Unknown keys are errors. `resolved()` gives plain values that load to an equal one."""
 
     method: str = "tss"
     method_options: dict[str, Any] = {}
@@ -179,7 +179,7 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _task_settings(self) -> RunConfig:
-        """Check every family and task override on top of what it changes."""
+        """Check the changes of every family and task, merged into the run's settings."""
         for section in ("families", "overrides"):
             for name, changes in getattr(self, section).items():
                 try:
@@ -189,7 +189,7 @@ class RunConfig(_Section):
         return self
 
     def source_of(self, task: str) -> TaskSource:
-        """Where a task's data comes from.
+        """Return the source of a task's data.
 
         Args:
             task: its name in the data, "family/task".
@@ -197,14 +197,14 @@ class RunConfig(_Section):
         return self.sources.get(task) or TaskSource(source=self.data, fields=self.fields)
 
     def resolved(self) -> dict[str, Any]:
-        """Plain values (for YAML or JSON) that load back to an equal configuration."""
+        """Return plain values (for YAML or JSON) that load to an equal configuration."""
         values = self.model_dump(mode="json")
         del values["adapters"]["gated"]  # follows from the method
         return values
 
 
 def known_model(values: Mapping[str, Any]) -> type[BaseModel]:
-    """`RunConfig` with the options that its method has, to look for the key that was meant."""
+    """Return `RunConfig` with the options of its method as keys, for finding the key that was meant."""
     method = METHODS.get(str(values.get("method", "tss")), METHODS["tss"])
     return create_model("RunKeys", __base__=RunConfig, method_options=(method.options_type, method.options_type()))
 
@@ -229,10 +229,10 @@ def _base_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def settings_for(config: RunConfig, task: str) -> TaskSettings:
-    """The settings of one task: `training`, then its family's changes, then its own.
+    """Return the settings of one task: `training`, then its family's changes, then its own.
 
     Args:
-        config: the run.
+        config: configuration of the run.
         task: its name, "family/task".
     """
     family = task.split("/", 1)[0]
@@ -243,17 +243,17 @@ def settings_for(config: RunConfig, task: str) -> TaskSettings:
 def load_config(
     source: str | Path | Mapping[str, Any] | None = None, overrides: list[str] | None = None, variant: str | None = None
 ) -> RunConfig:
-    """The configuration of a preset or a YAML file, changed by `a.b=value` overrides (values are YAML).
+    """Load the configuration of a preset or a YAML file and apply `a.b=value` overrides (values are YAML).
 
     Args:
         source: name of a preset, path of a YAML file, a mapping of plain values, or None for the defaults.
         overrides: for example `["training.epochs=3", "families.sum.batch_size=4", "tasks=[asc/cameras]"]`, applied in
-            their order. What one sets for every task holds for every task, whatever the source sets for a family.
+            order. What an override sets for every task applies to every task, whatever the source sets for a family.
         variant: variant of the preset, for example "quick" or "paper".
 
     Raises:
-        ConfigError: with one line for each problem; an unknown key names the nearest known one. Lines begin with the
-            source that holds the problem, those of overrides with the key.
+        ConfigError: with one line for each problem; for an unknown key, it names the nearest known one. Lines begin
+            with the source that has the problem; lines about overrides begin with the key.
     """
     layers, origin = read_source(source, variant)
     values = combine(layers, apply_overrides({}, overrides or []))
@@ -262,14 +262,14 @@ def load_config(
     for text in overrides or []:
         values = apply_override(values, text)
         config, found = _checked(values)
-        origins = {line: origins.get(line, "") for line in found}  # what an override brought in is no fault of the file
+        origins = {line: origins.get(line, "") for line in found}  # an override's problem is not the file's
     if config is None:
         raise ConfigError("\n".join(prefix + line for line, prefix in origins.items()))
     return config
 
 
 def _checked(values: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
-    """The configuration of plain values, or the problems in them."""
+    """Return the configuration of plain values, or the problems in them."""
     try:
         return RunConfig.model_validate(values), []
     except ValidationError as error:
@@ -279,18 +279,18 @@ def _checked(values: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
 
 
 def combine(layers: Sequence[Layer], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Combine the layers of a configuration for the backbone and the method that are chosen.
+    """Combine the layers of a configuration for the chosen backbone and method.
 
-    A layer wins over those before it. In a layer, the section `backbones` wins over the other keys, and `methods` over
-    both.
+    Later layers take precedence. Within a layer, the section `backbones` takes precedence over the other keys, and
+    `methods` over both.
 
     Args:
-        layers: as `read_source` gives them.
-        changes: values of later layers, for their keys `backbone` and `method`.
+        layers: the layers that `read_source` returns.
+        changes: values of later layers, of which only the keys `backbone` and `method` are read.
 
     Raises:
-        ConfigError: a section has another form, names no method, or has a setting that no run can have, also of a
-            backbone or a method that is not chosen.
+        ConfigError: a section has the wrong form, names an unknown method, or has a setting that no run can have, even
+            for a backbone or a method that is not chosen.
     """
     choice = {key: RunConfig.model_fields[key].default for key in CHOICES.values()}
     for values in (*(layer.values for layer in layers), changes):
@@ -326,5 +326,5 @@ def _check_section(settings: Any, section: str, combined: Mapping[str, Any], ori
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved configuration as YAML text; `load_config` of it gives an equal configuration."""
+    """Return the resolved configuration as YAML text, which `load_config` loads to an equal configuration."""
     return yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True, width=100)

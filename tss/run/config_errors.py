@@ -1,4 +1,4 @@
-"""Turn what pydantic found into one readable line for each problem, with the spelling that was meant."""
+"""Messages for pydantic errors: one readable line for each problem, with the spelling that was probably meant."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SWITCH_WORDS = {False: "off, no and false", True: "on, yes and true"}
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> list[str]:
-    """One line for each problem: the key, what was found, what is expected; unknown keys name the nearest known one.
+    """Return a line for each problem: the key, what was found and expected; for unknown keys, the nearest known one.
 
     Args:
-        error: what the validation of `model` raised.
+        error: error from the validation of `model`.
         model: the model whose keys are the known ones.
-        prefix: where the validated values sit in the whole configuration.
+        prefix: location of the validated values in the whole configuration.
     """
     problems = error.errors()
     lines = [_line(problem, model, prefix) for problem in problems[:MOST]]
@@ -48,7 +48,7 @@ def _line(problem: Any, model: type[BaseModel], prefix: tuple[str, ...]) -> str:
 
 
 def meant(location: tuple[str, ...], model: type[BaseModel], prefix: tuple[str, ...] = ()) -> str:
-    """The hint for an unknown key: the nearest at its place, the same or nearest name in another section, or all."""
+    """Return the hint for an unknown key: the nearest in its section, the same or nearest in another one, or all."""
     name, here = location[-1], known_keys(model, location[:-1])
     leaves = {path.rsplit(".", 1)[-1]: path for path in reversed(all_keys(model))}
     close = difflib.get_close_matches(name, here, n=1, cutoff=0.75)
@@ -59,7 +59,7 @@ def meant(location: tuple[str, ...], model: type[BaseModel], prefix: tuple[str, 
 
 
 def all_keys(model: type, prefix: str = "") -> list[str]:
-    """Every key of a model with those of its sections, in dots."""
+    """Return every key of a model and of its sections, in dotted form."""
     keys = []
     for name, annotation in _hints(model).items():
         keys.append(prefix + name)
@@ -69,13 +69,13 @@ def all_keys(model: type, prefix: str = "") -> list[str]:
 
 
 def nearest(name: str, known: Sequence[str], kind: str = "keys", cutoff: float = 0.5) -> str:
-    """The hint for an unknown name: the nearest known one, or all of that kind if none is near."""
+    """Return the hint for an unknown name: the nearest known one, or all of that kind if none is near."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f"did you mean {matches[0]!r}?" if matches else f"known {kind} here: {', '.join(known)}"
 
 
 def known_keys(model: type, location: tuple[str, ...]) -> list[str]:
-    """The keys that a model (pydantic or dataclass) has at a location inside it."""
+    """Return the keys that a model (pydantic or dataclass) has at a location inside it."""
     current: Any = model
     for part in location:
         current = _section_type(_hints(current).get(part))
@@ -99,7 +99,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _section_type(annotation: Any) -> Any:
-    """The model or dataclass inside an annotation, also behind `| None`."""
+    """Return the model or dataclass in an annotation, with or without `| None`."""
     for candidate in (annotation, *typing.get_args(annotation)):
         if isinstance(candidate, type) and (issubclass(candidate, BaseModel) or dataclasses.is_dataclass(candidate)):
             return candidate

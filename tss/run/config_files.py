@@ -1,4 +1,4 @@
-"""Where a configuration comes from: presets, YAML files, and overrides of single keys."""
+"""Sources of a configuration: presets, YAML files, and overrides of single keys."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ SECTIONS, SPECIFIC = ("training", "generation", "limits"), ("families", "overrid
 
 
 class Layer(NamedTuple):
-    """The values of one preset, file or mapping, without what it extends, and its name for messages."""
+    """Values of one preset, file or mapping, without the preset that it extends, and its name for messages."""
 
     values: dict[str, Any]
     origin: str
 
 
 def preset_names() -> list[str]:
-    """Every preset file's name without `.yaml`: "demo", "mixed.quick", "mixed.paper", and so on, sorted."""
+    """Return the sorted names of all preset files without `.yaml`: "demo", "mixed.quick", "mixed.paper", and so on."""
     folder = resources.files("tss") / "presets"
     return sorted(entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def read_source(source: str | Path | Mapping[str, Any] | None, variant: str | None) -> tuple[list[Layer], str]:
-    """Read a preset, a YAML file or a mapping: its layers, first the preset that the others extend, and its name."""
+    """Read a preset, a YAML file or a mapping; return its layers, with extended presets first, and its name."""
     if source is None:
         return [], "configuration"
     if isinstance(source, Mapping):
@@ -48,7 +48,7 @@ def read_source(source: str | Path | Mapping[str, Any] | None, variant: str | No
 
 
 def find_preset(name: str, variant: str | None = None) -> str:
-    """The file (without `.yaml`) of a preset: NAME.VARIANT, else NAME itself, else NAME's quick variant."""
+    """Return a preset's file name (without `.yaml`): NAME.VARIANT, or without a variant NAME, else NAME.quick."""
     names = preset_names()
     wanted = [f"{name}.{variant}"] if variant else [name, f"{name}.{DEFAULT_VARIANT}"]
     for candidate in wanted:
@@ -62,7 +62,7 @@ def find_preset(name: str, variant: str | None = None) -> str:
 
 
 def apply_override(values: dict[str, Any], text: str) -> dict[str, Any]:
-    """A copy of `values` with `a.b=value` laid over it, the value read as YAML ("null", "[a, b]", "3e-4")."""
+    """Return a copy of `values` with `a.b=value` applied, its value read as YAML ("null", "[a, b]", "3e-4")."""
     key, separator, raw = text.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
@@ -74,18 +74,18 @@ def apply_override(values: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def apply_overrides(values: dict[str, Any], texts: Iterable[str]) -> dict[str, Any]:
-    """`apply_override` of each in turn."""
+    """Apply each override in turn."""
     for text in texts:
         values = apply_override(values, text)
     return values
 
 
 def read_yaml(text: str, origin: str) -> Any:
-    """The value of a YAML text.
+    """Parse YAML text.
 
     Raises:
-        ConfigError: it is not valid, has a key twice, or is larger, more deeply nested or more often repeated by
-            aliases than a configuration can be.
+        ConfigError: it is not valid, has a key twice, is nested too deeply, or has too many values for a configuration,
+            counting what aliases repeat.
     """
     try:
         value = yaml.load(text, Loader=_Loader)
@@ -93,7 +93,7 @@ def read_yaml(text: str, origin: str) -> Any:
         raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ConfigError(f"{origin}: nested too deeply for a configuration") from error
-    except ValueError as error:  # dates that are none, numbers of thousands of digits
+    except ValueError as error:  # invalid dates, numbers of thousands of digits
         reason = "a number of thousands of digits" if "digits" in str(error) else str(error)
         raise ConfigError(f"{origin}: a value that cannot be read ({reason}); quote it to keep it as text") from error
     if _values(value, MAX_VALUES) > MAX_VALUES:
@@ -102,7 +102,7 @@ def read_yaml(text: str, origin: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice: the first value would be dropped without a word."""
+    """YAML loader that refuses duplicate keys, whose first value would otherwise be dropped silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -117,7 +117,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _values(value: Any, most: int) -> int:
-    """How many values a document has, aliases written out; counting stops above `most`, as at one that holds itself."""
+    """Count a document's values with aliases expanded; stop above `most`, since a document can contain itself."""
     count, rest = 0, [value]
     while rest and count <= most:
         current = rest.pop()
@@ -130,12 +130,12 @@ def _values(value: Any, most: int) -> int:
 
 
 def shown(text: str) -> str:
-    """A user's text for a message, cut where it is long."""
+    """Return a user's text for a message, shortened if it is long."""
     return repr(text if len(text) <= 80 else f"{text[:70]}...")
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it; mappings are merged key by key, everything else is replaced."""
+    """Return `base` updated with `changes`; mappings are merged key by key, everything else is replaced."""
     merged = dict(base)
     for key, value in changes.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
@@ -146,10 +146,10 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def lay_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with a later layer laid over it: a file over the preset that it extends, an override over a file.
+    """Return `base` updated with a later layer: a file that extends a preset, or an override of a file.
 
     What the layer sets for every task also replaces what `base` sets for a family or a single task, and what it sets
-    for a family what `base` sets for a task of it: an earlier layer would win otherwise, and without a word.
+    for a family replaces what `base` sets for a task of it. Otherwise the earlier layer would silently take precedence.
     """
     general = {key: changes[key] for key in SECTIONS if isinstance(changes.get(key), Mapping)}
     general = {**_mapping(general.pop("training", None)), **general}
@@ -165,7 +165,7 @@ def lay_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def without(settings: Mapping[str, Any], replaced: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings less those that `replaced` sets; in a mapping they are compared key by key."""
+    """Return the settings without those that `replaced` sets; mappings are compared key by key."""
     left = {}
     for key, value in settings.items():
         if key not in replaced:
@@ -189,7 +189,7 @@ def _preset(name: str, seen: tuple[str, ...]) -> list[Layer]:
 
 
 def _extended(values: dict[str, Any], origin: str, seen: tuple[str, ...]) -> list[Layer]:
-    """The layers of the preset that the key `extends` names, and the values."""
+    """Return the layers of the preset that the key `extends` names, then the layer of `values`."""
     base = values.pop("extends", None)
     layer = Layer(values, origin)
     if base is None:

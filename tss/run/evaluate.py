@@ -39,8 +39,8 @@ def predict(
     batch_size: int,
     runtime: Runtime,
 ) -> list[Any]:
-    """Answers of the task that is active in the model, in the split's order; batches are formed by length."""
-    # decoding repeats a batch's calls for every token, so that only full batches pay
+    """Return predictions of the model's active task, in the split's order; batches are formed by length."""
+    # decoding repeats a batch's calls for every token, so that only full batches are efficient
     cost = None if kind.kind == "generation" else runtime.batch_cost
     found = {}
     for rows in runtime.processes.batches(by_length(split, batch_size, cost)):
@@ -60,13 +60,13 @@ def evaluate(
     batch_size: int,
     runtime: Runtime,
 ) -> Evaluation:
-    """Score the task that is active in the model, in evaluation mode and the run's precision.
+    """Evaluate the model's active task, in evaluation mode and the run's precision.
 
     Args:
-        model: with the task active.
-        kind: of the task.
-        split: what is predicted.
-        tokenizer: of the backbone.
+        model: model in which the task is active.
+        kind: kind of the task.
+        split: examples to predict.
+        tokenizer: tokenizer of the backbone.
         batch_size: rows per batch.
         runtime: device and precision.
     """
@@ -82,7 +82,7 @@ def evaluate_with_loss(
     batch_size: int,
     runtime: Runtime,
 ) -> tuple[Evaluation, float]:
-    """What `evaluate` and `mean_loss` give, of a labelled task by one pass: its logits tell both."""
+    """Return the results of `evaluate` and `mean_loss`, for a labelled task from the logits of a single pass."""
     if not isinstance(kind, HeadedKind):
         loss = mean_loss(model, kind, split, tokenizer, batch_size=batch_size, runtime=runtime)
         return evaluate(model, kind, split, tokenizer, batch_size=batch_size, runtime=runtime), loss
@@ -106,7 +106,7 @@ def mean_loss(
     batch_size: int,
     runtime: Runtime,
 ) -> float:
-    """The loss of the active task on a split, in evaluation mode: its mean over all labels, however batches are cut."""
+    """Return the active task's loss on a split in evaluation mode: its mean over all labels, whatever the batches."""
     losses = {}
     for rows in runtime.processes.batches(by_length(split, batch_size, runtime.batch_cost)):
         with _running(model, kind, split, rows, tokenizer, runtime) as batch:
@@ -116,7 +116,7 @@ def mean_loss(
 
 
 def _mean(losses: Mapping[int, tuple[float, int]], runtime: Runtime) -> float:
-    """The mean over all labels of (sum of losses, labels) by a batch's first row, added up in the order of rows."""
+    """Return the mean loss over all labels, from (sum of losses, labels) by a batch's first row, added in row order."""
     sums = [value for _, value in sorted(runtime.processes.together(losses).items())]
     return sum(loss for loss, _ in sums) / max(1, sum(labels for _, labels in sums))
 
@@ -130,7 +130,7 @@ def _running(
     tokenizer: PreTrainedTokenizerBase,
     runtime: Runtime,
 ) -> Iterator[Batch]:
-    """The batch of these rows, which the model then runs in evaluation mode and from the states that are kept."""
+    """Yield the batch of these rows; within the block, the model is in evaluation mode and reuses cached states."""
     model.eval()
     with torch.no_grad(), runtime.autocast():
         batch = collate(split, rows, kind, tokenizer, runtime)
@@ -145,5 +145,5 @@ def _scored(kind: TaskKind, split: Split, predictions: list[Any]) -> Evaluation:
 
 
 def _labels(batch: Batch) -> int:
-    """How many labels of a batch count."""
+    """Return the number of labels of a batch that are not ignored."""
     return int((batch["labels"] != IGNORED).sum())

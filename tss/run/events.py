@@ -1,4 +1,4 @@
-"""The run's events: one JSON object per line, cut back on resume so that nothing is told twice."""
+"""Events of a run: one JSON object per line, truncated on resume so that nothing is recorded twice."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ Listener = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Written:
-    """The events up to a moment: bytes of the file, and their SHA-256."""
+    """Events up to some point: number of bytes of the file, and their SHA-256."""
 
     bytes: int = 0
     sha256: str = hashlib.sha256().hexdigest()
 
 
 class EventLog:
-    """Appends events to a file and tells a listener of each.
+    """Log that appends events to a file and passes each to a listener.
 
     Args:
-        path: the file, made if it is missing.
-        written: what of it counts; what comes after was written by work that is about to be done again.
-        step_seconds: at least this long between two `step` events; 0 writes every one.
-        listener: called with every event, those of throttled steps included.
+        path: the file, created if missing.
+        written: the part of the file to keep; the rest comes from work that is about to be repeated.
+        step_seconds: minimum seconds between two written `step` events; 0 writes every one.
+        listener: called with every event, including `step` events that are not written.
 
     Raises:
-        StateError: the file does not begin with what counts.
+        StateError: the file does not begin with the part to keep.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class EventLog:
         self._file.seek(0, os.SEEK_END)
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Write one event with the time (unix seconds) and tell the listener; a `step` too soon is only told."""
+        """Write an event with the time (Unix seconds) and pass it to the listener; a `step` too soon is not written."""
         record = self.tell(event, **fields)
         if event != "step" or self._step_is_due(record["time"]):
             line = to_json(record).encode() + b"\n"
@@ -65,7 +65,7 @@ class EventLog:
             self._sha.update(line)
 
     def tell(self, event: str, **fields: Any) -> dict[str, Any]:
-        """Tell the listener of an event without writing it; gives the whole event."""
+        """Pass an event to the listener without writing it, and return the whole event."""
         record = {"event": event, "time": round(time.time(), 3), **fields}
         if self._listener is not None:
             self._listener(record)
@@ -78,7 +78,7 @@ class EventLog:
         return True
 
     def written(self) -> Written:
-        """What was written so far, on the disk when this returns."""
+        """Return what was written so far, which is on the disk when this returns."""
         os.fsync(self._file.fileno())
         return Written(os.fstat(self._file.fileno()).st_size, self._sha.hexdigest())
 
@@ -87,10 +87,10 @@ class EventLog:
 
 
 def check_events(path: Path, written: Written) -> Any:
-    """The running SHA-256 of the part of a file of events that counts.
+    """Return the running SHA-256 of the part of an event file that is kept.
 
     Raises:
-        StateError: the file is shorter, or was changed there.
+        StateError: the file is shorter than this part, or this part was changed.
     """
     data = b""
     if path.exists():

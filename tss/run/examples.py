@@ -1,4 +1,4 @@
-"""A task's data on its way into the model: kinds with the run's settings, encoded splits, batches."""
+"""Preparation of a task's data for the model: kinds with the run's settings, encoded splits, batches."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ MOST_PREFIX_BYTES = 2**28
 
 
 def with_settings(kind: TaskKind, settings: TaskSettings, task: str) -> TaskKind:
-    """The task's kind with the run's metric, features and decoding instead of its own defaults.
+    """Return the task's kind with the run's metric, features and decoding instead of its own defaults.
 
     Raises:
-        ConfigError: if the kind has no such setting or refuses the value.
+        ConfigError: the kind has no such setting or refuses the value.
     """
     changes: dict[str, Any] = {"metric": settings.metric, "features": settings.features, "head": settings.head}
     if kind.kind == "generation":
@@ -60,12 +60,12 @@ class Split:
         return len(self.examples)
 
     def lengths(self) -> list[int]:
-        """Tokens of each source."""
+        """Return the number of tokens of each source."""
         return [len(row["input_ids"]) for row in self.encoded]
 
     @cached_property
     def starts(self) -> list[int]:
-        """Tokens of all sources before each."""
+        """Number of tokens of all sources before each source."""
         return list(itertools.accumulate(self.lengths(), initial=0))
 
 
@@ -78,7 +78,7 @@ def encode_split(
 
 
 def label_counts(split: Split, rows: Sequence[int]) -> list[int]:
-    """How many labels of each row count in a loss: one of a class, or those of tokens that are not left out."""
+    """Return how many labels of each row count in a loss: 1 for a class, or the token labels that are not ignored."""
     labels = (split.encoded[i]["labels"] for i in rows)
     return [1 if isinstance(one, int) else sum(label != IGNORED for label in one) for one in labels]
 
@@ -86,7 +86,7 @@ def label_counts(split: Split, rows: Sequence[int]) -> list[int]:
 def collate(
     split: Split, rows: Sequence[int], kind: TaskKind, tokenizer: PreTrainedTokenizerBase, runtime: Runtime
 ) -> Batch:
-    """One batch of the rows, padded as the device wants it, on the device."""
+    """Return a batch of the rows on the device, padded to the device's multiple."""
     pad_id: Any = tokenizer.pad_token_id
     encoded = [split.encoded[i] for i in rows]
     batch = kind.collate(encoded, pad_id=pad_id, multiple=runtime.pad_multiple)
@@ -106,20 +106,20 @@ def cache_prefix(
     size: int,
     most: int = MOST_PREFIX_BYTES,
 ) -> Split:
-    """The split with its hidden states below the first adapter, where all of it is frozen and without dropout.
+    """Return the split with its hidden states before the first adapter, if all before it is frozen without dropout.
 
-    Batches of it then begin at the first adapter. Their states depend on the split alone, so that a resumed run
+    Batches of the split then begin at the first adapter. Their states depend on the split alone, so that a resumed run
     computes the same bits.
 
     Args:
-        split: to be passed over more than once.
-        kind, tokenizer, runtime, handle: for its batches.
+        split: a split that is read more than once.
+        kind, tokenizer, runtime, handle: used for its batches.
         size: rows per batch.
-        most: bytes of hidden states that may be kept.
+        most: maximum number of bytes of hidden states to cache.
     """
     width = getattr(handle.model.config, "hidden_size", None) or getattr(handle.model.config, "d_model", 0)
     tokens = sum(split.lengths())
-    if runtime.processes.in_step:  # parts of the backbone alone do not bring its layers together
+    if runtime.processes.in_step:  # a part of a sharded backbone, run alone, does not gather its layers
         return split
     if handle.frozen_prefix is None or not 0 < tokens * width * handle.model.dtype.itemsize <= most:
         return split
@@ -138,13 +138,13 @@ def cache_prefix(
 
 
 def by_length(split: Split, batch_size: int, batch_cost: int | None = None) -> list[list[int]]:
-    """Rows in batches of like lengths, longest first, so that running out of memory happens at once.
+    """Group rows of similar length into batches, longest first, so that running out of memory happens at once.
 
     Args:
         split: the rows.
-        batch_size: rows per batch; at most, if `batch_cost` is given.
-        batch_cost: how many tokens take as long as a batch does whatever is in it; batches are then cut where padding
-            would cost more. None: full batches.
+        batch_size: rows per batch; the maximum if `batch_cost` is given.
+        batch_cost: fixed cost of a batch, as the number of tokens that take as long; batches are then split where
+            padding would cost more. None: full batches.
     """
     lengths = split.lengths()
     order = sorted(range(len(split)), key=lambda i: (-lengths[i], i))
@@ -155,16 +155,16 @@ def by_length(split: Split, batch_size: int, batch_cost: int | None = None) -> l
 
 
 def cheapest_cuts(lengths: Sequence[int], most: int, batch_cost: int) -> list[int]:
-    """Edges of consecutive batches of at most `most` rows that are the cheapest with padding: 0, ..., len(lengths).
+    """Return the edges 0, ..., len(lengths) of the consecutive batches that are cheapest with padding.
 
-    A batch costs its rows times its longest, plus `batch_cost`.
+    A batch costs its number of rows times its longest row, plus `batch_cost`.
 
     Args:
-        lengths: descending.
-        most: rows per batch, at least 1.
-        batch_cost: in tokens.
+        lengths: lengths of the rows, descending.
+        most: maximum number of rows per batch, at least 1.
+        batch_cost: fixed cost of a batch, in tokens.
     """
-    best, begins = [0], [0]  # of the rows before each edge: the least cost, and where its last batch begins
+    best, begins = [0], [0]  # for the rows before each edge: the least cost, and where its last batch begins
     for end in range(1, len(lengths) + 1):
         starts = range(max(0, end - most), end)
         cost, start = min((best[i] + (end - i) * lengths[i] + batch_cost, i) for i in starts)

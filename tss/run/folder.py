@@ -1,4 +1,4 @@
-"""A run's folder: which files it has, who may write them, and what is there to go on from."""
+"""Folder of a run: its files, the lock for writing them, and what a resume starts from."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SHOWN = 3
 
 
 class RunFolder:
-    """The files of one run: `state/run.json` is the one that says what is finished.
+    """Files of one run; `state/run.json` says what is finished.
 
     Args:
-        folder: where they are or will be.
+        folder: where the files are or will be.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -47,10 +47,10 @@ class RunFolder:
         return str(self.path)
 
     def check(self, resume: bool) -> None:
-        """A new run needs a folder without anything in it; a resume needs a folder.
+        """Check that the folder is empty or missing for a new run, or exists for a resume.
 
         Raises:
-            StateError: with the remedy.
+            StateError: the folder cannot be used; the message names the remedy.
         """
         holds_run = any(path.exists() for path in (self.state, self.matrix, self.events))
         if holds_run and not resume:
@@ -62,7 +62,7 @@ class RunFolder:
         check_folder(self.path)
         check_folder(self.state.parent)
         if not holds_run and not self.lock_file.exists() and self.path.is_dir():
-            # a start that was killed before it had the lock leaves an empty state/
+            # a process that was killed before it had the lock leaves an empty state/
             empty = self.state.parent.is_dir() and not any(self.state.parent.iterdir())
             foreign = sorted(path.name for path in self.path.iterdir() if not (empty and path == self.state.parent))
             if foreign:
@@ -74,7 +74,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep a second process out; the lock goes with the process, however that ends.
+        """Keep other processes out; the lock is released with the process, however that ends.
 
         Raises:
             StateError: another process is writing this run.
@@ -87,7 +87,7 @@ class RunFolder:
             raise StateError(f"{self}: another process is writing this run; wait for it or stop it") from error
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed process of this run left half-written."""
+        """Remove files that a killed process of this run left half-written."""
         for folder in FOLDERS:
             for path in (self.path / folder).glob("*.partial"):
                 name = PARTIAL.fullmatch(path.name)
@@ -97,7 +97,7 @@ class RunFolder:
     # What is finished.
 
     def load_state(self) -> RunState:
-        """Read what is finished.
+        """Read the state of what is finished.
 
         Raises:
             StateError: the file is truncated, was edited, or has another format.
@@ -105,22 +105,22 @@ class RunFolder:
         return load_state(self.state)
 
     def begin(self, state: RunState, config: str, environment: Mapping[str, Any]) -> None:
-        """Write the first files of a run that has done nothing."""
+        """Write the first files of a new run."""
         self.write_result(state, self.config, config)
         self.write_result(state, self.environment, to_json(environment, indent=1) + "\n")
         state.save(self.state)
 
     def open_events(self, written: Written, *, step_seconds: float, listener: Listener | None) -> EventLog:
-        """The events, cut back to those that count."""
+        """Open the event log, truncated to the events in `written`."""
         return EventLog(self.events, written=written, step_seconds=step_seconds, listener=listener)
 
     def commit(self, state: RunState) -> None:
-        """Make the files of the sealed tasks those of the folder, after the state that names them was saved."""
+        """Make the sealed tasks' files the folder's current ones, after the state that names them was saved."""
         if state.saved is not None:
             saving.commit(self.path, state.saved)
 
     def read_saved(self, state: RunState) -> saving.SavedTasks | None:
-        """The sealed tasks that the state names, all files checked; None before the first.
+        """Read the sealed tasks that the state names and check all files; None before the first task.
 
         Raises:
             StateError: a file is missing or changed.
@@ -146,15 +146,15 @@ class RunFolder:
         learning: dict[str, torch.Tensor],
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        """Keep the place inside the task that is being learned."""
+        """Save a checkpoint inside the task that is being trained."""
         place = Checkpoint(state.id, task, len(state.sealed), written, progress, learning)
         save_checkpoint(self.learning, place, optimizer)
 
     def take_checkpoint(self, state: RunState) -> Checkpoint | None:
-        """The place inside the first unfinished task; one left behind by a finished task is removed.
+        """Read the checkpoint inside the first unfinished task; one left by a finished task is removed.
 
         Raises:
-            StateError: the file is damaged, or of another run.
+            StateError: the file is damaged, or belongs to another run.
         """
         if not self.learning.is_file():
             return None
@@ -170,22 +170,22 @@ class RunFolder:
         return None
 
     def drop_checkpoint(self) -> None:
-        """Forget the place inside a task."""
+        """Delete the checkpoint inside a task."""
         self.learning.unlink(missing_ok=True)
 
-    # Results. The state keeps their checksums, so that nobody takes an edited file for what was measured.
+    # Results. The state has their checksums, so that an edited file is not taken for what was measured.
 
     def predictions(self, index: int, name: str) -> Path:
-        """The file of a task's predictions."""
+        """Return the path of a task's predictions."""
         return self.path / "predictions" / f"{index + 1:02d}-{safe_name(name)}.jsonl"
 
     def write_result(self, state: RunState, path: Path, text: str) -> None:
-        """Write a file of results and note its checksum; it counts once the state is saved."""
+        """Write a result file and record its checksum; it counts once the state is saved."""
         write_text(path, text)
         state.files[path.relative_to(self.path).as_posix()] = sha256(text)
 
     def changed_results(self, state: RunState) -> list[str]:
-        """One line for each file of results that is missing or not what the run wrote."""
+        """Return a line for each result file that is missing or not what the run wrote."""
         lines = []
         for name, expected in state.files.items():
             path = self.path / name

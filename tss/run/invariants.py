@@ -1,4 +1,4 @@
-"""Zero forgetting, verified: nothing that a sealed task's answers depend on has changed by a single bit."""
+"""Verification of zero forgetting: nothing that a sealed task's predictions depend on has changed by a single bit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def logits_hash(handle: TssHandle, task: str, batch: Batch, runtime: Runtime) -> str:
-    """SHA-256 of the logits (shape, type and bytes) that a task gives for a batch, in evaluation mode.
+    """Return the SHA-256 of a task's logits (shape, dtype and bytes) for a batch, in evaluation mode.
 
     For generation these are the teacher-forced logits of the batch's labels.
     """
@@ -36,18 +36,18 @@ def verify(
     """Compare every sealed task with what it was when it was sealed.
 
     Args:
-        handle: holds the tasks.
-        sealed: what each was.
+        handle: handle of the model with the tasks.
+        sealed: the recorded hashes of each task.
         frozen: fingerprint of the frozen weights when the run began.
         probes: task -> its probe batch.
         runtime: device and precision, as when the probes were hashed.
 
     Raises:
-        ForgettingError: naming the task and what changed.
+        ForgettingError: something changed; the message names the task and what changed.
     """
     for task in sealed:
         _compare(handle.fingerprint(task.name), task.fingerprint, f"gates or head of sealed task {task.name}")
-    if not runtime.processes.in_step:  # no process has all of a sharded backbone; probes tell of it
+    if not runtime.processes.in_step:  # no process has all of a sharded backbone; probes cover it
         _compare(handle.frozen_fingerprint(), frozen, "frozen weights of the backbone or the adapters")
     for task in sealed:
         found = logits_hash(handle, task.name, probes[task.name], runtime)

@@ -1,4 +1,4 @@
-"""Several tasks' training together, from the first batch to the best state by all their validations restored."""
+"""Joint training of several tasks, from the first batch to restoring the best state by all their validations."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Round = list[tuple[int, int]]
 
 
 def rounds(steps: Sequence[int], count: int) -> list[Round]:
-    """All steps of all tasks, each task's spread evenly over the whole, in `count` rounds of equal parts of each task.
+    """Return all steps of all tasks, each task's spread evenly, in `count` rounds with equal parts of each task.
 
     Args:
-        steps: how many each task makes.
-        count: rounds.
+        steps: number of steps of each task.
+        count: number of rounds.
     """
-    # step k of n lies at (2k + 1) / 2n, and at equal places tasks keep their order
+    # step k of n is at (2k + 1) / 2n; at equal positions, tasks keep their order
     order = sorted(((2 * k + 1) / (2 * n), i, k) for i, n in enumerate(steps) for k in range(n))
     made: list[Round] = [[] for _ in range(count)]
     for _, i, k in order:
@@ -43,9 +43,9 @@ def rounds(steps: Sequence[int], count: int) -> list[Round]:
 
 
 class Together:
-    """The tasks that are learned together, and the order of their steps.
+    """Tasks that are trained together, and the order of their steps.
 
-    There are as many rounds as the task of the most epochs has epochs; after each, all tasks are validated. Batches,
+    There are as many rounds as the task with the most epochs has epochs; after each, all tasks are validated. Batches,
     dropout and learning rates of a task's steps are those that it would have in a sequence.
     """
 
@@ -55,11 +55,11 @@ class Together:
         self._batches: dict[str, tuple[int, list[list[list[int]]]]] = {}
 
     def done(self, progress: TaskProgress) -> int:
-        """Optimizer steps made so far."""
+        """Return the number of optimizer steps made so far."""
         return sum(map(len, self.rounds[: progress.epoch])) + progress.step
 
     def batches(self, job: Job, step: int) -> tuple[list[list[int]], int, int]:
-        """The rows of a task's step, its epoch, and its place in that."""
+        """Return the batches of rows of a task's step, its epoch, and its index in the epoch."""
         epoch, place = divmod(step, job.steps_per_epoch())
         if self._batches.get(job.name, (None,))[0] != epoch:
             self._batches[job.name] = epoch, job.groups(epoch)
@@ -67,14 +67,14 @@ class Together:
 
 
 def learn_together(together: Together, save: SavePlace, place: Checkpoint | None = None) -> TaskProgress:
-    """Train the tasks that the handle is learning together, and restore the best state by their validations.
+    """Train the tasks that the handle is training together, and restore the best state by their validations.
 
-    No task stops early, as its steps are needed for the others' sake.
+    No task stops early, as the other tasks need its steps.
 
     Args:
         together: the tasks.
-        save: called after every optimizer step; saves the place when that is due.
-        place: where to go on; None starts from the first step.
+        save: called after every optimizer step; saves a checkpoint when one is due.
+        place: checkpoint to resume from; None starts from the first step.
 
     Raises:
         TssError: a loss, a gradient, a weight or a validation value is not finite.
@@ -95,7 +95,7 @@ def learn_together(together: Together, save: SavePlace, place: Checkpoint | None
 
 
 def _groups(job: Job) -> list[dict[str, Any]]:
-    """The task's own settings of the optimizer's groups; its rates are the peaks of its schedule."""
+    """Return the task's own settings of the optimizer's groups; its learning rates are the peaks of its schedule."""
     made = job.method.make_optimizer(job.handle, job.settings)
     return [{key: group[key] for key in ("lr", "betas", "eps") if key in group} for group in made.param_groups]
 
@@ -107,7 +107,7 @@ def _train_round(
     progress: TaskProgress,
     save: SavePlace,
 ) -> None:
-    """The optimizer steps of a round that `progress` has not done yet."""
+    """Run the remaining optimizer steps of the current round."""
     together.jobs[0].handle.model.train()
     for number, (i, done) in enumerate(together.rounds[progress.epoch]):
         if number < progress.step:
@@ -123,7 +123,7 @@ def _train_round(
             loss = backward(job, rows, epoch, step)
         optimizer.step()
         check_finite(job, epoch, step)
-        optimizer.zero_grad(set_to_none=True)  # heads of the other tasks stay where they are: no gradient, no step
+        optimizer.zero_grad(set_to_none=True)  # without a gradient, the heads of other tasks are not updated
         seconds = time.perf_counter() - started
         progress.step, progress.seconds = number + 1, progress.seconds + seconds
         progress.loss_sums[job.name] = progress.loss_sums.get(job.name, 0.0) + loss
@@ -134,8 +134,8 @@ def _train_round(
 def _finish_round(together: Together, progress: TaskProgress) -> None:
     """Validate all tasks, keep the state if it is the best so far, and move on to the next round.
 
-    States are compared by the mean over tasks of what chooses a task's best epoch in a sequence, as points of 0 to 100:
-    its metric, or for a task that goes by its loss the probability of a label, 100 * exp(-loss).
+    States are compared by the mean over tasks of what chooses a task's best epoch in a sequence, as points from 0 to
+    100: its metric, or, for a task whose best epoch its loss chooses, the probability of a label, 100 * exp(-loss).
     """
     started = time.perf_counter()
     points, losses = [], []
@@ -147,7 +147,7 @@ def _finish_round(together: Together, progress: TaskProgress) -> None:
             raise not_finite(job, f"the validation {metric} is {value}", progress.epoch)
         points.append(100 * math.exp(-value) if metric == "loss" else value)
         losses.append(loss)
-        if steps:  # a task of fewer steps than rounds sits some of them out
+        if steps:  # a task with fewer steps than rounds has none in some rounds
             tell_epoch(job, progress, progress.loss_sums[job.name] / steps, (value, loss, metric))
     keep_best(together.jobs[0], progress, _mean(points), _mean(losses))
     progress.seconds += time.perf_counter() - started

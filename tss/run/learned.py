@@ -1,4 +1,4 @@
-"""Learned tasks, opened for prediction: those of a run, or those that `model.tss.save` wrote."""
+"""Learned tasks opened for prediction: those of a run, or those that `model.tss.save` wrote."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """An input of a task.
+    """Input of a task.
 
     Attributes:
-        task: that is to answer.
-        example: what its kind reads, checked.
-        kind: the task's with other settings of decoding; None: as it was learned.
+        task: name of the task.
+        example: example in the form that the task's kind reads, checked.
+        kind: the task's kind with other decoding settings; None: as it was trained.
         on_text: as in `Row`.
-        most_tokens: of the input, more are refused; None: any number. What is over the task's own length is cut.
+        most_tokens: maximum number of input tokens, more are refused; None: any number. What exceeds the task's own
+            length is cut.
     """
 
     task: str
@@ -45,23 +46,23 @@ class Question:
 
 
 class TooLong(DataError):
-    """An input of more tokens than are allowed."""
+    """Input with more tokens than are allowed."""
 
 
 class UnknownTask(StateError):
-    """A task that is not learned here, or not any more."""
+    """Task that is not learned here, or no longer."""
 
 
 @dataclass
 class Learned:
-    """A backbone with gates (or plain adapters) and heads.
+    """Backbone with gates (or plain adapters) and heads.
 
     Attributes:
         folder: where the tasks come from.
-        config: of the run, or the defaults.
-        backbone, model, runtime: what answers.
-        cache_bytes: as `tss.load` has it: sealed tasks stay in the folder, and at most so many bytes of them in memory.
-        kinds: of the sealed tasks, by name; a new mapping whenever there are others.
+        config: configuration of the run, or the defaults.
+        backbone, model, runtime: used for prediction.
+        cache_bytes: as in `tss.load`: sealed tasks stay in the folder, with at most this many bytes of them in memory.
+        kinds: kinds of the sealed tasks, by name; replaced by a new mapping when the tasks change.
     """
 
     folder: Path
@@ -78,24 +79,24 @@ class Learned:
 
     @property
     def handle(self) -> TssHandle:
-        """Of the model."""
+        """Handle of the model."""
         return self.model.tss
 
     def refresh(self) -> None:
-        """Take up tasks that were sealed in the model, or deleted from it, since."""
+        """Update `kinds` for tasks that were sealed in the model, or deleted from it, since the last call."""
         kinds = {name: record.kind for name, record in self.handle.tasks.items() if record.state == "sealed"}
         self._settings |= {name: settings_for(self.config, name) for name in kinds if name not in self._settings}
         self.kinds = kinds
 
     def settings_of(self, task: str) -> TaskSettings:
-        """Lengths and batch size that a task was learned with."""
+        """Return the lengths and batch size that a task was trained with."""
         return self._settings[task]
 
     def predict(self, rows: Sequence[tuple[str, Example]]) -> list[Any]:
-        """The prediction for each (task, example), in their order.
+        """Return the prediction for each (task, example), in order.
 
         Raises:
-            ValueError, IndexError, RuntimeError: an input cannot be answered.
+            ValueError, IndexError, RuntimeError: an input cannot be predicted.
         """
         answers = self.answer([Question(task, example) for task, example in rows])
         for answer in answers:
@@ -104,7 +105,7 @@ class Learned:
         return [answer.prediction for answer in answers]  # type: ignore[union-attr]
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | Exception]:
-        """The answer to each question, in their order, or why there is none; rows that can share a batch do."""
+        """Return the answer to each question, in order, or the exception; rows that can share a batch do."""
         answers: list[Any] = self._rows(questions)
         places = [i for i, row in enumerate(answers) if isinstance(row, Row)]
         found = answer_each(self.model, [answers[i] for i in places], self.backbone.tokenizer, self.runtime)
@@ -113,13 +114,13 @@ class Learned:
         return answers
 
     def _rows(self, questions: Sequence[Question]) -> list[Row | Exception]:
-        """Each question encoded, those of a task by one call of the tokenizer; or why it cannot be."""
+        """Encode each question, all of a task in one call of the tokenizer; exceptions replace rows that failed."""
         rows: list[Any] = [None] * len(questions)
         places: dict[str, list[int]] = {}
         for place, question in enumerate(questions):
             places.setdefault(question.task, []).append(place)
         for task, of_task in places.items():
-            if task not in self.kinds:  # it was deleted after it was asked
+            if task not in self.kinds:  # the task was deleted after the question was asked
                 found: list[Row | Exception] = [UnknownTask(unknown_task(task, self.kinds))] * len(of_task)
             else:
                 try:
@@ -137,7 +138,7 @@ class Learned:
             return error
 
     def _encode(self, questions: Sequence[Question]) -> list[Row]:
-        """Rows of one task."""
+        """Encode questions of one task."""
         task = questions[0].task
         settings, kind = self.settings_of(task), self.kinds[task]
         split = encode_split([one.example for one in questions], kind, self.backbone.tokenizer, settings)
@@ -147,7 +148,7 @@ class Learned:
         ]
 
     def _measured(self, question: Question, row: Row) -> Row | TooLong:
-        """The row, marked if its input was cut; or that the input has too many tokens, where somebody asks."""
+        """Return the row, marked if its input was cut, or `TooLong`; unchanged if the question has no `most_tokens`."""
         most, length, found = (
             question.most_tokens,
             self.settings_of(row.task).source_length,
@@ -155,7 +156,7 @@ class Learned:
         )
         if most is None or found < min(length, most + 1):
             return row
-        if found <= most:  # as many as the task reads: there may have been more
+        if found <= most:  # as many tokens as the task reads: the input may have had more
             longer = self.settings_of(row.task).model_copy(update={"source_length": most + 1})
             split = encode_split([row.example], self.kinds[row.task], self.backbone.tokenizer, longer)
             found = len(split.encoded[0]["input_ids"])
@@ -164,13 +165,13 @@ class Learned:
         return dataclasses.replace(row, cut=found > length)
 
     def reload(self) -> list[str]:
-        """Add tasks that were learned in the folder since it was opened; gives their names.
+        """Add tasks that were learned in the folder since it was opened, and return their names.
 
-        Tasks that are there stay, also if the folder has lost them.
+        Tasks that are already loaded stay, even if the folder has lost them.
 
         Raises:
-            StateError: nothing can be read, or the folder has another task under a name that is there: a sealed task
-                never changes. Nothing is added then.
+            StateError: the folder cannot be read, or it has a different task under the name of a loaded one: a sealed
+                task never changes. Nothing is added then.
         """
         state, saved = _read(self.folder, keep=self.cache_bytes is not None)
         there = self.handle.tasks
@@ -192,7 +193,7 @@ class Learned:
 
 
 def unknown_task(name: object, kinds: Mapping[str, Any]) -> str:
-    """What is said of a name that no task has."""
+    """Return the message about a name that no task has."""
     told = repr(name)
     told = told if len(told) <= 200 else f"{told[:200]}..."
     return f"task {told} is not learned in this folder; it has: {', '.join(kinds)}"
@@ -205,23 +206,23 @@ def open_learned(
     tokenizer: str | None = None,
     cache_bytes: int | None = None,
 ) -> Learned:
-    """Opens a run folder, finished or not, or a folder that `model.tss.save` wrote. Nothing in it is changed.
+    """Open a run folder, finished or not, or a folder that `model.tss.save` wrote. Nothing in it is changed.
 
     Args:
-        folder: a run's, or with `tss.json`.
+        folder: folder of a run, or one with `tss.json`.
         backbone: model folder or hub name; None: the one that the folder names.
         tokenizer: folder or hub name; None: the backbone's own.
-        cache_bytes: leave sealed tasks in the folder, which has to stay, and hold at most so many bytes of them; None:
-            read all now.
+        cache_bytes: leave sealed tasks in the folder, which must remain available, and keep at most this many bytes of
+            them in memory; None: read all now.
 
     Raises:
-        StateError: neither kind of folder, nothing learned yet, or a file that is missing, truncated or edited.
-        ConfigError: its backbone cannot be loaded here, or a saved folder does not say which it is.
+        StateError: the folder is of neither kind, has no learned task yet, or a file is missing, truncated or edited.
+        ConfigError: the backbone cannot be loaded here, or a saved folder does not name it.
     """
     state, saved = _read(folder, keep=cache_bytes is not None)
     if not _sealed(saved):
         raise StateError(f"{folder}: no task is learned yet")
-    if state is not None:  # what is in config.yaml may have been edited since
+    if state is not None:  # config.yaml may have been edited since
         config = load_config(state.config)
     else:
         name = backbone or saved.backbone.get("name")
@@ -246,12 +247,12 @@ def open_learned(
 
 
 def _sealed(saved: saving.SavedTasks) -> list[dict[str, Any]]:
-    """What is told of the sealed tasks."""
+    """Return the metadata of the sealed tasks."""
     return [about for _, about in (*saved.kept, *saved.tasks) if about["state"] == "sealed"]
 
 
 def _read(folder: Path | str, *, keep: bool) -> tuple[RunState | None, saving.SavedTasks]:
-    """The state of a run, None for another folder, and its tasks."""
+    """Read a folder: the state of a run (None if it is not a run's) and its tasks."""
     files = RunFolder(folder)
     state = files.load_state() if files.state.is_file() else None
     if state is not None and not state.sealed:

@@ -1,4 +1,4 @@
-"""One task's training, from its first batch to its best state restored."""
+"""Training of one task, from its first batch to restoring its best state."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SavePlace = Callable[[TaskProgress, torch.optim.Optimizer], None]
 
 @dataclass
 class Job:
-    """One task to be learned, and all that learning it needs."""
+    """Task to train, and everything that training it needs."""
 
     name: str
     index: int
@@ -55,43 +55,43 @@ class Job:
     """Duration of every optimizer step in this process."""
 
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in one epoch."""
+        """Return the number of optimizer steps in one epoch."""
         return steps_per_epoch(len(self.train), self.settings)
 
     def groups(self, epoch: int) -> list[list[list[int]]]:
-        """The epoch's optimizer steps: for each, its batches of row numbers."""
+        """Return the epoch's optimizer steps: for each, its batches of row indices."""
         rows = batches(self.train.lengths(), self.settings.batch_size, seed=self.seed, task=self.name, epoch=epoch)
         size = self.settings.grad_accumulation
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
     def steps(self) -> int:
-        """Optimizer steps of the whole task, if it does not stop early."""
+        """Return the number of optimizer steps of the whole task, if it does not stop early."""
         return self.settings.epochs * self.steps_per_epoch()
 
     def median_step_seconds(self) -> float | None:
-        """Median duration of a step, None if this process made none."""
+        """Return the median duration of a step, None if this process made none."""
         return statistics.median(self.step_seconds) if self.step_seconds else None
 
 
 def steps_per_epoch(examples: int, settings: TaskSettings) -> int:
-    """Optimizer steps for one pass over so many examples."""
+    """Return the number of optimizer steps for one pass over this many examples."""
     return math.ceil(math.ceil(examples / settings.batch_size) / settings.grad_accumulation)
 
 
 def schedule(step: int, total: int, warmup: int) -> float:
-    """Share of the peak learning rate at a step (from 0): up over `warmup` steps, down to 0 at `total`, both linear."""
+    """Return the fraction of the peak learning rate at a step (from 0): linear warmup, then linear to 0 at `total`."""
     if step < warmup:
         return step / warmup
     return (total - step) / max(1, total - warmup)
 
 
 def learn(job: Job, save: SavePlace, place: Checkpoint | None = None) -> TaskProgress:
-    """Train the task that the handle is learning, and restore its best state by validation.
+    """Train the task that the handle is training, and restore its best state by validation.
 
     Args:
         job: the task.
-        save: called after every optimizer step; saves the place when that is due.
-        place: where to go on; None starts from the first step.
+        save: called after every optimizer step; saves a checkpoint when one is due.
+        place: checkpoint to resume from; None starts from the first step.
 
     Raises:
         TssError: a loss, a gradient, a score, a weight or a validation value is not finite.
@@ -112,7 +112,7 @@ def learn(job: Job, save: SavePlace, place: Checkpoint | None = None) -> TaskPro
 
 
 def train_epoch(job: Job, optimizer: torch.optim.Optimizer, progress: TaskProgress, save: SavePlace) -> None:
-    """The optimizer steps of an epoch that `progress` has not done yet."""
+    """Run the remaining optimizer steps of the current epoch."""
     per_epoch = job.steps_per_epoch()
     total = job.settings.epochs * per_epoch
     warmup = math.ceil(total * job.settings.warmup_ratio)
@@ -140,7 +140,7 @@ def train_epoch(job: Job, optimizer: torch.optim.Optimizer, progress: TaskProgre
 
 
 def tell_step(job: Job, epoch: int, step: int, loss: float, rate: float, seconds: float) -> None:
-    """Write down an optimizer step, its loss and the learning rate of scores (plain adapters: of weights)."""
+    """Log an optimizer step, its loss and the learning rate of the scores (plain adapters: of the weights)."""
     job.step_seconds.append(seconds)
     job.log.emit(
         "step",
@@ -155,10 +155,10 @@ def tell_step(job: Job, epoch: int, step: int, loss: float, rate: float, seconds
 
 
 def check_finite(job: Job, epoch: int, step: int) -> None:
-    """Raise TssError if a step had a gradient, or made a score or a weight, that is not finite.
+    """Raise TssError if a step had a gradient, or produced a score or a weight, that is not finite.
 
-    A NaN reads as a gate that is off, and would be learned on, sealed and inherited without a word. Gradients whose
-    square is not finite count too: Adam keeps squares, and would never move such an entry again.
+    A NaN score acts as a gate that is off, and would silently be trained further, sealed and inherited. Gradients whose
+    square is not finite count too: Adam keeps squares, and would never update such an entry again.
     """
     trained = [parameter for group in job.handle.trainable_parameters().values() for parameter in group]
     stepped = [*(p.detach() for p in trained), *(p.grad for p in trained if p.grad is not None)]
@@ -168,7 +168,7 @@ def check_finite(job: Job, epoch: int, step: int) -> None:
 
 
 def not_finite(job: Job, what: str, epoch: int, step: int | None = None) -> TssError:
-    """The error that names the place, what is kept, and the remedies."""
+    """Return the error, which names the position in training, what is kept, and the remedies."""
     rates = {"score_lr": job.settings.score_lr, "head_lr": job.settings.head_lr}
     if not job.method.gated:
         rates = {"adapter_lr": job.settings.adapter_lr, "head_lr": job.settings.head_lr}
@@ -185,28 +185,28 @@ def not_finite(job: Job, what: str, epoch: int, step: int | None = None) -> TssE
 
 
 def unused_layers(handle: TssHandle) -> list[str]:
-    """Adapter layers that the last backward pass did not reach, such as a decoder's where the head reads the encoder.
+    """Return adapter layers that the last backward pass did not reach, such as a decoder's if a head reads the encoder.
 
-    To be asked while gradients are there.
+    Call it before gradients are cleared.
     """
     trained = {name: layer.scores if handle.config.gated else layer.weight for name, layer in handle.layers.items()}
     return [name for name, parameter in trained.items() if parameter.grad is None]
 
 
 def of_used(values: dict[str, float], unused: Container[str]) -> dict[str, float]:
-    """The values by layer of the layers that a task uses: in the others nothing can change."""
+    """Return the values, by layer, of the layers that a task uses: in the others, nothing can change."""
     return {name: value for name, value in values.items() if name not in unused}
 
 
 def backward(job: Job, group: list[list[int]], epoch: int, step: int) -> float:
-    """Accumulate the gradients of one optimizer step's batches; gives their mean loss.
+    """Accumulate the gradients of one optimizer step's batches, and return their mean loss.
 
     Raises:
-        TssError: if a loss is not finite; nothing was updated with it.
+        TssError: a loss is not finite; nothing was updated with it.
     """
     total, processes = torch.zeros(()), job.runtime.processes
     for part, rows in enumerate(group):
-        # dropout depends on the place in the sequence alone, so no generator's state has to be kept for a resume
+        # dropout depends on the position in the sequence alone, so a resume needs no saved generator state
         torch.manual_seed(
             seed_of(job.seed, job.name, epoch, step, part, *((processes.rank,) if processes.rank else ()))
         )
@@ -217,7 +217,7 @@ def backward(job: Job, group: list[list[int]], epoch: int, step: int) -> float:
         if penalty is not None:
             loss = loss + penalty
         loss = loss * (processes.share(label_counts(job.train, rows)) / len(group))
-        if processes.count == 1:  # of several processes all have to go on until they see that one cannot
+        if processes.count == 1:  # several processes must all reach the reduction below, and check there
             _check_loss(job, loss.item() * len(group), epoch, step)
         loss.backward()
         total = total.to(loss.device) + loss.detach()
@@ -235,8 +235,8 @@ def _check_loss(job: Job, value: float, epoch: int, step: int) -> None:
 def finish_epoch(job: Job, progress: TaskProgress) -> None:
     """Validate, keep the state if it is better than the best so far, and move on to the next epoch.
 
-    Of epochs with the same metric the one with the lowest validation loss is the best, so that a metric that is 0 for
-    some epochs, or at its maximum, does not choose the first of them. Only a better metric resets the patience.
+    Among epochs with the same metric, the one with the lowest validation loss is the best, so that a metric that is 0
+    for some epochs, or at its maximum, does not choose the first of them. Only a better metric resets the patience.
     """
     started = time.perf_counter()
     value, loss, metric = validate(job)
@@ -260,7 +260,7 @@ def keep_best(job: Job, progress: TaskProgress, value: float, loss: float) -> No
 
 
 def tell_epoch(job: Job, progress: TaskProgress, trained: float, validated: tuple[float, float, str]) -> None:
-    """Write down the mean training loss of an epoch, and what `validate` gave after it."""
+    """Log the mean training loss of an epoch, and the result of `validate` after it."""
     value, loss, metric = validated
     job.log.emit(
         "epoch",
@@ -277,7 +277,7 @@ def tell_epoch(job: Job, progress: TaskProgress, trained: float, validated: tupl
 
 
 def chosen_by(kind: TaskKind, settings: TaskSettings) -> str:
-    """What chooses the best epoch: "loss", or the name of the main metric."""
+    """Return what chooses the best epoch: "loss", or the name of the main metric."""
     by = settings.validate_by
     if by == "auto":
         by = "loss" if kind.kind == "generation" else "metric"
@@ -285,9 +285,9 @@ def chosen_by(kind: TaskKind, settings: TaskSettings) -> str:
 
 
 def validate(job: Job) -> tuple[float, float, str]:
-    """The value that chooses the best epoch, the loss, and the name of the value.
+    """Return the value that chooses the best epoch, the loss, and the name of the value.
 
-    That is a metric (higher is better) or "loss" (lower is); then both are the loss.
+    The name is that of a metric (higher is better) or "loss" (lower is better); then both values are the loss.
     """
     by = chosen_by(job.kind, job.settings)
     arguments = (job.handle.model, job.kind, job.validation, job.tokenizer)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """A run under way."""
+    """Run in progress."""
 
     config: RunConfig
     settings: dict[str, TaskSettings]
@@ -50,27 +50,27 @@ class Run:
     tests: dict[str, Split] = field(default_factory=dict)
 
     def test(self, task: TaskData) -> Split:
-        """A task's test split, encoded once."""
+        """Return a task's test split, which is encoded only once."""
         if task.name not in self.tests:
             settings = self.settings[task.name]
             self.tests[task.name] = encode_split(task.test, task.kind, self.backbone.tokenizer, settings)
         return self.tests[task.name]
 
     def probe(self, task: TaskData) -> Batch:
-        """The inputs whose logits must never change: the first of the test split."""
+        """Return the batch whose logits must never change: the first rows of the test split."""
         split = self.test(task)
         rows = range(min(self.config.probe_size, len(split)))
         return collate(split, rows, task.kind, self.backbone.tokenizer, self.runtime)
 
     def save_state(self) -> None:
-        """Make what is finished so far count."""
+        """Save the state, so that what is finished so far counts."""
         self.state.events = self.log.written()
         self.state.save(self.folder.state)
 
 
 @contextlib.contextmanager
 def open_run(config: RunConfig, folder: RunFolder, *, resume: bool, listener: Listener | None) -> Iterator[Run]:
-    """Begin a run in an empty folder, or take up the one that is there.
+    """Start a run in an empty folder, or resume the one in it.
 
     Raises:
         ConfigError, DataError, StateError: before anything is trained or written.
@@ -109,9 +109,9 @@ def open_run(config: RunConfig, folder: RunFolder, *, resume: bool, listener: Li
             folder.begin(state, dump_config(config), runtime.environment())
         else:
             restore(state, folder, handle, method)
-            folder.commit(state)  # a crash may have come between the state and this
+            folder.commit(state)  # a crash may have come between saving the state and this
             place = folder.take_checkpoint(state)
-            if changed:  # the event that tells of it has to stay
+            if changed:  # the log must keep the event about it
                 folder.drop_checkpoint()
                 place = None
         if runtime.processes.in_step:
@@ -128,7 +128,7 @@ def open_run(config: RunConfig, folder: RunFolder, *, resume: bool, listener: Li
 def checked_backbone(
     config: RunConfig, settings: dict[str, TaskSettings], tasks: list[TaskData], runtime: Runtime
 ) -> Backbone:
-    """Load the backbone, and see that every task's kind and lengths fit it."""
+    """Load the backbone, and check that every task's kind and lengths fit it."""
     backbone = load_backbone(
         config.backbone,
         tokenizer=config.tokenizer,
@@ -148,16 +148,16 @@ def checked_backbone(
 
 
 def make_method(config: RunConfig) -> Method:
-    """The method with its options."""
+    """Create the method with its options."""
     method = METHODS[config.method]
     return method(method.options_type(**config.method_options))
 
 
 def restore(state: RunState, folder: RunFolder, handle: TssHandle, method: Method) -> None:
-    """Give the handle and the method what is finished.
+    """Restore what is finished into the handle and the method.
 
     Raises:
-        StateError: if a file is missing or changed, or the backbone is another one.
+        StateError: a file is missing or changed, or the backbone is another one.
     """
     if handle.frozen_fingerprint() != state.frozen:
         raise StateError(
@@ -178,7 +178,7 @@ def restore(state: RunState, folder: RunFolder, handle: TssHandle, method: Metho
 
 
 def take_config(run: Run, changed: list[str]) -> None:
-    """Keep a configuration that differs from the run's where it may, and say which tasks are learned otherwise."""
+    """Save a configuration that differs from the run's where it may, and log the tasks whose settings changed."""
     values = run.config.resolved()
     if values == run.state.config:
         return
@@ -191,10 +191,10 @@ def take_config(run: Run, changed: list[str]) -> None:
 
 
 def renew_probes(run: Run) -> None:
-    """Hash the probes of the sealed tasks anew, and say so where they differ.
+    """Hash the probes of the sealed tasks again, and log an event if they or the environment differ.
 
-    All that a run's answers depend on was compared before this. So it is the machine, another precision or another
-    version of a library that computes other last bits: from now on these are the ones to be kept.
+    All that a run's predictions depend on was compared before this. So a difference in the last bits comes from the
+    machine, another precision or another version of a library, and the new hashes must be kept from now on.
     """
     before, now = run.state.environment, run.runtime.signature()
     by_name = {task.name: task for task in run.tasks}

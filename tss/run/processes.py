@@ -1,7 +1,7 @@
-"""A run in several processes, as `torchrun` and `accelerate launch` start them: each computes its part of every batch.
+"""Run in several processes, as `torchrun` and `accelerate launch` start them: each computes its part of every batch.
 
-All processes go through the same run and hold the same state. The first one writes the run's folder; the others write
-theirs where nobody looks, so that nothing of a run has to know how many there are.
+All processes go through the same run and have the same state. The first one writes the run's folder; the others write
+to temporary folders of their own, so that the code of a run need not know how many processes there are.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of a run.
+    """Position of this process among those of a run.
 
     Attributes:
-        rank: from 0.
-        count: of all.
-        in_step: whether all have to run the model at the same times, as they do where each holds a part of it.
+        rank: rank of this process, from 0.
+        count: number of processes.
+        in_step: whether all must run the model at the same times, which is so if each holds a part of it.
     """
 
     rank: int = 0
@@ -36,29 +36,29 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and speaks for all."""
+        """Whether this is the process that writes and reports for all."""
         return self.rank == 0
 
     def rows(self, rows: Sequence[int]) -> Sequence[int]:
-        """This process's part of a batch, of at least one row, so that it computes as often as the others do."""
+        """Return this process's part of a batch, at least one row, so that it computes as often as the others do."""
         return rows if self.count == 1 else rows[self.rank :: self.count] or rows[:1]
 
     def share(self, labels: Sequence[int]) -> float:
-        """The weight of this process's mean over labels in the mean over all; 0 for a row that is another's.
+        """Return the weight of this process's mean over labels in the mean over all; 0 if its row is another's.
 
         Args:
-            labels: how many labels of each row of the whole batch count.
+            labels: number of labels that count in each row of the whole batch.
         """
         if self.count == 1:
             return 1.0
         return sum(labels[self.rank :: self.count]) / max(1, sum(labels))
 
     def batches(self, batches: Sequence[Item]) -> Sequence[Item]:
-        """The batches that this process evaluates: every batch is some process's, and no other's."""
+        """Return the batches that this process evaluates: all if `in_step`, else a part that no other process has."""
         return batches if self.in_step else batches[self.rank :: self.count]
 
     def together(self, mine: Mapping[int, Any]) -> dict[int, Any]:
-        """What all processes have found, by number of the row or the batch."""
+        """Return the results of all processes, by number of the row or the batch."""
         if self.count == 1 or self.in_step:
             return dict(mine)
         parts: list[Any] = [None] * self.count
@@ -66,7 +66,7 @@ class Processes:
         return {number: value for part in parts for number, value in part.items()}
 
     def add(self, loss: torch.Tensor, gradients: Sequence[torch.Tensor]) -> float:
-        """Add up every process's part of a loss, and of the gradients in place, in the same order in all of them."""
+        """Sum all processes' parts of a loss, and of gradients in place; all must pass gradients in the same order."""
         if self.count == 1:
             return loss.item()
         flat = torch.cat([loss.detach().reshape(1).float(), *(gradient.reshape(-1).float() for gradient in gradients)])
@@ -81,7 +81,7 @@ ALONE = Processes()
 
 
 def shard(core: torch.nn.Module) -> None:
-    """Give each process a part of every layer of a model (FSDP2); whole layers come together only while they run."""
+    """Shard every layer of a model over the processes (FSDP2); whole layers are gathered only while they run."""
     from torch.distributed.fsdp import fully_shard
 
     for module in list(core.modules()):
@@ -92,24 +92,24 @@ def shard(core: torch.nn.Module) -> None:
 
 
 def current(*, in_step: bool = False) -> Processes:
-    """The processes of this run: those that have joined, or this one alone."""
+    """Return the processes of this run: those that have joined, or this one alone."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return ALONE
     return Processes(distributed.get_rank(), distributed.get_world_size(), in_step and distributed.get_world_size() > 1)
 
 
 def expected() -> int:
-    """How many processes the launcher has started, of which this is one; 1 without a launcher."""
+    """Return the number of processes that the launcher started, including this one; 1 without a launcher."""
     count = os.environ.get("WORLD_SIZE", "")
     return int(count) if count.isdecimal() and "MASTER_ADDR" in os.environ else 1
 
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Processes]:
-    """Join the processes that the launcher started, unless the caller has, and leave them at the end.
+    """Join the processes that the launcher started, unless the caller has joined them, and leave them at the end.
 
     Args:
-        device: of the run's configuration; on GPUs each process takes the one of its local rank.
+        device: device in the run's configuration; on GPUs, each process uses the one of its local rank.
     """
     if expected() == 1 or distributed.is_initialized():
         yield current()
@@ -125,18 +125,18 @@ def joined(device: str) -> Iterator[Processes]:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks for those that the launcher started, also before they have joined."""
+    """Return whether this process reports for all that the launcher started, also before they have joined."""
     return expected() == 1 or os.environ.get("RANK") == "0"
 
 
 def local_rank() -> int:
-    """The number of this process on its machine."""
+    """Return the rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextlib.contextmanager
 def own_folder(folder: Path, *, resume: bool) -> Iterator[Path]:
-    """Where this process writes its run: the folder itself in the first one, else a copy that goes at the end."""
+    """Yield the folder that this process writes: `folder` itself in the first one, else a copy removed at the end."""
     processes = current()
     if processes.count == 1:
         yield folder

@@ -1,4 +1,4 @@
-"""What a run looks like while it goes on: a bar with the time left in a terminal, plain lines in a pipe."""
+"""Progress display of a run: a bar with the time left in a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 class TimeLeft:
-    """Estimates the rest of a run from what its steps and evaluations took so far."""
+    """Estimate of the remaining time of a run, from what its steps and evaluations took so far."""
 
     def __init__(self) -> None:
         self.tasks: list[str] = []
@@ -23,7 +23,7 @@ class TimeLeft:
         self._steps_timed = self._cells = 0
 
     def see(self, event: dict[str, Any]) -> None:
-        """Take in one event."""
+        """Update the estimate with one event."""
         name = event["event"]
         if name in ("run_begin", "resumed"):
             self.tasks, self.steps = event["tasks"], event["steps"]
@@ -35,34 +35,34 @@ class TimeLeft:
             self._step_seconds += event["seconds"]
             self._steps_timed += 1
         elif name == "task_end":
-            self._done[event["task"]] = self.steps.get(event["task"], 0)  # it may have stopped early
+            self._done[event["task"]] = self.steps.get(event["task"], 0)  # the task may have stopped early
         elif name == "evaluated":
             self._cell_seconds += event["seconds"]
             self._cells += 1
             self._cells_done += 1
 
     def fraction(self, task: str) -> float:
-        """Share of a task's steps that are done, 0 to 1."""
+        """Return the fraction of a task's steps that are done, 0 to 1."""
         return min(1.0, self._done.get(task, 0) / max(1, self.steps.get(task, 1)))
 
     def share(self) -> float:
-        """Share of all steps that are done, 0 to 1."""
+        """Return the fraction of all steps that are done, 0 to 1."""
         done = sum(min(self._done.get(task, 0), total) for task, total in self.steps.items())
         return done / max(1, sum(self.steps.values()))
 
     def seconds(self) -> float | None:
-        """Seconds left (without early stops), None before the first step."""
+        """Return the seconds left (without early stops), None before the first step."""
         if not self._steps_timed:
             return None
         steps_left = sum(max(0, total - self._done.get(task, 0)) for task, total in self.steps.items())
-        rows = 2 if self._joint else len(self.tasks) + 1  # of half a matrix
+        rows = 2 if self._joint else len(self.tasks) + 1  # half of the cells count: a triangle, or one row
         cells_left = len(self.tasks) * rows // 2 - self._cells_done
         per_cell = self._cell_seconds / self._cells if self._cells else 0.0
         return steps_left * self._step_seconds / self._steps_timed + max(0, cells_left) * per_cell
 
 
 class Console:
-    """A listener of events that writes to a terminal (rich) or a pipe (plain lines, at most one in ten seconds).
+    """Event listener that writes to a terminal (rich) or a pipe (plain lines, at most one in ten seconds).
 
     Args:
         stream: where to write; None is standard error.
@@ -89,7 +89,7 @@ class Console:
             self.close()
 
     def close(self) -> None:
-        """Take the bar away; also right after an error."""
+        """Remove the bar; can be called right after an error."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -116,7 +116,7 @@ class Console:
 
 
 def describe(event: dict[str, Any]) -> str | None:
-    """One line for an event that is worth one, else None."""
+    """Return a line for an event that is shown as one, else None."""
     match event["event"]:
         case "run_begin":
             tasks = event["tasks"]
@@ -147,7 +147,7 @@ def describe(event: dict[str, Any]) -> str | None:
 
 
 def format_seconds(seconds: float | None) -> str:
-    """For example "45 s", "3 min 20 s", "2 h 05 min"; "?" for None."""
+    """Format seconds, for example as "45 s", "3 min 20 s" or "2 h 05 min"; "?" for None."""
     if seconds is None:
         return "?"
     whole = round(seconds)

@@ -1,4 +1,4 @@
-"""The configuration with nothing left open: tasks by their names in the data, device, precision, settings by task."""
+"""Resolution of a configuration: tasks by their names in the data, device, precision, settings by task."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ NAMES_SHOWN = 12
 
 
 def sequence(config: RunConfig) -> Order:
-    """The tasks of the sequence by their names in the data, and the names that the data lacks.
+    """Return the tasks of the sequence by their names in the data, and the names that the data lacks.
 
     Raises:
-        ConfigError: a name that stands for several tasks, a task twice, or several names for the one data set of a hub.
-        DataError: no such data.
+        ConfigError: a name stands for several tasks, a task is repeated, or several names are given for one hub data
+            set.
+        DataError: there is no such data.
     """
     hub = config.data.startswith("hub:")
     if hub and config.sources:
@@ -43,16 +44,16 @@ def sequence(config: RunConfig) -> Order:
 
 
 def available_tasks(config: RunConfig) -> list[str]:
-    """The tasks with a source of their own, then those of the data; not for a data set of the hub.
+    """Return the tasks with a source of their own, then those of the data; not for a hub data set.
 
     Raises:
-        DataError: no such data.
+        DataError: there is no such data.
     """
     return list(dict.fromkeys((*config.sources, *list_tasks(config.data))))
 
 
 def missing_message(config: RunConfig, order: Order) -> str:
-    """Which tasks of a sequence the data lacks, and what there is instead."""
+    """Return a message that names the tasks of a sequence that the data lacks, and what there is instead."""
     known = order.tasks if config.data.startswith("hub:") else available_tasks(config)
     near = {name: nearest(name, known, "tasks", cutoff=0.7) for name in order.missing}
     near = {name: hint for name, hint in near.items() if hint.startswith("did")}
@@ -66,10 +67,10 @@ def missing_message(config: RunConfig, order: Order) -> str:
 
 
 def resolve(config: RunConfig) -> tuple[RunConfig, Runtime]:
-    """The configuration as it will be kept, and what it runs on.
+    """Return the configuration that will be saved, and the runtime that it runs on.
 
     Raises:
-        ConfigError, DataError: what cannot be run here.
+        ConfigError, DataError: the configuration cannot be run here.
     """
     device = resolve_device(config.device)
     processes = current(in_step=config.shard_backbone)
@@ -93,9 +94,9 @@ def resolve(config: RunConfig) -> tuple[RunConfig, Runtime]:
 
 
 def load_tasks(config: RunConfig) -> tuple[list[TaskData], dict[str, TaskSettings]]:
-    """Read and check all data before anything is trained, and the settings of each task.
+    """Read and check all data, and the settings of each task, before anything is trained.
 
-    Kinds take the run's metric and decoding.
+    The tasks' kinds get the run's metric and decoding.
     """
     tasks, settings = [], {}
     for name in config.tasks:

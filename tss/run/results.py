@@ -1,4 +1,4 @@
-"""What a run gives: the matrix of results, its continual metrics, and where everything lies."""
+"""Results of a run: the matrix of metrics, its continual metrics, and where the files are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Matrix = list[list[float | None]]
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run.
+    """Result of a finished run.
 
     `matrix[i][j]` is the main metric (0 to 100) of task j after task i, None where it was not measured;
     `metrics[i][j]` all metrics of that cell; `summary` the continual metrics.
@@ -32,7 +32,7 @@ class RunResult:
 
 
 def matrix_content(config: RunConfig, tasks: Sequence[TaskData], state: RunState) -> dict[str, Any]:
-    """The content of matrix.json: a pure function of what was measured, without times."""
+    """Return the content of matrix.json: a pure function of what was measured, without times."""
     metrics: list[list[dict[str, float] | None]] = [
         [(state.rows[i] if i < len(state.rows) else {}).get(task.name) for task in tasks] for i in range(len(tasks))
     ]

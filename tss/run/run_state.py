@@ -1,4 +1,4 @@
-"""What is finished in a run, as one checked JSON document, and what a run must find again to go on."""
+"""State of a run: what is finished, as one JSON document with a checksum, and what must be unchanged to resume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FREE_KEYS = ("log_seconds", "checkpoint_steps", "reevaluate")
 
 @dataclass(frozen=True)
 class SealedTask:
-    """A finished task, and what must never change."""
+    """Finished task, and the hashes of what must never change."""
 
     name: str
     fingerprint: str
@@ -59,7 +59,7 @@ class RunState:
     finished: bool = False
 
     def save(self, path: Path) -> None:
-        """Write atomically, with the content's own SHA-256 inside."""
+        """Write the state atomically, with the SHA-256 of its content inside."""
         content = {"format": FORMAT, **dataclasses.asdict(self)}
         write_text(path, to_json({"sha256": sha256(to_json(content)), **content}, indent=1) + "\n")
 
@@ -68,7 +68,7 @@ def load_state(path: Path) -> RunState:
     """Read `state/run.json`.
 
     Raises:
-        StateError: if it is truncated, was edited, or has another format.
+        StateError: it is truncated, was edited, or has another format.
     """
     try:
         content = from_json(path.read_bytes())
@@ -95,18 +95,18 @@ _REMEDY = "Put the file back from a copy, or start in another folder; finished t
 
 
 def check_same_config(saved: dict[str, Any], given: dict[str, Any], learned: Iterable[str] = ()) -> list[str]:
-    """A run goes on with the configuration it began with; `FREE_KEYS` and settings of tasks to come may differ.
+    """Check that a run resumes with its configuration; `FREE_KEYS` and settings of tasks not yet learned may differ.
 
     Args:
-        saved: as it began.
-        given: as it shall go on.
-        learned: the tasks whose settings are past changing.
+        saved: the configuration saved in the run.
+        given: the configuration to resume with.
+        learned: the tasks whose settings can no longer change.
 
     Returns:
         Tasks whose own settings (under `overrides`) differ.
 
     Raises:
-        StateError: with each key that differs and both values.
+        StateError: other keys differ; the message has each key and both values.
     """
     saved, given, past = copy.deepcopy(saved), copy.deepcopy(given), set(learned)
     before, after = saved.get("overrides") or {}, given.get("overrides") or {}
@@ -127,14 +127,14 @@ def check_same_config(saved: dict[str, Any], given: dict[str, Any], learned: Ite
 
 
 def check_same(what: str, saved: dict[str, str], given: dict[str, str]) -> None:
-    """What results depend on is what the run began with.
+    """Check that what results depend on is what the run began with.
 
     Args:
-        what: in words, with a place for the names that differ.
+        what: description of it, with a placeholder for the names that differ.
         saved, given: name -> digest.
 
     Raises:
-        StateError: naming what differs.
+        StateError: a digest differs; the message names what differs.
     """
     changed = [name for name in saved if saved[name] != given.get(name)]
     if changed:
@@ -145,7 +145,7 @@ def check_same(what: str, saved: dict[str, str], given: dict[str, str]) -> None:
 
 
 def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values of nested mappings by dotted keys."""
+    """Return the values of nested mappings by dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:

@@ -33,38 +33,38 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "calculation overflow
 
 @dataclass(frozen=True)
 class Runtime:
-    """The device, the precision of matrix products ("float32" or "bfloat16"), and the processes that run together."""
+    """Device, precision of matrix products ("float32" or "bfloat16"), and the processes that run together."""
 
     device: torch.device
     precision: str
     processes: Processes = ALONE
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Products in bfloat16 if that is the precision; a context that changes nothing otherwise."""
+        """Return a context with products in bfloat16 if that is the precision, else one that changes nothing."""
         if self.precision == "bfloat16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
     @property
     def pad_multiple(self) -> int:
-        """What lengths of batches are rounded up to: tensor cores want multiples of eight, a processor does not."""
+        """Multiple that batch lengths are rounded up to: tensor cores want multiples of eight, a CPU does not."""
         return PAD_MULTIPLE if self.device.type == "cuda" else 1
 
     @property
     def batch_cost(self) -> int | None:
-        """For `examples.by_length`: on a processor a small batch is cheap, a GPU wants full ones."""
+        """The `batch_cost` for `examples.by_length`: on a CPU, small batches are cheap; a GPU needs full ones."""
         return None if self.device.type == "cuda" else BATCH_COST
 
     def to_device(self, batch: Batch) -> Batch:
         return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
 
     def reset_peak(self) -> None:
-        """Begin a new measurement of peak memory (on CUDA; a process's own peak cannot be reset)."""
+        """Start a new measurement of peak memory (on CUDA; a process's own peak cannot be reset)."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_bytes(self) -> int:
-        """Peak memory: allocated on the CUDA device since `reset_peak`, or resident in this process so far."""
+        """Return peak memory: allocated on the CUDA device since `reset_peak`, or resident in this process so far."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         import resource  # not on Windows
@@ -73,7 +73,7 @@ class Runtime:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     def signature(self) -> dict[str, Any]:
-        """What bit-identical logits depend on besides weights and inputs."""
+        """Return what bit-identical logits depend on besides weights and inputs."""
         on_cuda = self.device.type == "cuda"
         return {
             "torch": torch.__version__,
@@ -87,7 +87,7 @@ class Runtime:
         }
 
     def environment(self) -> dict[str, Any]:
-        """The signature, and what else a reader of the results wants to know of the machine."""
+        """Return the signature, and what else readers of the results want to know about the machine."""
         return {
             **self.signature(),
             "python": platform.python_version(),
@@ -104,7 +104,7 @@ def _processor() -> str:
 
 
 def out_of_memory(error: Exception) -> str | None:
-    """What an error says if it is one of memory, in one line; None if it is another."""
+    """Return the message of an out-of-memory error in one line; None for other errors."""
     text = str(error)
     if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(sign in text for sign in NO_MEMORY):
         return None

@@ -1,4 +1,4 @@
-"""The sequence: learn a task, seal it, verify that none was forgotten, keep it, evaluate all; then the next."""
+"""Sequence of tasks: train a task, seal it, verify that none was forgotten, save it, evaluate all; then the next."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tss.run.zero_shot import metrics_now
 
 @dataclass(frozen=True)
 class Sealed:
-    """A task that is sealed in memory, and what is told of it: gates on and flipped by layer, and the time it took."""
+    """Task sealed in memory, with its fraction of gates on and flipped by layer, and the seconds that sealing took."""
 
     task: SealedTask
     density: dict[str, float]
@@ -45,22 +45,22 @@ class Sealed:
 def run_sequence(
     config: RunConfig, folder: Path | str, *, resume: bool = False, progress: Listener | None = None
 ) -> RunResult:
-    """Learn a sequence of tasks and fill a run folder.
+    """Train a sequence of tasks and write a run folder.
 
     Started by `torchrun` or `accelerate launch`, all processes call this with the same arguments; each computes its
     part of every batch, and the first one writes the folder.
 
     Args:
-        config: the run.
-        folder: where it goes; it may not hold a run, unless `resume`.
-        resume: go on with the run in the folder, bit for bit as if it had never stopped.
+        config: configuration of the run.
+        folder: folder of the run; must not contain a run, unless `resume`.
+        resume: continue the run in the folder, bit for bit as if it had never stopped.
         progress: called with every event, for example `tss.run.progress.Console()`.
 
     Raises:
         ConfigError, DataError: before anything is trained.
         StateError: the folder cannot be used, a saved file is damaged, or the disk is full.
         ForgettingError: a sealed task changed.
-        TssError: a loss that is not finite, or no memory. Whatever was finished is kept.
+        TssError: a loss is not finite, or memory runs out. Whatever was finished is kept.
     """
     with (
         joined(config.device) as processes,
@@ -76,20 +76,20 @@ def run_sequence(
                 with memory_errors(" + ".join(names), largest):
                     jobs, done = learn_tasks(run, indices)
                     sealed = [seal_task(run, job) for job in jobs]
-                    verify_tasks(run, sealed)  # before anything of it counts: what fails here can be done again
+                    verify_tasks(run, sealed)  # before they count as finished: what fails here can be repeated
                     keep_tasks(run, jobs, done, sealed)
             evaluate_tasks(run, indices[-1])
         return finish(run)
 
 
 def turns(run: Run) -> list[range]:
-    """The places of the tasks that are learned at a time: each alone, or all together."""
+    """Return the indices of the tasks that are trained at a time: each alone, or all together."""
     count = len(run.tasks)
     return [range(count)] if run.method.joint else [range(index, index + 1) for index in range(count)]
 
 
 def begin(run: Run) -> None:
-    """Tell what is about to be done: in the diary once per run, to the listener also on resume."""
+    """Announce the run: in the event log once per run, to the listener also on resume."""
     tasks = [task.name for task in run.tasks]
     steps = {}
     for task in run.tasks:
@@ -118,7 +118,7 @@ def begin(run: Run) -> None:
 
 
 def learn_tasks(run: Run, indices: range) -> tuple[list[Job], TaskProgress]:
-    """Train one task, or several together, from the start or from where it was saved, up to the best state restored."""
+    """Train one task, or several together, from the start or from a checkpoint, and restore the best state."""
     jobs = [make_job(run, index) for index in indices]
     run.runtime.reset_peak()
     run.method.begin_tasks(run.handle, {job.name: job.kind for job in jobs})
@@ -154,7 +154,7 @@ def learn_tasks(run: Run, indices: range) -> tuple[list[Job], TaskProgress]:
 
 
 def make_job(run: Run, index: int) -> Job:
-    """A task with its data encoded."""
+    """Create the job of a task, with its data encoded."""
     task = run.tasks[index]
     settings, tokenizer = run.settings[task.name], run.backbone.tokenizer
     return Job(
@@ -174,7 +174,7 @@ def make_job(run: Run, index: int) -> Job:
 
 
 def tell_begin(run: Run, job: Job) -> None:
-    """Write down that a task begins, what of it is trained, and what speaks against its settings."""
+    """Log that a task begins, the size of what is trained, and warnings about its settings."""
     task, trained = run.tasks[job.index], run.handle.trainable_parameters()
     head = sum(p.numel() for p in run.handle.head_parameters(job.name))
     run.log.emit(
@@ -193,13 +193,13 @@ def tell_begin(run: Run, job: Job) -> None:
 
 
 def warn(run: Run, task: str, texts: Iterable[str]) -> None:
-    """Tell what speaks against a task's settings, and write it down for the report."""
+    """Log warnings about a task's settings, for the listener and for the report."""
     for text in texts:
         run.log.emit("warning", task=task, text=text)
 
 
 def _lengths(run: Run, job: Job) -> dict[str, Any]:
-    """What `before_training` wants to know of the data."""
+    """Return what `before_training` needs to know about the data."""
     targets = [len(row["labels"]) for row in job.train.encoded] if job.kind.kind == "generation" else []
     longest = getattr(run.handle.model.config, "max_position_embeddings", None)
     return {
@@ -208,12 +208,12 @@ def _lengths(run: Run, job: Job) -> dict[str, Any]:
 
 
 def _words(run: Run, progress: TaskProgress) -> str:
-    """Where a resume goes on."""
+    """Describe where a resume continues."""
     return f"epoch {progress.epoch}, step {progress.step}, in {run.folder.learning}"
 
 
 def seal_task(run: Run, job: Job) -> Sealed:
-    """Seal the task in memory; nothing of it counts yet."""
+    """Seal the task in memory; it does not count as finished yet."""
     started = time.perf_counter()
     density, flipped = run.handle.density(), run.handle.flipped(job.first_gates)
     with run.runtime.autocast():
@@ -224,13 +224,13 @@ def seal_task(run: Run, job: Job) -> Sealed:
 
 
 def keep_tasks(run: Run, jobs: Sequence[Job], progress: TaskProgress, sealed: Sequence[Sealed]) -> None:
-    """Write sealed tasks' files, what they hand on, and then the state that makes all count."""
+    """Write sealed tasks' files, what they pass on to later tasks, and then the state that makes all of it count."""
     started = time.perf_counter()
     run.state.saved = saving.stage(run.folder.path, run.handle.saved(extra=run.method.state()))
     run.state.sealed += [one.task for one in sealed]
     shared, steps = progress.seconds + time.perf_counter() - started, sum(job.steps() for job in jobs)
     for job, one in zip(jobs, sealed, strict=True):
-        # tasks that were learned together share the time by their steps
+        # tasks that were trained together share the time in proportion to their steps
         tell_end(run, job, progress, one, one.seconds + shared * job.steps() / steps)
     if run.method.never_forgets:
         run.log.emit("verified", after=jobs[-1].name, tasks=len(run.state.sealed), frozen=run.state.frozen)
@@ -240,7 +240,7 @@ def keep_tasks(run: Run, jobs: Sequence[Job], progress: TaskProgress, sealed: Se
 
 
 def tell_end(run: Run, job: Job, progress: TaskProgress, sealed: Sealed, seconds: float) -> None:
-    """Write down what a task took, what is kept of it, and what speaks against its settings."""
+    """Log what a task took, what is kept of it, and warnings about its settings."""
     run.state.seconds += seconds
     run.log.emit(
         "task_end",
@@ -263,7 +263,7 @@ def tell_end(run: Run, job: Job, progress: TaskProgress, sealed: Sealed, seconds
 
 
 def importance_batches(job: Job) -> Iterator[Batch]:
-    """One pass over the training data for the method's end of the task; this process's part where it averages parts."""
+    """Yield the training data once for the method's `end_task`; only this process's part if it averages importance."""
     size = job.settings.batch_size
     processes = job.runtime.processes if job.method.averages_importance else ALONE
     rows = batches(job.train.lengths(), size, seed=job.seed, task=job.name, epoch=0)
@@ -272,16 +272,16 @@ def importance_batches(job: Job) -> Iterator[Batch]:
 
 
 def importance_mean(run: Run) -> dict[str, float]:
-    """Mean accumulated importance of each gated layer that has any."""
+    """Return the mean accumulated importance of each gated layer that has any."""
     importances = {name: getattr(layer, "importance", None) for name, layer in run.handle.layers.items()}
     return {name: value.mean().item() for name, value in importances.items() if value is not None}
 
 
 def verify_tasks(run: Run, sealed: Sequence[Sealed]) -> None:
-    """Check that no task changed that is sealed, just now or before, if the method promises it.
+    """Check that no task sealed before or just now has changed, if the method never forgets.
 
     Raises:
-        ForgettingError: if one did.
+        ForgettingError: a task has changed.
     """
     if run.method.never_forgets:
         now = [*run.state.sealed, *(one.task for one in sealed)]
@@ -292,11 +292,11 @@ def verify_tasks(run: Run, sealed: Sequence[Sealed]) -> None:
 def evaluate_tasks(run: Run, index: int) -> None:
     """Fill row `index` of the matrix: every learned task on its test split; cells already there are kept.
 
-    What was just verified bit for bit would score what it scored: it is measured again after the last task, and in the
-    rows between only if the configuration asks for that.
+    Tasks that were just verified bit for bit would score what they scored: they are measured again after the last task,
+    and in the rows between only if the configuration asks for that.
     """
     while index >= len(run.state.rows):
-        run.state.rows.append({})  # rows above the only one of tasks that are learned together stay empty
+        run.state.rows.append({})  # for tasks trained together, rows above their only one stay empty
     row = run.state.rows[index]
     for column, task in enumerate(run.tasks[: index + 1]):
         if task.name in row:
@@ -314,7 +314,7 @@ def evaluate_tasks(run: Run, index: int) -> None:
 
 
 def write_matrix(run: Run) -> None:
-    """Write matrix.json where it is not what was measured, and make it count."""
+    """Write matrix.json if it is not what was measured, and save the state."""
     text, path = to_json(matrix_content(run.config, run.tasks, run.state), indent=1) + "\n", run.folder.matrix
     if path.is_file() and sha256(path) == sha256(text) == run.state.files.get(path.name):
         return
@@ -323,12 +323,12 @@ def write_matrix(run: Run) -> None:
 
 
 def takes_over(run: Run, index: int) -> bool:
-    """Whether row `index` takes the scores of earlier tasks over from the row above it."""
+    """Return whether row `index` takes over the scores of earlier tasks from the row above it."""
     return run.method.never_forgets and run.config.reevaluate == "last" and index < len(run.tasks) - 1
 
 
 def evaluate_before(run: Run, index: int, task: TaskData) -> None:
-    """Fill the cell right above the diagonal: the task that was just begun, before its first step."""
+    """Fill the cell right above the diagonal: the task that was just started, before its first step."""
     if task.name in run.state.rows[index - 1]:
         return
     started = time.perf_counter()
@@ -339,7 +339,7 @@ def evaluate_before(run: Run, index: int, task: TaskData) -> None:
 def record_cell(
     run: Run, index: int, task: TaskData, metrics: dict[str, float], seconds: float, *, measured: bool = True
 ) -> None:
-    """Put a task's metrics after task `index` into the state, and tell."""
+    """Put a task's metrics after task `index` into the state, log them, and save the state."""
     run.state.rows[index][task.name] = metrics
     run.state.seconds += seconds
     run.log.emit(
@@ -370,13 +370,13 @@ def evaluate_task(run: Run, task: TaskData) -> Evaluation:
 
 
 def predictions_text(result: Evaluation) -> str:
-    """One JSON line per test example, in the data's order: prediction and reference."""
+    """Return one JSON line per test example, in the data's order: prediction and reference."""
     pairs = zip(result.predictions, result.references, strict=True)
     return "".join(to_json({"prediction": p, "reference": r}) + "\n" for p, r in pairs)
 
 
 def finish(run: Run) -> RunResult:
-    """Tell the end, once, and give the results."""
+    """Log the end of the run, once, and return the results."""
     content = matrix_content(run.config, run.tasks, run.state)
     if not run.state.finished:
         run.log.emit("run_end", seconds=round(run.state.seconds, 3), summary=content["summary"])

@@ -1,4 +1,4 @@
-"""Text of a greedy search as it is found, for the rows of a batch that somebody listens to."""
+"""Text of a greedy search as it is found, for the rows of a batch that have a listener."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from transformers.generation.streamers import BaseStreamer
 if TYPE_CHECKING:
     import torch
 
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes of half a character are decoded to
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the bytes of an incomplete character are decoded to
 
 
 class TextStream(BaseStreamer):
-    """Tells each listener its row's text so far, which only grows; its last blanks wait for what follows them.
+    """Streamer that passes each listener its row's text so far, which only grows; trailing blanks are held back.
 
     Args:
-        tokenizer: of the backbone.
-        listeners: one for each row of the batch, None for rows that nobody listens to.
+        tokenizer: tokenizer of the backbone.
+        listeners: one for each row of the batch, None for rows without a listener.
     """
 
     def __init__(self, tokenizer: Any, listeners: Sequence[Callable[[str], object] | None]) -> None:
@@ -28,7 +28,7 @@ class TextStream(BaseStreamer):
         self._begun = False
 
     def put(self, value: torch.Tensor) -> None:
-        """The next token of each row, (rows,); the first call has what the decoder begins with, which is no answer."""
+        """Receive the next token of each row, (rows,); ignore the first call, with what the decoder begins with."""
         if not self._begun:
             self._begun = True
             return
@@ -42,4 +42,4 @@ class TextStream(BaseStreamer):
                 listener(text)
 
     def end(self) -> None:
-        """Nothing is left: who listens gets the whole answer as such."""
+        """Do nothing: listeners get the whole answer separately."""

@@ -1,4 +1,4 @@
-"""What a task scores before it is learned: untrained, and right before its turn; both give forward transfer."""
+"""Metrics of a task before it is trained: untrained, and right before its turn; both give forward transfer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def untrained_metrics(
     method: Method,
     runtime: Runtime,
 ) -> dict[str, dict[str, float]]:
-    """Task -> its metrics as the first task of a sequence, before its first step; the backbone is left as it was."""
+    """Return task -> metrics as the first task of a sequence, before its first step; the backbone is unchanged."""
     metrics = {}
     for task in tasks:
         handle = attach_adapters(config, backbone, method)
@@ -40,7 +40,7 @@ def untrained_metrics(
 def metrics_now(
     handle: TssHandle, task: TaskData, settings: TaskSettings, backbone: Backbone, runtime: Runtime
 ) -> dict[str, float]:
-    """Metrics on the test split of the task that was just begun, with the gates and the head that it starts from."""
+    """Return test-split metrics of the task that was just started, with the gates and head that it starts from."""
     split = encode_split(task.test, task.kind, backbone.tokenizer, settings)
     size = settings.eval_batch_size
     with handle.using(task.name), memory_errors(task.name, size):

@@ -1,1 +1,1 @@
-"""Learned tasks over HTTP: one thread owns the model and answers rows of many tasks in shared batches."""
+"""Serve learned tasks over HTTP: one thread owns the model and runs rows of many tasks in shared batches."""

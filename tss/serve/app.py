@@ -1,4 +1,4 @@
-"""The HTTP interface of a `Service`."""
+"""HTTP API of a `Service`."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(service: Service, token: str | None = None) -> FastAPI:
-    """The application; when its lifespan ends, what was accepted is answered and the service is closed.
+    """Create the application; at the end of its lifespan, accepted requests are answered and the service is closed.
 
     Args:
-        service: that answers.
-        token: that requests must carry, except for the page and /health; None: requests of this machine alone are
-            answered.
+        service: the service that answers requests.
+        token: the token that requests must send, except for the page and /health; None: only requests from this machine
+            are answered.
     """
 
     @contextlib.asynccontextmanager
@@ -158,7 +158,7 @@ def _add_page(app: FastAPI) -> None:
 
 
 def _hashes(page: str, element: str) -> str:
-    """What a policy names the elements of a page by, so that no other of this kind is obeyed."""
+    """Return the hashes by which a content security policy allows a page's elements of this type, and no others."""
     texts = re.findall(rf"<{element}>(.*?)</{element}>", page, re.DOTALL)
     return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in texts)
 
@@ -168,7 +168,7 @@ def _plain(answer: Answer) -> dict[str, Any]:
 
 
 async def _results(service: Service, request: Request, futures: Futures) -> list[Any]:
-    """The results of all; if the client goes away first, what has not begun is taken out of the queue."""
+    """Wait for all results; if the client disconnects first, remove inputs that have not started from the queue."""
     return await _or_gone(
         service, request, futures, asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
     )
@@ -196,17 +196,17 @@ async def _disconnected(request: Request) -> None:
 async def _stream(
     service: Service, request: Request, task: str, named: Sequence[tuple[str, Any]], parameters: Any
 ) -> Response:
-    """Lines of JSON: {"text"} for each piece that is found, then {"done", "task", "prediction"} or {"error"}."""
+    """Stream JSON lines: {"text"} for each generated piece, then {"done", "task", "prediction"} or {"error"}."""
     loop, texts = asyncio.get_running_loop(), asyncio.Queue[str | None]()
 
     def tell(text: str | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
+        with contextlib.suppress(RuntimeError):  # the event loop was closed: no client is waiting
             loop.call_soon_threadsafe(texts.put_nowait, text)
 
     futures = service.submit(task, named, parameters, on_text=tell)
     futures[0].add_done_callback(lambda _: tell(None))
     first = await _or_gone(service, request, futures, asyncio.ensure_future(texts.get()))
-    if first is None:  # an answer without text, or none: still time for a status
+    if first is None:  # finished without text, or failed: an error status can still be sent
         result_of(named[0][0], futures[0].exception() or futures[0].result())
     return StreamingResponse(_lines(service, task, named[0][0], futures, first, texts), media_type=LINES)
 
@@ -223,7 +223,7 @@ async def _lines(
             text = await texts.get()
         try:
             answer = result_of(called, futures[0].exception() or futures[0].result())
-        except Exception as error:  # the status is sent: a line tells it
+        except Exception as error:  # the status was sent already, so report the error in a line
             known = error if isinstance(error, ApiError) else fault(error)
             yield to_json(known.content()) + "\n"
             return

@@ -1,4 +1,4 @@
-"""One thread that runs what waits in a bounded queue, by batches of what can run together."""
+"""Thread that runs the items of a bounded queue, in batches of items that can run together."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 LONGEST_RETRY = 60
 """Seconds that a refused request is told to wait at most."""
-MEMORY = 0.8  # how much of the time per item is kept when a batch has shown another
+MEMORY = 0.8  # weight of the previous value in the moving average of the time per item
 
 
 class QueueFull(Exception):
-    """There is no room for what was to be queued.
+    """Raised when the items to queue would exceed the limit of the queue.
 
     Attributes:
-        retry_after: seconds, whole, after which there may be.
+        retry_after: whole number of seconds after which to try again.
     """
 
     def __init__(self, message: str, retry_after: int) -> None:
@@ -29,7 +29,7 @@ class QueueFull(Exception):
 
 
 class Closed(Exception):
-    """Nothing is taken any more."""
+    """Raised when no more items are accepted."""
 
 
 @dataclass(eq=False)
@@ -41,17 +41,17 @@ class _Waiting:
 
 
 class Batcher:
-    """Runs items by batches on a thread of its own, the oldest first and with it those of the same key.
+    """Runs items in batches on its own thread: the oldest item first, together with others of the same key.
 
-    While the thread is free, the oldest item waits for others of its key at most `max_wait` seconds; a full batch
-    starts at once. What was taken gets a result or an exception whatever happens, also when `close` is called.
+    While the thread is idle, the oldest item waits for others of its key for at most `max_wait` seconds; a full batch
+    starts at once. Every accepted item gets a result or an exception, also after `close`.
 
     Args:
-        run: gives a result, or an exception, for each item of a batch; what it raises goes to all of them.
-        max_batch: items of a batch at most.
+        run: returns a result or an exception for each item of a batch; an exception that it raises goes to all items.
+        max_batch: maximum number of items in a batch.
         max_wait: seconds.
-        max_queue: items that wait at most.
-        on_batch: is told the size of each batch before it runs.
+        max_queue: maximum number of waiting items.
+        on_batch: called with the size of each batch before it runs.
     """
 
     def __init__(
@@ -75,20 +75,20 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Items in the queue."""
+        """Number of items in the queue."""
         return len(self._waiting)
 
     @property
     def ready(self) -> bool:
-        """Whether items are taken, and there is a thread to run them."""
+        """Whether items are accepted and the thread is alive."""
         return not self._closed and self._thread.is_alive()
 
     def submit(self, items: Sequence[tuple[Hashable, Any]]) -> list[Future[Any]]:
-        """Queue (key, item) pairs, all of them or none; futures of their results, in their order.
+        """Queue (key, item) pairs, all of them or none; return futures of their results, in the same order.
 
         Raises:
-            QueueFull: there is no room for all of them.
-            Closed: nothing is taken any more.
+            QueueFull: the limit of the queue would be exceeded.
+            Closed: no more items are accepted.
         """
         with self._changed:
             if self._closed:
@@ -107,7 +107,7 @@ class Batcher:
         return [one.future for one in queued]
 
     def cancel(self, futures: Sequence[Future[Any]]) -> None:
-        """Take what has not begun out of the queue."""
+        """Remove the items of these futures that have not started from the queue."""
         with self._changed:
             gone = {id(future) for future in futures if future.cancel()}
             if gone:
@@ -117,7 +117,7 @@ class Batcher:
         """Run a function on the thread, between two batches.
 
         Raises:
-            Closed: nothing is taken any more.
+            Closed: no more calls are accepted.
         """
         future: Future[Any] = Future()
         with self._changed:
@@ -128,7 +128,7 @@ class Batcher:
         return future
 
     def close(self) -> None:
-        """Take nothing more, and return when all that was taken has run."""
+        """Accept nothing more, and return after everything accepted has run."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -144,7 +144,7 @@ class Batcher:
             work()
 
     def _next(self) -> Callable[[], None] | None:
-        """What is to run now, taken out of the queue; None: nothing yet."""
+        """Remove the next work from the queue and return it; None if there is nothing to run yet."""
         if self._calls:
             function, future = self._calls.popleft()
             return lambda: _settle(future, function)
@@ -161,12 +161,12 @@ class Batcher:
             return None
         taken = set(map(id, batch))
         self._waiting = deque(one for one in self._waiting if id(one) not in taken)
-        # From here on they cannot be cancelled.
+        # After this, these items cannot be cancelled.
         batch = [one for one in batch if one.future.set_running_or_notify_cancel()]
         return lambda: self._run_batch(batch)
 
     def _patience(self) -> float | None:
-        """Seconds that the oldest item still waits for others; None without one."""
+        """Return the seconds that the oldest item still waits for others; None if the queue is empty."""
         return self._waiting[0].arrived + self._max_wait - time.monotonic() if self._waiting else None
 
     def _run_batch(self, batch: Sequence[_Waiting]) -> None:
@@ -176,7 +176,7 @@ class Batcher:
         try:
             self._on_batch(len(batch))
             results = self._run([one.item for one in batch])
-        except BaseException as error:  # whatever it is, those who wait must hear of it, and others be answered
+        except BaseException as error:  # callers must get any error, and the thread must continue
             results = [error] * len(batch)
         for one, result in zip(batch, results, strict=True):
             if isinstance(result, BaseException):

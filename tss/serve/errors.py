@@ -1,4 +1,4 @@
-"""What a request can be refused with: a code for programs, the words of the Python error, and what to do about it."""
+"""Errors of the HTTP API: a code for programs, the message of the Python error, and a remedy."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ CODES: dict[str, tuple[int, str]] = {
 
 
 class ApiError(Exception):
-    """A request that is not answered as it was meant.
+    """Raised when a request is rejected or fails.
 
     Args:
         code: a key of `CODES`.
         message: the condition and the values.
-        headers: of the response.
+        headers: additional headers of the response.
     """
 
     def __init__(self, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
-        # what a caller sent may be in it: of any length, and with halves of surrogate pairs, which are no text
+        # the message may quote the request, which can have any length and lone surrogates, which cannot be encoded
         message = message.encode(errors="replace").decode()
         self.message = message if len(message) <= LONGEST else f"{message[:LONGEST]}..."
         super().__init__(self.message)
@@ -54,11 +54,11 @@ class ApiError(Exception):
         self.status, self.remedy = CODES[code]
 
     def content(self) -> dict[str, Any]:
-        """The body of the response."""
+        """Return the body of the response."""
         return {"error": {"code": self.code, "message": self.message, "remedy": self.remedy}}
 
 
 def fault(error: Exception) -> ApiError:
-    """What a caller hears of an error that nobody expected; the log has all of it."""
+    """Return the error that the caller gets for an unexpected exception, and log the exception in full."""
     log.error("a request failed", exc_info=error)
     return ApiError("internal", f"{type(error).__name__} while answering")

@@ -1,4 +1,4 @@
-"""What every request passes before it is looked at: who asks, from where, how much, and how slowly."""
+"""Checks of every request before it is processed: token, origin, size of the body, and time to receive it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI middleware: the token, the origin, the limits of bodies, strict JSON, headers of safety, and counts.
+    """ASGI middleware that checks token, origin, body limits and JSON, adds security headers, and counts requests.
 
     Args:
-        app: what is guarded.
-        service: for its limits and its metrics.
-        token: that requests must carry; None: none, and then only pages and programs of this machine are answered, by
-            the name that they call it.
+        app: the application to protect.
+        service: provides limits and metrics.
+        token: the token that requests must send; None: no token, and only requests whose Host header is a loopback name
+            are answered.
     """
 
     def __init__(self, app: App, service: Service, token: str | None) -> None:
@@ -47,7 +47,7 @@ class Guard:
         self._token = None if token is None else token.encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Process one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -76,13 +76,13 @@ class Guard:
                 self._service.metrics.request(scope.get(TASK, ""), status, time.perf_counter() - started)
 
     def _check(self, scope: Message) -> None:
-        """Raise ApiError unless the caller may ask."""
+        """Raise ApiError unless the request is allowed."""
         headers = {name.lower(): value for name, value in scope["headers"]}
         host, origin = (headers.get(name, b"").decode("latin-1").lower() for name in (b"host", b"origin"))
         if origin and origin.split("://")[-1] != host:
             raise ApiError("forbidden_origin", f"a page of {origin} may not call {host}")
         if self._token is None:
-            # A page of elsewhere can reach loopback under a name of its own, which then is its origin.
+            # A foreign page can reach loopback under its own host name (DNS rebinding), which is then its origin.
             if host.rsplit(":", 1)[0] not in LOOPBACK and host not in LOOPBACK:
                 raise ApiError("forbidden_origin", f"without a token this is {' or '.join(LOOPBACK)}, not {host!r}")
         elif scope["path"] not in OPEN:
@@ -93,7 +93,7 @@ class Guard:
                 )
 
     async def _body(self, scope: Message, receive: Receive) -> Receive:
-        """What gives the whole body, read within the limits and known to be JSON."""
+        """Read the body within the limits, check that it is JSON, and return a function that receives it again."""
         headers, settings = dict(scope["headers"]), self._service.settings
         announced = headers.get(b"content-length", b"0")
         parts: list[bytes] = []
@@ -141,7 +141,7 @@ async def reply(error: ApiError, send: Send) -> None:
     """Send an error as a response."""
     body = to_json(error.content()).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
-    if error.code in ("body_too_large", "body_too_slow"):  # the rest of the body is not waited for
+    if error.code in ("body_too_large", "body_too_slow"):  # the server does not wait for the rest of the body
         headers["connection"] = "close"
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw})

@@ -1,4 +1,4 @@
-"""Counts and times of a server, for Prometheus."""
+"""Prometheus metrics of a server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Those of one server; nothing is shared with others in the process."""
+    """Metrics of one server; nothing is shared with other servers in the process."""
 
     content_type = CONTENT_TYPE_LATEST
 
@@ -32,19 +32,19 @@ class Metrics:
         self._tasks = Gauge("tss_tasks", "Tasks that answer", registry=self._registry)
 
     def watch(self, waiting: Callable[[], float], tasks: Callable[[], float]) -> None:
-        """Where the queue's length and the number of tasks are read when somebody asks."""
+        """Set the functions that return the queue's length and the number of tasks, called at each scrape."""
         self._waiting.set_function(waiting)
         self._tasks.set_function(tasks)
 
     def batch(self, size: int) -> None:
-        """A batch of so many inputs is run."""
+        """Count a batch of `size` inputs."""
         self._batch.observe(size)
 
     def request(self, task: str, status: int, seconds: float) -> None:
-        """A request for predictions has ended; `task` is empty unless it is one that answers."""
+        """Count a finished request for predictions; `task` is empty unless it names a task that is served."""
         self._requests.labels(task, str(status)).inc()
         self._seconds.observe(seconds)
 
     def render(self) -> bytes:
-        """In Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""Requests and responses of the interface, of which FastAPI makes its description."""
+"""Requests and responses of the HTTP API, from which FastAPI generates the OpenAPI schema."""
 
 from __future__ import annotations
 

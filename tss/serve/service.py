@@ -1,4 +1,4 @@
-"""Learned tasks, and the thread that answers for them; knows no HTTP."""
+"""Learned tasks and the thread that runs them; independent of HTTP."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ CHARACTERS = 8
 
 
 class Service:
-    """Answers for the sealed tasks of a model, which from now on belongs to this service's thread.
+    """Predicts with the sealed tasks of a model, which from now on only this service's thread may use.
 
     Args:
-        learned: model and tasks.
+        learned: the model and its tasks.
         settings: limits.
     """
 
@@ -47,7 +47,7 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         return self._batcher.ready
 
     @property
@@ -57,11 +57,11 @@ class Service:
 
     @property
     def task_names(self) -> Sequence[str]:
-        """Those that answer."""
+        """Names of the tasks that are served."""
         return list(self._learned.kinds)
 
     def tasks(self) -> list[dict[str, Any]]:
-        """Each task that answers: name, kind, the fields that it reads, and its labels or its decoding."""
+        """Describe each served task: name, kind, the fields that it reads, and its labels or decoding parameters."""
         return [self._about(name, kind) for name, kind in self._learned.kinds.items()]
 
     def _about(self, name: str, kind: TaskKind) -> dict[str, Any]:
@@ -83,16 +83,16 @@ class Service:
         parameters: Mapping[str, int] | None = None,
         on_text: Callable[[str], object] | None = None,
     ) -> list[Future[Answer]]:
-        """Queue inputs of a task, all of them or none; `result_of` reads the futures.
+        """Queue inputs of a task, all of them or none; pass results of the futures to `result_of`.
 
         Args:
-            task: that is to answer.
-            inputs: (what messages call it, its fields).
-            parameters: of decoding, in place of the task's own.
+            task: name of the task.
+            inputs: (name of the input for messages, its fields).
+            parameters: decoding parameters that override the task's own.
             on_text: as in `Question`; for one input of a task that generates greedily.
 
         Raises:
-            ApiError: no such task, an input or parameters that it does not take, no room, or the end.
+            ApiError: no such task, invalid inputs or parameters, the queue is full, or the service is closed.
         """
         kinds = self._learned.kinds
         if task not in kinds:
@@ -111,11 +111,11 @@ class Service:
                 example = check_input(given, kind.kind)
             except Malformed as error:
                 raise ApiError("invalid_input", f"{called}: {error} (task {task})") from None
-            if (name := unknown_field(given, kind.kind)) is not None:  # a field misspelt gives another answer
+            if (name := unknown_field(given, kind.kind)) is not None:  # a misspelled field would change the prediction
                 reads = ", ".join(sum(FIELDS[kind.kind], ()))
                 message = f"{called}: no field {name[:80]!r} in {kind.kind}, which has {reads} (task {task})"
                 raise ApiError("invalid_input", message)
-            # Tokenizers read all of a text before they cut it, on the thread that everybody waits for.
+            # Tokenizers process the whole text before they truncate it, on the thread that all requests wait for.
             size = sum(len(part) for value in example.values() for part in value)
             if size > (most := CHARACTERS * self.settings.max_tokens):
                 raise ApiError("input_too_long", f"{called}: {size} characters are over this server's limit of {most}")
@@ -143,17 +143,17 @@ class Service:
             raise ApiError("invalid_parameters", f"{error} (task {task})") from None
 
     def cancel(self, futures: Sequence[Future[Any]]) -> None:
-        """Forget inputs that have not begun to be answered."""
+        """Remove inputs that have not started from the queue."""
         self._batcher.cancel(futures)
 
     def reload(self) -> Future[list[str]]:
-        """Add the tasks that were learned in the folder since; their names. Raises as `Learned.reload`."""
+        """Add tasks that were learned in the folder since, and return their names. Raises as `Learned.reload`."""
         return self._batcher.call(self._learned.reload)
 
     def change(self, function: Callable[[TssModel], Any]) -> Future[Any]:
-        """Run a function of the model between two batches; what is sealed in it afterwards answers.
+        """Run a function of the model between two batches; afterwards, all its sealed tasks are served.
 
-        So a program adds tasks while it serves: `service.change(lambda model: tss.load(model, folder))`.
+        This lets a program add tasks while serving: `service.change(lambda model: tss.load(model, folder))`.
         """
 
         def run() -> Any:
@@ -165,16 +165,16 @@ class Service:
         return self._batcher.call(run)
 
     def close(self) -> None:
-        """Take nothing more, and return when all that was taken is answered."""
+        """Accept nothing more, and return after all accepted inputs are answered."""
         self._batcher.close()
 
 
 def result_of(called: str, found: Answer | BaseException) -> Answer:
-    """The answer to an input, from what its future has: a result or an exception.
+    """Return the answer to an input from its future's result or exception.
 
     Raises:
-        ApiError: there is none; `called` is what messages call the input.
-        Exception: of another kind, a fault.
+        ApiError: there is no answer; `called` is the name of the input in messages.
+        Exception: `found` is an exception of another type, which is unexpected.
     """
     if isinstance(found, Answer):
         return found
@@ -182,7 +182,7 @@ def result_of(called: str, found: Answer | BaseException) -> Answer:
         raise ApiError("input_too_long", f"{called}: {found}")
     if isinstance(found, UnknownTask):
         raise ApiError("unknown_task", str(found))
-    if isinstance(found, StateError):  # a task that was left in the folder cannot be read from it
+    if isinstance(found, StateError):  # a task that is kept on disk cannot be read from its folder
         log.error("a task cannot be read: %s", found)
         raise ApiError("task_unavailable", "the task's files cannot be read now")
     if isinstance(found, CANNOT):

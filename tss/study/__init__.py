@@ -1,1 +1,1 @@
-"""A study: the same tasks by several methods, in several orders, with several seeds; each cell is a run of its own."""
+"""Studies: the same tasks with several methods, task orders and seeds; each cell is a separate run."""

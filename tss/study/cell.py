@@ -1,7 +1,7 @@
-"""One cell of a study in a process of its own: `python -m tss.study.cell`, told what to run on standard input.
+"""Run one cell of a study in its own process: `python -m tss.study.cell` reads what to run from standard input.
 
-The process lives no longer than who started it: when its standard input is closed, by them or by their end, it stops as
-at Ctrl-C. What it had done is kept, and the next start of the cell goes on there.
+The process does not outlive the one that started it: when its standard input is closed, explicitly or because that
+process ended, it stops as with Ctrl-C. Its progress is kept, and the next start of the cell resumes there.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def run_cell(
     tell: Tell | None = None,
     started: Callable[[subprocess.Popen[bytes]], None] | None = None,
 ) -> str | None:
-    """Begin a cell, or go on with it, in a new process, and wait for its end.
+    """Start or resume a cell in a new process, and wait for the process to end.
 
     Args:
         root: folder of the study.
         cell: one of its cells.
-        threads: for the process.
-        directory: in which it runs, against which relative paths of its configuration are meant.
-        tell: called with what the process tells of its progress.
-        started: called with the process, whose standard input stops it when it is closed.
+        threads: number of threads of the process.
+        directory: working directory of the process, to which relative paths in its configuration refer.
+        tell: called with the progress messages of the process.
+        started: called with the process; closing its standard input stops it.
 
     Returns:
-        None if the cell is finished, else why it is not: an error, or `STOPPED`.
+        None if the cell is finished, otherwise the reason why not: an error, or `STOPPED`.
     """
     folder = StudyFolder(Path(directory, root))
     make_directory(folder.log(cell).parent)
@@ -56,7 +56,7 @@ def run_cell(
     found = None
     with folder.log(cell).open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tss.study.cell", str(folder.run(cell))],  # named for who looks at processes
+            [sys.executable, "-m", "tss.study.cell", str(folder.run(cell))],  # identifies the process in process lists
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=directory, env=environment,
             start_new_session=True,
         )  # fmt: skip
@@ -65,7 +65,7 @@ def run_cell(
     try:
         if started is not None:
             started(process)
-        with contextlib.suppress(BrokenPipeError, ValueError):  # it may be gone, or stopped already
+        with contextlib.suppress(BrokenPipeError, ValueError):  # the process may have ended, or been stopped, already
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
         for line in process.stdout:
@@ -88,13 +88,13 @@ def run_cell(
 
 
 def main() -> int:
-    """What the process does; progress and an error go to standard output as one JSON object per line."""
+    """Run the process; write progress and any error to standard output, one JSON object per line."""
     request = json.loads(sys.stdin.buffer.readline() or b"null")
     if request is None:
         return INTERRUPTED
     sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is none of the messages
-    # a shell starts background commands, and so what those start, with SIGINT ignored
+    os.dup2(2, 1)  # keep output of libraries separate from the messages
+    # a shell starts background commands with SIGINT ignored, which their child processes inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     try:
@@ -131,14 +131,14 @@ def _run(request: dict[str, Any]) -> None:
 
     path = folder.run(cell)
     make_directory(path.parent)
-    # a process of this cell whose starter was killed may still be on its way out
+    # a previous process of this cell, whose parent was killed, may still be stopping
     with locked(path.parent / f"{cell.name}.lock", wait=True):
         if not folder.finished(cell):
             run_sequence(cell.config, path, resume=path.is_dir(), progress=listen)
 
 
 def _tell(message: dict[str, Any]) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody listens any more, and standard input says so
+    with contextlib.suppress(BrokenPipeError):  # nobody reads any more; the end of standard input stops this process
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
 

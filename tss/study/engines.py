@@ -1,4 +1,4 @@
-"""Where the cells of a study run: in processes of this machine, or as tasks of a Ray cluster."""
+"""Engines that run the cells of a study: processes on this machine, or tasks on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ RETRIES = 5
 
 
 class Engine(Protocol):
-    """Runs cells by `run_cell`; `capacity` of them at a time."""
+    """Runs cells with `run_cell`, up to `capacity` at a time."""
 
     capacity: int
 
     def start(self, cell: Cell) -> None:
-        """Begin a cell; returns at once."""
+        """Start a cell; return at once."""
         ...
 
     def ended(self, seconds: float) -> Ended:
-        """Cells that ended since the last call, each with its error or None; waits so long for the first."""
+        """Return cells that ended since the last call, with their error or None; wait up to `seconds` for the first."""
         ...
 
     def told(self) -> list[tuple[Cell, dict[str, Any]]]:
-        """What running cells have told of their progress since the last call."""
+        """Return the progress messages of running cells since the last call."""
         ...
 
     def stop(self) -> None:
-        """Stop all cells that run, so that each can go on where it was; returns when they have."""
+        """Stop all running cells so that each can resume where it was; return when all have stopped."""
         ...
 
 
 def usable_cores() -> int:
-    """Threads to divide among cells: OMP_NUM_THREADS if it is set, else the cores that this process may use."""
+    """Return the number of threads for all cells: OMP_NUM_THREADS if set, otherwise the cores of this process."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdecimal() and int(given) > 0:
         return int(given)
@@ -50,12 +50,12 @@ def usable_cores() -> int:
 
 
 class Processes:
-    """Cells in processes of this machine.
+    """Engine that runs cells in processes on this machine.
 
     Args:
         root: folder of the study.
-        workers: cells at a time.
-        threads: of each.
+        workers: number of cells at a time.
+        threads: number of threads per cell.
     """
 
     def __init__(self, root: Path, workers: int, threads: int) -> None:
@@ -82,7 +82,7 @@ class Processes:
                     lambda told: self._told.put((cell, told)),
                     started,
                 )
-            except Exception as problem:  # no process could be started, or what it told was no message
+            except Exception as problem:  # the process could not be started, or wrote an invalid message
                 error = f"{type(problem).__name__}: {problem}"
             self._running.pop(cell.name, None)
             self._ended.put((cell, error))
@@ -121,19 +121,19 @@ def _close(process: subprocess.Popen[bytes]) -> None:
 
 
 class RayTasks:
-    """Cells as tasks of a Ray cluster whose machines share the study's folder and have tss installed.
+    """Engine that runs cells on a Ray cluster whose machines share the study's folder and have tss installed.
 
-    A cell whose worker dies is started again, perhaps elsewhere, and goes on where it was.
+    A cell whose worker dies is restarted, possibly on another machine, and resumes where it was.
 
     Args:
         root: folder of the study.
-        address: of the cluster; "local" starts one on this machine.
-        workers: cells at a time; None: as many as the cluster has cores for.
-        threads: of each cell, and the cores that it asks the cluster for.
+        address: address of the cluster; "local" starts one on this machine.
+        workers: number of cells at a time; None: as many as the cluster has cores for.
+        threads: number of threads per cell, and of cores that it requests from the cluster.
 
     Raises:
         ConfigError: ray is not installed.
-        StateError: no cluster answers there.
+        StateError: no cluster responds at the address.
     """
 
     def __init__(self, root: Path, address: str, workers: int | None, threads: int) -> None:
@@ -167,7 +167,7 @@ class RayTasks:
         return found
 
     def told(self) -> list[tuple[Cell, dict[str, Any]]]:
-        return []  # a task of Ray tells nothing before it ends
+        return []  # a Ray task reports nothing before it ends
 
     def stop(self) -> None:
-        self._ray.shutdown()  # ends the workers, whose processes then stop by themselves
+        self._ray.shutdown()  # ends the workers; their cell processes then stop by themselves

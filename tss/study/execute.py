@@ -1,4 +1,4 @@
-"""Runs what of a study is not finished, retries what failed, and tells how it goes."""
+"""Run the unfinished cells of a study, retry failed ones, and report progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WAIT = 1.0
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a cell: "started", "finished", "failed" (to be tried again), "given up"; None: time passed."""
+    """Event of a cell: "started", "finished", "failed" (will be retried) or "given up"; None for a periodic event."""
 
     what: str | None
     cell: Cell | None
@@ -30,17 +30,17 @@ class Event:
 
 @dataclass
 class Progress:
-    """How far a study is.
+    """Progress of a study.
 
     Attributes:
-        cells: all, by name; `finished` is how many are; `failed` name -> error of those that were given up.
-        capacity: cells at a time.
-        waiting: cells that have not begun.
-        shares: name of a running cell -> share of its steps that are done, where it told of it.
-        lefts: the same -> seconds left by its own estimate.
-        times: row -> seconds of each of its cells that was begun and finished here.
-        started: name of a running cell -> when, of the monotonic clock.
-        resumed: running cells that were not begun here, whose time says nothing.
+        cells: name -> cell, all cells; finished: number of finished ones; failed: name -> error of given-up ones.
+        capacity: number of cells at a time.
+        waiting: cells that wait to be started or retried.
+        shares: name of a running cell -> fraction of its steps that are done, once reported.
+        lefts: name of a running cell -> seconds left by its own estimate, once reported.
+        times: row -> seconds of each of its cells that was both started and finished here.
+        started: name of a running cell -> time of its start on the monotonic clock.
+        resumed: cells that were resumed, whose duration is not that of a whole run.
     """
 
     cells: dict[str, Cell]
@@ -55,17 +55,17 @@ class Progress:
     resumed: set[str] = field(default_factory=set)
 
     def see(self, cell: Cell, told: Mapping[str, Any]) -> None:
-        """Take in what a running cell tells of itself."""
+        """Update the progress from a message of a running cell."""
         self.shares[cell.name] = told["done"]
         if told["left"] is not None:
             self.lefts[cell.name] = told["left"]
 
     def unfinished(self) -> bool:
-        """Whether anything runs or waits."""
+        """Return whether any cell is running or waiting."""
         return bool(self.started or self.waiting)
 
     def seconds_left(self) -> float | None:
-        """Seconds until the study ends, by the cells that have finished and what running ones tell; None: unknown."""
+        """Estimate the seconds until the study ends from finished cells and reports of running ones, or None."""
         whole = {row: sum(times) / len(times) for row, times in self.times.items()}
         rest = 0.0
         now = time.monotonic()
@@ -91,16 +91,16 @@ def run_study(
     engine: Engine,
     listener: Callable[[Event], None] | None = None,
 ) -> Progress:
-    """Run every cell that is not finished; a failed one once more, after all others.
+    """Run every cell that is not finished; retry a failed one once, after all others.
 
     Args:
-        folder: the study's, its plan fixed.
-        cells: the plan.
-        engine: where they run.
+        folder: folder of the study, with a fixed plan.
+        cells: the cells of the plan.
+        engine: engine that runs the cells.
         listener: called with every event, and about once a second.
 
     Raises:
-        KeyboardInterrupt: after all running cells were stopped, each where it can go on.
+        KeyboardInterrupt: raised after all running cells were stopped so that each can resume.
     """
 
     todo = deque(cell for cell in cells if not folder.finished(cell))
@@ -125,7 +125,7 @@ def run_study(
             for cell, told in engine.told():
                 progress.see(cell, told)
             for cell, error in engine.ended(WAIT):
-                if error == STOPPED:  # by a signal that was not ours
+                if error == STOPPED:  # stopped by a signal that this process did not cause
                     error = "its process was interrupted"
                 seconds = time.monotonic() - progress.started.pop(cell.name)
                 progress.shares.pop(cell.name, None)

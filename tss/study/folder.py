@@ -1,4 +1,4 @@
-"""A study's folder: its fixed plan, the runs of its cells, and the last error of each that failed."""
+"""Folder of a study: its fixed plan, the runs of its cells, and the last error of each failed cell."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MOST = 5
 
 
 class StudyFolder:
-    """`study.json`, `runs/<cell>`, `errors/<cell>.txt`, `logs/<cell>.txt`.
+    """Folder of a study: `study.json`, `runs/<cell>`, `errors/<cell>.txt`, `logs/<cell>.txt`.
 
     Args:
-        folder: where they are or will be.
+        folder: path of the folder, which may not exist yet.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -32,32 +32,32 @@ class StudyFolder:
         self.plan = self.path / PLAN
 
     def run(self, cell: Cell) -> Path:
-        """The run folder of a cell."""
+        """Return the run folder of a cell."""
         return self.path / "runs" / cell.name
 
     def error(self, cell: Cell) -> Path:
-        """Where a cell's last error stands, until it is finished."""
+        """Return the path of a cell's last error, which is deleted when the cell finishes."""
         return self.path / "errors" / f"{cell.name}.txt"
 
     def log(self, cell: Cell) -> Path:
-        """What a cell's process wrote on standard error."""
+        """Return the path of the standard error output of a cell's processes."""
         return self.path / "logs" / f"{cell.name}.txt"
 
     def finished(self, cell: Cell) -> bool:
-        """Whether a cell's run has ended, by its own checked state."""
+        """Return whether a cell's run has finished, according to its checked state."""
         state = RunFolder(self.run(cell)).state
         try:
             return state.is_file() and RunFolder(self.run(cell)).load_state().finished
-        except StateError:  # the cell's process says what is wrong
+        except StateError:  # the cell's own process reports the problem
             return False
 
     def failure(self, cell: Cell) -> str | None:
-        """A cell's last error."""
+        """Return a cell's last error, or None."""
         path = self.error(cell)
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
     def note(self, cell: Cell, error: str | None) -> None:
-        """Keep how a cell ended."""
+        """Store a cell's error, or delete the stored one if `error` is None."""
         if error is None:
             self.error(cell).unlink(missing_ok=True)
         else:
@@ -65,10 +65,10 @@ class StudyFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep a second process from running the study.
+        """Lock the study, so that no second process runs it.
 
         Raises:
-            StateError: one is.
+            StateError: another process is running the study.
         """
         make_directory(self.path)
         try:
@@ -78,10 +78,10 @@ class StudyFolder:
             raise StateError(f"{self.path}: another process is running this study; wait for it or stop it") from error
 
     def cells(self) -> list[Cell]:
-        """The cells of the plan.
+        """Return the cells of the plan.
 
         Raises:
-            StateError: there is no plan, or none that can be read.
+            StateError: there is no plan, or it cannot be read.
         """
         try:
             content = from_json(self.plan.read_bytes())
@@ -99,12 +99,12 @@ class StudyFolder:
             raise StateError(f"{self.plan}: not the plan of a study ({error}); put it back from a copy") from error
 
     def fix(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Make these the study's cells, or see that they are; gives those that are new to a plan that was there.
+        """Write the plan, or check it against an existing one; return the cells added to an existing plan.
 
-        A study may grow, by rows, orders or seeds. What it holds may not change.
+        A study may grow by rows, orders or seeds; existing cells may not change.
 
         Raises:
-            StateError: a cell that is there differs, or is not among the given ones; or the folder holds other files.
+            StateError: an existing cell differs or is missing from `cells`; or the folder has files not of a study.
         """
         if not self.plan.is_file():
             if foreign := sorted(path.name for path in self.path.iterdir() if path.name != "lock"):
@@ -140,5 +140,5 @@ class StudyFolder:
 
 
 def is_study(folder: Path | str) -> bool:
-    """Whether a folder holds a study."""
+    """Return whether a folder contains a study."""
     return (Path(folder) / PLAN).is_file()

@@ -1,4 +1,4 @@
-"""What a study consists of: its file, and the run configuration of each of its cells."""
+"""Study plan: the study's file, and the run configuration of each cell."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Tasks = Annotated[list[str], Field(min_length=1)]
 
 
 class StudyConfig(BaseModel):
-    """A study's file. Everything in it is a run configuration or a choice among run configurations."""
+    """Content of a study's file. Everything in it is a run configuration or a choice among run configurations."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,7 +45,7 @@ class StudyConfig(BaseModel):
     @field_validator("methods", mode="before")
     @classmethod
     def _methods(cls, value: object) -> object:
-        """A list of names, and names without changes, are written as mappings."""
+        """Convert a list of names, and names without changes, to mappings."""
         if isinstance(value, list):
             value = {name: {} for name in value}
         if isinstance(value, Mapping):
@@ -69,9 +69,9 @@ class Cell:
     """One run of a study.
 
     Attributes:
-        name: of its folder.
-        row, order, seed: its place in the study; `row` is a method with its settings.
-        config: of the run.
+        name: name of its folder.
+        row, order, seed: its position in the study; `row` is a method with its settings.
+        config: configuration of the run.
     """
 
     name: str
@@ -81,17 +81,17 @@ class Cell:
     config: RunConfig
 
     def plain(self) -> dict[str, Any]:
-        """Values for JSON, from which `cell_from` makes an equal cell."""
+        """Return JSON-serializable values from which `cell_from` creates an equal cell."""
         return {**vars(self), "config": self.config.resolved()}
 
 
 def cell_from(values: Mapping[str, Any]) -> Cell:
-    """The inverse of `Cell.plain`."""
+    """Create a cell from the result of `Cell.plain`."""
     return Cell(**{**values, "config": RunConfig.model_validate(values["config"])})
 
 
 def study_names() -> list[str]:
-    """The studies that come with the package."""
+    """Return the names of the studies included in the package."""
     folder = resources.files("tss") / "presets" / "studies"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
@@ -106,13 +106,13 @@ def load_study(
     """Read a study's file.
 
     Args:
-        source: its path, or the name of one that comes with the package.
-        overrides: `a.b=value` changes of the run configuration of every cell.
-        seeds: in place of the file's.
-        data: in place of the base's data.
+        source: path of the file, or the name of a study included in the package.
+        overrides: `a.b=value` changes to the run configuration of every cell.
+        seeds: replaces the file's seeds.
+        data: replaces the base's data.
 
     Raises:
-        ConfigError: with one line for each problem.
+        ConfigError: the file cannot be read or is invalid; one line per problem.
     """
     path = Path(source)
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
@@ -131,7 +131,7 @@ def load_study(
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping with base, methods, orders and seeds")
     if isinstance(base := values.get("base"), str) and base.endswith((".yaml", ".yml")):
-        values["base"] = str(path.parent / base)  # beside the study's own file
+        values["base"] = str(path.parent / base)  # relative to the folder of the study's file
     changes = apply_overrides(values.get("changes") or {}, list(overrides))
     if data is not None:
         changes["data"] = data if data == "generated" or data.startswith("hub:") else str(Path(data).absolute())
@@ -143,11 +143,11 @@ def load_study(
 
 
 def cells_of(study: StudyConfig) -> list[Cell]:
-    """Every run of a study, seeds outermost, so that a study cut short has whole comparisons.
+    """Return every run of a study, with seeds as the outermost loop, so that a partial study has whole comparisons.
 
     Raises:
-        ConfigError: settings that no run can have, tasks that the data lacks, or rows of the same name.
-        DataError: no such data.
+        ConfigError: invalid settings, tasks that the data lacks, too many runs, or two runs with the same folder name.
+        DataError: the data does not exist.
     """
     base, _ = read_source(study.base, None)
     configs = {row: _row(study, base, row) for row in study.methods}
@@ -169,7 +169,7 @@ def cells_of(study: StudyConfig) -> list[Cell]:
 
 
 def _row(study: StudyConfig, base: Sequence[Layer], row: str) -> RunConfig:
-    """The configuration of a row, in the base's order and with its seed."""
+    """Return the configuration of a row, with the base's task order and seed."""
     changes = study.methods[row]
     method = changes.get("method", row)
     if method not in METHODS:
@@ -184,7 +184,7 @@ def _row(study: StudyConfig, base: Sequence[Layer], row: str) -> RunConfig:
 
 
 def _orders(study: StudyConfig, config: RunConfig) -> dict[str, list[str]]:
-    """The orders by name, of tasks as the data calls them."""
+    """Return name -> order, with the tasks' names in the data."""
     given = study.orders
     if isinstance(given, int):
         own = _resolved(config)
@@ -214,7 +214,7 @@ def _resolved(config: RunConfig) -> list[str]:
 
 
 def _shuffles(tasks: Sequence[str], count: int) -> list[list[str]]:
-    """The tasks as they are, and shuffles of them, each another order."""
+    """Return `count` distinct orders: the given one, then shuffles."""
     orders, number = [list(tasks)], 0
     while len(orders) < count:
         number += 1
@@ -228,6 +228,6 @@ def _shuffles(tasks: Sequence[str], count: int) -> list[list[str]]:
 def _cell(config: RunConfig, row: str, tasks: Sequence[str], seed: int) -> RunConfig:
     values = config.resolved()
     seeded: dict[str, Any] = {"seed": seed}
-    if config.adapters.seed == config.seed:  # not one of their own
+    if config.adapters.seed == config.seed:  # unless it is set separately
         seeded["adapters"] = {**values["adapters"], "seed": seed}
     return RunConfig.model_validate({**values, **seeded, "tasks": list(tasks), "shuffle": False, "label": row})

@@ -1,4 +1,4 @@
-"""What a study looks like while it goes on: a line for each thing that happens, and how much is left."""
+"""Progress display of a study: a line for each event, and the time left."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tss.study.execute import Event, Progress
 
 
 class Console:
-    """A listener of a study's events that writes to a terminal (a line that changes) or a pipe (a line a minute).
+    """Listener that shows a study's progress on a terminal (a status line) or in a pipe (one line per minute).
 
     Args:
-        stream: where to write; None is standard error.
-        every: seconds between two lines of progress in a pipe.
+        stream: output stream; None is standard error.
+        every: seconds between two progress lines in a pipe.
     """
 
     def __init__(self, stream: TextIO | None = None, *, every: float = 60.0) -> None:
@@ -41,7 +41,7 @@ class Console:
             self._last = now
 
     def close(self) -> None:
-        """Take the changing line away."""
+        """Remove the status line."""
         if self._status is not None:
             self._status.stop()
             self._status = None
@@ -54,7 +54,7 @@ class Console:
 
 
 def describe(event: Event) -> str | None:
-    """One line for what happened to a cell."""
+    """Return one line that describes a cell's event; None for a periodic event."""
     if event.cell is None:
         return None
     name, count = event.cell.name, f"[{event.progress.finished}/{len(event.progress.cells)}]"
@@ -72,7 +72,7 @@ def describe(event: Event) -> str | None:
 
 
 def overview(progress: Progress) -> str:
-    """How many cells are finished, how far the running ones are, and the time left."""
+    """Return one line with the number of finished cells, the progress of running ones, and the time left."""
     running = [f"{name} {progress.shares.get(name, 0.0):.0%}" for name in progress.started]
     failed = f", {len(progress.failed)} failed" if progress.failed else ""
     left = format_seconds(progress.seconds_left())

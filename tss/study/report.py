@@ -1,4 +1,4 @@
-"""The report of a study: Markdown, one HTML page, CSV tables and a figure, all from its runs alone."""
+"""Report of a study: Markdown, one HTML page, CSV tables and a figure, all generated from its runs only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOOTER = (
 
 @dataclass(frozen=True)
 class StudyReport:
-    """The HTML file that was written, the table of scores as Markdown, and what of the runs is damaged."""
+    """Path of the HTML file, the table of scores as Markdown, and descriptions of damaged runs."""
 
     path: Path
     summary: str
@@ -33,14 +33,14 @@ class StudyReport:
 
 
 def build(folder: Path | str, output: Path | str | None = None) -> StudyReport:
-    """Write the report of a study, whole or cut short.
+    """Write the report of a complete or partial study.
 
     Args:
-        folder: of the study.
-        output: a folder for `report.html`, `report.md`, `tables/` and `plots/`; None: the study's own.
+        folder: folder of the study.
+        output: folder for `report.html`, `report.md`, `tables/` and `plots/`; None: the study's own folder.
 
     Raises:
-        StateError: it holds no study, or one in which no run has finished.
+        StateError: the folder contains no study, or no run of the study has finished.
     """
     study = read_study(folder)
     target = Path(folder if output is None else output)
@@ -73,7 +73,7 @@ def build(folder: Path | str, output: Path | str | None = None) -> StudyReport:
 
 
 def facts_of(study: Study) -> list[tuple[str, str]]:
-    """What a reader has to know of how the numbers came about."""
+    """Return the facts about how the numbers were produced."""
     cells = cells_in(study)
     first = cells[0][2]
     orders = {order: " ".join(run.tasks) for _, (order, _), run in cells}
@@ -93,7 +93,7 @@ def facts_of(study: Study) -> list[tuple[str, str]]:
 
 
 def notes_of(study: Study) -> list[str]:
-    """What is missing, and why."""
+    """Return notes on failed, unfinished and damaged runs."""
     notes = [f"{name} failed: {error}" for name, error in study.failed.items()]
     if rest := [name for name in study.unfinished if name not in study.failed]:
         notes.append(f"{len(rest)} runs have not finished and are in none of the tables: {', '.join(rest)}.")
@@ -101,7 +101,7 @@ def notes_of(study: Study) -> list[str]:
 
 
 def bytes_picture(study: Study, found: Summaries) -> Picture | None:
-    """Score at the end against all bytes that are kept then, a point per method; None without both."""
+    """Plot the final score against all bytes kept at the end, one point per method that has both; None without any."""
     points = []
     for index, row in enumerate(study.rows):
         score = spread(values["average"] for values in found.get(row, {}).values())
@@ -123,7 +123,7 @@ def bytes_picture(study: Study, found: Summaries) -> Picture | None:
             markersize=6,
         )
     for place, (row, _, kept, score) in enumerate(points):
-        # labels of points that lie together stand below each other
+        # place labels of points that are close together below each other
         above = sum(abs(math.log(kept / k)) < 0.1 and abs(score.mean - s.mean) < 2 for _, _, k, s in points[:place])
         axes.annotate(row, (kept, score.mean), (7, 4 - 10 * above), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")

@@ -1,4 +1,4 @@
-"""What a study has measured, read from its run folders alone, and the statistics of it."""
+"""Results of a study, read from its run folders only, and their statistics."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of n paired differences and its confidence interval, which one pair alone has not (None)."""
+    """Mean of n paired differences and its confidence interval, which is None for a single pair."""
 
     count: int
     mean: float
@@ -46,16 +46,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run took.
+    """Cost of a run.
 
     Attributes:
-        seconds: of training, validation and sealing of all tasks.
-        peak_bytes: the largest peak of memory while a task was learned.
-        adapters, head: parameters that a task trains, mean over tasks.
-        gate_bytes, head_bytes: kept for a task, mean over tasks; gates, or the task's own weights, and its head.
-        shared_bytes: kept once, and needed to answer: the weights that all tasks share.
-        learning_bytes: kept once, and needed at most to go on learning: last scores, importance, a method's own.
-        total_bytes: all that is needed to answer after the last task.
+        seconds: time of training, validation and sealing of all tasks.
+        peak_bytes: largest peak memory while a task was learned.
+        adapters, head: trained parameters per task, mean over tasks.
+        gate_bytes, head_bytes: bytes kept per task, mean over tasks: its gates or own weights, and its head.
+        shared_bytes: bytes kept once that prediction needs: the weights that all tasks share.
+        learning_bytes: bytes kept once that only further training may need: last scores, importance, a method's state.
+        total_bytes: all bytes that prediction needs after the last task.
     """
 
     seconds: float | None
@@ -76,11 +76,11 @@ class Study:
     Attributes:
         rows: the methods with their settings, in the study's order.
         methods: row -> method.
-        planned: row -> runs that the plan has.
+        planned: row -> number of runs in the plan.
         runs: row -> place -> run.
         unfinished: names of cells that have not finished.
-        failed: name -> last error of a cell that failed.
-        damage: what of finished runs is not as they wrote it.
+        failed: name -> last error of an unfinished cell that failed.
+        damage: descriptions of what is not as the finished runs wrote it.
     """
 
     rows: list[str]
@@ -92,22 +92,22 @@ class Study:
     damage: list[str] = field(default_factory=list)
 
     def row_of(self, method: str) -> str | None:
-        """The row that stands for a method: the one of its name, else its first."""
+        """Return the row that represents a method: the row of that name, otherwise its first row; None without one."""
         if self.methods.get(method) == method:
             return method
         return next((row for row in self.rows if self.methods[row] == method), None)
 
     def families(self) -> list[str]:
-        """The families of all tasks, in the order of the first run."""
+        """Return the families of all tasks, in the order of the first run."""
         tasks = [task for runs in self.runs.values() for run in runs.values() for task in run.tasks]
         return list(dict.fromkeys(task.split("/", 1)[0] for task in tasks))
 
 
 def read_study(folder: Path | str) -> Study:
-    """Read the plan, and the runs that have finished.
+    """Read the plan and the finished runs of a study.
 
     Raises:
-        StateError: the folder holds no study.
+        StateError: the folder contains no study.
     """
     files = StudyFolder(folder)
     cells = files.cells()
@@ -127,7 +127,7 @@ def read_study(folder: Path | str) -> Study:
 
 
 def summaries(study: Study) -> dict[str, dict[Place, dict[str, Any]]]:
-    """Row -> place -> the continual metrics of the run, with those against one task alone and all at once.
+    """Return row -> place -> the run's continual metrics, including those against one task alone and all at once.
 
     Each run is compared with the runs of `one` and `mtl` of the same order and seed.
     """
@@ -140,14 +140,14 @@ def summaries(study: Study) -> dict[str, dict[Place, dict[str, Any]]]:
                 run.square(), None if row == study.row_of("one") else one, mtl=None if run.joint else mtl,
                 families=families,
             )  # fmt: skip
-            if run.joint:  # the last task's cell alone is no diagonal
+            if run.joint:  # joint training has no diagonal, only the cell of the last task
                 values |= {"learning": None, "forgetting": None, "transfer": None}
             found.setdefault(row, {})[place] = values
     return found
 
 
 def _reference(study: Study, method: str, place: Place, run: Run) -> list[float | None] | None:
-    """What each of a run's tasks scored by a method in the same order and with the same seed; None without such."""
+    """Return the scores of a run's tasks with another method, same order and seed; None without such a run."""
     row = study.row_of(method)
     other = None if row is None else study.runs.get(row, {}).get(place)
     if other is None:
@@ -158,13 +158,13 @@ def _reference(study: Study, method: str, place: Place, run: Run) -> list[float 
 
 
 def averages(values: Mapping[str, Any]) -> dict[str, float]:
-    """`OVERALL` and each family -> the average at the end, of one run's summary."""
+    """Return `OVERALL` and each family -> the final average, from one run's summary."""
     named = {OVERALL: values["average"]} | {name: means["average"] for name, means in values["families"].items()}
     return {name: value for name, value in named.items() if value is not None}
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Mean and deviation of the values that there are; None without any."""
+    """Return the mean and standard deviation of the values that are not None; None if there are none."""
     there = [value for value in values if value is not None]
     if not there:
         return None
@@ -172,7 +172,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def paired(ours: Mapping[Place, float], theirs: Mapping[Place, float]) -> Difference | None:
-    """Ours minus theirs where both have a value, with a two-sided t interval of the mean; None without a pair.
+    """Return ours minus theirs for places in both, with a two-sided t interval of the mean; None without a pair.
 
     Args:
         ours, theirs: place -> value.
@@ -189,19 +189,19 @@ def paired(ours: Mapping[Place, float], theirs: Mapping[Place, float]) -> Differ
 
 
 def t_quantile(probability: float, freedom: int) -> float:
-    """The quantile of Student's t distribution with so many degrees of freedom."""
+    """Return a quantile of Student's t distribution with `freedom` degrees of freedom."""
     from scipy.stats import t  # slow to import
 
     return float(t.ppf(probability, freedom))
 
 
 def cost_of(run: Run) -> Cost:
-    """What a finished run took, by its events and files."""
+    """Return the cost of a finished run, from its events and files."""
     ends, begins = list(run.by_task("task_end").values()), list(run.by_task("task_begin").values())
     kept = [end.get("bytes") or {} for end in ends]
     trained = [begin.get("trained") or {} for begin in begins]
     once = tensor_bytes(run.folder / "adapters")
-    # a method whose sealed tasks cannot change keeps all that they need with each of them
+    # a method whose sealed tasks cannot change stores everything that a task needs with the task
     never_forgets = run.method in METHODS and METHODS[run.method].never_forgets
     shared = 0 if never_forgets else sum(size for name, size in once.items() if name.startswith("shared."))
     own = _numbers(kept, "total")
@@ -219,9 +219,9 @@ def cost_of(run: Run) -> Cost:
 
 
 def tensor_bytes(folder: Path) -> dict[str, int]:
-    """Bytes of each tensor in a run's file of what tasks share or hand on, by its header; empty where there is none."""
+    """Return the bytes of each tensor that a run's tasks share or pass on, from the file's header; may be empty."""
     sizes: dict[str, int] = {}
-    for path in folder.glob("shared-*.safetensors"):  # the frozen weights beside it follow from the seed
+    for path in folder.glob("shared-*.safetensors"):  # the frozen weights next to it follow from the seed
         with path.open("rb") as file:
             header = from_json(file.read(int.from_bytes(file.read(8), "little")))
         sizes |= {
@@ -245,5 +245,5 @@ def _mean(values: list[float]) -> float | None:
 
 
 def cells_in(study: Study) -> list[tuple[str, Place, Run]]:
-    """Every finished run with its row and place, rows in the study's order."""
+    """Return every finished run with its row and place, with rows in the study's order."""
     return [(row, place, run) for row in study.rows for place, run in study.runs.get(row, {}).items()]

@@ -1,4 +1,4 @@
-"""The tables of a study: what is shown, and raw numbers for CSV."""
+"""Tables of a study: formatted for display, and plain numbers for CSV."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ COSTS = {
 
 
 def shown_spread(value: Spread | None) -> str:
-    """For example "61.2 ± 1.4"; without the deviation where there is one value."""
+    """Format a spread, for example "61.2 ± 1.4"; without the deviation for a single value."""
     if value is None:
         return "–"
     mean = number(value.mean, 1)
@@ -54,7 +54,7 @@ def shown_spread(value: Spread | None) -> str:
 
 
 def shown_difference(value: Difference | None) -> str:
-    """For example "+1.2 [−0.3, +2.7] (6)": mean, interval and number of pairs."""
+    """Format a difference, for example "+1.2 [−0.3, +2.7] (6)": mean, interval and number of pairs."""
     if value is None:
         return "–"
     mean = number(value.mean, 1, signed=True)
@@ -65,12 +65,12 @@ def shown_difference(value: Difference | None) -> str:
 
 
 def whole(value: float | None) -> str:
-    """A number without digits behind the point."""
+    """Format a number without decimals."""
     return "–" if value is None else f"{value:,.0f}"
 
 
 def scores_table(study: Study, found: Summaries) -> Table:
-    """Rows: a method; the continual metrics, mean ± deviation over orders and seeds."""
+    """Return a table with one row per method: continual metrics, mean ± deviation over orders and seeds."""
     measures = [
         key for key in MEASURES if any(v.get(key) is not None for cells in found.values() for v in cells.values())
     ]
@@ -91,7 +91,7 @@ def scores_table(study: Study, found: Summaries) -> Table:
 
 
 def families_table(study: Study, found: Summaries) -> Table:
-    """Rows: a method; the scores at the end by family, mean ± deviation over orders and seeds."""
+    """Return a table with one row per method: final scores by family, mean ± deviation over orders and seeds."""
     over = [*study.families(), OVERALL]
     rows: list[list[Any]] = []
     for row in study.rows:
@@ -102,7 +102,7 @@ def families_table(study: Study, found: Summaries) -> Table:
 
 
 def differences(study: Study, found: Summaries, over: str) -> dict[str, dict[str, Difference | None]]:
-    """Row -> baseline -> the paired difference of the scores at the end, over all tasks or over a family."""
+    """Return row -> baseline -> the paired difference of final scores, over all tasks or a family."""
     values = {
         row: {place: scores[over] for place, cell in cells.items() if over in (scores := averages(cell))}
         for row, cells in found.items()
@@ -118,7 +118,7 @@ def differences(study: Study, found: Summaries, over: str) -> dict[str, dict[str
 
 
 def paired_table(study: Study, found: Summaries) -> Table | None:
-    """Rows: a method; its paired differences against each baseline, over all tasks; None without a baseline."""
+    """Return a table with one row per method: paired differences from each baseline, over all tasks; or None."""
     by_row = differences(study, found, OVERALL)
     baselines = list(next(iter(by_row.values()), {}))
     if not baselines:
@@ -135,7 +135,7 @@ def paired_table(study: Study, found: Summaries) -> Table | None:
 
 
 def efficiency_table(study: Study) -> Table:
-    """Rows: a method; what it takes, mean over its runs."""
+    """Return a table with one row per method: its costs, mean over its runs."""
     costs = {row: [cost_of(run) for run in study.runs.get(row, {}).values()] for row in study.rows}
     formats: list[Callable[[Any], str]] = [duration, size, whole, whole, size, size, size, size, size]
     columns = {"method": text, **dict(zip(COSTS.values(), formats, strict=True))}
@@ -152,13 +152,13 @@ def efficiency_table(study: Study) -> Table:
 
 
 def mean_of(costs: Sequence[Cost], key: str) -> float | None:
-    """Mean over runs of one of their costs."""
+    """Return the mean of one cost over runs."""
     found = spread(getattr(cost, key) for cost in costs)
     return None if found is None else found.mean
 
 
 def raw_tables(study: Study, found: Summaries) -> list[Table]:
-    """Plain numbers, one per row, for CSV alone."""
+    """Return tables of plain numbers, for CSV only."""
     over = [OVERALL, *study.families()]
     scores = Table("scores", dict.fromkeys(["method", "measure", "over", "n", "mean", "deviation"], text))
     pairs = Table("paired", dict.fromkeys(["method", "minus", "over", "n", "difference", "low", "high"], text))
@@ -189,7 +189,7 @@ def raw_tables(study: Study, found: Summaries) -> list[Table]:
 
 
 def markdown(table: Table) -> str:
-    """The table and its caption as Markdown."""
+    """Return the table and its caption as Markdown."""
     sides = ["---" if form is text else "---:" for form in table.columns.values()]
     lines = [list(table.columns), sides]
     lines += [[form(cell) for form, cell in zip(table.columns.values(), row, strict=True)] for row in table.rows]

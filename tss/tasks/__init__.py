@@ -1,4 +1,4 @@
-"""Kinds of tasks: one file per kind, and the table by which a saved task finds its kind again."""
+"""Kinds of tasks: one file per kind, and the table that maps the name of a kind to its class."""
 
 from tss.tasks.base import TaskKind, kind_from_dict
 from tss.tasks.classification import Classification

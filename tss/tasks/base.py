@@ -1,4 +1,4 @@
-"""What a kind of task is: how examples become tensors, how a head reads the backbone, how predictions are scored."""
+"""Base class of the kinds of tasks: encoding of examples, the head on the backbone, and scoring of predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HeadFunction = Callable[[torch.Tensor], torch.Tensor]
 Items = torch.Tensor | int | None
 
 IGNORED = -100  # the label that every loss of PyTorch and transformers skips
-PAD_MULTIPLE = 8  # tensor cores want lengths that are multiples of eight
+PAD_MULTIPLE = 8  # tensor cores work best with lengths that are multiples of eight
 
 
 class TaskKind(ABC):
@@ -28,10 +28,10 @@ class TaskKind(ABC):
     @property
     @abstractmethod
     def main_metric(self) -> str:
-        """The entry of `score` that model selection and the continual metrics look at."""
+        """The entry of `score` that model selection and the continual metrics use."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON types, with "kind"; `kind_from_dict` is the inverse."""
+        """Return the settings as plain JSON types, with "kind"; `kind_from_dict` is the inverse."""
         settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}  # type: ignore[call-overload]
         return {"kind": self.kind, **settings}
 
@@ -41,50 +41,50 @@ class TaskKind(ABC):
         return kind_from_dict(settings)
 
     def encode(self, example: Example, tokenizer: Any, *, source_length: int, target_length: int) -> Encoded:
-        """One example as token ids and labels; `encode_all` is the faster way to encode many."""
+        """Encode one example as token ids and labels; `encode_all` is faster for many examples."""
         return self.encode_all([example], tokenizer, source_length=source_length, target_length=target_length)[0]
 
     @abstractmethod
     def encode_all(
         self, examples: Sequence[Example], tokenizer: Any, *, source_length: int, target_length: int
     ) -> list[Encoded]:
-        """Examples as "input_ids" (at most `source_length`) and, where the example has its answer, "labels".
+        """Encode examples as "input_ids" (at most `source_length`) and, for examples with their answer, "labels".
 
-        The tokenizer is called once for all examples. Examples without an answer (for prediction) need no field for it.
+        Sources are tokenized in batches, not one by one. Examples for prediction may omit the answer's field.
         """
 
     @abstractmethod
     def collate(self, encoded: Sequence[Encoded], *, pad_id: int, multiple: int = PAD_MULTIPLE) -> Batch:
-        """One batch of int64 tensors, padded right: input_ids, attention_mask, labels if encoded.
+        """Collate rows into a batch of int64 tensors, padded right: input_ids, attention_mask, and any labels.
 
         Args:
             encoded: the rows.
-            pad_id: fills input_ids.
-            multiple: every length becomes a multiple of it; 1 pads to the longest row and no further.
+            pad_id: padding value of input_ids.
+            multiple: every length is padded to a multiple of it; 1 pads to the longest row only.
         """
 
     @abstractmethod
     def check_model(self, model: Any) -> None:
-        """Raise ValueError, saying what is missing, unless a model of this architecture can learn this kind."""
+        """Raise ValueError, naming what is missing, unless a model of this architecture can learn this kind."""
 
     @abstractmethod
     def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> nn.Module | None:
-        """The task's own float32 head, or None where the model's language-model head is used."""
+        """Create the task's own float32 head; None for kinds that use the model's language-model head."""
 
     def for_model(self, model: Any) -> TaskKind:
-        """This kind as a model of this architecture learns it.
+        """Return this kind with the settings for a model of this architecture.
 
         Raises:
-            ValueError: it cannot; the message says what is missing.
+            ValueError: the model cannot learn this kind; the message says what is missing.
         """
         self.check_model(model)
         return self
 
     def apply_head(self, tensors: Mapping[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
-        """What the head of these tensors gives in evaluation mode: a sealed task has no modules.
+        """Return the output, in evaluation mode, of a head with these tensors: a sealed task has no modules.
 
         Args:
-            tensors: named as in the `state_dict` of what `make_head` gives.
+            tensors: named as in the `state_dict` of the head that `make_head` returns.
             hidden: (..., H), any floating dtype.
         """
         raise ValueError(f"a task of kind {self.kind} has no head")
@@ -100,15 +100,15 @@ class TaskKind(ABC):
         call: Callable[..., Any] | None = None,
         items: Items = None,
     ) -> Any:
-        """Backbone, then head: a transformers output with `logits`, and `loss` (scalar) if labels are given.
+        """Run backbone and head; return a transformers output with `logits`, and `loss` (scalar) if labels are given.
 
         Args:
             model: the backbone.
-            head: hidden states (..., H) -> logits, of kinds that have one.
-            inputs: of the backbone's forward pass, without labels.
-            labels: as the kind collates them.
-            call: runs a part of the backbone with keyword arguments; None calls it.
-            items: labels over which the loss is averaged, where they are more than this batch's.
+            head: hidden states (..., H) -> logits, for kinds that have a head.
+            inputs: inputs of the backbone's forward pass, without labels.
+            labels: labels as collated by the kind.
+            call: runs a part of the backbone with keyword arguments; None calls the part itself.
+            items: number of labels to average the loss over, if it covers more than this batch.
         """
 
     def loss(
@@ -120,42 +120,45 @@ class TaskKind(ABC):
         *,
         call: Callable[..., Any] | None = None,
     ) -> torch.Tensor:
-        """The loss that `compute` gives (scalar), where nobody reads logits: kinds leave out what no label asks for."""
+        """Return the loss that `compute` gives (scalar), for callers that do not use the logits.
+
+        Kinds may skip the computation of logits at positions without a label.
+        """
         return self.compute(model, head, inputs, labels, call=call).loss
 
     @abstractmethod
     def predict(
         self, model: nn.Module, batch: Batch, tokenizer: Any, *, examples: Sequence[Example] | None = None
     ) -> list[Any]:
-        """Decoded predictions, one per row; `model(**inputs)` must answer for this task.
+        """Return decoded predictions, one per row; `model(**inputs)` must run this task.
 
         Args:
-            model: called without labels under `torch.no_grad()`; the caller has put it into eval mode.
-            batch: from `collate`, on the model's device.
-            tokenizer: the one that encoded the batch.
-            examples: the rows' examples; where given, a kind may use them to complete what truncation cut off.
+            model: called without labels under `torch.no_grad()`; the caller has set it to eval mode.
+            batch: a batch from `collate`, on the model's device.
+            tokenizer: the tokenizer that encoded the batch.
+            examples: the examples of the rows; if given, a kind may use them to complete what truncation cut off.
         """
 
     @abstractmethod
     def references(self, examples: Sequence[Example]) -> list[Any]:
-        """The right answers, in the form in which `predict` gives its own."""
+        """Return the correct answers, in the format of `predict`."""
 
     @abstractmethod
     def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-        """All metrics of this kind, each 0 to 100."""
+        """Return all metrics of this kind, each between 0 and 100."""
 
     @abstractmethod
     def signature(self) -> str:
-        """One line that says with which library, version and settings `score` computes."""
+        """Return one line with the library, version and settings that `score` uses."""
 
 
 def kind_from_dict(settings: Mapping[str, Any]) -> TaskKind:
-    """The kind that `TaskKind.to_dict` described.
+    """Create a kind from the result of `TaskKind.to_dict`.
 
     Raises:
-        ValueError: an unknown kind, an unknown setting, or a value that the kind refuses.
+        ValueError: an unknown kind, an unknown setting, or a value that the kind does not allow.
     """
-    from tss.tasks import KINDS  # the kinds derive from this module's class, so their table lies above it
+    from tss.tasks import KINDS  # imported late: the kinds import this module for their base class
 
     rest = dict(settings)
     name = rest.pop("kind", None)
@@ -174,7 +177,7 @@ def check_choice(owner: str, key: str, value: object, allowed: Sequence[str]) ->
 
 
 def check_labels(owner: str, labels: Sequence[str]) -> tuple[str, ...]:
-    """Labels as a tuple; raises ValueError unless they are at least one, all strings, and different."""
+    """Return labels as a tuple; raise ValueError unless there is at least one and all are strings and distinct."""
     listed = isinstance(labels, Iterable) and not isinstance(labels, str)
     if not listed or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"{owner}: labels must be a list of strings, not {labels!r}")
@@ -184,7 +187,7 @@ def check_labels(owner: str, labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, multiple: int = PAD_MULTIPLE) -> torch.Tensor:
-    """Rows of different lengths as one int64 tensor (rows, L), padded right; L is a multiple of `multiple`."""
+    """Return rows of different lengths as an int64 tensor (rows, L), padded right; L is a multiple of `multiple`."""
     longest = max((len(row) for row in rows), default=0)
     width = max(multiple, -(-longest // multiple) * multiple)
     padded = [[*row, *[value] * (width - len(row))] for row in rows]
@@ -192,7 +195,7 @@ def pad_rows(rows: Sequence[Sequence[int]], value: int, multiple: int = PAD_MULT
 
 
 def pad_inputs(encoded: Sequence[Encoded], pad_id: int, multiple: int = PAD_MULTIPLE) -> Batch:
-    """input_ids, attention_mask (1 at real tokens) and token_type_ids where the tokenizer gave them; no labels."""
+    """Return input_ids, attention_mask (1 at real tokens) and token_type_ids if all rows have them, without labels."""
     batch = {
         "input_ids": pad_rows([row["input_ids"] for row in encoded], pad_id, multiple),
         "attention_mask": pad_rows([[1] * len(row["input_ids"]) for row in encoded], 0, multiple),
@@ -203,18 +206,18 @@ def pad_inputs(encoded: Sequence[Encoded], pad_id: int, multiple: int = PAD_MULT
 
 
 def without_labels(batch: Mapping[str, torch.Tensor]) -> Batch:
-    """The model inputs of a batch."""
+    """Return the model inputs of a batch."""
     return {key: value for key, value in batch.items() if key != "labels"}
 
 
 def model_inputs(encoding: Mapping[str, list[list[int]]]) -> list[Encoded]:
-    """A batched tokenizer output as one dict per row, with what `pad_inputs` understands."""
+    """Split a batched tokenizer output into one dict per row, with the keys that `pad_inputs` uses."""
     keys = [key for key in ("input_ids", "token_type_ids") if key in encoding]
     return [dict(zip(keys, row, strict=True)) for row in zip(*(encoding[key] for key in keys), strict=True)]
 
 
 def all_labelled(encoded: Sequence[Encoded]) -> bool:
-    """Whether every row carries its answer (True) or none does (False); a mixture raises ValueError."""
+    """Return True if all rows have labels and False if none has; raise ValueError for a mixture."""
     labelled = sum("labels" in row for row in encoded)
     if labelled not in (0, len(encoded)):
         raise ValueError(f"{labelled} of {len(encoded)} rows have labels: a batch has them in all rows or in none")
@@ -222,12 +225,12 @@ def all_labelled(encoded: Sequence[Encoded]) -> bool:
 
 
 def mean_loss(logits: torch.Tensor, labels: torch.Tensor, items: Items = None) -> torch.Tensor:
-    """Cross-entropy in float32, averaged over labels that are not -100; 0 (with a gradient) where all are -100.
+    """Return the float32 cross-entropy averaged over labels that are not -100; 0 (with a gradient) if all are -100.
 
     Args:
         logits: (..., classes), any floating dtype.
         labels: (...), int64.
-        items: how many labels to average over, where gradients of several batches add up to one mean.
+        items: number of labels to average over, if gradients of several batches are accumulated to one mean.
     """
     flat, targets = logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1).to(logits.device)
     total = nn.functional.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum")
@@ -235,22 +238,22 @@ def mean_loss(logits: torch.Tensor, labels: torch.Tensor, items: Items = None) -
 
 
 def check_targets(labels: Any, shape: Sequence[int | str], classes: int, owner: str) -> torch.Tensor:
-    """Labels as int64, if a loss can be computed of them; under the compiler as they are.
+    """Check that labels can be used for a loss and return them as int64; under torch.compile, return them unchanged.
 
-    Values are looked at on the CPU alone: elsewhere it would wait for the device.
+    Values are checked on the CPU only: on other devices the check would have to wait for the device.
 
     Args:
-        labels: what a caller gave.
-        shape: that they must have, one for each row of logits, a name where any size will do; a last dimension of 1 is
-            dropped.
+        labels: the caller's labels.
+        shape: required shape, one label for each row of logits, with a name for a size that is unknown (for messages);
+            an additional last dimension of 1 is dropped.
         classes: number of logits.
-        owner: whose labels they are, for messages.
+        owner: owner of the labels, for messages.
 
     Raises:
-        TypeError: no tensor, or none of whole numbers.
+        TypeError: not a tensor, or not of an integer dtype.
         ValueError: another shape, or a label that is neither -100 nor in [0, classes).
     """
-    if torch.compiler.is_compiling():  # eager calls have told
+    if torch.compiler.is_compiling():  # eager calls check this
         return labels
     expected = f"{owner} needs labels of shape {tuple(shape)}, int64"
     if not isinstance(labels, torch.Tensor):

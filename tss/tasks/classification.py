@@ -26,15 +26,15 @@ AUTO = {"encoder-decoder": "decoder_last", "decoder": "decoder_last", "encoder":
 
 @dataclass(frozen=True)
 class Classification(HeadedKind):
-    """Examples {"text", "label"} with an optional "aspect"; an aspect comes first, as a segment of its own.
+    """Kind with examples {"text", "label"} and an optional "aspect", which is encoded as a separate first segment.
 
     Args:
         labels: all class names, in the order of the logits.
         metric: the main metric, "macro_f1" or "accuracy".
         features: what the head reads. "auto": the decoder's last real token (encoder-decoder and decoder-only models)
             or the first token (encoders). Or "encoder_mean", "encoder_first", "decoder_last".
-        head: "dense", a layer of the backbone's width before the outputs as in BART's own classifier, or "linear", the
-            outputs alone.
+        head: "dense", a layer of the backbone's width before the output layer, as in BART's own classifier, or
+            "linear", the output layer only.
     """
 
     kind: ClassVar[str] = "classification"
@@ -57,7 +57,7 @@ class Classification(HeadedKind):
     def encode_all(
         self, examples: Sequence[base.Example], tokenizer: Any, *, source_length: int, target_length: int
     ) -> list[base.Encoded]:
-        """input_ids of the text, or of the pair (aspect, text); labels is a list of one class index."""
+        """Return input_ids of the text, or of the pair (aspect, text); labels is a list of one class index."""
         rows: list[base.Encoded] = [{}] * len(examples)
         for with_aspect in (False, True):
             chosen = [i for i, example in enumerate(examples) if (example.get("aspect") is not None) == with_aspect]
@@ -77,18 +77,18 @@ class Classification(HeadedKind):
         return rows
 
     def collate(self, encoded: Sequence[base.Encoded], *, pad_id: int, multiple: int = base.PAD_MULTIPLE) -> base.Batch:
-        """input_ids and attention_mask (B, L), labels (B,)."""
+        """Return input_ids and attention_mask (B, L), and labels (B,)."""
         batch = base.pad_inputs(encoded, pad_id, multiple)
         if base.all_labelled(encoded):
             batch["labels"] = torch.tensor([row["labels"][0] for row in encoded], dtype=torch.long)
         return batch
 
     def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> nn.Module:
-        """A `Head` with one output per label."""
+        """Create a `Head` with one output per label."""
         return Head(hidden_size, len(self.labels), dropout, generator, self.head)
 
     def stack(self, model: Any) -> str:
-        """The encoder or the decoder, by the `features` setting."""
+        """Return "encoder" or "decoder", according to the `features` setting."""
         return self._plan(model)[0]
 
     def read(
@@ -99,7 +99,7 @@ class Classification(HeadedKind):
         labels: torch.Tensor | None = None,
         items: base.Items = None,
     ) -> SequenceClassifierOutput:
-        """logits (B, classes) of the pooled hidden states, and the mean cross-entropy."""
+        """Return logits (B, classes) of the pooled hidden states, and the mean cross-entropy."""
         hidden, mask, *rest = features
         if labels is not None:
             labels = base.check_targets(labels, hidden.shape[:1], len(self.labels), "a classification task")
@@ -113,24 +113,24 @@ class Classification(HeadedKind):
     def decode(
         self, logits: torch.Tensor, batch: base.Batch, examples: Sequence[base.Example] | None = None
     ) -> list[str]:
-        """The label with the largest logit, for each row."""
+        """Return the label with the largest logit of each row."""
         return [self.labels[i] for i in logits.argmax(-1).tolist()]
 
     def confidence(
         self, logits: torch.Tensor, batch: base.Batch, examples: Sequence[base.Example] | None = None
     ) -> list[dict[str, Any]]:
-        """The largest probability, and that of each label."""
+        """Return the largest probability, and the probability of each label."""
         rows = logits.float().softmax(-1).tolist()
         return [{"confidence": max(row), "scores": dict(zip(self.labels, row, strict=True))} for row in rows]
 
     def references(self, examples: Sequence[base.Example]) -> list[str]:
-        """The labels."""
+        """Return the labels."""
         return [example["label"] for example in examples]
 
     def score(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        """{"macro_f1", "accuracy"}, 0 to 100."""
+        """Return {"macro_f1", "accuracy"}, 0 to 100."""
         return metrics.score(predictions, references)
 
     def signature(self) -> str:
-        """scikit-learn's version and averaging."""
+        """Return scikit-learn's version and averaging."""
         return metrics.signature()

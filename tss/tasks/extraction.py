@@ -20,15 +20,15 @@ OUTSIDE = "O"
 
 @dataclass(frozen=True)
 class Extraction(HeadedKind):
-    """Examples {"tokens", "ner_tags"}: words and their BIO tags.
+    """Kind with examples {"tokens", "ner_tags"}: words and their BIO tags.
 
-    A word is read off, and trained, at its first sub-word. Predictions of words that truncation cut off are "O".
+    A word's tag is predicted and trained at its first sub-word. Words that truncation cut off are predicted as "O".
 
     Args:
-        labels: all tags, in the order of the logits; "O" is one of them.
+        labels: all tags, including "O", in the order of the logits.
         features: "auto" (the decoder if there is one), "encoder" or "decoder".
-        head: "dense", a layer of the backbone's width before the outputs as in BART's own classifier, or "linear", the
-            outputs alone.
+        head: "dense", a layer of the backbone's width before the output layer, as in BART's own classifier, or
+            "linear", the output layer only.
     """
 
     kind: ClassVar[str] = "extraction"
@@ -51,9 +51,9 @@ class Extraction(HeadedKind):
     def encode_all(
         self, examples: Sequence[base.Example], tokenizer: Any, *, source_length: int, target_length: int
     ) -> list[base.Encoded]:
-        """input_ids of the words joined by blanks; labels: a tag's index at each word's first sub-word, else -100.
+        """Return input_ids of the words joined by spaces; labels: tag index at a word's first sub-word, else -100.
 
-        Without "ner_tags" the index of "O" marks the first sub-words, so that `predict` finds them.
+        Without "ner_tags", first sub-words are labelled with the index of "O", so that `predict` finds them.
         """
         index = {label: i for i, label in enumerate(self.labels)}
         rows, starts = align([example["tokens"] for example in examples], tokenizer, source_length)
@@ -67,18 +67,18 @@ class Extraction(HeadedKind):
         return rows
 
     def collate(self, encoded: Sequence[base.Encoded], *, pad_id: int, multiple: int = base.PAD_MULTIPLE) -> base.Batch:
-        """input_ids, attention_mask and labels, all (B, L)."""
+        """Return input_ids, attention_mask and labels, all (B, L)."""
         batch = base.pad_inputs(encoded, pad_id, multiple)
         if base.all_labelled(encoded):
             batch["labels"] = base.pad_rows([row["labels"] for row in encoded], base.IGNORED, multiple)
         return batch
 
     def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> nn.Module:
-        """A `Head` with one output per tag, applied at every position."""
+        """Create a `Head` with one output per tag, applied at every position."""
         return Head(hidden_size, len(self.labels), dropout, generator, self.head)
 
     def stack(self, model: Any) -> str:
-        """The `features` setting."""
+        """Return the `features` setting."""
         return self.features
 
     def read(
@@ -89,7 +89,7 @@ class Extraction(HeadedKind):
         labels: torch.Tensor | None = None,
         items: base.Items = None,
     ) -> TokenClassifierOutput:
-        """logits (B, L, tags), and the mean cross-entropy over first sub-words."""
+        """Return logits (B, L, tags), and the mean cross-entropy over first sub-words."""
         if labels is not None:
             labels = self._check(labels, features.hidden)
         logits = head(features.hidden)
@@ -105,7 +105,7 @@ class Extraction(HeadedKind):
         *,
         call: Call | None = None,
     ) -> torch.Tensor:
-        """The same loss; the head reads first sub-words alone."""
+        """Return the same loss, applying the head to first sub-words only."""
         hidden = self.features_of(model, inputs, call).hidden
         labels = self._check(labels, hidden)
         chosen = labels != base.IGNORED
@@ -117,10 +117,10 @@ class Extraction(HeadedKind):
     def decode(
         self, logits: torch.Tensor, batch: base.Batch, examples: Sequence[base.Example] | None = None
     ) -> list[list[str]]:
-        """One tag per word, read at the first sub-words that the batch's labels mark.
+        """Return one tag per word, predicted at the first sub-words that the batch's labels mark.
 
-        With `examples` every row is as long as its example has words; without, it ends with the last word not cut off
-        (`score` then takes "O" for the rest).
+        With `examples`, every row has one tag for each word of its example; without, it ends with the last word that
+        was not cut off (`score` then uses "O" for the rest).
         """
         best = logits.argmax(-1).tolist()
         marks = (batch["labels"] != base.IGNORED).tolist()
@@ -132,7 +132,7 @@ class Extraction(HeadedKind):
     def confidence(
         self, logits: torch.Tensor, batch: base.Batch, examples: Sequence[base.Example] | None = None
     ) -> list[dict[str, Any]]:
-        """The probability of each word's tag; None for words that were cut off."""
+        """Return the probability of each word's tag; None for words that were cut off."""
         best = logits.float().softmax(-1).amax(-1).tolist()
         marks = (batch["labels"] != base.IGNORED).tolist()
         found: list[list[float | None]] = [
@@ -144,38 +144,38 @@ class Extraction(HeadedKind):
         return [{"confidence": row} for row in found]
 
     def references(self, examples: Sequence[base.Example]) -> list[list[str]]:
-        """The tags of every word."""
+        """Return the tags of every word."""
         return [list(example["ner_tags"]) for example in examples]
 
     def score(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        """{"f1", "precision", "recall"} of entities, 0 to 100; words missing at the end of a row count as "O"."""
+        """Return {"f1", "precision", "recall"} of entities, 0 to 100; words missing at a row's end count as "O"."""
         return metrics.score(pad_tags(predictions, [len(row) for row in references]), references)
 
     def signature(self) -> str:
-        """seqeval's version and mode."""
+        """Return seqeval's version and mode."""
         return metrics.signature()
 
 
 def pad_tags(tags: Sequence[Sequence[str]], lengths: Sequence[int]) -> list[list[str]]:
-    """Rows of tags completed with "O" to the lengths asked for."""
+    """Pad rows of tags with "O" to the given lengths."""
     return [[*row, *[OUTSIDE] * (length - len(row))] for row, length in zip(tags, lengths, strict=True)]
 
 
 def align(words: Sequence[Sequence[str]], tokenizer: Any, length: int) -> tuple[list[base.Encoded], list[list[int]]]:
-    """Token ids of sentences given as words, and `starts[i][w]`: word w's first token, for the words not cut off.
+    """Return token ids of sentences given as words, and `starts[i][w]`: word w's first token, for words not cut off.
 
-    Words are joined by blanks and found again by their character offsets. So a word gets the tokens it has in running
-    text; tokenizers that are handed split words drop the blank in front of a word unless they were built to add it.
+    Words are joined by spaces and located by their character offsets, so that a word gets the same tokens as in running
+    text: tokenizers that are given split words drop the space before a word unless they were created to add it.
 
     Raises:
-        ValueError: the tokenizer knows no offsets (it is not a fast one), or gives a word no token whatever.
+        ValueError: the tokenizer has no offsets (it is not a fast one), or never gives a word a token.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"extraction needs a fast tokenizer with character offsets, {type(tokenizer).__name__} has none"
         )
     rows, starts = _tokenize(words, tokenizer, length)
-    # A word that the tokenizer's normaliser removes (a lone zero-width joiner) would shift all words after it.
+    # A word that the tokenizer's normalizer removes (a lone zero-width joiner) would shift all words after it.
     whole = [len(row["input_ids"]) < length for row in rows]
     gaps = [i for i, row in enumerate(starts) if None in row or (whole[i] and len(row) < len(words[i]))]
     if gaps:
@@ -189,7 +189,7 @@ def align(words: Sequence[Sequence[str]], tokenizer: Any, length: int) -> tuple[
 
 
 def _fill(words: Sequence[str], firsts: Sequence[int | None], blank: str, whole: bool) -> list[str]:
-    """The words with `blank` for those without a token; at the end of a row only if nothing was cut off (`whole`)."""
+    """Replace words without a token by `blank`; at the end of a row only if nothing was cut off (`whole`)."""
     lost = [first is None for first in firsts] + [whole] * (len(words) - len(firsts))
     return [blank if gone else word for word, gone in zip(words, lost, strict=True)]
 
@@ -197,7 +197,7 @@ def _fill(words: Sequence[str], firsts: Sequence[int | None], blank: str, whole:
 def _tokenize(
     words: Sequence[Sequence[str]], tokenizer: Any, length: int
 ) -> tuple[list[base.Encoded], list[list[int | None]]]:
-    """As `align`; None for a word without a token that is followed by a word with one."""
+    """Return the result of `align`, but with None for a word without a token that is followed by a word with one."""
     texts = [" ".join(row) for row in words]
     encoding = tokenizer(texts, truncation=True, max_length=length, return_offsets_mapping=True)
     starts = [first_tokens(row, offsets) for row, offsets in zip(words, encoding["offset_mapping"], strict=True)]
@@ -205,13 +205,13 @@ def _tokenize(
 
 
 def first_tokens(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
-    """The index of each word's first token, by (start, end) character offsets into the words joined by blanks.
+    """Return the index of each word's first token from (start, end) character offsets into the words joined by spaces.
 
-    A token belongs to the first word it overlaps; empty offsets (special tokens) to none. The list ends with the last
-    word that has a token; a word before it without one is None.
+    A token belongs to the first word that it overlaps; tokens with empty offsets (special tokens) belong to none. The
+    list ends with the last word that has a token; earlier words without a token are None.
     """
     firsts: list[int | None] = []
-    word, begin = 0, 0  # the word being looked at, and its first character
+    word, begin = 0, 0  # the current word, and its first character
     for position, (start, end) in enumerate(offsets):
         while word < len(words) and start >= begin + len(words[word]):
             begin += len(words[word]) + 1

@@ -1,4 +1,4 @@
-"""Generation: a text from a text, by the model's own frozen language-model head."""
+"""Generation: text to text, with the model's own frozen language-model head."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ CAUSAL_PROMPT = "{source}\n"
 
 @dataclass(frozen=True)
 class Generation(base.TaskKind):
-    """Examples {"source", "target"}; nothing but the adapters is trained.
+    """Kind with examples {"source", "target"}; only the adapters are trained.
 
     Args:
         metric: the main metric: "rouge1", "rouge2", "rougeL" or "bleu".
-        num_beams: width of the beam search, 1 is greedy.
-        min_new_tokens, max_new_tokens: bounds of the generated length; the model's positions are a bound too.
-        no_repeat_ngram_size: n-grams of this size occur at most once in an output; 0 allows all.
-        prompt: what the model reads, with "{source}" in it; "" is the source alone, for a causal model followed by a
-            line break.
-        causal: prompt and answer are one sequence, as causal models need; `add_task` sets it by the model.
+        num_beams: width of the beam search; 1 is greedy.
+        min_new_tokens, max_new_tokens: bounds of the generated length, which the model's positions also limit.
+        no_repeat_ngram_size: n-grams of this size occur at most once in an output; 0 allows repetition.
+        prompt: the model's input, containing "{source}" once; "" is the source only, followed by a line break for a
+            causal model.
+        causal: whether prompt and answer form one sequence, as for causal models; `add_task` sets it for the model.
     """
 
     kind: ClassVar[str] = "generation"
@@ -61,17 +61,17 @@ class Generation(base.TaskKind):
     def encode_all(
         self, examples: Sequence[base.Example], tokenizer: Any, *, source_length: int, target_length: int
     ) -> list[base.Encoded]:
-        """input_ids of the prompt; labels are the target's ids, cut to `target_length`.
+        """Return input_ids of the prompt; labels are the target's ids, truncated to `target_length`.
 
         Causal: the answer follows the prompt in input_ids and ends with the end token; labels are -100 at the prompt.
-        A source that is too long is cut at its end; the rest of the prompt is kept.
+        A source that is too long is truncated at its end; the rest of the prompt is kept.
         """
         before, after = (self.prompt or (CAUSAL_PROMPT if self.causal else SOURCE)).split(SOURCE)
         sources = [before + example["source"] for example in examples]
         if self.causal:
             return self._encode_causal(examples, sources, after, tokenizer, source_length, target_length)
         room = source_length - len(tokenizer(after, add_special_tokens=False)["input_ids"]) if after else source_length
-        if after:  # cut the source, not what follows it
+        if after:  # truncate the source, not the part of the prompt after it
             cut = tokenizer(sources, truncation=True, max_length=max(1, room), add_special_tokens=False)["input_ids"]
             sources = [text + after for text in tokenizer.batch_decode(cut, skip_special_tokens=True)]
         rows = base.model_inputs(tokenizer(sources, truncation=True, max_length=source_length))
@@ -114,7 +114,7 @@ class Generation(base.TaskKind):
         return rows
 
     def collate(self, encoded: Sequence[base.Encoded], *, pad_id: int, multiple: int = base.PAD_MULTIPLE) -> base.Batch:
-        """input_ids and attention_mask (B, L), labels (B, M); M is L for causal models."""
+        """Return input_ids and attention_mask (B, L), and labels (B, M); M is L for causal models."""
         batch = base.pad_inputs(encoded, pad_id, multiple)
         if base.all_labelled(encoded):
             batch["labels"] = base.pad_rows([row["labels"] for row in encoded], base.IGNORED, multiple)
@@ -125,7 +125,7 @@ class Generation(base.TaskKind):
         return replace(self, causal=not model.config.is_encoder_decoder)
 
     def check_model(self, model: Any) -> None:
-        """The model needs a language-model head: an encoder-decoder's, or a causal model's."""
+        """Raise ValueError unless the model is an encoder-decoder or causal model with a language-model head."""
         if architecture(model) == "encoder" or model.get_output_embeddings() is None:
             raise ValueError(
                 f"generation tasks need a language-model head, which {type(model).__name__} has not: load the model as "
@@ -133,7 +133,7 @@ class Generation(base.TaskKind):
             )
 
     def make_head(self, hidden_size: int, dropout: float, generator: torch.Generator | None = None) -> None:
-        """None: the language-model head serves."""
+        """Return None: the model's language-model head is used."""
         return None
 
     def compute(
@@ -146,7 +146,7 @@ class Generation(base.TaskKind):
         call: Callable[..., Any] | None = None,
         items: base.Items = None,
     ) -> Any:
-        """The model's own forward."""
+        """Run the model's own forward pass."""
         extra = {} if items is None else {"num_items_in_batch": items}
         run = call or (lambda module, **named: module(**named))
         return run(model, **inputs, labels=labels, **extra)
@@ -160,7 +160,7 @@ class Generation(base.TaskKind):
         *,
         call: Callable[..., Any] | None = None,
     ) -> torch.Tensor:
-        """The same loss, with logits at the labels alone where the model's head is known to be linear and frozen."""
+        """Return the same loss, with logits only at labels if the model's head is known to be linear and frozen."""
         loss = vocabulary_loss(model, inputs, labels) if call is None else None
         return super().loss(model, head, inputs, labels, call=call) if loss is None else loss
 
@@ -174,11 +174,11 @@ class Generation(base.TaskKind):
         examples: Sequence[base.Example] | None = None,
         streamer: Any = None,
     ) -> list[str]:
-        """Beam search with this kind's settings; special tokens and outer blanks are removed.
+        """Generate by beam search with this kind's settings; special tokens and surrounding whitespace are removed.
 
         Args:
-            model, batch, tokenizer, examples: as for every kind.
-            streamer: of transformers, gets the tokens of a greedy search (one beam) as they are found.
+            model, batch, tokenizer, examples: as in `TaskKind.predict`.
+            streamer: a transformers streamer that receives the tokens of a greedy search (one beam) as generated.
 
         Raises:
             ValueError: the model has no language-model head, or a prompt leaves no position for an answer.
@@ -208,24 +208,24 @@ class Generation(base.TaskKind):
         return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
     def references(self, examples: Sequence[base.Example]) -> list[str]:
-        """The targets."""
+        """Return the targets."""
         return [example["target"] for example in examples]
 
     def score(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        """{"rouge1", "rouge2", "rougeL", "bleu"}, 0 to 100."""
+        """Return {"rouge1", "rouge2", "rougeL", "bleu"}, 0 to 100."""
         return metrics.score(predictions, references)
 
     def signature(self) -> str:
-        """ROUGE's settings and sacrebleu's signature."""
+        """Return ROUGE's settings and sacrebleu's signature."""
         return metrics.signature()
 
 
 def prompts_of(batch: Mapping[str, torch.Tensor], pad_id: int) -> base.Batch:
-    """The prompts of a causal batch, without the answers that its labels mark, padded left, where decoding goes on."""
+    """Return the prompts of a causal batch, padded left for decoding, without the answers that its labels mark."""
     ids, mask = batch["input_ids"], batch["attention_mask"].bool()
     if "labels" in batch:
         mask = mask & (batch["labels"] == base.IGNORED)
-    # a stable sort of the mask moves a row's padding, and what was its answer, to its front
+    # a stable sort of the mask moves a row's padding, and the tokens of its answer, to the front
     order = mask.to(torch.int8).argsort(dim=1, stable=True)
     width = int(mask.sum(1).max())
     ids, mask = ids.gather(1, order)[:, -width:], mask.gather(1, order)[:, -width:]

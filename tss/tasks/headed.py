@@ -1,4 +1,4 @@
-"""Kinds of tasks that answer with a head of their own on the backbone's hidden states."""
+"""Base class of kinds of tasks with their own head on the backbone's hidden states."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tss.tasks.heads import Call, Features, Head, choose_stack, features
 
 
 class HeadedKind(TaskKind):
-    """A kind whose answer is `read` off the last hidden states of one `stack` of the backbone.
+    """Kind that applies a head to the last hidden states of one `stack` of the backbone, in `read`.
 
-    The two steps are apart so that rows of different tasks can share the backbone's one pass.
+    Backbone and `read` are separate steps so that rows of different tasks can share one pass of the backbone.
     """
 
     @abstractmethod
     def stack(self, model: Any) -> str:
-        """The stack that the head reads: "encoder", "decoder", or "auto", which is the decoder if there is one."""
+        """Return the stack that the head reads: "encoder", "decoder", or "auto" for the decoder if there is one."""
 
     @abstractmethod
     def read(
@@ -32,49 +32,49 @@ class HeadedKind(TaskKind):
         labels: torch.Tensor | None = None,
         items: Items = None,
     ) -> Any:
-        """A transformers output with `logits`, and `loss` if labels are given.
+        """Apply the head; return a transformers output with `logits`, and `loss` if labels are given.
 
         Args:
-            model: tells the architecture.
+            model: the backbone, for its architecture.
             head: hidden states (..., H) -> logits (..., outputs).
-            features: of the backbone.
-            labels: as the kind collates them.
-            items: labels over which the loss is averaged, where they are more than this batch's; None: this batch's.
+            features: features of the backbone.
+            labels: labels as collated by the kind.
+            items: number of labels to average the loss over, if more than this batch's; None: this batch's labels.
         """
 
     @abstractmethod
     def decode(self, logits: torch.Tensor, batch: Batch, examples: Sequence[Example] | None = None) -> list[Any]:
-        """The predictions that logits stand for, one per row.
+        """Return the predictions for logits, one per row.
 
         Args:
-            logits: as `read` gives them for the batch.
-            batch: from `collate`.
-            examples: as for `predict`.
+            logits: logits from `read` for the batch.
+            batch: a batch from `collate`.
+            examples: as in `predict`.
         """
 
     @abstractmethod
     def confidence(
         self, logits: torch.Tensor, batch: Batch, examples: Sequence[Example] | None = None
     ) -> list[dict[str, Any]]:
-        """How sure the logits are of what `decode` reads off them, one per row; softmax, not calibrated.
+        """Return the softmax probabilities of the predictions of `decode`, one dict per row; not calibrated.
 
         Args:
-            logits, batch, examples: as for `decode`.
+            logits, batch, examples: as in `decode`.
 
         Returns:
-            "confidence", the probability of the prediction, one for each part of it where it has parts, None for a part
-            that was not read; and "scores", label -> probability, where a row has one distribution.
+            "confidence", the probability of the prediction: a list if the prediction has parts, with None for a part
+            that was cut off; and "scores", label -> probability, if a row has a single distribution.
         """
 
     @torch.no_grad()
     def predict(
         self, model: nn.Module, batch: Batch, tokenizer: Any, *, examples: Sequence[Example] | None = None
     ) -> list[Any]:
-        """What `decode` reads off the logits of one pass."""
+        """Run one forward pass and return the predictions that `decode` gives for its logits."""
         return self.decode(model(**without_labels(batch)).logits, batch, examples)
 
     def check_model(self, model: Any) -> None:
-        """The stack that the head reads must be there."""
+        """Raise ValueError unless the model has the stack that the head reads."""
         choose_stack(model, self.stack(model))
 
     def apply_head(self, tensors: Mapping[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
@@ -90,11 +90,11 @@ class HeadedKind(TaskKind):
         call: Call | None = None,
         items: Items = None,
     ) -> Any:
-        """`read` of the backbone's features."""
+        """Apply `read` to the backbone's features."""
         return self.read(model, self._checked(head), self.features_of(model, inputs, call), labels, items)
 
     def features_of(self, model: Any, inputs: Mapping[str, Any], call: Call | None = None) -> Features:
-        """What the head reads."""
+        """Return the features that the head reads."""
         return features(model, inputs, self.stack(model), call)
 
     def _checked(self, head: HeadFunction | None) -> HeadFunction:

@@ -1,7 +1,7 @@
-"""Backbone features of any Hugging Face model, and the head that a labelled task owns.
+"""Backbone features of any Hugging Face model, and the head of a labelled task.
 
-The backbone's own modules are called (encoder, decoder, base model), never its language-model head, whose vocabulary
-product a classifier does not need.
+Only the backbone's own modules (encoder, decoder, base model) are called, never its language-model head: a classifier
+does not need its product with the vocabulary.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Call = Callable[..., Any]
 
 
 def architecture(model: Any) -> Architecture:
-    """Which stacks a model has: "encoder-decoder", "encoder" (sees both ways) or "decoder" (causal)."""
+    """Return which stacks a model has: "encoder-decoder", "encoder" (bidirectional) or "decoder" (causal)."""
     if model.config.is_encoder_decoder:
         return "encoder-decoder"
     if torch.compiler.is_compiling():
@@ -35,23 +35,23 @@ def architecture(model: Any) -> Architecture:
     return _found[model]
 
 
-# Looking at every module takes as long as a small layer: once for each model.
+# Model -> architecture: visiting every module takes as long as a small layer, so it is done once per model.
 _found: weakref.WeakKeyDictionary[Any, Architecture] = weakref.WeakKeyDictionary()
 
 
 def _single_stack(model: Any) -> Architecture:
     causal = [vars(module)["is_causal"] for module in model.modules() if "is_causal" in vars(module)]
-    # Attention modules of older architectures do not say; then whether the model can generate does.
+    # Attention modules of older architectures have no `is_causal`; then it depends on whether the model can generate.
     return "decoder" if (any(causal) if causal else model.can_generate()) else "encoder"
 
 
 def shift_right(input_ids: torch.Tensor, start_id: int) -> torch.Tensor:
-    """Decoder inputs that lag one token behind: `start_id`, then all but the last of each row of (B, L)."""
+    """Return decoder inputs shifted right by one token: `start_id`, then all but the last token of each row (B, L)."""
     return torch.cat([torch.full_like(input_ids[:, :1], start_id), input_ids[:, :-1]], dim=1)
 
 
 def choose_stack(model: Any, stack: str = "auto") -> str:
-    """The stack that features come from: "auto" is the decoder if there is one, else the encoder.
+    """Return the stack that features come from: "auto" is the decoder if there is one, otherwise the encoder.
 
     Raises:
         ValueError: the model has no such stack.
@@ -65,7 +65,7 @@ def choose_stack(model: Any, stack: str = "auto") -> str:
 
 
 class Features(NamedTuple):
-    """What a head reads: hidden (B, L, H) of the last layer and mask (B, L) of real tokens; and what else was asked."""
+    """Input of a head: hidden (B, L, H) of the last layer, mask (B, L) of real tokens, and other requested outputs."""
 
     hidden: torch.Tensor
     mask: torch.Tensor
@@ -74,14 +74,14 @@ class Features(NamedTuple):
 
 
 def features(model: Any, inputs: Mapping[str, Any], stack: str = "auto", call: Call | None = None) -> Features:
-    """Hidden states of the last layer of a stack and the mask of real tokens.
+    """Compute the hidden states of the last layer of a stack and the mask of real tokens.
 
     Args:
-        model: any Hugging Face model; its forward is not called where it has parts that can be called instead.
-        inputs: keyword arguments of the model's forward pass without labels; all are passed on. An encoder-decoder's
+        model: any Hugging Face model; its forward is not called if its parts can be called instead.
+        inputs: keyword arguments of the model's forward pass, without labels; all are passed on. An encoder-decoder's
             decoder reads `input_ids` shifted right, as BART's own classifier does, unless decoder inputs are given.
         stack: "encoder", "decoder", or "auto": the decoder if there is one.
-        call: runs a part of the model with keyword arguments; None calls it.
+        call: runs a part of the model with keyword arguments; None calls the part itself.
 
     Raises:
         ValueError: an input that the model does not have, no inputs for the decoder, or no such stack.
@@ -122,7 +122,7 @@ def features(model: Any, inputs: Mapping[str, Any], stack: str = "auto", call: C
 
 
 def _run_stacks(model: Any, kwargs: dict[str, Any]) -> Any:
-    """The decoder's output of a model, such as T5, that has its stacks and its head in one class."""
+    """Return the decoder's output for a model, such as T5, that has its stacks and its head in one class."""
     decoder = {key.removeprefix("decoder_"): kwargs.pop(key) for key in list(kwargs) if key.startswith("decoder_")}
     decoder |= {key: kwargs.pop(key) for key in ("use_cache", "past_key_values", "cache_position") if key in kwargs}
     decoder |= {key: kwargs[key] for key in ("output_hidden_states", "output_attentions") if key in kwargs}
@@ -134,8 +134,8 @@ def _run_stacks(model: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def check_inputs(model: Any, inputs: Iterable[str]) -> None:
-    """Raise ValueError for a keyword that neither the model nor its base model declares: transformers would drop it."""
-    if torch.compiler.is_compiling():  # eager calls have told
+    """Raise ValueError for a keyword that neither model nor base model declares: transformers would ignore it."""
+    if torch.compiler.is_compiling():  # eager calls check this
         return
     known = _declared(type(model)) | _declared(type(model.base_model))
     for name in inputs:
@@ -147,13 +147,13 @@ def check_inputs(model: Any, inputs: Iterable[str]) -> None:
 
 @cache
 def _declared(model_class: type) -> frozenset[str]:
-    """Keywords that a forward pass takes by name, and those that transformers passes on to its layers."""
+    """Return the keywords that a forward pass takes by name, and those that transformers passes on to its layers."""
     named = inspect.signature(model_class.forward).parameters
     return frozenset({*named, *TransformersKwargs.__annotations__, "inputs_embeds"})
 
 
 def _read_output(output: Any, mask: torch.Tensor | None) -> Features:
-    """Features from the output of a stack or of a base model, whose own are its decoder's."""
+    """Return the features in the output of a stack, or of a base model, where its decoder's outputs are used."""
     hidden = output.last_hidden_state
     if mask is None or mask.dim() != 2 or mask.shape[1] != hidden.shape[1]:
         mask = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
@@ -162,7 +162,7 @@ def _read_output(output: Any, mask: torch.Tensor | None) -> Features:
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
-    """One vector per row, (B, H), from hidden states (B, L, H): the "first" or "last" real token, or their "mean"."""
+    """Pool hidden states (B, L, H) to one vector per row, (B, H): the "first" or "last" real token, or the "mean"."""
     if how == "mean":
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
@@ -176,16 +176,16 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
 
 
 class Head(nn.Module):
-    """Logits (..., outputs) from hidden states (..., hidden_size).
+    """Head that maps hidden states (..., hidden_size) to logits (..., outputs).
 
     "dense" is the head of BART's own classifier: dropout, dense d -> d, tanh, dropout, out d -> outputs. "linear" is
-    dropout and out alone, which keeps d * outputs instead of d * (d + outputs) numbers.
+    dropout and out only, with d * outputs instead of d * (d + outputs) weights.
 
     Args:
         hidden_size: width d of the backbone.
         outputs: number of classes.
-        dropout: probability in all places.
-        generator: draws the weights (normal, std 0.02; biases are zero); None takes torch's global one.
+        dropout: probability of every dropout.
+        generator: draws the weights (normal, std 0.02; biases are zero); None uses torch's global generator.
         head: "dense" or "linear".
     """
 
@@ -207,7 +207,7 @@ class Head(nn.Module):
                 linear.bias.zero_()
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits in the head's dtype (float32), or autocast's; `hidden` may have any floating dtype."""
+        """Return logits in the head's dtype (float32), or autocast's; `hidden` may have any floating dtype."""
         hidden = self.dropout(hidden.to(self.out.weight.dtype))
         if self.dense is not None:
             hidden = self.dropout(torch.tanh(self.dense(hidden)))
@@ -215,7 +215,7 @@ class Head(nn.Module):
 
     @staticmethod
     def apply(tensors: Mapping[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
-        """What a head of these tensors (the names of `state_dict`) gives in evaluation mode."""
+        """Return the output, in evaluation mode, of a head with these tensors (named as in `state_dict`)."""
         hidden = hidden.to(tensors["out.weight"].dtype)
         if "dense.weight" in tensors:
             hidden = torch.tanh(nn.functional.linear(hidden, tensors["dense.weight"], tensors["dense.bias"]))

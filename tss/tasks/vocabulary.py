@@ -1,4 +1,4 @@
-"""The loss of a frozen language-model head, without logits that no label asks for and without keeping any."""
+"""Loss of a frozen language-model head: computes logits only at labels, and stores none for the backward pass."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Head = tuple[torch.Tensor, torch.Tensor]
 
 
 def vocabulary_loss(model: Any, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor | None:
-    """Mean cross-entropy of the model's own language-model head over labels that are not -100, 0 where all are.
+    """Return the mean cross-entropy of the model's language-model head over labels that are not -100, 0 if all are.
 
     Args:
-        model: an encoder-decoder of transformers.
-        inputs: what its forward pass takes, without labels.
+        model: a transformers encoder-decoder.
+        inputs: inputs of its forward pass, without labels.
         labels: (B, M), int64.
 
     Returns:
-        The scalar, float32; None where the model's loss is more than this function knows: then ask its forward pass.
+        The scalar, float32; None if this function does not support the model or inputs: then use its forward pass.
     """
     head = frozen_head(model)
     if head is None or "decoder_input_ids" in inputs or "decoder_inputs_embeds" in inputs:
@@ -37,9 +37,9 @@ def vocabulary_loss(model: Any, inputs: Mapping[str, torch.Tensor], labels: torc
 
 
 def frozen_head(model: Any) -> Head | None:
-    """Weight (V, H) and bias (V,) of a head that computes `linear(hidden) + final_logits_bias`, as BART and its kin do.
+    """Return weight (V, H) and bias (V,) of a head `linear(hidden) + final_logits_bias`, as in BART and similar models.
 
-    None for any other model, and where the head is trained.
+    None for any other model, and if the head is trained.
     """
     bias, linear = getattr(model, "final_logits_bias", None), model.get_output_embeddings()
     plain = type(linear) is nn.Linear and linear.bias is None and not linear.weight.requires_grad
@@ -51,9 +51,9 @@ def frozen_head(model: Any) -> Head | None:
 def linear_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Mean cross-entropy, in float32 (float64 for such inputs), of `hidden @ weight.T + bias`; 0 without rows.
+    """Return the mean cross-entropy, in float32 (float64 for float64), of `hidden @ weight.T + bias`; 0 if N = 0.
 
-    The gradient of `hidden` is computed in the same pass, so no logits are kept; weight and bias get none.
+    The gradient of `hidden` is computed in the same pass, so no logits are kept; weight and bias get no gradient.
 
     Args:
         hidden: (N, H).
@@ -83,7 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if gradient is not None:
                 probabilities = logarithms.exp_()
                 probabilities.scatter_add_(1, wanted, probabilities.new_full((1, 1), -1.0).expand_as(wanted))
-                # as autograd would: back through the cast in the logits' dtype, with the mean's factor
+                # as in autograd: backward through the cast, to the logits' dtype, with the factor of the mean
                 gradient[rows] = (probabilities / count).to(logits.dtype) @ weight
         if gradient is not None:
             ctx.save_for_backward(gradient)

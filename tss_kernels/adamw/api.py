@@ -1,4 +1,4 @@
-"""soft_masked_adamw_: the registered operators, and the backend of each device and dtype."""
+"""soft_masked_adamw_: the registered operators, and the choice of a backend by device and dtype."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tss_kernels.backends.registry import why_not
 from tss_kernels.operators import implement
 from tss_kernels.tensors import count_writes
 
-# Backends that read the step's number and the learning rate on the device.
+# Backends that read the step number and the learning rate on the device.
 CAPTURABLE = ("cuda", "reference")
-# What the device reads a step's number and a learning rate from.
+# Dtypes in which the device reads a step number and a learning rate.
 STEP_DTYPES = (torch.float32, torch.float64, torch.int64)
 LR_DTYPES = (torch.float32, torch.float64)
 
@@ -84,22 +84,22 @@ def soft_masked_adamw_(
 ) -> None:
     """Take one AdamW step on many tensors in place, softly masked by 1 - importance.
 
-    Lists are equally long; the tensors of one entry have one shape, one device and floating dtypes. What is written
-    (params, exp_avgs, exp_avg_sqs) shares no memory with itself or with what is read.
+    All lists have the same length; the tensors of one entry have one shape, one device and floating dtypes. What is
+    written (params, exp_avgs, exp_avg_sqs) must not share memory with itself or with what is read.
 
     Args:
         params, grads, exp_avgs, exp_avg_sqs: as torch.optim.AdamW keeps them.
         importances: in [0, 1], or None for plain AdamW.
-        step: a finite number from 1 on. As a tensor without dimensions (or one per parameter) on the parameters'
-            device, with lr a number or such a tensor, both are read there, so that a CUDA graph can hold the step;
-            their values are not checked then.
+        step: a finite number, at least 1. If it is a 0-dim tensor (or one per parameter) on the parameters' device,
+            with lr a number or such a tensor, both are read on the device, so that a CUDA graph can contain the step;
+            their values are then not checked.
         lr, eps, weight_decay: finite and at least 0.
         beta1, beta2: in [0, 1).
         site: "update" scales Adam's whole step, weight decay included, by (1 - I); with "gradient", g * (1 - I) enters
             Adam and its moments.
 
     Raises:
-        TypeError, ValueError: the argument, and what it should be, before anything is written.
+        TypeError, ValueError: names the argument and what it should be, before anything is written.
         BackendUnavailable: a forced backend cannot run it.
     """
     options = checked_options(beta1, beta2, eps, weight_decay, site)
@@ -112,7 +112,7 @@ def soft_masked_adamw_(
 
 
 def prepared(lists: Lists, options: Options) -> Callable[[float, float], None]:
-    """The step as a function of its number and lr, both checked: all else that could be refused has been looked at.
+    """Check everything but step number and lr; return the step as a function of the two, which must be checked already.
 
     Raises as soft_masked_adamw_ does.
     """
@@ -121,7 +121,7 @@ def prepared(lists: Lists, options: Options) -> Callable[[float, float], None]:
 
     def take(step: float, lr: float) -> None:
         if memory is not None and groups[0][0] == "native":
-            # Plain tensors need not pass through the dispatcher, which would look at each of them.
+            # Plain tensors skip PyTorch's dispatcher, which would inspect each of them.
             implementation("soft_masked_adamw_", "native").step_of_plain(lists, memory, step, lr, options)
         else:
             for backend, chosen in groups:
@@ -134,7 +134,7 @@ def prepared(lists: Lists, options: Options) -> Callable[[float, float], None]:
 def prepared_on_device(
     lists: Lists, step: torch.Tensor | Sequence[torch.Tensor], lr: float | torch.Tensor, options: Options
 ) -> Callable[[], None]:
-    """The same for a step whose number, or that of each parameter, and lr are read on the device when it is taken."""
+    """Prepare a step whose number (one, or one per parameter) and lr are read on the device when it is taken."""
     check_lists(lists)
     steps = [step] * len(lists.params) if isinstance(step, torch.Tensor) else list(step)
     _check_numbers(lists.params, steps, lr)
@@ -150,7 +150,7 @@ def prepared_on_device(
 
 
 def _groups(lists: Lists) -> list[tuple[tuple[torch.device, torch.dtype], Sequence[int]]]:
-    """The parameters of each device and dtype, by their places in the lists."""
+    """Group the parameters, as indices into the lists, by device and dtype."""
     kinds = [(param.device, param.dtype) for param in lists.params]
     different = set(kinds)
     if len(different) == 1:
@@ -159,7 +159,7 @@ def _groups(lists: Lists) -> list[tuple[tuple[torch.device, torch.dtype], Sequen
 
 
 def _scalar(value: float | torch.Tensor, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
-    """The value as a tensor on the device, of one of the dtypes; a number is filled in, which a CUDA graph can hold."""
+    """Return the value as a tensor of one of the dtypes; a number by a fill on the device, which CUDA graphs allow."""
     if not isinstance(value, torch.Tensor):
         return torch.full((), value, dtype=torch.float64, device=device)
     if value.dtype not in dtypes:
@@ -168,7 +168,7 @@ def _scalar(value: float | torch.Tensor, device: torch.device, dtypes: tuple[tor
 
 
 def _check_numbers(params: list[torch.Tensor], steps: list[torch.Tensor], lr: float | torch.Tensor) -> None:
-    """The step's number, or that of each parameter, and lr: one element each, on the parameters' device."""
+    """Check the step number (one, or one per parameter) and lr: one element each, on the parameters' device."""
     if len(steps) != len(params):
         raise ValueError(f"step must be one tensor or one per parameter, {len(params)}, but there are {len(steps)}")
     named: list[tuple[str, Any, torch.Tensor]] = [
@@ -188,7 +188,7 @@ def _check_numbers(params: list[torch.Tensor], steps: list[torch.Tensor], lr: fl
 
 
 def _capturable_backend(device: torch.device, dtype: torch.dtype) -> str:
-    """The forced backend if it reads numbers on the device, else the first that does and can run."""
+    """Return the forced backend if it reads numbers on the device; if none is forced, the first such that can run."""
     forced = forced_backend()
     if forced is None:
         usable = device.type == "cuda" and why_not("cuda", "soft_masked_adamw_", device, dtype) is None

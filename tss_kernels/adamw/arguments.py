@@ -1,4 +1,4 @@
-"""What a step takes, and what is demanded of it before anything is written."""
+"""Arguments of a step, and their checks before anything is written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _watchers, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_
 
 
 class Lists(NamedTuple):
-    """The tensors of a step: one of each list belongs to one parameter. Only an importance may be None."""
+    """The tensors of a step: entry i of every list belongs to parameter i. Only an importance may be None."""
 
     params: list[torch.Tensor]
     grads: list[torch.Tensor]
@@ -28,19 +28,19 @@ class Lists(NamedTuple):
     importances: list[torch.Tensor | None]
 
     def written(self) -> list[torch.Tensor]:
-        """What the step changes."""
+        """Return the tensors that the step changes."""
         return [*self.params, *self.exp_avgs, *self.exp_avg_sqs]
 
     def some(self, chosen: Sequence[int]) -> Lists:
-        """Those of the parameters at these places, with importances whose memory holds their values."""
+        """Return the entries at these indices, with lazy negation of importances resolved."""
         every: list[list[Any]] = [[entries[i] for i in chosen] for entries in self]
-        # PyTorch resolves lazy negation, but not in lists that may hold None.
+        # PyTorch resolves lazy negation, but not in lists that may contain None.
         every[4] = [None if soft is None else soft.resolve_neg() for soft in every[4]]
         return Lists(*every)
 
 
 class Options(NamedTuple):
-    """What is the same for all parameters of a step and for many steps."""
+    """Options shared by all parameters of a step and by many steps."""
 
     beta1: float
     beta2: float
@@ -67,10 +67,10 @@ _RULES = {
 
 
 def checked_number(kind: str, value: Any, name: str | None = None) -> float:
-    """The value as a float: a number, or a tensor of one, that the rule of its kind allows.
+    """Return a number, or a tensor of one element, as a float if the rule of its kind allows the value.
 
-    kind: step, lr, beta, eps or weight_decay, and what messages call it if `name` does not say otherwise. Raises
-    ValueError, TypeError.
+    kind: step, lr, beta, eps or weight_decay; messages use it as the name unless `name` is given. Raises ValueError,
+    TypeError.
     """
     least, below, says, example = _RULES[kind]
     if type(value) is float and least <= value < below:
@@ -97,7 +97,7 @@ def _only_element(name: str, tensor: torch.Tensor) -> Any:
 
 
 def checked_options(beta1: Any, beta2: Any, eps: Any, weight_decay: Any, site: str) -> Options:
-    """The options, each checked. Raises ValueError, TypeError."""
+    """Return the options, each checked. Raises ValueError, TypeError."""
     check_choice("site", site, SITES)
     return Options(
         checked_number("beta", beta1, "beta1"),
@@ -109,13 +109,13 @@ def checked_options(beta1: Any, beta2: Any, eps: Any, weight_decay: Any, site: s
 
 
 def check_lists(lists: Lists) -> Memory | None:
-    """One entry per parameter, of its shape and device, dense and floating; what is written shares memory with nothing.
+    """Check for one dense floating entry per parameter, of its shape and device, and that written memory is not shared.
 
-    Returns where the tensors lie (in the order params, exp_avgs, exp_avg_sqs, grads, importances that are there) if all
-    are plain: contiguous, on one device, of one dtype, without lazy negation, and nothing looks on at what runs.
-    Raises ValueError, TypeError.
+    Returns the memory of the tensors (in the order params, exp_avgs, exp_avg_sqs, grads, importances that are not None)
+    if all are plain: contiguous, on one device, of one dtype, without lazy negation, and outside any dispatch mode or
+    trace. Else returns None. Raises ValueError, TypeError.
     """
-    if torch.compiler.is_compiling():  # once for many steps
+    if torch.compiler.is_compiling():  # runs once for many steps
         _check_each(lists)
         return None
     every = [*lists.written(), *lists.grads, *(soft for soft in lists.importances if soft is not None)]
@@ -133,15 +133,17 @@ def check_lists(lists: Lists) -> Memory | None:
 
 
 def _name_of(lists: Lists, index: int) -> str:
-    """What messages call a tensor by its place among all that are there."""
+    """Return the name in messages of a tensor, by its index among all that are not None."""
     each = range(len(lists.params))
     names = [f"{name}[{i}]" for name in ("params", "exp_avgs", "exp_avg_sqs", "grads") for i in each]
     return [*names, *(f"importances[{i}]" for i in each if lists.importances[i] is not None)][index]
 
 
 def _all_alike(lists: Lists, every: list[torch.Tensor]) -> bool:
-    """Whether nothing is wrong and all tensors have one dtype and device, in few steps of Python: a step of many small
-    tensors spends its time in checks."""
+    """Return whether all tensors are valid and have one dtype and device.
+
+    Takes few Python steps: with many small tensors a step spends its time in checks.
+    """
     params, grads, exp_avgs, exp_avg_sqs, importances = lists
     try:
         kinds, shapes = set(map(_kind, every)), list(map(_shape, params))
@@ -155,12 +157,12 @@ def _all_alike(lists: Lists, every: list[torch.Tensor]) -> bool:
             and shapes == list(map(_shape, grads)) == list(map(_shape, exp_avgs)) == list(map(_shape, exp_avg_sqs))
             and shapes == soft_shapes
         )
-    except AttributeError:  # of what is no tensor
+    except AttributeError:  # something is not a tensor
         return False
 
 
 def _check_each(lists: Lists) -> None:
-    """Raises what is wrong with the first entry that does not fit its parameter."""
+    """Raise the error of the first entry that does not fit its parameter."""
     params = lists.params
     for name, tensors in lists._asdict().items():
         if len(tensors) != len(params):

@@ -1,7 +1,7 @@
-"""Soft-masked AdamW in CUDA C++: one launch updates all tensors of float32, one more all others; csrc/cuda/adamw.cu.
+"""Soft-masked AdamW in CUDA C++: one launch updates all float32 tensors, one more all others; csrc/cuda/adamw.cu.
 
-What describes the tensors travels in the launch itself: nothing is copied to the device. Where the device reads the
-step's number, a launch before each makes of it what the step needs.
+The description of the tensors is passed in the launch arguments: nothing is copied to the device. If the device reads
+the step number, each of these launches follows one that computes from it what the step needs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tss_kernels.adamw.table import COLUMNS, KINDS_AT, table_of
 from tss_kernels.backends.cuda import kernels, target
 from tss_kernels.tensors import DTYPE_CODES
 
-# A step number's type, above those of its parameter's tensors in the table.
+# Type of a step number, in the bits above the types of its parameter's tensors in the table.
 STEP_KINDS = {torch.float32: 0, torch.float64: 3 << 20, torch.int64: 4 << 20}
 
 
@@ -33,11 +33,11 @@ def soft_masked_adamw_(
     weight_decay: float,
     site: str,
 ) -> None:
-    """One AdamW step in place, with the reference's formula and roundings; dtypes of a parameter's tensors may differ.
+    """Take one AdamW step in place, with the reference's formula and roundings; a parameter's dtypes may differ.
 
     site "gradient": grad * (1 - importance) enters Adam; "update": Adam's whole step, decay included, is scaled by
-    (1 - importance). `step` counts from 1. Raises RuntimeError under CUDA graph capture, which would replay this
-    step's number forever: give step and lr as tensors there.
+    (1 - importance). `step` counts from 1. Raises RuntimeError under CUDA graph capture, which would replay this step
+    number forever: pass step and lr as tensors there.
     """
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
@@ -67,8 +67,10 @@ def soft_masked_adamw_capturable_(
     weight_decay: float,
     site: str,
 ) -> None:
-    """The same with each parameter's step number (float32, float64 or int64) and the learning rate (float32 or float64)
-    read on the device: tensors without dimensions."""
+    """Take the same step with step numbers and learning rate read on the device, from 0-dim tensors.
+
+    Each parameter has a step number (float32, float64 or int64); the learning rate is float32 or float64.
+    """
     if not params:
         return
     table, device = table_of(params, grads, exp_avgs, exp_avg_sqs, importances), params[0].device
@@ -83,6 +85,6 @@ def soft_masked_adamw_capturable_(
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How a step is launched."""
+    """Describe how a step is launched."""
     del op, device, dtype, shape
     return "blocks of 1024 elements, 256 threads, one launch for all tensors of float32 and one for all others"

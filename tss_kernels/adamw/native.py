@@ -30,7 +30,7 @@ def soft_masked_adamw_(
     weight_decay: float,
     site: str,
 ) -> None:
-    """One AdamW step in place, as the reference's but for last bits of PyTorch's root; a parameter's dtypes may differ.
+    """Take one AdamW step in place, the reference's up to last bits of PyTorch's root; a parameter's dtypes may differ.
 
     site "gradient": grad * (1 - importance) enters Adam; "update": Adam's whole step, decay included, is scaled by
     (1 - importance). `step` counts from 1.
@@ -41,13 +41,13 @@ def soft_masked_adamw_(
 
 
 def step_of_plain(lists: Lists, memory: Memory, step: float, lr: float, options: Options) -> None:
-    """The same for plain tensors of which is known where they lie, as `check_lists` returns it."""
+    """Take the same step for plain tensors whose memory is known, as returned by `check_lists`."""
     first, starts, count = lists.params[0], memory.starts, len(lists.params)
     params, exp_avgs, exp_avg_sqs, grads = (starts[place * count : (place + 1) * count] for place in range(4))
     masks = iter(starts[4 * count :])
     softs = [0 if importance is None else next(masks) for importance in lists.importances]
     kinds, sizes = repeat(0x11111 * DTYPE_CODES[first.dtype]), [size // first.itemsize for size in memory.sizes[:count]]
-    rows = zip(params, grads, exp_avgs, exp_avg_sqs, softs, kinds, sizes, strict=False)  # as `table_of` has them
+    rows = zip(params, grads, exp_avgs, exp_avg_sqs, softs, kinds, sizes, strict=False)  # in the order of `table_of`
     _run(array("q", list(chain.from_iterable(rows))), step, lr, options)
 
 
@@ -61,6 +61,6 @@ def _run(numbers: array[int], step: float, lr: float, options: Options) -> None:
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How a step runs."""
+    """Describe how a step runs."""
     del op, device, dtype, shape
     return described("one pass over all tensors")

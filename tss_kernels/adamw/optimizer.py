@@ -18,19 +18,19 @@ UNSUPPORTED = ("amsgrad", "differentiable")
 class SoftMaskedAdamW(torch.optim.Optimizer):
     """AdamW whose step (site "update") or gradient (site "gradient") is scaled by 1 - importance.
 
-    Without importance it does what torch.optim.AdamW does, up to rounding. The state has AdamW's keys; importance is
-    not part of `state_dict`: it stays as set when a state is loaded.
+    Without importance it equals torch.optim.AdamW up to rounding. The state has AdamW's keys; importance is not part of
+    `state_dict`: loading a state leaves it unchanged.
 
     Args:
-        params, lr, betas, eps, weight_decay, maximize: torch.optim.AdamW's. Scores want a weight_decay of 0.
-        foreach, fused: accepted and without effect: a group is one operation anyway.
-        capturable: keep the number of each parameter's steps on its device, where lr may be a tensor too: nothing
-            waits, and a CUDA graph can hold the step.
-        site: "update" or "gradient"; may differ from group to group, as lr may.
+        params, lr, betas, eps, weight_decay, maximize: as for torch.optim.AdamW. Use a weight_decay of 0 for scores.
+        foreach, fused: accepted but ignored: a group is one operation anyway.
+        capturable: keep each parameter's step count on its device, where lr may be a tensor too: nothing waits for the
+            device, and a CUDA graph can contain the step.
+        site: "update" or "gradient"; may differ between groups, as lr may.
         importance: parameter -> tensor of its shape in [0, 1], or None.
 
     Raises:
-        TypeError, ValueError: the argument, and what it should be; amsgrad or differentiable.
+        TypeError, ValueError: names the argument and what it should be; also for amsgrad or differentiable.
     """
 
     def __init__(
@@ -64,17 +64,17 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
             self.set_importance(parameter, tensor)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group as torch's optimizers do; its options are checked first."""
+        """Add a group, as torch's optimizers do; its options are checked first."""
         options = {**self.defaults, **param_group}
         checked_number("lr", options["lr"])
         _options_of(options)
         super().add_param_group(param_group)
 
     def set_importance(self, parameter: torch.Tensor, importance: torch.Tensor | None) -> None:
-        """Sets (without a copy) or, with None, removes the importance of a parameter of this optimizer.
+        """Set (without a copy) or, with None, remove the importance of a parameter of this optimizer.
 
-        importance: parameter's shape, floating, in [0, 1]; moved to the parameter's device. Raises ValueError and
-        TypeError.
+        importance: of the parameter's shape, floating, in [0, 1]; moved to the parameter's device. Raises ValueError
+        and TypeError.
         """
         if not any(parameter is own for group in self.param_groups for own in group["params"]):
             raise ValueError(
@@ -96,9 +96,9 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step of the parameters that have a gradient.
+        """Update the parameters that have a gradient.
 
-        One `soft_masked_adamw_` for each group, and for each step number where parameters joined at other times.
+        Each group takes one `soft_masked_adamw_`, or one per step number if its parameters differ in their step counts.
 
         Raises:
             TypeError, ValueError, BackendUnavailable: before anything is written.
@@ -107,7 +107,7 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # By identity: to look a tensor up takes longer than to go through all.
+        # Keyed by identity: looking up tensors takes longer than building these dicts.
         states = dict(zip(map(id, self.state), self.state.values(), strict=True))
         masks = dict(zip(map(id, self.importance), self.importance.values(), strict=True))
         for take in [self._prepared(group, states, masks) for group in self.param_groups]:
@@ -117,7 +117,7 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
     def _prepared(
         self, group: dict[str, Any], known: Mapping[int, dict[str, Any]], masks: Mapping[int, torch.Tensor]
     ) -> Callable[[], None]:
-        """The step of a group: all that could be refused has been looked at, and nothing was written."""
+        """Return the step of a group as a function: everything is checked, and nothing is written yet."""
         options, capturable = _options_of(group), group["capturable"]
         params = [param for param in group["params"] if param.grad is not None]
         grads: list[Any] = [param.grad for param in params]
@@ -144,7 +144,7 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
                 return
             if capturable:
                 torch._foreach_add_(steps, 1)
-            for step, number in zip(steps, numbers, strict=False):  # sooner than torch._foreach_add_ on the CPU
+            for step, number in zip(steps, numbers, strict=False):  # faster than torch._foreach_add_ on the CPU
                 step.fill_(number)
             take()
 
@@ -162,7 +162,7 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
 
 
 def _options_of(group: Mapping[str, Any]) -> Options:
-    """A group's options, checked."""
+    """Return a group's options, checked."""
     betas = group["betas"]
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise ValueError(f"betas must be two numbers but are {betas!r}: pass a pair such as (0.9, 0.999)")
@@ -171,7 +171,7 @@ def _options_of(group: Mapping[str, Any]) -> Options:
 
 
 def _by_numbers(lists: Lists, numbers: list[float], lr: Any, options: Options) -> Callable[[], None]:
-    """The step of parameters of which each takes its own number: one call for those that joined at the same time."""
+    """Return the step of parameters with their own step numbers, as one call per distinct number."""
     rate, take = checked_number("lr", lr), prepared(lists, options)
     different = sorted({checked_number("step", number) for number in numbers})
     if len(different) == 1:
@@ -187,7 +187,7 @@ def _by_numbers(lists: Lists, numbers: list[float], lr: Any, options: Options) -
 
 
 def _first_state(parameter: torch.Tensor, on_device: bool) -> dict[str, torch.Tensor]:
-    """No steps yet, and moments of 0."""
+    """Return the initial state: no steps, and moments of 0."""
     return {
         "step": torch.zeros((), dtype=torch.float32, device=parameter.device if on_device else "cpu"),
         "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),

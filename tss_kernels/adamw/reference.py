@@ -1,4 +1,4 @@
-"""Soft-masked AdamW in plain PyTorch: the specification that every backend is held to."""
+"""Soft-masked AdamW in plain PyTorch: the specification of every backend."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def soft_masked_adamw_(
     weight_decay: float,
     site: str,
 ) -> None:
-    """One AdamW step in place, its number `step` counted from 1.
+    """Take one AdamW step in place; `step` counts from 1.
 
     g' = g (1 - I) at the site "gradient", else g; m <- beta1 m + (1 - beta1) g'; v <- beta2 v + (1 - beta2) g'^2;
     D = lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps) + lr weight_decay p;
@@ -50,7 +50,7 @@ def soft_masked_adamw_capturable_(
     weight_decay: float,
     site: str,
 ) -> None:
-    """The same with each parameter's step number and the learning rate as tensors without dimensions."""
+    """Take the same step with each parameter's step number and the learning rate as 0-dim tensors."""
     rate = lr.to(torch.float64)
     for *tensors, importance, step in zip(params, grads, exp_avgs, exp_avg_sqs, importances, steps, strict=True):
         number = step.to(torch.float64)
@@ -68,8 +68,11 @@ def _advance(
     made: tuple[Any, Any, Any],
     options: tuple[float, float, float, str],
 ) -> None:
-    """The step of one parameter: of param, grad, exp_avg, exp_avg_sq. made: lr / (1 - beta1^step), the root of
-    1 - beta2^step, and lr weight_decay or None."""
+    """Take the step of one parameter.
+
+    tensors: param, grad, exp_avg, exp_avg_sq. made: lr / (1 - beta1^step), the square root of 1 - beta2^step, and
+    lr weight_decay or None.
+    """
     (step_size, root_correction, decay), (beta1, beta2, eps, site) = made, options
     param, _, exp_avg, exp_avg_sq = tensors
     wide = torch.promote_types(param.dtype, torch.float32)

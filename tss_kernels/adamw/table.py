@@ -1,4 +1,4 @@
-"""What a list of parameters looks like to the compiled backends: a flat table of numbers, one call for all tensors."""
+"""Parameter lists for the compiled backends: a flat table of numbers, so that one call handles all tensors."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ import torch
 
 from tss_kernels.tensors import DTYPE_CODES
 
-COLUMNS = 7  # numbers of each parameter
+COLUMNS = 7  # numbers per parameter
 KINDS_AT = 5
 
 
 class Table(NamedTuple):
-    """Seven numbers of each parameter: the addresses of param, grad, exp_avg, exp_avg_sq and importance (or 0), their
-    types at four bits each, the number of elements. And the copies that must outlive the call."""
+    """Seven numbers per parameter, and the copies that must outlive the call.
+
+    The numbers are the addresses of param, grad, exp_avg, exp_avg_sq and importance (or 0), their types at four bits
+    each, and the number of elements.
+    """
 
     numbers: list[int]
     copies: list[tuple[torch.Tensor, torch.Tensor]]
     kept: list[torch.Tensor]
 
     def put_back(self) -> None:
-        """Writes what was changed in copies to the tensors that they stand for."""
+        """Copy the changed contiguous copies back to their original tensors."""
         for tensor, copy in self.copies:
             tensor.copy_(copy)
 
 
 def contiguous(tensor: torch.Tensor, copies: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """The tensor, or a contiguous copy that is noted beside it to be copied back."""
+    """Return the tensor, or a contiguous copy, recorded in `copies` to be copied back."""
     if tensor.is_contiguous():
         return tensor
     copies.append((tensor, tensor.contiguous()))
@@ -36,7 +39,7 @@ def contiguous(tensor: torch.Tensor, copies: list[tuple[torch.Tensor, torch.Tens
 
 
 def _read(tensor: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
-    """The tensor, or a contiguous copy that is kept in the list."""
+    """Return the tensor, or a contiguous copy that `kept` keeps alive."""
     if tensor.is_contiguous():
         return tensor
     kept.append(tensor.contiguous())
@@ -50,11 +53,11 @@ def table_of(
     exp_avg_sqs: Sequence[torch.Tensor],
     importances: Sequence[torch.Tensor | None],
 ) -> Table:
-    """The table of these lists."""
+    """Build the table of these lists."""
     table = Table([], [], [])
     numbers, copies, kept = table
     for p, g, m, v, importance in zip(params, grads, exp_avgs, exp_avg_sqs, importances, strict=True):
-        # Written out: a step of many small tensors spends its time here.
+        # Written out instead of looping: with many small tensors a step spends its time here.
         p, m, v, g = contiguous(p, copies), contiguous(m, copies), contiguous(v, copies), _read(g, kept)
         kinds = (
             DTYPE_CODES[p.dtype] | DTYPE_CODES[g.dtype] << 4 | DTYPE_CODES[m.dtype] << 8 | DTYPE_CODES[v.dtype] << 12

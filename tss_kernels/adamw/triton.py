@@ -33,18 +33,18 @@ class Entry(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _table(rows: tuple[tuple[int, ...], ...], device: torch.device, stream: int) -> torch.Tensor:
-    """The rows as int64 (lines, tensors) on the device; kept, because addresses repeat from step to step.
+    """Return the rows as int64 (lines, tensors) on the device; cached, because addresses repeat from step to step.
 
-    `stream` keeps each stream's copy apart: a table copied on one stream may not be there yet for another.
+    `stream` is part of the cache key: a table copied on one stream may not be complete yet on another.
     """
     del stream
     table = torch.tensor(rows, dtype=torch.int64).t().contiguous()
-    # From pinned memory the copy need not wait for the device.
+    # A copy from pinned memory does not wait for the device.
     return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
 
 
 def _rows(group: list[Entry]) -> tuple[list[tuple[int, ...]], int]:
-    """The table's row of each entry and the number of blocks."""
+    """Return each entry's row of the table, and the number of blocks."""
     rows, blocks = [], 0
     for entry in group:
         size = entry.param.numel()
@@ -54,7 +54,7 @@ def _rows(group: list[Entry]) -> tuple[list[tuple[int, ...]], int]:
 
 
 def _launch(group: list[Entry], scalars: tuple[float, ...], update_site: bool, decay: bool) -> None:
-    """Updates parameters on one device whose tensors agree in dtype."""
+    """Update parameters on one device whose tensors have the same dtypes."""
     rows, blocks = _rows(group)
     param, grad, exp_avg, exp_avg_sq = group[0][:4]
     importance = next((entry.importance for entry in group if entry.importance is not None), param)
@@ -70,7 +70,7 @@ def _launch(group: list[Entry], scalars: tuple[float, ...], update_site: bool, d
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How a step is launched."""
+    """Describe how a step is launched."""
     del op, device, dtype, shape
     return f"blocks of {BLOCK} elements, {WARPS} warps, one launch for all tensors of a dtype"
 
@@ -90,7 +90,7 @@ def soft_masked_adamw_(
     weight_decay: float,
     site: str,
 ) -> None:
-    """One AdamW step in place; all tensors that agree in device and dtypes are updated by one launch.
+    """Take one AdamW step in place; one launch updates all tensors with the same device and dtypes.
 
     site "gradient": grad * (1 - importance) enters Adam; "update": Adam's whole step, decay included, is scaled by
     (1 - importance). `step` counts from 1. Raises RuntimeError under CUDA graph capture.

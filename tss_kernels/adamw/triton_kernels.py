@@ -17,7 +17,7 @@ from tss_kernels.backends.triton import from_float32, to_float32
 
 @triton.jit
 def _address(table_ptr, tensors, tensor, line: tl.constexpr, dtype: tl.constexpr, ALIGNED: tl.constexpr):
-    """The pointer in one line of the table, which is promised to be aligned where all are."""
+    """Return the pointer in one line of the table; ALIGNED declares it aligned to 16 bytes."""
     address = tl.load(table_ptr + line * tensors + tensor).to(tl.pointer_type(dtype))
     return tl.multiple_of(address, 16) if ALIGNED else address
 
@@ -27,7 +27,7 @@ def _update(
     param_ptr, grad_ptr, exp_avg_ptr, exp_avg_sq_ptr, importance_ptr, at, mask, importance_mask,
     decay, take1, beta2, take2, step_size, root_correction, eps, UPDATE_SITE: tl.constexpr, DECAY: tl.constexpr,
 ):  # fmt: skip
-    """AdamW on one block; 1 - importance scales the gradient or, at the update site, the whole step with its decay."""
+    """Update one block; 1 - importance scales the gradient or, at the update site, the whole step with its decay."""
     keep = 1.0 - to_float32(tl.load(importance_ptr + at, mask=importance_mask, other=0.0))
     before = to_float32(tl.load(param_ptr + at, mask=mask, other=0.0))
     grad = to_float32(tl.load(grad_ptr + at, mask=mask, other=0.0))
@@ -53,7 +53,7 @@ def adamw_kernel(
     EXP_AVG_SQ: tl.constexpr, IMPORTANCE: tl.constexpr, ALIGNED: tl.constexpr, TENSORS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One block of one tensor. The table's lines are five addresses, the size and the first block."""
+    """Update one block of one tensor. The table's lines are five addresses, the size and the first block."""
     block = tl.program_id(0)
     index = tl.arange(0, TENSORS)
     first_blocks = tl.load(table_ptr + 6 * tensors + index, mask=index < tensors, other=0x7FFFFFFF)
@@ -66,9 +66,9 @@ def adamw_kernel(
     size = tl.load(table_ptr + 5 * tensors + tensor)
     start = (block - tl.load(table_ptr + 6 * tensors + tensor)) * BLOCK
     at = start + tl.arange(0, BLOCK)
-    # A tensor without importance has the address 0, where nothing may be read.
+    # Without importance the address is 0, which must not be read.
     importance_size = tl.where(tl.load(table_ptr + 4 * tensors + tensor) != 0, size, 0)
-    if start + BLOCK <= size:  # a mask that is one value for the whole block leaves the accesses 16 bytes wide
+    if start + BLOCK <= size:  # a mask of one constant value keeps the accesses 16 bytes wide
         mask = tl.full([BLOCK], True, tl.int1)
         importance_mask = tl.zeros_like(at) < importance_size
         _update(

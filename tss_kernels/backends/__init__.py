@@ -1,1 +1,1 @@
-"""Which backend runs an operation, why, and how its kernels are launched."""
+"""Choice of the backend of an operation, its basis, and how its kernels are launched."""

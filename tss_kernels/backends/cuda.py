@@ -1,4 +1,4 @@
-"""What the CUDA C++ backend's files share: the extension module, and where a launch goes."""
+"""Shared by the files of the CUDA C++ backend: the extension module, and the target of a launch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _compiled() -> Any:
 
 @functools.cache
 def _emulated(file: str) -> ModuleType:
-    """The kernels compiled for the CPU, from the file that the environment names."""
+    """Load the kernels compiled for the CPU from the file that the environment variable names."""
     spec = importlib.util.spec_from_file_location("_cuda_emulated", file)
     if spec is None or spec.loader is None:
         raise RuntimeError(f"{EMULATED} names {file!r}, which is no extension module: see csrc/README.md")
@@ -38,12 +38,12 @@ def _emulated(file: str) -> ModuleType:
 
 
 def kernels(device: torch.device) -> Any:
-    """The module whose kernels run on tensors of this device."""
+    """Return the module whose kernels run on tensors of this device."""
     return _compiled() if device.type == "cuda" else _emulated(os.environ[EMULATED])
 
 
 def target(device: torch.device) -> tuple[int, int]:
-    """The device's number and the address of its current stream; zeros where kernels are emulated."""
+    """Return the device index and the address of its current stream; zeros if kernels are emulated."""
     if device.type != "cuda":
         return 0, 0
     index = torch.cuda.current_device() if device.index is None else device.index

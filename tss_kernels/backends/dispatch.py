@@ -1,4 +1,4 @@
-"""Which backend runs an operation: the choice by device, dtype and shape, and how to force one."""
+"""Choice of the backend of an operation: by device, dtype and shape, or forced."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ VARIABLE = "TSS_KERNELS_BACKEND"
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend was forced that cannot run this operation on this input; the message says why and what to do."""
+    """The forced backend cannot run this operation on this input; the message says why and what to do."""
 
 
 class Choice(NamedTuple):
-    """The backend that runs an operation, its launch configuration and why it was taken."""
+    """The backend that runs an operation, its launch configuration and the reason for the choice."""
 
     backend: str
     configuration: str
@@ -30,8 +30,8 @@ class Choice(NamedTuple):
 
 
 class _Forced(threading.local):
-    # One value per thread, each starting from the environment. Not a ContextVar: torch.compile cannot trace those,
-    # while it guards on this attribute, so a compiled function follows `use_backend`.
+    # One value per thread, initialized from the environment. Not a ContextVar, which torch.compile cannot trace: it
+    # guards on this attribute, so a compiled function follows `use_backend`.
     def __init__(self) -> None:
         self.backend: str | None = os.environ.get(VARIABLE) or None
 
@@ -40,13 +40,13 @@ forced = _Forced()
 
 
 class use_backend:
-    """Force one backend inside a `with` block, in this thread; None goes back to the automatic choice.
+    """Force one backend inside a `with` block, in this thread; None restores the automatic choice.
 
-    The backward pass of what ran inside uses the same backend, wherever and in whichever thread it runs. An operation
-    that the backend cannot run raises `BackendUnavailable` when it is called.
+    The backward pass of what ran inside uses the same backend, wherever and in whichever thread it runs. Calling an
+    operation that the backend cannot run raises `BackendUnavailable`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
     """
 
     def __init__(self, backend: str | None) -> None:
@@ -66,7 +66,7 @@ class use_backend:
 
 
 def forced_backend() -> str | None:
-    """The backend that `use_backend` or the environment forces in this thread, or None."""
+    """Return the backend that `use_backend` or the environment forces in this thread, or None."""
     return forced.backend
 
 
@@ -77,7 +77,7 @@ def _check_name(backend: str) -> None:
 
 def _preferred(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Preference | None:
     for preference in preferences(op, device, dtype, shape):
-        # Triton's interpreter is for tests, which ask for it.
+        # Triton's interpreter is for tests, which force the backend.
         if preference.backend == "triton" and interpreted():
             continue
         if why_not(preference.backend, op, device, dtype) is None:
@@ -86,15 +86,15 @@ def _preferred(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[i
 
 
 def default_backend(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = ()) -> str:
-    """The backend that runs an operation when none is forced; depends on nothing that is measured at run time."""
+    """Return the backend that runs an operation if none is forced; depends on nothing measured at run time."""
     preference = _preferred(op, device, dtype, shape)
     return "reference" if preference is None else preference.backend
 
 
 def shape_of(x: torch.Tensor, in_features: int, out_features: int) -> tuple[int, ...]:
-    """The shape that chooses a backend: (rows, in, out); nothing on the CPU, where it chooses nothing.
+    """Return the shape by which a backend is chosen, (rows, in, out); empty on the CPU, where shape does not matter.
 
-    In compiled code it stands for many rows: a choice by their number would compile a function again for others.
+    Compiled code gets MANY rows: a choice by their number would recompile a function for other numbers.
     """
     if not x.is_cuda:
         return ()
@@ -103,9 +103,9 @@ def shape_of(x: torch.Tensor, in_features: int, out_features: int) -> tuple[int,
 
 
 def select(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = ()) -> str:
-    """The forced backend if there is one, else the default. Raises BackendUnavailable if the forced one cannot run.
+    """Return the forced backend, else the default. Raises BackendUnavailable if the forced one cannot run.
 
-    shape: of operations that have one, as `shape_of` says.
+    shape: as returned by `shape_of`, for operations that have one.
     """
     name = forced.backend
     if name is None:
@@ -121,9 +121,10 @@ def select(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, 
 
 
 def choose(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = ()) -> Choice:
-    """The unforced choice for an operation: a pure function of device, dtype and shape.
+    """Return the choice for an operation if no backend is forced: a pure function of device, dtype and shape.
 
-    op: a name in OPERATIONS; shape: (rows, in, out), of the adapter (rows, d, bottleneck), else any. Raises ValueError.
+    op: a name in OPERATIONS; shape: (rows, in, out), or (rows, d, bottleneck) for the adapter, or any for others.
+    Raises ValueError.
     """
     if op not in OPERATIONS:
         raise ValueError(f"no operation {op!r}: choose one of {', '.join(OPERATIONS)}")
@@ -144,9 +145,9 @@ def _why_reference(op: str, device: torch.device, dtype: torch.dtype, shape: tup
 
 
 def configuration(op: str, backend: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """The launch configuration in words; of products, for operands whose rows start on 16-byte boundaries if sizes do.
+    """Describe the launch configuration; for products, assumes rows that start on 16-byte boundaries if sizes allow it.
 
-    A backend's file that has launches to choose says it in a function of this name: (op, device, dtype, shape) -> str.
+    The file of every backend but the reference has a function of this name: (op, device, dtype, shape) -> str.
     """
     if backend == "reference":
         return "plain PyTorch"
@@ -155,9 +156,9 @@ def configuration(op: str, backend: str, device: torch.device, dtype: torch.dtyp
 
 @functools.cache
 def implementation(op: str, backend: str) -> ModuleType:
-    """The file of a backend in an operation's folder, `tss_kernels/<folder>/<backend>.py`, imported at its first use.
+    """Import, at first use, a backend's file in an operation's folder: `tss_kernels/<folder>/<backend>.py`.
 
-    Not kernels of PyTorch's dispatcher: that has one for each device, while here several backends are peers on one, a
+    These are not kernels of PyTorch's dispatcher, which has one per device: here one device has several backends, each
     thread chooses among them, and what is not installed must not be imported.
     """
     return importlib.import_module(f"tss_kernels.{FOLDERS[op]}.{backend}")

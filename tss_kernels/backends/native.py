@@ -1,7 +1,7 @@
-"""What the files of the native backend share: the compiled module.
+"""Shared by the files of the native backend: the compiled module.
 
-Its kernels take addresses, so everything that they rely on (devices, dtypes, shapes, contiguous memory) is seen to in
-Python. They follow `torch.get_num_threads()`, and no result depends on that number.
+Its kernels take addresses, so Python ensures everything that they rely on (devices, dtypes, shapes, contiguous memory).
+They use `torch.get_num_threads()` threads, and no result depends on that number.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = ["described", "kernels", "torchs_team"]
 
 
 def described(what: str) -> str:
-    """What runs, with the instruction set and the number of threads that it may use."""
+    """Describe what runs, with the instruction set and the number of threads that it may use."""
     return f"{what}; {kernels.instruction_set()}, up to {torch.get_num_threads()} threads"
 
 
 def torchs_team() -> int:
-    """The address of GOMP_parallel in the OpenMP runtime that PyTorch's own CPU kernels use; 0 where there is none.
+    """Return the address of GOMP_parallel in the OpenMP runtime that PyTorch's own CPU kernels use; 0 if there is none.
 
-    Its threads spin for a while after each operation of PyTorch's: threads beside them would find no processor free.
+    That runtime's threads spin for a while after each PyTorch operation: other threads would find no processor free.
     """
-    try:  # by its name among the libraries that are loaded; the symbol is looked up in it and in what it needs
+    try:  # finds the library by name among the loaded ones; the symbol is searched in it and in its dependencies
         library = ctypes.CDLL("libtorch_cpu.so", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
         return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
     except (AttributeError, OSError):

@@ -1,4 +1,4 @@
-"""The predicted time of a call by each backend: `bounds.py` by what the tables let each backend run."""
+"""Predicted time of a call by each backend: `bounds.py` applied to what the tables let each backend run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VENDOR = "the vendor's product on W * g"
 
 
 def architecture_of(device: torch.device) -> str:
-    """The architecture's name, as the tables have it, or the kind of a device that is no GPU."""
+    """Return the architecture's name as in the tables, or the device type if it is not a CUDA device."""
     if device.type != "cuda":
         return device.type
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
@@ -34,10 +34,10 @@ def _of_backend(
 def predicted(
     op: str, architecture: str, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> tuple[dict[str, Prediction] | None, str]:
-    """Seconds of the forward pass by backend and by the vendor's route, and what is known of the chip.
+    """Predict the forward pass by each backend and by the vendor's route; also return a note about the counts.
 
-    architecture: "sm_90", say. shape: (rows, in, out), of the adapter (rows, d, bottleneck). None where no kernel was
-    counted, and the note says so.
+    architecture: for example "sm_90". shape: (rows, in, out), for the adapter (rows, d, bottleneck). The prediction is
+    None if no kernel was counted, and the note says so.
     """
     chip = CHIPS.get(architecture)
     if chip is None:

@@ -1,5 +1,4 @@
-"""Which backend each operation prefers, by kind of device and by shape, and on what basis: the first that can run is
-taken."""
+"""Preferred backends of each operation, by device type and shape, with the basis; the first that can run is used."""
 
 from __future__ import annotations
 
@@ -12,18 +11,18 @@ from tss_kernels.backends.tables.table import NARROW
 
 
 class Preference(NamedTuple):
-    """A backend and why it stands where it stands; basis: "measured ..." or "predicted ..."."""
+    """A backend and the basis of its rank: "measured ..." or "predicted ..."."""
 
     backend: str
     basis: str
 
 
 ShapeClass = Literal["down", "up", "wide", "adapter", "any"]
-MANY = 1 << 62  # rows, where their number is not known: in compiled code, which would be compiled again for others
+MANY = 1 << 62  # rows in compiled code, which would be recompiled for other numbers of rows
 
 
 class Line(NamedTuple):
-    """Which backends CUDA devices try first, up to so many rows; a measured table takes the place of one by one."""
+    """Backends that CUDA devices try, in order, up to `rows` rows; measured lines replace these one by one."""
 
     operations: tuple[str, ...]
     shapes: ShapeClass
@@ -32,8 +31,8 @@ class Line(NamedTuple):
     basis: str
 
 
-# A launch from Python takes the compiled extension about a microsecond and Triton's launcher several times that. Where
-# the kernel itself takes less than either, that decides.
+# A launch from Python takes about a microsecond with the compiled extension and several times that with Triton's
+# launcher. If the kernel itself takes less than either, the launch decides.
 _LAUNCH = "predicted: bound by memory and, when small, by the launch, which is shorter than Triton's"
 _ONE_LAUNCH = "predicted: addresses travel in the launch, Triton needs a table copied to the device"
 _NOT_COUNTED = "predicted: pipelined tiles by Hopper's own matrix instructions; no counts for these sizes or dtypes"
@@ -43,8 +42,8 @@ _MANY_TASKS = (
 _PRODUCTS, _ADAPTER = ("gated_linear", "packed_linear"), ("gated_adapter",)
 _CUDA, _TRITON = ("cuda", "triton"), ("triton", "cuda")
 
-# Predicted by `bounds.py` for Hopper with the tiles of `tile_choice.py`, by the sizes in SIZES; other architectures
-# take the same until they are measured. A basis has the forward pass by packed gates; the backward pass runs on the
+# Predicted by `bounds.py` for Hopper with the tiles of `tile_choice.py`, at the sizes in SIZES; other architectures use
+# the same until they are measured. Each basis is for the forward pass by packed gates; the backward pass runs on the
 # backend of its forward pass.
 LINES: tuple[Line, ...] = (
     Line(_PRODUCTS, "down", 1024, _CUDA, "predicted: 2.8 against 3.4 us at 512 rows"),
@@ -60,7 +59,7 @@ LINES: tuple[Line, ...] = (
     Line(("pack_gates", "unpack_gates", *IMPORTANCE), "any", MANY, _CUDA, _LAUNCH),
     Line(("soft_masked_adamw_",), "any", MANY, _CUDA, _ONE_LAUNCH),
 )  # fmt: skip
-# (in, out) that the lines of a class are predicted for; of the adapter (d, bottleneck).
+# (in, out) for which the lines of a class are predicted; for the adapter (d, bottleneck).
 SIZES: dict[ShapeClass, tuple[int, int]] = {
     "down": (1024, 64), "up": (64, 1024), "wide": (1024, 1024), "adapter": (1024, 64)
 }  # fmt: skip
@@ -71,7 +70,7 @@ def _in_order(line: Line) -> tuple[Preference, ...]:
     return (Preference(first, line.basis), *(Preference(other, f"where {first} cannot run") for other in others))
 
 
-# By operation and shape class, in rising order of rows.
+# By operation and shape class, in ascending order of rows.
 CUDA: dict[tuple[str, ShapeClass], tuple[tuple[int, tuple[Preference, ...]], ...]] = {}
 for _line in LINES:
     for _op in _line.operations:
@@ -79,7 +78,7 @@ for _line in LINES:
 
 
 def _native(times: str) -> tuple[Preference, ...]:
-    """At every dtype and shape measured, from 4 rows of 8 to 2,048 of 1,024; AVX2, torch 2.13."""
+    """Prefer native, by `times` at all dtypes and shapes measured: 4 rows of 8 to 2,048 of 1,024; AVX2, torch 2.13."""
     return (Preference("native", f"measured with AVX2 on one core: {times} as fast as the reference"),)
 
 
@@ -99,7 +98,7 @@ CPU: dict[str, tuple[Preference, ...]] = {
 
 
 def shape_class(op: str, dtype: torch.dtype, shape: tuple[int, ...]) -> ShapeClass:
-    """The class of (rows, in, out), of the adapter (rows, d, bottleneck): "any" if nothing is counted for it."""
+    """Return the class of (rows, in, out), or (rows, d, bottleneck) for the adapter; "any" if nothing is counted."""
     if len(shape) != 3 or dtype not in HALVES or shape[1] % 16 or shape[2] % 16:
         return "any"
     if op == "gated_adapter":
@@ -114,7 +113,7 @@ def shape_class(op: str, dtype: torch.dtype, shape: tuple[int, ...]) -> ShapeCla
 def preferences(
     op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = ()
 ) -> tuple[Preference, ...]:
-    """The backends to try for an operation before the reference, in order; a pure function of what it is given."""
+    """Return the backends to try for an operation before the reference, in order; a pure function."""
     if device.type != "cuda":
         return CPU.get(op, ()) if device.type == "cpu" else ()
     lines = CUDA[op, shape_class(op, dtype, shape)]

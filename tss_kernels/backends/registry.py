@@ -1,4 +1,4 @@
-"""The backends: which operations, devices and dtypes each has, and what keeps one from running here."""
+"""The backends: their operations, devices and dtypes, and why one cannot run here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-# The folder of each operation, whose files are its backends.
+# Operation -> folder, whose files are its backends.
 FOLDERS = {
     "gated_linear": "gated_linear",
     "gated_adapter": "gated_adapter",
@@ -39,7 +39,7 @@ class Obstacle(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """What a compiled backend runs: its operations, the dtypes of all of them, and further dtypes of some."""
+    """What a compiled backend runs: its operations, the dtypes of all of them, and additional dtypes of some."""
 
     operations: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
@@ -60,7 +60,7 @@ COMPILED = {
     "triton": Compiled(OPERATIONS, (torch.float32, *HALVES), _FURTHER, _THREE),
     "cuda": Compiled(OPERATIONS, (torch.float32, *HALVES), _FURTHER, _THREE),
 }
-# The file of an extension module with csrc/cuda compiled for the CPU, where its kernels run for tests.
+# Names the file of an extension module with csrc/cuda compiled for the CPU, to run its kernels in tests.
 EMULATED = "TSS_KERNELS_EMULATED_CUDA"
 RECORD = Path(__file__).parents[1] / "_build.json"
 
@@ -69,7 +69,7 @@ def _is_there(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-# Looked up once: finding a package costs more than a small kernel. None is imported here.
+# Looked up once: finding a package costs more than a small kernel. Nothing is imported here.
 INSTALLED = {
     "native": _is_there("tss_kernels._native"),
     "triton": _is_there("triton"),
@@ -78,18 +78,18 @@ INSTALLED = {
 
 
 def interpreted() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, which needs no GPU."""
+    """Return whether Triton kernels run in Triton's interpreter, which needs no GPU."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 def emulated() -> bool:
-    """Whether CUDA kernels run on CPU tensors, compiled for the CPU."""
+    """Return whether CUDA kernels, compiled for the CPU, run on CPU tensors."""
     return bool(os.environ.get(EMULATED))
 
 
 @functools.cache
 def build_record() -> dict[str, dict[str, object]]:
-    """What the installation built and why not the rest, by extension module; empty where it left no record."""
+    """Return by extension module what the installation built, and why not the rest; empty if it left no record."""
     try:
         return json.loads(RECORD.read_text())
     except (OSError, ValueError):
@@ -105,7 +105,7 @@ def _not_built(backend: str) -> Obstacle:
 
 
 def missing(backend: str) -> Obstacle | None:
-    """What keeps a backend from running anything here, or None; never imports the backend."""
+    """Return why a backend cannot run anything here, or None; never imports the backend."""
     if backend == "reference" or INSTALLED[backend] or (backend == "cuda" and emulated()):
         return None
     if backend == "triton":
@@ -138,7 +138,7 @@ def _wrong_device(backend: str, device: torch.device) -> Obstacle | None:
 
 
 def why_not(backend: str, op: str, device: torch.device, dtype: torch.dtype) -> Obstacle | None:
-    """What keeps a backend from running an operation on tensors of this device and dtype, or None."""
+    """Return why a backend cannot run an operation on tensors of this device and dtype, or None."""
     if backend == "reference":
         return None
     obstacle = missing(backend)

@@ -1,6 +1,6 @@
-"""Which tile a kernel takes for a shape: the one that `bounds.py` expects to be fastest on Hopper.
+"""Choice of a kernel's tile for a shape: the tile that `bounds.py` expects to be fastest on Hopper.
 
-A function of the shape alone, on every device, so that sums do not depend on the device. For 16-bit operands whose rows
+A function of only the shape, on every device, so that sums do not depend on the device. For 16-bit operands whose rows
 start on 16-byte boundaries; other operands have one tile each.
 """
 
@@ -13,16 +13,16 @@ from tss_kernels.backends import bounds, counts
 from tss_kernels.backends.bounds import NARROW, SM_90, Chip, Prediction, divided_up
 from tss_kernels.backends.counts import STEP, Counts
 
-COMPARING_TILES = 4  # of rows, up to which scores are compared inside the product; beyond, in a launch before it
+COMPARING_TILES = 4  # row tiles up to which the product compares scores itself; beyond, a launch before it does
 MOST_RANGES = 16
-# By how much ranges must be expected to win: what is not known of a prediction, which has no time of Python in it.
+# Factor by which ranges must be expected to win: the uncertainty of a prediction, which has no time of Python in it.
 SURE = 1.3
-_ROWS = 32  # of the smallest tile: between its multiples nothing changes
-_KEPT = 4096  # choices that are remembered: all of 131,072 rows
+_ROWS = 32  # rows of the smallest tile: between its multiples no choice changes
+_KEPT = 4096  # cached choices: enough for all row numbers up to 131,072
 
 
 def _rank(found: Prediction) -> tuple[float, ...]:
-    """By the time that is expected; what memory or L2 binds alike, by what binds next, which leaves less to hide."""
+    """Return a sort key: expected time, then, for equal memory or L2 bounds, the next bounds, to have less to hide."""
     return found.expected, found.on_chip, max(found.bounds[name] for name in bounds.INSIDE)
 
 
@@ -31,7 +31,7 @@ def _whole(rows: int) -> int:
 
 
 def ranges_of(summed: int, most: int = MOST_RANGES) -> list[int]:
-    """Numbers of ranges that the tiles of what is summed over can be cut into, none of them empty."""
+    """Return the numbers of ranges into which the k tiles of the sum can be cut, with no range empty."""
     tiles, found = divided_up(summed, STEP), [1]
     while 2 * found[-1] <= min(tiles, most):
         found.append(2 * found[-1])
@@ -39,17 +39,17 @@ def ranges_of(summed: int, most: int = MOST_RANGES) -> list[int]:
 
 
 def compares_inside(kernel: str, rows: int, in_features: int, out_features: int) -> bool:
-    """Whether scores are compared by the launch that uses them; the vendor's route does so where it writes W * g."""
+    """Return whether the launch that uses the scores compares them; the vendor's route does so when it writes W * g."""
     if kernel == "vendor":
         return True
     shape = rows, in_features, out_features
     tile = triton_product(*shape) if kernel == "triton" else cuda_product(*shape)[0]
-    compares = kernel == "triton" or tile == counts.CUDA_SMALL  # other blocks of the extension cannot
+    compares = kernel == "triton" or tile == counts.CUDA_SMALL  # the extension's other tiles cannot
     return compares and divided_up(rows, tile.rows) <= COMPARING_TILES
 
 
 def cuda_product(rows: int, summed: int, features: int) -> tuple[Counts, int]:
-    """The tile of the CUDA product, and in how many ranges its sums are cut, which a second launch adds in order."""
+    """Return the CUDA product's tile, and the number of ranges of its sums, which a second launch adds in order."""
     return _cuda_product(_whole(rows), summed, features)
 
 
@@ -61,7 +61,7 @@ def _cuda_product(rows: int, summed: int, features: int) -> tuple[Counts, int]:
     def product(tile: Counts, ranges: int) -> Prediction:
         return bounds.product(SM_90, tile, rows, summed, features, ranges)
 
-    # Of few rows scores may be compared inside, by the smallest tile alone; sums by packed gates have the same bits.
+    # For few rows scores may be compared inside, by the smallest tile only; sums by packed gates have the same bits.
     few = divided_up(rows, counts.CUDA_SMALL.rows) <= COMPARING_TILES
     tiles = (counts.CUDA_SMALL,) if few else counts.CUDA_PRODUCTS
     whole = best((tile, 1) for tile in counts.CUDA_PRODUCTS)
@@ -70,7 +70,7 @@ def _cuda_product(rows: int, summed: int, features: int) -> tuple[Counts, int]:
 
 
 def triton_product(rows: int, summed: int, features: int) -> Counts:
-    """The tile of Triton's product."""
+    """Return the tile of Triton's product."""
     return _triton_product(_whole(rows), summed, features)
 
 
@@ -81,7 +81,7 @@ def _triton_product(rows: int, summed: int, features: int) -> Counts:
 
 
 def triton_short(rows: int, summed: int, features: int) -> tuple[Counts, int]:
-    """Triton's tile for a product over few features, and how many tiles of the result a program takes."""
+    """Return Triton's tile for a product over few features, and the number of result tiles per program."""
     return _triton_short(_whole(rows), summed, features)
 
 
@@ -98,7 +98,7 @@ ADAPTERS = {"triton": counts.TRITON_ADAPTER, "cuda": counts.CUDA_ADAPTER}
 
 
 def adapter(kernel: str, rows: int, features: int, tile_rows: tuple[int, ...] = (128, 64, 32)) -> Counts:
-    """An adapter's tile among those of so many rows, by the counts for up to 64 hidden units."""
+    """Return an adapter's tile among those with `tile_rows` rows, by the counts for up to 64 hidden units."""
     return _adapter(kernel, _whole(rows), features, tile_rows)
 
 
@@ -121,10 +121,10 @@ def _product(chip: Chip, kernel: str, rows: int, in_features: int, out_features:
 
 
 def predict(chip: Chip, op: str, kernel: str, shape: tuple[int, ...]) -> Prediction | None:
-    """What bounds a forward pass by "triton", "cuda" or "vendor" (W * g, then its product) for 16-bit operands.
+    """Predict a forward pass by "triton", "cuda" or "vendor" (W * g, then its product) for 16-bit operands.
 
-    shape: (rows, in, out), of the adapter (rows, d, bottleneck). None where nothing was counted: other operations,
-    features that 16 does not divide, adapters of more than 64 hidden units.
+    shape: (rows, in, out), for the adapter (rows, d, bottleneck). None if nothing was counted: other operations,
+    features that are not multiples of 16, adapters of more than 64 hidden units.
     """
     if op not in ("packed_linear", "gated_linear", "gated_adapter") or any(size % 16 for size in shape[1:]):
         return None

@@ -25,7 +25,7 @@ from tss_kernels.operators import implement
 from tss_kernels.tensors import rows_of, shaped_like
 from tss_kernels.validation import check_choice, check_differentiable, check_floating
 
-# Activations whose gradient needs their result alone, which may be written over their argument.
+# Activations whose gradient only needs their result, so that it may overwrite their argument.
 _OVERWRITING = {"relu": torch.relu_, "tanh": torch.tanh_}
 
 
@@ -70,11 +70,11 @@ _input_grad_operator = implement("gated_adapter_input_grad", _input_grad)
 
 
 _NOTHING = (None, None, None)
-_NO_GRADIENTS = (None,) * 6  # of gates, importance, activation and backend
+_NO_GRADIENTS = (None,) * 6  # for gates, importance, activation and backend
 
 
 class _GatedAdapter(torch.autograd.Function):
-    """Keeps gates, not scores, and one value per hidden unit. Scores are arguments for their gradients alone."""
+    """Saves gates, not scores, and one value per hidden unit. Scores are arguments only to get gradients."""
 
     @staticmethod
     def forward(
@@ -138,7 +138,7 @@ def _parameter_gradients(
     wanted: tuple[bool, bool, bool],
     backend: str,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Those gradients of one map's weight, scores and bias that are wanted; dy (rows, out), x (rows, in), one dtype."""
+    """Return the wanted gradients of one map's weight, scores and bias; dy (rows, out), x (rows, in), one dtype."""
     for_weight, for_scores, for_bias = wanted
     return (
         weight_grad_operator(dy, x, gates, backend) if for_weight else None,
@@ -148,9 +148,9 @@ def _parameter_gradients(
 
 
 def check_adapter(x: torch.Tensor, down: GatedMap, up: GatedMap, activation: str) -> tuple[Any, ...]:
-    """The arguments fit: x, both weights and both biases as the operators want them, and the backend.
+    """Check the arguments; return x, both weights and both biases in the operators' dtypes, and the backend.
 
-    Raises what gated_linear raises, with the map that is meant.
+    Raises what gated_linear raises, with the name of the map.
     """
     check_choice("activation", activation, tuple(ACTIVATIONS))
     for side, weight in (("down", down[0]), ("up", up[0])):
@@ -163,7 +163,7 @@ def check_adapter(x: torch.Tensor, down: GatedMap, up: GatedMap, activation: str
     dtype, weights = autocast_weights(x, down[0], up[0], down[2], up[2])
     narrow = x
     if dtype != x.dtype:
-        # The operators narrow x themselves and keep the residual in x's dtype, which must hold what is added to it.
+        # The operators narrow x themselves; the residual keeps x's dtype, which must be wide enough for the sum.
         narrow, x = x.new_empty((0, *x.shape[-1:]), dtype=dtype), x.to(torch.promote_types(x.dtype, dtype))
     side = "down"
     try:
@@ -177,9 +177,9 @@ def check_adapter(x: torch.Tensor, down: GatedMap, up: GatedMap, activation: str
 
 
 def adapter_product(x: torch.Tensor, down: GatedMap, up: GatedMap, activation: str) -> torch.Tensor:
-    """x + up(activation(down(x))), each map by scores or by packed gates: checks once, chooses once, runs."""
+    """Compute x + up(activation(down(x))), each map by scores or by packed gates, with one check and one choice."""
     if (
-        type(x) in PLAIN  # another class may not let its tensors be written to
+        type(x) in PLAIN  # in-place writes may fail on other classes
         and composes(x, down, up)
         and up[0].shape[0] == x.shape[-1]
         and activation in ACTIVATIONS
@@ -192,7 +192,7 @@ def adapter_product(x: torch.Tensor, down: GatedMap, up: GatedMap, activation: s
                 masked.append(native.masked_by_scores(gates, weight, threshold, importance))
         rows, activate = x.flatten(0, -2), _OVERWRITING.get(activation) or ACTIVATIONS[activation]
         hidden = activate(linear(rows, masked[0], down[2]))
-        # Autograd does not keep the branch: the residual is added where it lies.
+        # Autograd does not save the branch, so the residual is added in place.
         y = linear(hidden, masked[1], up[2]).add_(rows)
         return y if x.dim() == 2 else y.view(x.shape)
     x, down_weight, up_weight, down_bias, up_bias, backend = check_adapter(x, down, up, activation)
@@ -213,7 +213,7 @@ def adapter_product(x: torch.Tensor, down: GatedMap, up: GatedMap, activation: s
 
 
 def _packed(down: GatedMap, up: GatedMap) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both maps' gates at one bit each."""
+    """Return both maps' packed gates."""
     if not down[5] and not up[5] and down[3] == up[3]:
         return pack_pair(down[1], up[1], down[3])
     pair = (gates if is_packed else pack_gates(gates, threshold) for _, gates, _, threshold, _, is_packed in (down, up))
@@ -235,24 +235,24 @@ def gated_adapter(
     down_importance: torch.Tensor | None = None,
     up_importance: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Compute x + up(activation(down(x))) with both maps gated: the whole adapter, its residual included.
+    """Compute x + up(activation(down(x))) with both maps gated: the whole adapter, including its residual.
 
-    Gradients as of `gated_linear`.
+    Gradients are as for `gated_linear`.
 
     Args:
         x: (..., d), floating.
-        down_weight, down_scores, down_importance: (bottleneck, d); dtypes as of `gated_linear`.
+        down_weight, down_scores, down_importance: (bottleneck, d); dtypes as for `gated_linear`.
         up_weight, up_scores, up_importance: (d, bottleneck).
         down_bias: (bottleneck,) or None.
         up_bias: (d,) or None.
         activation: "relu", "gelu" (exact), "silu" or "tanh".
-        threshold: a gate is on where its score is at least this.
+        threshold: a gate is on if its score is at least this.
 
     Returns:
         (..., d) of x's dtype, which autocast does not change.
 
     Raises:
-        TypeError, ValueError: the argument, and what it should be.
+        TypeError, ValueError: names the argument and what it should be.
         BackendUnavailable: a forced backend cannot run it.
     """
     down = (down_weight, down_scores, down_bias, threshold, down_importance, False)
@@ -271,21 +271,21 @@ def packed_adapter(
     *,
     activation: str = "relu",
 ) -> torch.Tensor:
-    """Compute x + up(activation(down(x))), the same as `gated_adapter`, from gates at one bit each.
+    """Compute the same as `gated_adapter`, x + up(activation(down(x))), from packed gates.
 
-    Gradients for x, the biases, and the weights if they ask for one.
+    Gradients for x, the biases, and the weights if they require one.
 
     Args:
         x: (..., d), floating.
-        down_weight, up_weight, down_bias, up_bias, activation: as of `gated_adapter`.
-        down_packed: uint8 (bottleneck, ceil(d / 8)), as `pack_gates` gives.
+        down_weight, up_weight, down_bias, up_bias, activation: as for `gated_adapter`.
+        down_packed: uint8 (bottleneck, ceil(d / 8)), as returned by `pack_gates`.
         up_packed: uint8 (d, ceil(bottleneck / 8)).
 
     Returns:
         (..., d) of x's dtype.
 
     Raises:
-        TypeError, ValueError: the argument, and what it should be.
+        TypeError, ValueError: names the argument and what it should be.
     """
     down = (down_weight, down_packed, down_bias, 0.0, None, True)
     return adapter_product(x, down, (up_weight, up_packed, up_bias, 0.0, None, True), activation)

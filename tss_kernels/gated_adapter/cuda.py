@@ -1,7 +1,7 @@
 """The gated adapter in CUDA C++ (csrc/cuda/gated_adapter.cuh): forward pass and input gradient in one kernel each.
 
-What runs is a function of dtypes, shape and alignment alone; where one kernel does not pay, two products run one after
-the other. Every sum has a fixed order, so equal inputs give equal bits.
+What runs is a function only of dtypes, shape and alignment; if one kernel does not pay, two products run one after the
+other. Every sum has a fixed order, so equal inputs give equal bits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ACTIVATIONS = {"relu": 0, "gelu": 1, "silu": 2, "tanh": 3}
 
 
 def _tile(x: torch.Tensor, down_weight: torch.Tensor) -> AdapterTile | None:
-    """The tile for x or dy (rows, d) and the down weight (bottleneck, d)."""
+    """Return the tile for x or dy (rows, d) and the down weight (bottleneck, d)."""
     (rows, features), bottleneck = x.shape, down_weight.shape[0]
     return tile_for(x.dtype, down_weight.dtype, rows, features, bottleneck, products.is_aligned(x, down_weight))[0]
 
@@ -37,7 +37,7 @@ def _launch(
     activation: str,
     tile: AdapterTile,
 ) -> None:
-    # Their contiguous forms must live until the launch.
+    # The contiguous copies must stay alive until the launch.
     down_weight, down_packed = down_weight.contiguous(), down_packed.contiguous()
     up_weight, up_packed = up_weight.contiguous(), up_packed.contiguous()
     down_bias, up_bias = (None if bias is None else bias.contiguous() for bias in (down_bias, up_bias))
@@ -61,7 +61,7 @@ def forward(
     activation: str,
     tile: AdapterTile | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and hidden as `reference.forward` returns them; x (rows, d) with any strides; tile: None takes the table's."""
+    """Return y and hidden as `reference.forward` does; x (rows, d) with any strides; tile: None uses the table's."""
     tile = _tile(x, down_weight) if tile is None else tile
     if tile is None:
         return reference.forward(
@@ -86,7 +86,7 @@ def input_grad(
     for_x: bool,
     tile: AdapterTile | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """dx and d_hidden as `reference.input_grad` returns them; dy (rows, d) with any strides; tile as `forward`'s."""
+    """Return dx and d_hidden as `reference.input_grad` does; dy (rows, d) with any strides; tile as for `forward`."""
     tile = _tile(dy, down_weight) if tile is None else tile
     if tile is None:
         return reference.input_grad(
@@ -103,7 +103,7 @@ def input_grad(
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How the adapter of shape (rows, d, bottleneck) runs without autocast, and why."""
+    """Describe how the adapter of shape (rows, d, bottleneck) runs without autocast, and why."""
     del op, device
     rows, features, bottleneck = shape
     tile, why = tile_for(dtype, dtype, rows, features, bottleneck, features % products.CHUNK == 0)

@@ -1,4 +1,4 @@
-"""The gated adapter in C++: the reference's products and activation, each weight masked in one pass from its bits."""
+"""The gated adapter in C++: the reference's products and activation, each weight masked from bits in one pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def forward(
     up_bias: torch.Tensor | None,
     activation: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and hidden as `reference.forward` returns them."""
+    """Return y and hidden as `reference.forward` does."""
     return reference.forward(
         x, down_weight, down_packed, up_weight, up_packed, down_bias, up_bias, activation, products.packed_linear
     )
@@ -34,12 +34,12 @@ def input_grad(
     activation: str,
     for_x: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """dx and d_hidden as `reference.input_grad` returns them."""
+    """Return dx and d_hidden as `reference.input_grad` does."""
     return reference.input_grad(
         dy, hidden, down_weight, down_packed, up_weight, up_packed, activation, for_x, products.input_grad
     )
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How the adapter of shape (rows, d, bottleneck) runs."""
+    """Describe how the adapter of shape (rows, d, bottleneck) runs."""
     return f"two packed_linear around the activation: {products.configuration(op, device, dtype, shape)}"

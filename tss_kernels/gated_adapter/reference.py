@@ -1,4 +1,4 @@
-"""The gated adapter in plain PyTorch: the specification that every backend is held to."""
+"""The gated adapter in plain PyTorch: the specification of every backend."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": torch.nn.functional.silu,
     "tanh": torch.tanh,
 }
-# Their derivatives follow from their own results, which the backward pass needs anyway; the others keep their argument.
+# Their derivatives follow from their results, which the backward pass needs anyway; the others save their argument.
 FROM_RESULT = ("relu", "tanh")
-# What autograd computes for each of them, from the gradient and from what is kept.
+# What autograd computes for each of them, from the gradient and the saved value.
 _aten = torch.ops.aten
 _BACKWARD: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "relu": lambda grad, active: _aten.threshold_backward.default(grad, active, 0),
@@ -42,13 +42,13 @@ def forward(
     activation: str,
     product: Product = packed_linear,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y = x + W_up' a(W_down' x + b_down) + b_up, and `hidden` for the backward pass.
+    """Compute y = x + W_up' a(W_down' x + b_down) + b_up, and `hidden` for the backward pass.
 
     x (rows, d); down_weight (bottleneck, d) and down_packed uint8 (bottleneck, ceil(d / 8)); up_weight (d, bottleneck)
     and up_packed (d, ceil(bottleneck / 8)); biases (bottleneck,) and (d,) or None. Weights and biases have one dtype,
-    in which both products are computed; x may be wider and the residual is added in x's. Returns y (rows, d) of x's
-    dtype and hidden (rows, bottleneck) of the weights': the activation's result for FROM_RESULT, else its argument.
-    `product` multiplies as `packed_linear` does.
+    in which both products are computed; x may be wider, and the residual is added in x's dtype. Returns y (rows, d) of
+    x's dtype and hidden (rows, bottleneck) of the weights' dtype: the activation's result for FROM_RESULT, else its
+    argument. `product` multiplies as `packed_linear` does.
     """
     before = product(x.to(down_weight.dtype), down_weight, down_packed, down_bias)
     active = ACTIVATIONS[activation](before)
@@ -57,12 +57,12 @@ def forward(
 
 
 def add_residual(branch: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """Their sum, contiguous and in the residual's dtype, which is no narrower; written over the branch if it can be."""
+    """Return the sum, contiguous, in the residual's dtype, which is no narrower; overwrites branch if dtypes match."""
     return branch.add_(residual) if branch.dtype == residual.dtype else (residual + branch).contiguous()
 
 
 def active_hidden(hidden: torch.Tensor, activation: str) -> torch.Tensor:
-    """The activation's result from what `forward` returns as hidden; hidden itself where it is that."""
+    """Return the activation's result, given `forward`'s hidden; hidden itself if it is that result."""
     return hidden if activation in FROM_RESULT else ACTIVATIONS[activation](hidden)
 
 
@@ -77,9 +77,9 @@ def input_grad(
     for_x: bool,
     product_grad: InputGrad = linear_input_grad,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """dL/dx = dY + dH W_down' and dL/dhidden, dH = (dY W_up') * a'(h), where h is the activation's argument.
+    """Compute dL/dx = dY + dH W_down' and dL/dh, dH = (dY W_up') * a'(h), where h is the activation's argument.
 
-    dy (rows, d) of x's dtype; hidden as `forward` returns it. Returns dx (rows, d) of dy's dtype, without rows unless
+    dy (rows, d) of x's dtype; hidden as returned by `forward`. Returns dx (rows, d) of dy's dtype, with no rows unless
     `for_x`, and dH (rows, bottleneck) of the weights' dtype. `product_grad` is a gated product's input gradient.
     """
     d_hidden = _BACKWARD[activation](product_grad(dy.to(up_weight.dtype), up_weight, up_packed), hidden)

@@ -1,8 +1,8 @@
 """The gated adapter in Triton: forward pass and input gradient in one kernel each.
 
-The launch configuration is a function of dtypes and shape alone, without tuning at run time; where one kernel does not
-pay, two products run one after the other. Every sum has a fixed order that depends on shapes and strides alone, so
-equal inputs give equal bits.
+The launch configuration is a function only of dtypes and shape, without tuning at run time; if one kernel does not
+pay, two products run one after the other. Every sum has a fixed order that depends only on shapes and strides, so equal
+inputs give equal bits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tss_kernels.gated_linear.triton_tiles import is_aligned, loads_numbers
 
 
 class Tile(NamedTuple):
-    """Launch configuration: hidden units of a program, features at a time, rows, warps and pipeline depth."""
+    """Launch configuration: hidden units per program, features at a time, rows, warps and pipeline depth."""
 
     hidden: int
     features: int
@@ -31,25 +31,26 @@ class Tile(NamedTuple):
     stages: int
 
 
-# Tiles in falling order of rows. None spills compiled for sm_80, sm_86 or sm_90, whatever the activation.
+# Tiles in descending order of rows. None spills when compiled for sm_80, sm_86 or sm_90, whatever the activation.
 NARROW = (Tile(64, 64, 128, 8, 3), Tile(64, 64, 64, 4, 3), Tile(64, 64, 32, 4, 3))
 WIDE = (Tile(128, 64, 64, 8, 3), Tile(128, 64, 32, 8, 3))
 FLOAT32 = (Tile(64, 32, 32, 8, 2),)
-# Where rows do not start on 16-byte boundaries every element has its own address: larger tiles run out of registers.
+# If rows do not start on 16-byte boundaries, every element has its own address: larger tiles run out of registers.
 UNALIGNED_NARROW = (Tile(64, 64, 32, 8, 2),)
 UNALIGNED_WIDE = (Tile(128, 64, 32, 8, 2),)
-# Of these tiles two programs run on a multiprocessor of Hopper if a thread takes no more registers than this, and
-# compiled it spills none; the forward pass does so in its largest. Under autocast, where x is wider, it would.
+# With these tiles two programs run on a Hopper multiprocessor if a thread uses no more registers than this; compiled
+# with this limit, the kernels do not spill. The forward pass needs no limit in its largest tile. Under autocast, with a
+# wider x, the kernels would spill.
 TWO_PROGRAMS, REGISTERS = {"forward": (WIDE[0],), "input_grad": (NARROW[0], *WIDE)}, 128
-# Up to how many rows one kernel runs float32, which tensor cores do not multiply, or loads of single elements. The same
-# number, predicted, as for one product; few rows save the launches.
+# Most rows for which one kernel runs float32, which tensor cores do not multiply, or loads of single elements. The same
+# predicted number as for one product: with few rows, saving launches wins.
 SLOW_ROWS = 512
 
 
 def tile_for(
     x_dtype: torch.dtype, dtype: torch.dtype, rows: int, features: int, bottleneck: int, aligned: bool
 ) -> tuple[Tile | None, str]:
-    """The configuration of both kernels and why; no tile where two products run one after the other.
+    """Return the tile of both kernels and the reason; None if two products run one after the other.
 
     x_dtype: of x, at least as wide as the weights' dtype; aligned: rows of x start on 16-byte boundaries.
     """
@@ -68,13 +69,13 @@ def tile_for(
         tiles = UNALIGNED_NARROW if bottleneck <= narrow else UNALIGNED_WIDE
     best = tile_choice.adapter("triton", rows, features, tuple(tile.rows for tile in tiles)).rows
     tile = next(tile for tile in tiles if tile.rows == best)
-    # A stage of x takes twice the room where x is wider than what is multiplied.
+    # A stage of x takes twice the shared memory if x is wider than the operands of the product.
     tile = tile._replace(stages=2) if x_dtype != dtype else tile
     return tile, "x is read once from memory and y written once"
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How the adapter of shape (rows, d, bottleneck) runs without autocast, and why."""
+    """Describe how the adapter of shape (rows, d, bottleneck) runs without autocast, and why."""
     del op, device
     rows, features, bottleneck = shape
     tile, why = tile_for(dtype, dtype, rows, features, bottleneck, features % 16 == 0)
@@ -82,16 +83,16 @@ def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tupl
 
 
 def _tile(rows_of_x: torch.Tensor, weight: torch.Tensor) -> Tile | None:
-    """The tile for x or dy (rows, d) and the down weight (bottleneck, d)."""
+    """Return the tile for x or dy (rows, d) and the down weight (bottleneck, d)."""
     (rows, features), bottleneck = rows_of_x.shape, weight.shape[0]
     if features == 0:
-        return None  # the kernels' loops run at least once
+        return None  # the kernels assume that their loops run at least once
     aligned = is_aligned((features, features), rows_of_x)
     return tile_for(rows_of_x.dtype, weight.dtype, rows, features, bottleneck, aligned)[0]
 
 
 def _constants(tile: Tile, which: str) -> dict[str, object]:
-    """What both kernels are compiled with by their tile."""
+    """Return the compile-time constants of both kernels for a tile."""
     return {
         "FIRST_LOADED": loads_numbers(tile.hidden, tile.warps),
         "SECOND_LOADED": loads_numbers(tile.features, tile.warps),
@@ -115,7 +116,7 @@ def forward(
     up_bias: torch.Tensor | None,
     activation: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and hidden as `reference.forward` returns them; x (rows, d) with any strides."""
+    """Return y and hidden as `reference.forward` does; x (rows, d) with any strides."""
     (rows, features), bottleneck = x.shape, down_weight.shape[0]
     tile = _tile(x, down_weight)
     if tile is None:
@@ -149,7 +150,7 @@ def input_grad(
     activation: str,
     for_x: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """dx and d_hidden as `reference.input_grad` returns them; dy (rows, d) with any strides."""
+    """Return dx and d_hidden as `reference.input_grad` does; dy (rows, d) with any strides."""
     (rows, features), bottleneck = dy.shape, down_weight.shape[0]
     tile = _tile(dy, down_weight)
     if features == 1 and dy.dtype == torch.float32:

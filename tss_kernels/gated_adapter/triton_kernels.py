@@ -1,8 +1,8 @@
 """Triton kernels of the gated adapter; `triton.py` beside this file launches them.
 
-A program takes some rows through both products: their hidden units stay on the chip, and what the first product read
-is read again for the residual soon after, from the second-level cache. As in gated_linear both products are computed
-transposed, so that the masked weight is operand A of the tensor-core product, which Hopper reads from registers.
+A program computes both products for some rows: their hidden units stay on the chip, and the input of the first product
+is read again for the residual soon after, from the L2 cache. As in gated_linear, both products are computed transposed,
+so that the masked weight is operand A of the tensor-core product, which Hopper reads from registers.
 Offsets are 64-bit: strides may span more than 2^31 elements.
 """
 
@@ -20,7 +20,7 @@ from tss_kernels.gated_linear.triton_kernels import gate_numbers, select_columns
 
 @triton.jit
 def tanh(value):
-    """Hyperbolic tangent to float32's accuracy; near 0 by an odd polynomial (S. L. Moshier's Cephes, tanhf)."""
+    """Compute tanh to float32 accuracy; near 0 by an odd polynomial (S. L. Moshier's Cephes, tanhf)."""
     size = tl.abs(value)
     square = value * value
     near = ((-5.70498872745e-3 * square + 2.06390887954e-2) * square - 5.37397155531e-2) * square + 1.33314422036e-1
@@ -31,7 +31,7 @@ def tanh(value):
 
 @triton.jit
 def activate(value, ACTIVATION: tl.constexpr):
-    """a(value) in float32."""
+    """Compute a(value) in float32."""
     if ACTIVATION == "relu":
         return tl.where(value <= 0, 0.0, value)
     elif ACTIVATION == "gelu":
@@ -44,7 +44,7 @@ def activate(value, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def differentiate(grad, hidden, ACTIVATION: tl.constexpr):
-    """grad * a' in float32; relu's and tanh's hidden is the activation's result, the others' its argument."""
+    """Compute grad * a' in float32; for relu and tanh, hidden is the activation's result, else its argument."""
     if ACTIVATION == "relu":
         return tl.where(hidden <= 0, 0.0, grad)
     elif ACTIVATION == "gelu":
@@ -59,7 +59,7 @@ def differentiate(grad, hidden, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def narrow(value, dtype: tl.constexpr):
-    """The value as operand of a product with weights of this dtype; under autocast it may be wider."""
+    """Convert a value, which may be wider under autocast, to an operand of a product with weights of this dtype."""
     if value.dtype == dtype:
         return dot_operand(value)
     else:
@@ -68,9 +68,9 @@ def narrow(value, dtype: tl.constexpr):
 
 @triton.jit
 def program_again(pointer, size):
-    """The number of this program, by a load that never happens; `size` is not negative.
+    """Return the program id through a load that is always masked off; `size` is not negative.
 
-    The compiler cannot know that it is the number it had before. So the addresses of the second product are computed
+    The compiler cannot know that this is the same id as before. So the addresses of the second product are computed
     after the activation, instead of being held in registers that the activation needs.
     """
     program = tl.program_id(0)
@@ -108,7 +108,7 @@ def adapter_forward_kernel(
     FEATURES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """ROWS rows of y, and what the backward pass needs of their hidden units: HIDDEN of them, which is all."""
+    """Compute ROWS rows of y, and what the backward pass needs of their hidden units; HIDDEN covers all units."""
     dtype = down_ptr.dtype.element_ty
     unit, column = tl.arange(0, HIDDEN), tl.arange(0, FEATURES)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -117,7 +117,7 @@ def adapter_forward_kernel(
     down_at = unit.to(tl.int64)[:, None] * features + column[None, :]
     words_at = unit.to(tl.int64)[:, None] * down_words + word[None, :]
     x_at = row.to(tl.int64)[None, :] * x_row_stride + column.to(tl.int64)[:, None] * x_column_stride
-    zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
+    zero = tl.full([], 0, tl.int64)  # widens `start`, which is a plain integer in the interpreter
     tl.assume(features > 0)
     down_numbers = gate_numbers(down_gates_ptr, features, DOWN_BITS, FIRST_LOADED)
     up_numbers = gate_numbers(up_gates_ptr, features, UP_BITS, SECOND_LOADED)
@@ -132,7 +132,7 @@ def adapter_forward_kernel(
         sums = tl.dot(dot_operand(masked), narrow(x, dtype), sums, input_precision=PRECISION)
     if HAS_DOWN_BIAS:
         sums += to_float32(tl.load(down_bias_ptr + unit, mask=unit_mask, other=0.0))[:, None]
-    sums = tl.where(unit_mask[:, None], sums, 0.0)  # units that fill the tile are NaN where x is not finite
+    sums = tl.where(unit_mask[:, None], sums, 0.0)  # padding units are NaN if x is not finite
     if KEEPS_RESULT:
         hidden = from_float32(activate(sums, ACTIVATION), dtype)
         active = hidden
@@ -186,7 +186,7 @@ def adapter_input_grad_kernel(
     FEATURES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """ROWS rows of the gradient of the hidden units before the activation and, FOR_X, of the input gradient."""
+    """Compute ROWS rows of the gradient of the hidden units before the activation and, if FOR_X, of the input."""
     dtype = up_ptr.dtype.element_ty
     unit, column = tl.arange(0, HIDDEN), tl.arange(0, FEATURES)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -195,7 +195,7 @@ def adapter_input_grad_kernel(
     up_at = column.to(tl.int64)[None, :] * bottleneck + unit[:, None]
     up_words_at = column.to(tl.int64)[None, :] * up_words + up_word[:, None]
     dy_at = row.to(tl.int64)[None, :] * dy_row_stride + column.to(tl.int64)[:, None] * dy_column_stride
-    zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
+    zero = tl.full([], 0, tl.int64)  # widens `start`, which is a plain integer in the interpreter
     tl.assume(features > 0)
     down_numbers = gate_numbers(down_gates_ptr, features, DOWN_BITS, SECOND_LOADED)
     up_numbers = gate_numbers(up_gates_ptr, features, UP_BITS, FIRST_LOADED)
@@ -208,7 +208,7 @@ def adapter_input_grad_kernel(
         dy = tl.load(dy_ptr + dy_at + first * dy_column_stride, mask=inside[:, None] & row_mask, other=0.0)
         masked = select_rows(words, up, up_numbers)
         sums = tl.dot(dot_operand(masked), narrow(dy, dtype), sums, input_precision=PRECISION)
-    sums = tl.where(unit_mask[:, None], sums, 0.0)  # units that fill the tile are NaN where dy is not finite
+    sums = tl.where(unit_mask[:, None], sums, 0.0)  # padding units are NaN if dy is not finite
     hidden_at = row.to(tl.int64)[None, :] * bottleneck + unit[:, None]
     hidden_mask = unit_mask[:, None] & row_mask
     hidden = to_float32(tl.load(hidden_ptr + hidden_at, mask=hidden_mask, other=0.0))

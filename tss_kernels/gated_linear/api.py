@@ -1,4 +1,4 @@
-"""gated_linear and packed_linear: one product by scores or by packed gates, its operators and its gradient."""
+"""gated_linear and packed_linear: the product by scores or by packed gates, its operators and its gradient."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tss_kernels.validation import (
     check_threshold,
 )
 
-# In these PyTorch's own product dYᵀ x has the precision that the scores' gradient is summed in.
+# In these dtypes PyTorch's own product dYᵀ x has the precision in which the gradient of the scores is summed.
 WIDE = (torch.float32, torch.float64)
 # A gated map: weight, gates, bias, threshold, importance, and whether the gates are packed or scores.
 GatedMap = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, float, torch.Tensor | None, bool]
 STRIDED = torch.strided
-# Classes whose tensors have no way of their own with operations.
+# Tensor classes that do not override operations.
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -69,7 +69,7 @@ def _scores_grad(
 
 @outside_autocast
 def _weight_grad(dy: torch.Tensor, x: torch.Tensor, packed: torch.Tensor, backend: str) -> torch.Tensor:
-    # Every backend's: a product and a selection, needed only where somebody trains W, which TSS never does.
+    # Shared by all backends: a product and a selection, needed only to train W, which TSS never does.
     return reference.weight_grad(rows_of(dy), rows_of(x), packed)
 
 
@@ -81,7 +81,7 @@ weight_grad_operator = implement("gated_linear_weight_grad", _weight_grad)
 
 
 def bias_grad(dy: torch.Tensor) -> torch.Tensor:
-    """dL/db: dy (..., out) summed over all rows."""
+    """Compute dL/db: sum dy (..., out) over all rows."""
     return rows_of(dy).sum(0)
 
 
@@ -94,14 +94,14 @@ def _by_operator(
     is_packed: bool,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and the packed gates that it was computed with."""
+    """Return y and the packed gates used to compute it."""
     if is_packed:
         return _packed_operator(x, weight, gates, bias, backend), gates
     return _forward_operator(x, weight, gates, bias, threshold, backend)
 
 
 class _GatedProduct(torch.autograd.Function):
-    """Keeps the packed gates, not the scores: 1 bit for 32, and no step taken in between can change the gradient."""
+    """Saves packed gates, not scores: 1 bit instead of 32, and a step taken in between cannot change the gradient."""
 
     @staticmethod
     def forward(
@@ -139,16 +139,16 @@ class _GatedProduct(torch.autograd.Function):
 
 
 def composes(x: torch.Tensor, *maps: GatedMap) -> bool:
-    """Whether PyTorch's own linear with W * g may run for maps one after the other: all that this way relies on.
+    """Return whether PyTorch's own linear with W * g may run for maps applied in sequence: checks all it relies on.
 
-    In plain eager mode on the CPU PyTorch multiplies anyway, and its own autograd nodes cost least. False says nothing
-    about what is wrong with the arguments, if anything is.
+    In plain eager mode on the CPU PyTorch does the product anyway, and its own autograd nodes cost least. False does
+    not mean that the arguments are invalid.
     """
     if (
         torch.compiler.is_dynamo_compiling()  # first: it cannot trace what follows
         or not (x.is_cpu and x.dtype in WIDE and x.dim() >= 2 and x.layout is STRIDED)
         or not (forced.backend in (None, "native") and INSTALLED["native"])
-        # operations run at once and as they are: in no mode, transform or trace
+        # plain eager mode: no autocast, dispatch mode, transform or trace
         or torch._C._is_any_autocast_enabled()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
@@ -158,10 +158,10 @@ def composes(x: torch.Tensor, *maps: GatedMap) -> bool:
         return False
     dtype = x.dtype
     in_features = x.shape[-1]
-    # Written out, not called: this runs in front of every product, and one call costs as much as ten of these lines.
+    # Inlined: this runs before every product, and one function call costs as much as ten of these lines.
     for weight, gates, bias, threshold, importance, is_packed in maps:
         fits = (
-            # W: (out, in), fixed, as it lies in memory
+            # W: (out, in), frozen, contiguous, without lazy negation
             type(weight) in PLAIN
             and weight.is_cpu
             and weight.dtype is dtype
@@ -208,7 +208,7 @@ def composes(x: torch.Tensor, *maps: GatedMap) -> bool:
 
 
 def check_product(x: torch.Tensor, gated: GatedMap) -> None:
-    """The arguments fit. Raises TypeError and ValueError."""
+    """Check the arguments. Raises TypeError and ValueError."""
     weight, gates, bias, threshold, importance, is_packed = gated
     check_linear(x, weight, bias)
     if is_packed:
@@ -220,7 +220,7 @@ def check_product(x: torch.Tensor, gated: GatedMap) -> None:
 
 
 def gated_product(x: torch.Tensor, gated: GatedMap) -> torch.Tensor:
-    """y = x (W * g)ᵀ + b by scores or by packed gates: checks once, chooses once, runs."""
+    """Compute y = x (W * g)ᵀ + b by scores or by packed gates, with one check and one choice of backend."""
     weight, gates, bias, threshold, importance, is_packed = gated
     if isinstance(x, torch.Tensor) and composes(x, gated):
         native = implementation("gated_linear", "native")
@@ -254,7 +254,7 @@ def gated_linear(
 ) -> torch.Tensor:
     """Compute y = x @ where(scores >= threshold, weight, 0).T + bias, with a straight-through gradient for the scores.
 
-    Gradients: x; bias; scores: (dYᵀ x) * weight * (1 - importance) in float32; weight: (dYᵀ x) * gate, if it asks for
+    Gradients: x; bias; scores: (dYᵀ x) * weight * (1 - importance) in float32; weight: (dYᵀ x) * gate, if it requires
     one. Differentiable once.
 
     Args:
@@ -262,14 +262,14 @@ def gated_linear(
         weight: (out, in), of x's dtype.
         scores: (out, in), float32.
         bias: (out,), of x's dtype, or None.
-        threshold: a gate is on where its score is at least this.
+        threshold: a gate is on if its score is at least this.
         importance: (out, in) in [0, 1], or None.
 
     Returns:
-        (..., out) of x's dtype; under autocast as torch's linear does.
+        (..., out) of x's dtype; under autocast, of the dtype that torch's linear returns.
 
     Raises:
-        TypeError, ValueError: the argument, and what it should be.
+        TypeError, ValueError: names the argument and what it should be.
         BackendUnavailable: a forced backend cannot run it.
     """
     return gated_product(x, (weight, scores, bias, threshold, importance, False))
@@ -278,20 +278,20 @@ def gated_linear(
 def packed_linear(
     x: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Compute y = x @ where(gate, weight, 0).T + bias, the same product as `gated_linear`, from gates at one bit each.
+    """Compute y = x @ where(gate, weight, 0).T + bias, the same product as `gated_linear`, from packed gates.
 
-    Gradients for x, bias, and weight if it asks for one; differentiable once.
+    Gradients for x, bias, and weight if it requires one; differentiable once.
 
     Args:
         x: (..., in), floating.
         weight: (out, in), of x's dtype.
-        packed: uint8 (out, ceil(in / 8)), as `pack_gates` gives.
+        packed: uint8 (out, ceil(in / 8)), as returned by `pack_gates`.
         bias: (out,), of x's dtype, or None.
 
     Returns:
         (..., out) of x's dtype.
 
     Raises:
-        TypeError, ValueError: the argument, and what it should be.
+        TypeError, ValueError: names the argument and what it should be.
     """
     return gated_product(x, (weight, packed, bias, 0.0, None, True))

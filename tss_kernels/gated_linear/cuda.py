@@ -1,6 +1,6 @@
 """The gated linear map in CUDA C++; csrc/cuda/gated_linear.cu and scores_grad.cu have the kernels.
 
-What runs is a function of architecture, dtype, shape and alignment alone. Every sum has a fixed order, so equal inputs
+What runs is a function only of architecture, dtype, shape and alignment. Every sum has a fixed order, so equal inputs
 give equal bits.
 """
 
@@ -14,13 +14,13 @@ from tss_kernels.backends.tables.table import Masking, materialises
 from tss_kernels.backends.tile_choice import COMPARING_TILES
 from tss_kernels.tensors import DTYPE_CODES, address, empty_packed
 
-CHUNK = 8  # elements of 16 bits that are copied at once
-K_TILE = 64  # of what is summed over, that a block takes at a time
-COMPARING = (SMALL, GENERAL, FLOAT32)  # the tilings whose kernels can compare scores inside
+CHUNK = 8  # 16-bit elements copied at once
+K_TILE = 64  # summed features that a block processes at a time
+COMPARING = (SMALL, GENERAL, FLOAT32)  # tilings whose kernels can compare scores themselves
 
 
 def is_aligned(activations: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether rows of both start on boundaries of 16 bytes and their columns are contiguous."""
+    """Return whether rows of both start on 16-byte boundaries and their columns are contiguous."""
     row_stride, column_stride = activations.stride()
     return (
         column_stride == 1
@@ -34,7 +34,7 @@ def is_aligned(activations: torch.Tensor, weight: torch.Tensor) -> bool:
 def masked_weight(
     weight: torch.Tensor, packed: torch.Tensor, scores: torch.Tensor | None = None, threshold: float = 0.0
 ) -> torch.Tensor:
-    """W * g in W's dtype, by packed gates or by scores (out, in), whose gates are written to `packed` then."""
+    """Return W * g in W's dtype, by packed gates, or by scores (out, in), which also writes their gates to `packed`."""
     masked = torch.empty_like(weight)
     kernels(weight.device).mask_weight(
         address(scores), packed.data_ptr(), weight.data_ptr(), masked.data_ptr(), *weight.shape, weight.element_size(),
@@ -75,7 +75,7 @@ def _product(
     materialise: bool | None,
     ranges: int,
 ) -> torch.Tensor:
-    """x (W * g)ᵀ + b or dy (W * g) by packed gates; ranges: with a tiling, how many the sums are cut into."""
+    """Compute x (W * g)ᵀ + b or dy (W * g) by packed gates; ranges: with a given tiling, the number of sum ranges."""
     transposed, device = product == "input_grad", activations.device
     weight, packed = weight.contiguous(), packed.contiguous()
     rows, (out_features, in_features) = activations.shape[0], weight.shape
@@ -96,7 +96,7 @@ def _product(
 def forward(
     x: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor, bias: torch.Tensor | None, threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y = x @ where(scores >= threshold, weight, 0).T + bias, and the gates used, for the backward pass.
+    """Compute y = x @ where(scores >= threshold, weight, 0).T + bias; also return the gates, for the backward pass.
 
     x (rows, in) with any strides; weight (out, in) of x's dtype; scores (out, in) float32; bias (out,) or None. Returns
     y (rows, out) of x's dtype and uint8 (out, ceil(in / 8)).
@@ -128,8 +128,10 @@ def packed_linear(
     materialise: bool | None = None,
     ranges: int = 1,
 ) -> torch.Tensor:
-    """The same y from packed gates, uint8 (out, ceil(in / 8)); tiling (and its ranges), materialise: None takes the
-    table's."""
+    """Compute the same y from packed gates, uint8 (out, ceil(in / 8)).
+
+    tiling (with its ranges), materialise: None uses the table's.
+    """
     return _product(x, weight, packed, bias, "forward", tiling, materialise, ranges)
 
 
@@ -141,17 +143,17 @@ def input_grad(
     materialise: bool | None = None,
     ranges: int = 1,
 ) -> torch.Tensor:
-    """dx = dy @ (weight * gate): dy (rows, out) with any strides; returns (rows, in) of dy's dtype."""
+    """Compute dx = dy @ (weight * gate): dy (rows, out) with any strides; returns (rows, in) of dy's dtype."""
     return _product(dy, weight, packed, None, "input_grad", tiling, materialise, ranges)
 
 
 def scores_grad(
     dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, importance: torch.Tensor | None
 ) -> torch.Tensor:
-    """The straight-through gradient of the scores, (dyᵀ x) * weight * (1 - importance), for on and off entries alike.
+    """Compute the scores' straight-through gradient (dyᵀ x) * weight * (1 - importance), for on and off entries alike.
 
     dy (rows, out) and x (rows, in) with any strides; weight (out, in); importance (out, in) in [0, 1] or None. Returns
-    float32 (out, in). The rows are summed in ranges and the ranges in order: no atomics, equal bits every time.
+    float32 (out, in). Rows are summed in ranges, and the ranges in order: no atomics, equal bits every time.
     """
     (rows, out_features), in_features, device = dy.shape, x.shape[1], x.device
     grad = torch.empty((out_features, in_features), dtype=torch.float32, device=device)
@@ -169,7 +171,7 @@ def scores_grad(
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How the forward product of shape (rows, in, out) runs, and why."""
+    """Describe how the forward product of shape (rows, in, out) runs, and why."""
     del op
     rows, in_features, out_features = shape
     aligned = in_features % CHUNK == 0

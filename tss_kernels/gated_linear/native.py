@@ -1,5 +1,8 @@
-"""The gated linear map in C++: the weight is masked in one pass, PyTorch's BLAS multiplies, and the score gradient's
-last factors are one pass more. The products are the reference's, with the same operands, and have its bits."""
+"""The gated linear map in C++: one pass masks the weight, and PyTorch's BLAS multiplies.
+
+One more pass applies the last factors of the score gradient. The products are the reference's, with the same operands,
+and have its bits.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ from tss_kernels.tensors import DTYPE_CODES, address, empty_packed
 def forward(
     x: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor, bias: torch.Tensor | None, threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and the packed gates as `reference.forward` returns them."""
+    """Return y and the packed gates as `reference.forward` does."""
     if not (weight.is_contiguous() and scores.is_contiguous()):
-        # Rare, and the order in which a product sums depends on how its operands lie in memory.
+        # Rare. The reference runs because the order of a product's sums depends on its operands' memory layout.
         return reference.forward(x, weight, scores, bias, threshold)
     (rows, columns), masked, packed = weight.shape, torch.empty_like(weight), empty_packed(weight)
     kernels.mask_by_scores(
@@ -30,7 +33,7 @@ def forward(
 
 
 class _MaskedByScores(torch.autograd.Function):
-    """W * g as a function of the scores; its gradient dYᵀ x goes straight through to them."""
+    """W * g as a function of the scores, with a straight-through gradient: dYᵀ x is passed on to the scores."""
 
     @staticmethod
     def forward(
@@ -51,13 +54,13 @@ class _MaskedByScores(torch.autograd.Function):
         return scores_grad_of(product, weight, importance), None, None, None
 
 
-# (scores, weight, threshold, importance) -> W * g of a contiguous weight, with the gradient of scores that ask for one.
-# Function.apply of C: the one of Python only asks whether transforms are active, and they are not where this is called.
+# (scores, weight, threshold, importance) -> W * g of a contiguous weight, with a gradient for scores that require one.
+# This is Function.apply of C: that of Python only checks for active transforms; where this is called there are none.
 masked_by_scores = super(torch.autograd.Function, _MaskedByScores).apply  # type: ignore[misc]
 
 
 def masked_by_bits(weight: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """W * g of weight (out, in) from packed uint8 (out, ceil(in / 8))."""
+    """Return W * g of weight (out, in) from packed uint8 (out, ceil(in / 8))."""
     rows, columns = weight.shape
     if not weight.is_contiguous():
         return gates.masked(weight, gates.unpack_gates(packed, columns))
@@ -72,25 +75,25 @@ def masked_by_bits(weight: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
 def packed_linear(
     x: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """y = x @ (W * g).T + bias with x (rows, in), weight (out, in), packed uint8 (out, ceil(in / 8)), bias (out,)."""
+    """Compute x @ (W * g).T + bias: x (rows, in), weight (out, in), packed uint8 (out, ceil(in / 8)), bias (out,)."""
     return torch.nn.functional.linear(x, masked_by_bits(weight, packed), bias)
 
 
 def input_grad(dy: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """dL/dx = dY (W * g). dy (rows, out); weight (out, in); packed as `forward` returns it. Returns (rows, in)."""
+    """Compute dL/dx = dY (W * g): dy (rows, out); weight (out, in); packed as from `forward`. Returns (rows, in)."""
     return dy @ masked_by_bits(weight, packed)
 
 
 def scores_grad(
     dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, importance: torch.Tensor | None
 ) -> torch.Tensor:
-    """dL/ds = (dYᵀ x) * W * (1 - I) in float32, as the reference multiplies it. dy (rows, out); x (rows, in)."""
+    """Compute dL/ds = (dYᵀ x) * W * (1 - I) in float32, with the reference's product: dy (rows, out); x (rows, in)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return scores_grad_of(dy.to(wide).T @ x.to(wide), weight, importance)
 
 
 def scores_grad_of(product: torch.Tensor, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
-    """dL/ds from the product dYᵀ x, float32 or float64, which is used up: float32 is multiplied where it lies."""
+    """Compute dL/ds from the product dYᵀ x, float32 or float64; a float32 product is overwritten."""
     product = product.contiguous()
     grad = product if product.dtype == torch.float32 else torch.empty_like(product, dtype=torch.float32)
     weight = weight.contiguous()
@@ -104,6 +107,6 @@ def scores_grad_of(product: torch.Tensor, weight: torch.Tensor, importance: torc
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How the products run."""
+    """Describe how the products run."""
     del op, device, dtype, shape
     return described("W * g written once, then PyTorch's product")

@@ -1,4 +1,4 @@
-"""The gated linear map in plain PyTorch: the specification that every backend is held to."""
+"""The gated linear map in plain PyTorch: the specification of every backend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tss_kernels.gates.reference import gates, masked, pack, unpack_gates
 def forward(
     x: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor, bias: torch.Tensor | None, threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y = x (W * g)ᵀ + b with g = 1[s >= threshold], and the packed gates for the backward pass.
+    """Compute y = x (W * g)ᵀ + b with g = 1[s >= threshold], and the packed gates for the backward pass.
 
     x (rows, in); weight (out, in) of x's dtype; scores (out, in) float32; bias (out,) or None.
     Returns y (rows, out) of x's dtype and uint8 (out, ceil(in / 8)).
@@ -22,19 +22,19 @@ def forward(
 def packed_linear(
     x: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """y = x (W * g)ᵀ + b by packed gates uint8 (out, ceil(in / 8)), bit-identical to `forward` with the same gates."""
+    """Compute y = x (W * g)ᵀ + b by packed uint8 (out, ceil(in / 8)), bit-identical to `forward` with these gates."""
     return torch.nn.functional.linear(x, masked(weight, unpack_gates(packed, weight.shape[1])), bias)
 
 
 def input_grad(dy: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """dL/dx = dY (W * g). dy (rows, out); weight (out, in); packed as `forward` returns it. Returns (rows, in)."""
+    """Compute dL/dx = dY (W * g): dy (rows, out); weight (out, in); packed as from `forward`. Returns (rows, in)."""
     return dy @ masked(weight, unpack_gates(packed, weight.shape[1]))
 
 
 def scores_grad(
     dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, importance: torch.Tensor | None
 ) -> torch.Tensor:
-    """dL/ds = (dYᵀ x) * W * (1 - I), the straight-through estimator: for on and off entries alike, without clipping.
+    """Compute dL/ds = (dYᵀ x) * W * (1 - I), straight-through: for on and off entries alike, without clipping.
 
     dy (rows, out); x (rows, in); weight and importance (out, in). Summed in float32 or wider, returned in float32.
     """
@@ -46,5 +46,5 @@ def scores_grad(
 
 
 def weight_grad(dy: torch.Tensor, x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """dL/dW = (dYᵀ x) * g, exactly 0 where the gate is off. dy (rows, out); x (rows, in); (out, in) of x's dtype."""
+    """Compute dL/dW = (dYᵀ x) * g, exactly 0 if g is off: dy (rows, out); x (rows, in); (out, in) of x's dtype."""
     return masked(dy.T @ x, unpack_gates(packed, x.shape[1]))

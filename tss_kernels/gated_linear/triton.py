@@ -1,8 +1,8 @@
 """The gated linear map in Triton: product, input gradient and score gradient, each with its mask inside the kernel.
 
-The launch configuration is a function of architecture, dtype and shape alone (`triton_tiles.py`); where the tables in
-`backends/tables` say that it wins, W * g is written once and the vendor's product runs on it. Every sum has
-a fixed order that depends on shapes and strides alone, so equal inputs give equal bits.
+The launch configuration is a function only of architecture, dtype and shape (`triton_tiles.py`); if the tables in
+`backends/tables` say that it wins, W * g is written once and the vendor's product runs on it. Every sum has a fixed
+order that depends only on shapes and strides, so equal inputs give equal bits.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MASK_TILE = (16, 128)  # out, in
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How the forward product of shape (rows, in, out) runs, and why."""
+    """Describe how the forward product of shape (rows, in, out) runs, and why."""
     del op
     rows, in_features, out_features = shape
     table, aligned = table_for(device), in_features % 16 == 0 and out_features % 16 == 0
@@ -55,17 +55,17 @@ def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tupl
 
 
 def gate_words(packed: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """The gates as 32-bit words where whole words fill a row, else as bytes, and the number of gates in each."""
+    """Return gates as 32-bit words if rows consist of whole words, else as bytes, and the number of gates in each."""
     packed = packed.contiguous()
     if packed.numel() > 0 and packed.shape[1] % 4 == 0 and packed.storage_offset() % 4 == 0:
-        # Flat first: one row counts as contiguous whatever its stride is, and a view of words minds it.
+        # Flattened first: a single row counts as contiguous whatever its stride, but a view as words checks the stride.
         return packed.reshape(-1).view(torch.int32).view(packed.shape[0], -1), 32
     return packed, 8
 
 
 def _materialise(weight: torch.Tensor, gates: torch.Tensor, bits: int, packed: torch.Tensor, threshold: float
                  ) -> torch.Tensor:  # fmt: skip
-    """W * g in W's dtype, contiguous; bits 0: gates are scores, which are packed into `packed` as well."""
+    """Return W * g in W's dtype, contiguous; bits 0: `gates` are scores, and their gates are written to `packed`."""
     out_features, in_features = weight.shape
     masked = torch.empty_like(weight)
     out, inner = MASK_TILE
@@ -89,7 +89,7 @@ def _product(
     threshold: float,
     strategy: Strategy | None,
 ) -> torch.Tensor:
-    """y = x (W * g)ᵀ + b by words of gates, or (bits 0) by scores, whose gates are written to `packed` then."""
+    """Compute y = x (W * g)ᵀ + b by words of gates, or (bits 0) by scores, whose gates are written to `packed`."""
     (rows, in_features), out_features = x.shape, weight.shape[0]
     if in_features == 0:
         zeros = torch.zeros((rows, out_features), dtype=x.dtype, device=x.device)
@@ -101,7 +101,7 @@ def _product(
     if strategy == "materialise":
         return torch.nn.functional.linear(x, _materialise(weight, gates, bits, packed, threshold), bias)
     y = torch.empty((rows, out_features), dtype=x.dtype, device=x.device)
-    # Without rows one row tile still runs, to write the gates.
+    # With scores and no rows, one row tile still runs, to write the gates.
     tiled_rows = rows if bits else max(1, rows)
     if out_features == 0 or tiled_rows == 0:
         return y
@@ -132,10 +132,10 @@ def forward(
     threshold: float,
     strategy: Strategy | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y = x @ where(scores >= threshold, weight, 0).T + bias, and the gates used, for the backward pass.
+    """Compute y = x @ where(scores >= threshold, weight, 0).T + bias; also return the gates, for the backward pass.
 
     x (rows, in) with any strides; weight (out, in) of x's dtype; scores (out, in) float32; bias (out,) or None;
-    strategy: None takes the table's. Returns y (rows, out) of x's dtype and uint8 (out, ceil(in / 8)): bit i of byte j
+    strategy: None uses the table's. Returns y (rows, out) of x's dtype and uint8 (out, ceil(in / 8)): bit i of byte j
     is column 8 j + i, padding is 0.
     """
     packed = empty_packed(weight)
@@ -149,7 +149,7 @@ def packed_linear(
     bias: torch.Tensor | None,
     strategy: Strategy | None = None,
 ) -> torch.Tensor:
-    """The same y, to the last bit, from the gates that `forward` or pack_gates made: uint8 (out, ceil(in / 8))."""
+    """Compute the same y, bit-identical, from packed gates of `forward` or pack_gates: uint8 (out, ceil(in / 8))."""
     gates, bits = gate_words(packed)
     return _product(x, weight, gates, bits, bias, packed, 0.0, strategy)
 
@@ -157,10 +157,10 @@ def packed_linear(
 def input_grad(
     dy: torch.Tensor, weight: torch.Tensor, packed: torch.Tensor, strategy: Strategy | None = None
 ) -> torch.Tensor:
-    """dx = dy @ (weight * gate), the gates from their bits, so an off entry adds exactly 0 whatever its weight.
+    """Compute dx = dy @ (weight * gate) from packed gates; an off entry adds exactly 0 whatever its weight.
 
-    dy (rows, out) with any strides; weight (out, in) of dy's dtype; packed uint8 (out, ceil(in / 8)) as `forward`
-    writes it. Returns dx (rows, in) of dy's dtype.
+    dy (rows, out) with any strides; weight (out, in) of dy's dtype; packed uint8 (out, ceil(in / 8)) as from `forward`.
+    Returns dx (rows, in) of dy's dtype.
     """
     (rows, out_features), in_features = dy.shape, weight.shape[1]
     weight = weight.contiguous()
@@ -189,14 +189,14 @@ def input_grad(
 
 
 def _vendor_outer(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """dyᵀ x by the vendor's product: (1, out, in), summed and returned in float32 whatever the dtype of dy and x."""
-    if x.dtype == torch.float32 or x.device.type == "cpu":  # PyTorch has the mixed product on GPUs alone
+    """Compute dyᵀ x by the vendor's product: (1, out, in), summed and returned in float32 for any dtype of dy and x."""
+    if x.dtype == torch.float32 or x.device.type == "cpu":  # PyTorch has the mixed-dtype product only on GPUs
         return (dy.float().t() @ x.float())[None]
     return torch.mm(dy.t(), x, out_dtype=torch.float32)[None]
 
 
 def _partial_outer(dy: torch.Tensor, x: torch.Tensor, tile: Tile, splits: int) -> torch.Tensor:
-    """dyᵀ x over `splits` ranges of rows: (splits, out, in) in float32."""
+    """Compute dyᵀ x over `splits` ranges of rows: (splits, out, in) in float32."""
     (rows, out_features), in_features = dy.shape, x.shape[1]
     partial = torch.empty((splits, out_features, in_features), dtype=torch.float32, device=x.device)
     split_rows = triton.cdiv(triton.cdiv(rows, splits), tile.rows) * tile.rows
@@ -218,11 +218,11 @@ def scores_grad(
     importance: torch.Tensor | None,
     strategy: Strategy | None = None,
 ) -> torch.Tensor:
-    """The straight-through gradient of the scores, (dyᵀ x) * weight * (1 - importance), for on and off entries alike.
+    """Compute the scores' straight-through gradient (dyᵀ x) * weight * (1 - importance), for on and off entries alike.
 
     dy (rows, out) and x (rows, in) with any strides; weight (out, in); importance (out, in) in [0, 1] or None;
-    strategy: None takes the table's, "materialise" the vendor's product of dyᵀ and x. Returns float32 (out, in). The
-    rows are summed in ranges and the ranges in order: no atomics, equal bits every time.
+    strategy: None uses the table's, "materialise" the vendor's product of dyᵀ and x. Returns float32 (out, in). Rows
+    are summed in ranges, and the ranges in order: no atomics, equal bits every time.
     """
     (rows, out_features), in_features = dy.shape, x.shape[1]
     grad = torch.empty((out_features, in_features), dtype=torch.float32, device=x.device)
@@ -233,7 +233,7 @@ def scores_grad(
         aligned = False  # compiled, the larger tile runs out of registers
     if strategy is None:
         strategy, _ = strategy_for(table, "scores_grad", x.dtype, rows, in_features, out_features, aligned)
-        # PyTorch may be allowed to sum float16 products in float16; these sums stay in float32.
+        # PyTorch may be allowed to sum float16 products in float16; the fused kernel's sums stay in float32.
         if x.dtype == torch.float16 and torch.backends.cuda.matmul.allow_fp16_accumulation:
             strategy = "fused"
     if strategy == "materialise":

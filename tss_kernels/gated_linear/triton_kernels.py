@@ -19,12 +19,12 @@ from tss_kernels.gates.triton_kernels import pack_gates
 
 @triton.jit
 def gate_numbers(gates_ptr, size, BITS: tl.constexpr, LOADED: tl.constexpr):
-    """0 .. BITS - 1, the places of the gates in a word; `size` is not negative.
+    """Return 0 .. BITS - 1, the positions of the gates in a word; `size` is not negative.
 
-    LOADED: as the result of a load that never happens. Triton moves a change of layout from the operand of a product up
-    to where its inputs are loaded, past the mask, but only if all of them are loads: a range is none, and the masked
-    weight would be stored to shared memory and loaded again. Where several warps share the rows of operand A that pays
-    no more, because each would mask them all.
+    LOADED: return them through a load that is always masked off. Triton moves a layout conversion from the operand of a
+    product up to where its inputs are loaded, before the mask, but only if all of them are loads. A range is not a
+    load: the masked weight would be stored to shared memory and loaded again. If several warps share the rows of
+    operand A, this does not pay, because each would mask them all.
     """
     numbers = tl.arange(0, BITS)
     if LOADED:
@@ -34,14 +34,14 @@ def gate_numbers(gates_ptr, size, BITS: tl.constexpr, LOADED: tl.constexpr):
 
 @triton.jit
 def select_columns(words, weight, numbers):
-    """W * g by selection: weight [OUT, IN], words [OUT, IN / BITS] of gates; bit i of a word is its column i."""
+    """Select W * g: weight [OUT, IN], words of gates [OUT, IN / BITS]; bit i of a word is its column i."""
     bits = (words[:, :, None] >> numbers[None, None, :]) & 1
     return tl.where(tl.reshape(bits, weight.shape) != 0, weight, tl.zeros_like(weight))
 
 
 @triton.jit
 def select_rows(words, weight, numbers):
-    """The same transposed: weight [IN, OUT], words [IN / BITS, OUT]."""
+    """Select W * g transposed: weight [IN, OUT], words [IN / BITS, OUT]."""
     bits = (words[:, None, :] >> numbers[None, :, None]) & 1
     return tl.where(tl.reshape(bits, weight.shape) != 0, weight, tl.zeros_like(weight))
 
@@ -60,7 +60,7 @@ def mask_kernel(
     OUT: tl.constexpr,
     IN: tl.constexpr,
 ):
-    """One OUT x IN tile of W * g for the vendor's product, from words of gates or (BITS 0) from scores, packed too."""
+    """Write an OUT x IN tile of W * g for the vendor's product, by words of gates or (BITS 0) scores, also packed."""
     in_tiles = tl.cdiv(in_features, IN)
     first = tl.program_id(0) % in_tiles * IN
     out = tl.program_id(0) // in_tiles * OUT + tl.arange(0, OUT)
@@ -103,7 +103,7 @@ def forward_sums(
     IN: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """(W * g) xᵀ [OUT, ROWS] of some outputs and rows: by words of BITS gates, or (0) by scores at gates_ptr."""
+    """Compute (W * g) xᵀ [OUT, ROWS] of some outputs and rows: by words of BITS gates, or (0) scores at gates_ptr."""
     inner = tl.arange(0, IN)
     tl.assume(in_features > 0)
     if BITS != 0:
@@ -112,7 +112,7 @@ def forward_sums(
         words_at = out.to(tl.int64)[:, None] * row_words + word[None, :]
     weight_at = out.to(tl.int64)[:, None] * in_features + inner[None, :]
     x_at = row.to(tl.int64)[None, :] * x_row_stride + inner.to(tl.int64)[:, None] * x_column_stride
-    zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
+    zero = tl.full([], 0, tl.int64)  # widens `start`, which is a plain integer in the interpreter
     sums = tl.zeros([OUT, ROWS], tl.float32)
     for start in range(0, in_features, IN):
         inside = inner < in_features - start
@@ -154,9 +154,9 @@ def forward_kernel(
     IN: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """One OUT x ROWS tile of the transposed output, by words of BITS gates each, one load per word, or by scores.
+    """Compute one OUT x ROWS tile of the transposed output, by words of BITS gates, one load per word, or by scores.
 
-    With BITS 0 gates_ptr holds the scores, and the row tiles of one output tile share the packing of its gates.
+    With BITS 0, gates_ptr points to the scores, and the row tiles of one output tile share the packing of its gates.
     """
     out_tiles = tl.cdiv(out_features, OUT)
     row_tiles = tl.num_programs(0) // out_tiles
@@ -198,7 +198,7 @@ def input_grad_sums(
     IN: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """(W * g)ᵀ dyᵀ [IN, ROWS] of one tile of columns and some rows, by words of BITS columns."""
+    """Compute (W * g)ᵀ dyᵀ [IN, ROWS] of one tile of columns and some rows, by words of BITS columns."""
     column = in_tile * IN + tl.arange(0, IN)
     word = in_tile * (IN // BITS) + tl.arange(0, IN // BITS)
     inner = tl.arange(0, OUT)
@@ -207,7 +207,7 @@ def input_grad_sums(
     weight_at = inner.to(tl.int64)[None, :] * in_features + column[:, None]
     gates_at = inner.to(tl.int64)[None, :] * row_words + word[:, None]
     dy_at = row.to(tl.int64)[None, :] * dy_row_stride + inner.to(tl.int64)[:, None] * dy_column_stride
-    zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
+    zero = tl.full([], 0, tl.int64)  # widens `start`, which is a plain integer in the interpreter
     sums = tl.zeros([IN, ROWS], tl.float32)
     for start in range(0, out_features, OUT):
         inside = inner < out_features - start
@@ -242,7 +242,7 @@ def input_grad_kernel(
     IN: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """One IN x ROWS tile of the transposed input gradient; gates come as words of BITS columns, one load per word."""
+    """Compute one IN x ROWS tile of the transposed input gradient, by words of BITS columns, one load per word."""
     in_tiles = tl.cdiv(in_features, IN)
     in_tile = tl.program_id(0) % in_tiles
     column = in_tile * IN + tl.arange(0, IN)
@@ -275,7 +275,7 @@ def partial_kernel(
     IN: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """One OUT x IN tile of dYᵀ x over one range of `split_rows` rows, to that range's place in the workspace."""
+    """Compute one OUT x IN tile of dYᵀ x over one range of `split_rows` rows, into its part of the workspace."""
     in_tiles = tl.cdiv(in_features, IN)
     tiles = in_tiles * tl.cdiv(out_features, OUT)
     tile = tl.program_id(0) % tiles
@@ -285,7 +285,7 @@ def partial_kernel(
     inner = tl.arange(0, ROWS)
     dy_at = inner.to(tl.int64)[None, :] * dy_row_stride + out.to(tl.int64)[:, None] * dy_column_stride
     x_at = inner.to(tl.int64)[:, None] * x_row_stride + column.to(tl.int64)[None, :] * x_column_stride
-    zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
+    zero = tl.full([], 0, tl.int64)  # widens `start`, which is a plain integer in the interpreter
     sums = tl.zeros([OUT, IN], tl.float32)
     last = tl.minimum((split + 1) * split_rows, rows)
     for start in range(split * split_rows, last, ROWS):
@@ -311,7 +311,7 @@ def reduce_kernel(
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Adds the row ranges in order, then multiplies by the weight and by 1 - importance."""
+    """Add the row ranges in order, then multiply by the weight and by 1 - importance."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
     total = tl.load(partial_ptr + at, mask=mask, other=0.0)

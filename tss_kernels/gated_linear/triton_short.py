@@ -1,7 +1,7 @@
-"""The masked products that sum over few features: the way up of an adapter, the input gradient of its way down.
+"""Masked products that sum over few features: an adapter's up map, and the input gradient of its down map.
 
-Such a product has one step, so there is nothing to load ahead in it: here one program takes its rows through several
-tiles of the result, holds the rows on the chip, and loads the weights of the next tile meanwhile.
+Such a product has one step, so there is nothing to load ahead within it: here one program computes several tiles of the
+result for its rows, holds the rows on the chip, and meanwhile loads the weights of the next tile.
 """
 
 # Triton derives the types of a kernel's arguments from the call, which type checkers cannot follow.
@@ -41,7 +41,7 @@ def short_kernel(  # noqa: ANN201
     SUMMED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """`tiles` tiles of FEATURES x ROWS of (W * g) xᵀ, or TRANSPOSED of (W * g)ᵀ xᵀ; SUMMED covers what is summed."""
+    """Compute `tiles` FEATURES x ROWS tiles of (W * g) xᵀ, or if TRANSPOSED of (W * g)ᵀ xᵀ; SUMMED covers the sum."""
     row_tiles = tl.cdiv(rows, ROWS)
     row = tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(0) // row_tiles * tiles * FEATURES
@@ -61,7 +61,7 @@ def short_kernel(  # noqa: ANN201
     x_at = row.to(tl.int64)[None, :] * x_row_stride + inner.to(tl.int64)[:, None] * x_column_stride
     x = dot_operand(tl.load(x_ptr + x_at, mask=inside[:, None] & row_mask, other=0.0))
     y_at = row.to(tl.int64)[None, :] * features + tile[:, None]
-    zero = tl.full([], 0, tl.int64)  # widens `start`, a plain integer in the interpreter
+    zero = tl.full([], 0, tl.int64)  # widens `start`, which is a plain integer in the interpreter
     for start in range(first, last, FEATURES):
         begin, covered = zero + start, tile < last - start
         weight_mask = covered[:, None] & inside[None, :]
@@ -90,7 +90,7 @@ def short_product(
     transposed: bool,
     configuration: tuple[Tile, int],
 ) -> torch.Tensor:
-    """x (W * g)ᵀ + b, or transposed x (W * g), by words of gates; nothing is empty and W is contiguous."""
+    """Compute x (W * g)ᵀ + b, or if transposed x (W * g), by words of gates; nothing is empty and W is contiguous."""
     tile, tiles = configuration
     summed, features = weight.shape if transposed else weight.shape[::-1]
     y = torch.empty((x.shape[0], features), dtype=x.dtype, device=x.device)

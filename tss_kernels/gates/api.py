@@ -29,7 +29,7 @@ _unpack_gates_operator = implement("unpack_gates", _unpack_gates)
 
 
 def check_pack(scores: torch.Tensor, threshold: float) -> None:
-    """The arguments of pack_gates fit. Raises TypeError and ValueError."""
+    """Check the arguments of pack_gates. Raises TypeError and ValueError."""
     check_floating("scores", scores)
     if scores.dim() != 2:
         raise ValueError(f"scores must be (out, in), two dimensions, but have shape {tuple(scores.shape)}")
@@ -37,30 +37,30 @@ def check_pack(scores: torch.Tensor, threshold: float) -> None:
 
 
 def pack_gates(scores: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
-    """Pack the gates scores >= threshold at one bit each: bit i of byte j is column 8 j + i, rows padded with 0.
+    """Pack the gates scores >= threshold, one bit each: bit i of byte j is column 8 j + i, rows padded with 0.
 
     Args:
         scores: (out, in), of any floating dtype; NaN gives 0.
-        threshold: a gate is on where its score is at least this.
+        threshold: a gate is on if its score is at least this.
 
     Returns:
         uint8 (out, ceil(in / 8)).
 
     Raises:
-        TypeError, ValueError: the argument, and what it should be.
+        TypeError, ValueError: names the argument and what it should be.
     """
     check_pack(scores, threshold)
     return _pack_gates_operator(scores.detach(), threshold, select("pack_gates", scores.device, scores.dtype))
 
 
 def pack_pair(first: torch.Tensor, second: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """`pack_gates` of two matrices on one device that were checked, in one launch where there are launches."""
+    """Run `pack_gates` on two checked matrices on one device; in one launch, on backends that launch kernels."""
     backend = select("pack_gates", first.device, first.dtype)
     return _pack_gates_pair_operator(first.detach(), second.detach(), threshold, backend)
 
 
 def check_unpack(packed: torch.Tensor, in_features: int) -> None:
-    """The arguments of unpack_gates fit. Raises TypeError and ValueError."""
+    """Check the arguments of unpack_gates. Raises TypeError and ValueError."""
     check_tensor("packed gates", packed)
     if packed.dtype != torch.uint8:
         raise TypeError(f"packed gates must be uint8 but are {packed.dtype}: make them with pack_gates")
@@ -74,7 +74,7 @@ def check_unpack(packed: torch.Tensor, in_features: int) -> None:
 
 
 def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
-    """Unpack what `pack_gates` gave.
+    """Unpack the gates that `pack_gates` returns.
 
     Args:
         packed: uint8 (out, ceil(in_features / 8)).
@@ -84,7 +84,7 @@ def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
         bool (out, in_features).
 
     Raises:
-        TypeError, ValueError: the argument, and what it should be.
+        TypeError, ValueError: names the argument and what it should be.
     """
     check_unpack(packed, in_features)
     return _unpack_gates_operator(packed, in_features, select("unpack_gates", packed.device, packed.dtype))

@@ -9,7 +9,7 @@ from tss_kernels.tensors import DTYPE_CODES, empty_packed
 
 
 def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
-    """The gates of scores (out, in), packed: uint8 (out, ceil(in / 8)).
+    """Pack the gates of scores (out, in): uint8 (out, ceil(in / 8)).
 
     scores: float32, float16 or bfloat16 with any strides; the threshold is rounded to their dtype, as PyTorch does.
     """
@@ -22,7 +22,7 @@ def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
 
 
 def pack_gates_pair(first: torch.Tensor, second: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """`pack_gates` of two matrices on one device, in one launch where their dtypes are the same."""
+    """Run `pack_gates` on two matrices on one device, in one launch if their dtypes are the same."""
     if first.dtype != second.dtype:
         return pack_gates(first, threshold), pack_gates(second, threshold)
     pair = first.contiguous(), second.contiguous()
@@ -35,7 +35,7 @@ def pack_gates_pair(first: torch.Tensor, second: torch.Tensor, threshold: float)
 
 
 def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
-    """uint8 (out, ceil(in / 8)) with any strides to bool (out, in); the padding is cut off."""
+    """Unpack uint8 (out, ceil(in / 8)) with any strides to bool (out, in), without the padding."""
     packed = packed.contiguous()
     gate = torch.empty((packed.shape[0], in_features), dtype=torch.bool, device=packed.device)
     kernels(gate.device).unpack_gates(packed.data_ptr(), gate.data_ptr(), *gate.shape, *target(gate.device))
@@ -43,6 +43,6 @@ def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How an operation on gates is launched."""
+    """Describe how an operation on gates is launched."""
     del op, device, dtype, shape
     return "one thread for each byte of eight gates, blocks of 256"

@@ -9,7 +9,7 @@ from tss_kernels.tensors import DTYPE_CODES, empty_packed
 
 
 def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
-    """The gates of scores (out, in), packed: uint8 (out, ceil(in / 8)).
+    """Pack the gates of scores (out, in): uint8 (out, ceil(in / 8)).
 
     scores: float32, float16, bfloat16 or float64 with any strides; the threshold is rounded to their dtype, as PyTorch
     does.
@@ -30,12 +30,12 @@ def pack_gates(scores: torch.Tensor, threshold: float) -> torch.Tensor:
 
 
 def pack_gates_pair(first: torch.Tensor, second: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """`pack_gates` of two matrices; their dtypes and shapes may differ."""
+    """Run `pack_gates` on two matrices; their dtypes and shapes may differ."""
     return pack_gates(first, threshold), pack_gates(second, threshold)
 
 
 def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
-    """uint8 (out, ceil(in / 8)) with any strides to bool (out, in); the padding is cut off."""
+    """Unpack uint8 (out, ceil(in / 8)) with any strides to bool (out, in), without the padding."""
     packed, rows = packed.contiguous(), packed.shape[0]
     gate = torch.empty((rows, in_features), dtype=torch.bool, device="cpu")
     kernels.unpack(packed.data_ptr(), gate.data_ptr(), rows, in_features, torch.get_num_threads())
@@ -43,6 +43,6 @@ def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How an operation on gates runs."""
+    """Describe how an operation on gates runs."""
     del op, device, dtype, shape
     return described("eight gates at a time")

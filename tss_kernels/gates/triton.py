@@ -11,7 +11,7 @@ from tss_kernels.backends.triton import launch
 from tss_kernels.gates.triton_kernels import pack_kernel, unpack_kernel
 from tss_kernels.tensors import empty_packed
 
-OUT, IN, WARPS = 8, 256, 4  # rows and columns that one program takes
+OUT, IN, WARPS = 8, 256, 4  # rows and columns per program, and its warps
 
 
 def _tiles(out_features: int, in_features: int) -> int:
@@ -19,7 +19,7 @@ def _tiles(out_features: int, in_features: int) -> int:
 
 
 def _pack(pair: Sequence[torch.Tensor], threshold: float, packed: Sequence[torch.Tensor]) -> None:
-    """Packs one matrix or two in one launch."""
+    """Pack one or two matrices in one launch."""
     scores = [tensor.contiguous() for tensor in pair]
     tiles = [_tiles(*tensor.shape) for tensor in scores]
     if sum(tiles) > 0:
@@ -31,7 +31,7 @@ def _pack(pair: Sequence[torch.Tensor], threshold: float, packed: Sequence[torch
 
 
 def pack_gates(scores: torch.Tensor, threshold: float, packed: torch.Tensor | None = None) -> torch.Tensor:
-    """The gates of scores (out, in), packed: uint8 (out, ceil(in / 8)), into `packed` if it is given.
+    """Pack the gates of scores (out, in): uint8 (out, ceil(in / 8)), into `packed` if it is given.
 
     scores: float32, float16 or bfloat16 with any strides; the threshold is rounded to their dtype, as PyTorch does.
     """
@@ -41,14 +41,14 @@ def pack_gates(scores: torch.Tensor, threshold: float, packed: torch.Tensor | No
 
 
 def pack_gates_pair(first: torch.Tensor, second: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """`pack_gates` of two matrices in one launch; both are on one device, their dtypes and shapes may differ."""
+    """Run `pack_gates` on two matrices on one device in one launch; their dtypes and shapes may differ."""
     packed = empty_packed(first), empty_packed(second)
     _pack((first, second), threshold, packed)
     return packed
 
 
 def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
-    """uint8 (out, ceil(in / 8)) with any strides to bool (out, in); the padding is cut off."""
+    """Unpack uint8 (out, ceil(in / 8)) with any strides to bool (out, in), without the padding."""
     gate = torch.empty((packed.shape[0], in_features), dtype=torch.bool, device=packed.device)
     if gate.numel() > 0:
         launch(
@@ -59,6 +59,6 @@ def unpack_gates(packed: torch.Tensor, in_features: int) -> torch.Tensor:
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How an operation on gates is launched."""
+    """Describe how an operation on gates is launched."""
     del op, device, dtype, shape
     return f"tiles of {OUT} x {IN} gates, {WARPS} warps"

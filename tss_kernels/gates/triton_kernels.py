@@ -1,6 +1,6 @@
 """Triton kernels that pack gates to bits and unpack them; `triton.py` beside this file launches them.
 
-`pack_gates` is also called by the kernels of other operations that have the scores at hand.
+`pack_gates` is also called by kernels of other operations that read scores.
 """
 
 # Triton derives the types of a kernel's arguments from the call, which type checkers cannot follow.
@@ -16,7 +16,7 @@ from tss_kernels.backends.triton import from_float32, to_float32
 
 @triton.jit
 def bits_to_bytes(on, BYTES: tl.constexpr):
-    """Eight neighbouring gates (integers 0 or 1, in a flat block) as one byte, the first lowest."""
+    """Pack each eight neighbouring gates (integers 0 or 1, in a flat block) into one byte, the first lowest."""
     bits = tl.reshape(on, [BYTES, 8]) << tl.arange(0, 8)[None, :]
     return tl.sum(bits, axis=1).to(tl.uint8)
 
@@ -25,9 +25,9 @@ def bits_to_bytes(on, BYTES: tl.constexpr):
 def pack_gates(
     scores_ptr, packed_ptr, threshold, in_features, out, out_mask, first, step, OUT: tl.constexpr, IN: tl.constexpr
 ):
-    """Writes the gates of the rows `out` as bits, for blocks of IN columns from `first` on, `step` columns apart."""
+    """Write the gates of rows `out` as bits, for blocks of IN columns starting at `first`, `step` columns apart."""
     row_bytes = (in_features + 7) // 8
-    # PyTorch compares in the dtype of the scores. The sum makes a tensor of what is a plain number in the interpreter.
+    # PyTorch compares in the dtype of the scores. In the interpreter, the sum turns a plain number into a tensor.
     bound = to_float32(from_float32(tl.zeros([], tl.float32) + threshold, scores_ptr.dtype.element_ty))
     for start in tl.range(first, in_features, step, num_stages=1):
         column = start + tl.arange(0, IN)
@@ -44,7 +44,7 @@ def pack_gates(
 
 @triton.jit
 def _pack_tile(scores_ptr, packed_ptr, threshold, out_features, in_features, tile, OUT: tl.constexpr, IN: tl.constexpr):
-    """One OUT x IN tile of one matrix."""
+    """Pack one OUT x IN tile of one matrix."""
     in_tiles = tl.cdiv(in_features, IN)
     out = tile // in_tiles * OUT + tl.arange(0, OUT)
     first = tile % in_tiles * IN
@@ -56,7 +56,7 @@ def pack_kernel(
     scores_ptr, packed_ptr, other_scores_ptr, other_packed_ptr, threshold,
     out_features, in_features, other_out_features, other_in_features, tiles, OUT: tl.constexpr, IN: tl.constexpr,
 ):  # fmt: skip
-    """Two matrices, one tile a program: the first `tiles` programs are those of the first matrix."""
+    """Pack two matrices, one tile per program: the first `tiles` programs pack the first matrix."""
     tile = tl.program_id(0)
     if tile < tiles:
         _pack_tile(scores_ptr, packed_ptr, threshold, out_features, in_features, tile, OUT, IN)
@@ -68,7 +68,7 @@ def pack_kernel(
 
 @triton.jit
 def unpack_kernel(packed_ptr, gate_ptr, out_features, in_features, OUT: tl.constexpr, IN: tl.constexpr):
-    """One OUT x IN tile of gates as bytes 0 and 1; each packed byte is read once."""
+    """Unpack one OUT x IN tile of gates to bytes 0 and 1; each packed byte is read once."""
     in_tiles = tl.cdiv(in_features, IN)
     row_bytes = (in_features + 7) // 8
     out = tl.program_id(0) // in_tiles * OUT + tl.arange(0, OUT)

@@ -29,7 +29,7 @@ _update_operator = implement("update_importance_", _update)
 
 
 def check_raw(raw: torch.Tensor, per: str) -> None:
-    """A raw importance and how it is normalized. Raises TypeError and ValueError."""
+    """Check a raw importance and how it is to be normalized. Raises TypeError and ValueError."""
     check_choice("per", per, ("tensor", "row"))
     check_floating("raw importance", raw)
     if raw.dim() == 0:
@@ -37,7 +37,7 @@ def check_raw(raw: torch.Tensor, per: str) -> None:
 
 
 def _check_pair(total: torch.Tensor, name: str, other: torch.Tensor) -> None:
-    """An importance to be changed in place and what it is changed by. Raises TypeError and ValueError."""
+    """Check an importance that is updated in place, and the tensor it is updated with. Raises TypeError, ValueError."""
     check_floating("total", total)
     check_floating(name, other)
     if total.shape != other.shape:
@@ -48,30 +48,30 @@ def _check_pair(total: torch.Tensor, name: str, other: torch.Tensor) -> None:
 
 
 def check_accumulation(total: torch.Tensor, new: torch.Tensor) -> None:
-    """The arguments of accumulate_importance_ fit. Raises TypeError and ValueError."""
+    """Check the arguments of accumulate_importance_. Raises TypeError and ValueError."""
     _check_pair(total, "new", new)
     check_no_overlap({"total": total}, {"new": new})
 
 
 def check_update(total: torch.Tensor, raw: torch.Tensor, per: str) -> None:
-    """The arguments of update_importance_ fit. Raises TypeError and ValueError."""
+    """Check the arguments of update_importance_. Raises TypeError and ValueError."""
     check_raw(raw, per)
     _check_pair(total, "raw", raw)
-    check_no_overlap({"total": total}, {"raw": raw}, elementwise=False)  # statistics depend on all of it
+    check_no_overlap({"total": total}, {"raw": raw}, elementwise=False)  # the statistics depend on all of raw
 
 
 def normalize_importance(raw: torch.Tensor, *, per: str = "tensor") -> torch.Tensor:
-    """Normalize a raw importance a to I = abs(tanh((a - mean a) / (std a + 1e-6))), by TSS (arXiv 2310.09436).
+    """Normalize a raw importance a to I = abs(tanh((a - mean a) / (std a + 1e-6))), as in TSS (arXiv 2310.09436).
 
     Args:
         raw: (out, in), floating: the mean over batches of (dL/ds) * g.
-        per: "tensor" or "row": what mean and population deviation are taken over.
+        per: "tensor" or "row": over which mean and population standard deviation are computed.
 
     Returns:
         float32 (out, in) in [0, 1].
 
     Raises:
-        TypeError, ValueError: the argument, and what it should be.
+        TypeError, ValueError: names the argument and what it should be.
     """
     check_raw(raw, per)
     backend = select("normalize_importance", raw.device, raw.dtype)
@@ -82,13 +82,13 @@ def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> torch.Tens
     """Set total to max(total, new), elementwise and in place; NaN in either stays visible.
 
     Args:
-        total, new: one shape, floating, one device; new may be total, but not share memory with it otherwise.
+        total, new: floating, of one shape, on one device; new may be total itself, else they must not share memory.
 
     Returns:
         total.
 
     Raises:
-        TypeError, ValueError: the argument, and what it should be.
+        TypeError, ValueError: names the argument and what it should be.
     """
     check_accumulation(total, new)
     _accumulate_operator(total, new, select("accumulate_importance_", total.device, total.dtype))
@@ -101,14 +101,14 @@ def update_importance_(total: torch.Tensor, raw: torch.Tensor, *, per: str = "te
 
     Args:
         total: floating, of raw's shape and device.
-        raw: (out, in), floating, in other memory.
-        per: as of `normalize_importance`.
+        raw: (out, in), floating; must not share memory with total.
+        per: as for `normalize_importance`.
 
     Returns:
         total.
 
     Raises:
-        TypeError, ValueError: the argument, and what it should be.
+        TypeError, ValueError: names the argument and what it should be.
     """
     check_update(total, raw, per)
     backend = select("update_importance_", total.device, total.dtype)

@@ -1,4 +1,4 @@
-"""Importance in C++: mean and deviation in float64 and in fixed order, then tanh and, where asked for, the maximum."""
+"""Importance in C++: mean and deviation in float64 and in fixed order, then tanh and, for updates, the maximum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _run(raw: torch.Tensor, importance: torch.Tensor, per: str, update: bool) ->
 
 
 def normalize_importance(raw: torch.Tensor, per: str) -> torch.Tensor:
-    """I = |tanh((a - mean a) / (std a + 1e-6))|, mean and (population) deviation over the tensor or each row.
+    """Compute I = |tanh((a - mean a) / (std a + 1e-6))|, mean and (population) std over the tensor or each row.
 
     raw (out, in) of any supported dtype or float64, per "tensor" or "row"; computed in float64, returned as float32.
     """
@@ -26,12 +26,12 @@ def normalize_importance(raw: torch.Tensor, per: str) -> torch.Tensor:
 
 
 def update_importance_(total: torch.Tensor, raw: torch.Tensor, per: str) -> None:
-    """total <- max(total, normalize_importance(raw, per)) in place; NaN in either stays visible."""
+    """Set total to max(total, normalize_importance(raw, per)) in place; NaN in either stays visible."""
     updated(_run, total, raw, per)
 
 
 def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> None:
-    """total <- max(total, new), elementwise and in place; NaN in either stays visible."""
+    """Set total to max(total, new), elementwise and in place; NaN in either stays visible."""
     new = new.to(total.dtype).contiguous()
 
     def write(whole: torch.Tensor) -> None:
@@ -43,7 +43,7 @@ def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> None:
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How an operation on importance runs."""
+    """Describe how an operation on importance runs."""
     del device, dtype, shape
     passes = "one pass" if op == "accumulate_importance_" else "statistics of blocks in float64, then one pass"
     return described(passes)

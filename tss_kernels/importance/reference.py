@@ -1,4 +1,4 @@
-"""Importance in plain PyTorch: the specification that every backend is held to."""
+"""Importance in plain PyTorch: the specification of every backend."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ EPS = 1e-6
 
 
 def normalize_importance(raw: torch.Tensor, per: str) -> torch.Tensor:
-    """I = |tanh((a - mean a) / (std a + 1e-6))|, mean and (population) deviation over the tensor or each row.
+    """Compute I = |tanh((a - mean a) / (std a + 1e-6))|, mean and (population) std over the tensor or each row.
 
     raw (out, in), per "tensor" or "row"; float32 (out, in) in [0, 1]. One element or equal elements give 0.
     """
@@ -22,10 +22,10 @@ def normalize_importance(raw: torch.Tensor, per: str) -> torch.Tensor:
 
 
 def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> None:
-    """total <- max(total, new), elementwise and in place."""
+    """Set total to max(total, new), elementwise and in place."""
     total.copy_(torch.maximum(total, new.to(total.dtype)))
 
 
 def update_importance_(total: torch.Tensor, raw: torch.Tensor, per: str) -> None:
-    """total <- max(total, I) in place, with I = normalize_importance(raw, per)."""
+    """Set total to max(total, I) in place, with I = normalize_importance(raw, per)."""
     accumulate_importance_(total, normalize_importance(raw, per))

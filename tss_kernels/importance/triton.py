@@ -1,4 +1,4 @@
-"""Importance in Triton: mean and deviation in fixed order, then tanh and, where asked for, the maximum in one pass."""
+"""Importance in Triton: mean and deviation in fixed order, then tanh and, for updates, the maximum in one pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WARPS = 4
 
 
 def _run(raw: torch.Tensor, importance: torch.Tensor, per: str, update: bool) -> None:
-    block = min(BLOCK, triton.next_power_of_2(size_of(raw, per)))  # elements that a program takes at a time
+    block = min(BLOCK, triton.next_power_of_2(size_of(raw, per)))  # elements that a program processes at a time
     groups, size, chunks, chunk = cut(raw, per, block)
     programs, partial = groups * chunks, raw
     if chunks > 1:
@@ -27,7 +27,7 @@ def _run(raw: torch.Tensor, importance: torch.Tensor, per: str, update: bool) ->
 
 
 def normalize_importance(raw: torch.Tensor, per: str) -> torch.Tensor:
-    """I = |tanh((a - mean a) / (std a + 1e-6))|, mean and (population) deviation over the tensor or each row.
+    """Compute I = |tanh((a - mean a) / (std a + 1e-6))|, mean and (population) std over the tensor or each row.
 
     raw (out, in) of any supported dtype or float64, per "tensor" or "row"; computed in float64, returned as float32.
     """
@@ -35,12 +35,12 @@ def normalize_importance(raw: torch.Tensor, per: str) -> torch.Tensor:
 
 
 def update_importance_(total: torch.Tensor, raw: torch.Tensor, per: str) -> None:
-    """total <- max(total, normalize_importance(raw, per)) in place; NaN in either stays visible."""
+    """Set total to max(total, normalize_importance(raw, per)) in place; NaN in either stays visible."""
     updated(_run, total, raw, per)
 
 
 def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> None:
-    """total <- max(total, new), elementwise and in place; NaN in either stays visible."""
+    """Set total to max(total, new), elementwise and in place; NaN in either stays visible."""
     new = new.to(total.dtype).contiguous()
 
     def write(whole: torch.Tensor) -> None:
@@ -53,7 +53,7 @@ def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> None:
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How an operation on importance is launched."""
+    """Describe how an operation on importance is launched."""
     del device, dtype, shape
     passes = "" if op == "accumulate_importance_" else f", chunks of {CHUNK_BLOCKS} blocks or more, in float64"
     return f"blocks of {BLOCK} elements, {WARPS} warps{passes}"

@@ -1,8 +1,8 @@
 """Triton kernels of the importance; `triton.py` beside this file launches them.
 
 The elements are groups of equal size, one after the other, and each group is cut into equal chunks. Everything is
-computed in float64, which is exact for narrower inputs and no worse than PyTorch for float64 ones: an importance is
-computed once per task. Means and squared deviations of blocks, then of chunks, are joined in a fixed order.
+computed in float64, which is exact for narrower inputs and no worse than PyTorch for float64 inputs: an importance is
+computed only once per task. Means and squared deviations of blocks, then of chunks, are combined in a fixed order.
 """
 
 # Triton derives the types of a kernel's arguments from the call, which type checkers cannot follow.
@@ -22,7 +22,7 @@ SERIES = tl.constexpr(0.015625)
 
 @triton.jit
 def _number(size):
-    """An integer argument in float64; the argument 1 and all of them in the interpreter are not tensors."""
+    """Convert an integer argument to float64; the argument 1, and in the interpreter any argument, is not a tensor."""
     return tl.zeros([], tl.float64) + size
 
 
@@ -33,14 +33,14 @@ def _to_float64(value):
 
 @triton.jit
 def _from_float64(value, dtype: tl.constexpr):
-    """Through float32, which an importance is rounded to first."""
+    """Convert via float32, to which an importance is rounded first."""
     single = value.to(tl.float32)
     return single.to(tl.float64) if dtype == tl.float64 else from_float32(single, dtype)
 
 
 @triton.jit
 def _abs_tanh(z):
-    """|tanh z|, to far more than float32's precision also near 0."""
+    """Compute |tanh z|, far beyond float32's precision also near 0."""
     size = tl.abs(z)
     square = size * size
     series = size * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0)))
@@ -50,21 +50,23 @@ def _abs_tanh(z):
 
 @triton.jit
 def _stays(total, new):
-    """Whether max(total, new) is total; NaN in either counts as the larger."""
+    """Return whether max(total, new) is total; NaN in either counts as the larger."""
     return (total != total) | (total > new)
 
 
 @triton.jit
 def _shifted(raw_ptr, origin, at, stop):
-    """Elements minus their group's first one, so that equal elements are exactly 0; 0 from `stop` on."""
+    """Load elements minus their group's first one, so that equal elements are exactly 0; 0 from `stop` on."""
     value = _to_float64(tl.load(raw_ptr + at, mask=at < stop, other=0.0)) - origin
     return tl.where(at < stop, value, 0.0)
 
 
 @triton.jit
 def _statistics(raw_ptr, origin, start, stop, BLOCK: tl.constexpr):
-    """Mean and sum of squared deviations of the elements from start to stop: each block's about its own mean, joined
-    as by Chan, Golub and LeVeque (1979)."""
+    """Compute mean and sum of squared deviations of the elements from start to stop.
+
+    Each block's are about its own mean, combined as by Chan, Golub and LeVeque (1979).
+    """
     mean = tl.zeros([], tl.float64)
     squares = tl.zeros([], tl.float64)
     for first in range(start, stop, BLOCK):
@@ -82,7 +84,7 @@ def _statistics(raw_ptr, origin, start, stop, BLOCK: tl.constexpr):
 
 @triton.jit
 def statistics_kernel(raw_ptr, partial_ptr, size, chunk, CHUNKS: tl.constexpr, BLOCK: tl.constexpr):
-    """Mean and sum of squared deviations of one chunk, to its place in the lines of means and of squares."""
+    """Write mean and sum of squared deviations of one chunk to its place in the lines of means and of squares."""
     group, number = tl.program_id(0) // CHUNKS, tl.program_id(0) % CHUNKS
     offset = group.to(tl.int64) * size
     start = offset + number.to(tl.int64) * chunk
@@ -94,7 +96,7 @@ def statistics_kernel(raw_ptr, partial_ptr, size, chunk, CHUNKS: tl.constexpr, B
 
 @triton.jit
 def _joined(partial_ptr, group, size, chunk, CHUNKS: tl.constexpr, LANES: tl.constexpr):
-    """Mean and sum of squared deviations of a group from those of its chunks."""
+    """Compute mean and sum of squared deviations of a group from those of its chunks."""
     number = tl.arange(0, LANES)
     mask = number < CHUNKS
     at = group * CHUNKS + number
@@ -112,7 +114,7 @@ def importance_kernel(
     raw_ptr, importance_ptr, partial_ptr, size, chunk,
     UPDATE: tl.constexpr, CHUNKS: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Importance of one chunk, with UPDATE its maximum with what is there; a group of one chunk needs no partials."""
+    """Write one chunk's importance, or with UPDATE its maximum with the old; a group of one chunk needs no partials."""
     group, number = tl.program_id(0) // CHUNKS, tl.program_id(0) % CHUNKS
     offset = group.to(tl.int64) * size
     start = offset + number.to(tl.int64) * chunk
@@ -134,7 +136,7 @@ def importance_kernel(
 
 @triton.jit
 def accumulate_kernel(total_ptr, new_ptr, size, BLOCK: tl.constexpr):
-    """total <- max(total, new) of one block."""
+    """Set total to max(total, new) in one block."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.load(total_ptr + at, mask=at < size, other=0.0)
     new = tl.load(new_ptr + at, mask=at < size, other=0.0)

@@ -24,7 +24,7 @@ Tensor = torch.Tensor
 
 
 def _entries(tensor: Tensor) -> Tensor:
-    """(batch, ..., features) as (batch, length, features), a view where one is possible."""
+    """Reshape (batch, ..., features) to (batch, length, features), as a view where possible."""
     if tensor.dim() == 3:
         return tensor
     length = 1
@@ -132,7 +132,7 @@ class _MultiTaskAdapter(torch.autograd.Function):
 
 
 def _check_frozen(**parameters: Tensor | None) -> None:
-    """No parameter asks for a gradient that it would not get."""
+    """Check that no parameter requires a gradient, since it would get none."""
     if not torch.is_grad_enabled():
         return
     for name, tensor in parameters.items():
@@ -144,7 +144,7 @@ def _check_frozen(**parameters: Tensor | None) -> None:
 
 
 def check_multi_task_linear(x: Any, weight: Any, packed_bank: Any, task_ids: Any, bias: Any) -> None:
-    """The arguments fit. Raises TypeError and ValueError."""
+    """Check the arguments. Raises TypeError and ValueError."""
     check_linear(x, weight, bias)
     check_bank(packed_bank, weight)
     check_task_ids(task_ids, x)
@@ -159,25 +159,25 @@ def multi_task_linear(
 ) -> torch.Tensor:
     """Compute y[b] = x[b] @ where(gate of task_ids[b], weight, 0).T + bias: rows of many tasks in one batch.
 
-    No bit of y[b] depends on the rest of the batch (README.md has what it is equal to). Gradient for x alone;
+    No bit of y[b] depends on the rest of the batch (README.md says to what it is equal). Gradient only for x;
     differentiable once.
 
     Args:
-        x: (batch, ..., in), floating; all rows of x[b] belong to task task_ids[b]. (rows, in) has an id for each row,
-            (B, L, in) one for each sequence.
+        x: (batch, ..., in), floating; all rows of x[b] belong to task task_ids[b]: one id per row for (rows, in), one
+            per sequence for (B, L, in).
         weight: (out, in), of x's dtype; without a gradient.
-        packed_bank: uint8 (tasks, out, ceil(in / 8)), as torch.stack makes it of what `pack_gates` gives.
+        packed_bank: uint8 (tasks, out, ceil(in / 8)), torch.stack of results of `pack_gates`.
         task_ids: int64 (batch,), in any order.
         bias: (out,), of x's dtype, or None; without a gradient.
 
     Returns:
-        (batch, ..., out) of x's dtype; under autocast as torch's linear does.
+        (batch, ..., out) of x's dtype; under autocast, of the dtype that torch's linear returns.
 
     Raises:
-        TypeError: an argument's type or dtype, and what it should be.
-        ValueError: an argument's shape or device; a weight or bias that requires a gradient; an id outside the bank,
-            which it names. On a CUDA device the backends triton and cuda do not look for one, because Python would
-            have to wait: its rows are NaN.
+        TypeError: an argument has the wrong type or dtype; the message says what it should be.
+        ValueError: an argument has the wrong shape or device; a weight or bias requires a gradient; an id, which the
+            message names, is outside the bank. On a CUDA device the backends triton and cuda do not check ids, because
+            Python would have to wait: the rows of such an id are NaN.
         BackendUnavailable: a forced backend cannot run it.
     """
     x, weight, bias = autocast_inputs(x, weight, bias)
@@ -200,7 +200,7 @@ def check_multi_task_adapter(
     up_bias: Any,
     activation: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The arguments fit: x, both weights and both biases as the operators want them. Raises TypeError, ValueError."""
+    """Check the arguments; return x, weights and biases in the operators' dtypes. Raises TypeError, ValueError."""
     check_choice("activation", activation, tuple(ACTIVATIONS))
     for name, tensor in (("x", x), ("down_weight", down_weight), ("up_weight", up_weight)):
         check_floating(name, tensor)
@@ -212,7 +212,7 @@ def check_multi_task_adapter(
     dtype, (down, up, down_bias, up_bias) = autocast_weights(x, down_weight, up_weight, down_bias, up_bias)
     narrow = x
     if dtype != x.dtype:
-        # The operators narrow x themselves; the residual keeps x's dtype, which must hold what is added to it.
+        # The operators narrow x themselves; the residual keeps x's dtype, which must be wide enough for the sum.
         narrow, x = x.new_empty((0, *x.shape[-1:]), dtype=dtype), x.to(torch.promote_types(x.dtype, dtype))
     check_task_ids(task_ids, x)
     side = "down"
@@ -246,12 +246,12 @@ def multi_task_adapter(
 ) -> torch.Tensor:
     """Compute y[b] = x[b] + up(activation(down(x[b]))) by the gates of task_ids[b]: many tasks in one batch.
 
-    dtypes as `gated_adapter`'s; bits and gradient as `multi_task_linear`'s.
+    dtypes are as for `gated_adapter`; bits and gradient as for `multi_task_linear`.
 
     Args:
         x: (batch, ..., d), floating; all rows of x[b] belong to task task_ids[b].
         down_weight: (bottleneck, d).
-        down_bank: uint8 (tasks, bottleneck, ceil(d / 8)), as torch.stack makes it of what `pack_gates` gives.
+        down_bank: uint8 (tasks, bottleneck, ceil(d / 8)), torch.stack of results of `pack_gates`.
         up_weight: (d, bottleneck).
         up_bank: uint8 (tasks, d, ceil(bottleneck / 8)), of the same tasks.
         task_ids: int64 (batch,), in any order.

@@ -1,8 +1,7 @@
-"""Products of rows of many tasks in CUDA C++ (csrc/cuda/multi_task.cu): one small launch that groups the entries by
-task, and one for each product.
+"""Products of rows of many tasks in CUDA C++ (csrc/cuda/multi_task.cu).
 
-What runs is a function of dtype, shape and alignment, never of the number of rows: no bit of a row depends on its
-batch.
+One small launch groups the entries by task, and each product is one more launch. What runs is a function of dtype,
+shape and alignment, never of the number of rows: no bit of a row depends on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def _launch(
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
     device, dtype = activations.device, weight.dtype
-    # Their contiguous forms must live until the launch.
+    # The contiguous copies must stay alive until the launch.
     weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     bank, task_bytes = bank_of(bank)
     result_dtype = dtype if residual is None else residual.dtype
@@ -97,7 +96,7 @@ adapter_input_grad = partial(grouped.adapter_input_grad, KERNELS)
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How the products of shape (rows, in, out) run, of the adapter (rows, d, bottleneck)."""
+    """Describe how the products of shape (rows, in, out) run, or (rows, d, bottleneck) for the adapter."""
     del device
     _, in_features, _ = shape
     tiling = FLOAT32 if dtype == torch.float32 else SMALL if in_features % CHUNK == 0 else GENERAL

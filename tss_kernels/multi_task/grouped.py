@@ -1,8 +1,8 @@
-"""What the backends of GPUs share: both operations by kernels that group the rows of a batch by task.
+"""Shared by the GPU backends: both operations, using kernels that group the rows of a batch by task.
 
-Nothing here waits for the device. Ids on the CPU, where such kernels run for tests, are checked before anything is
-read. Those on a GPU are not, because Python would have to wait for them: the kernels read the gates of a task that
-there is, and give NaN to the rows of an id that is outside the bank.
+Nothing here waits for the device. Ids on the CPU, where such kernels run in tests, are checked before anything is read.
+Ids on a GPU are not, because Python would have to wait for them: for an id outside the bank, the kernels read the gates
+of an existing task and write NaN to the rows.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Groups(NamedTuple):
     """A batch grouped by task, on the device.
 
     Attributes:
-        order: int64 (entries,), the entries by task and in their order.
-        tiles: int64 (tiles, 3): the task, or -1 for rows of no task; the first row among those of `order`; how many,
-            which may be none.
-        length: rows of an entry.
+        order: int64 (entries,), the entries sorted by task, in their order within a task.
+        tiles: int64 (tiles, 3): the task, or -1 for rows of no task; the first row among the rows of `order`; the
+            number of rows, which may be 0.
+        length: rows per entry.
     """
 
     order: Tensor
@@ -40,10 +40,10 @@ class Kernels(NamedTuple):
     Attributes:
         group: (task_ids, length, tasks, dtype) -> Groups, for products in that dtype.
         product: (rows, weight, bank, groups, bias, activation, residual) -> y and hidden; rows (rows, in) with any
-            strides. Without activation ("") y = product + bias + residual in the residual's dtype. With one, y is its
-            result, and hidden what its derivative follows from.
-        product_grad: (dy, weight, bank, groups, activation, hidden, residual) -> dx, with an activation times its
-            derivative by `hidden`, plus the residual in its dtype.
+            strides. Without activation (""), y = product + bias + residual in the residual's dtype. With one, y is the
+            activation's result, and hidden is what its derivative is computed from.
+        product_grad: (dy, weight, bank, groups, activation, hidden, residual) -> dx; with an activation, times its
+            derivative computed from `hidden`; plus the residual, in its dtype.
     """
 
     group: Callable[[Tensor, int, int, torch.dtype], Groups]
@@ -52,26 +52,26 @@ class Kernels(NamedTuple):
 
 
 def empty_groups(task_ids: Tensor, length: int, tasks: int, tile_rows: int) -> Groups:
-    """Room for as many tiles of `tile_rows` rows as a batch can need: by sizes alone, so that nothing waits for ids.
+    """Allocate as many tiles of `tile_rows` rows as a batch can need: by sizes only, so that nothing waits for ids.
 
     Task t, whose first entry is number s of the order, has its first tile at s * length // tile_rows + min(t, s). From
-    one task that occurs to the next both terms grow by enough for the tiles between: the first by at least the whole
-    tiles of rows, the second by one for the rest.
+    one task that occurs to the next, both terms grow enough for the tiles in between: the first by at least the number
+    of whole tiles of rows, the second by one for the remaining rows.
     """
     entries = task_ids.shape[0]
-    most = entries * length // tile_rows + min(tasks + 1, entries)  # ids of no task are one more task
+    most = entries * length // tile_rows + min(tasks + 1, entries)  # ids outside the bank count as one more task
     order = torch.empty((entries,), dtype=torch.int64, device=task_ids.device)
     return Groups(order, torch.empty((most, 3), dtype=torch.int64, device=task_ids.device), length)
 
 
 def _check_on_the_host(task_ids: Tensor, tasks: int) -> None:
-    """Raises ValueError for an id outside a bank of so many tasks, if finding one waits for no device."""
+    """Raise ValueError for an id outside a bank of `tasks` tasks, if the ids are on the CPU, so that nothing waits."""
     if task_ids.device.type == "cpu":
         check_ids_in_bank(task_ids, tasks)
 
 
 def linear(kernels: Kernels, x: Tensor, weight: Tensor, bank: Tensor, task_ids: Tensor, bias: Tensor | None) -> Tensor:
-    """y as `reference.linear` returns it."""
+    """Return y as `reference.linear` does."""
     (entries, length, _), out_features, tasks = x.shape, weight.shape[0], bank.shape[0]
     _check_on_the_host(task_ids, tasks)
     if 0 in (*x.shape, *weight.shape):
@@ -84,7 +84,7 @@ def linear(kernels: Kernels, x: Tensor, weight: Tensor, bank: Tensor, task_ids: 
 
 
 def linear_input_grad(kernels: Kernels, dy: Tensor, weight: Tensor, bank: Tensor, task_ids: Tensor) -> Tensor:
-    """dx as `reference.linear_input_grad` returns it."""
+    """Return dx as `reference.linear_input_grad` does."""
     (entries, length, _), in_features, tasks = dy.shape, weight.shape[1], bank.shape[0]
     _check_on_the_host(task_ids, tasks)
     if 0 in (*dy.shape, *weight.shape):
@@ -108,7 +108,7 @@ def adapter(
     up_bias: Tensor | None,
     activation: str,
 ) -> tuple[Tensor, Tensor]:
-    """y and hidden as `reference.adapter` returns them: two products, the activation and the residual inside them."""
+    """Return y and hidden as `reference.adapter` does: two products that include the activation and the residual."""
     (entries, length, _), bottleneck, tasks = x.shape, down_weight.shape[0], down_bank.shape[0]
     _check_on_the_host(task_ids, tasks)
     if 0 in (*x.shape, bottleneck):
@@ -137,7 +137,7 @@ def adapter_input_grad(
     task_ids: Tensor,
     activation: str,
 ) -> Tensor:
-    """dx as `reference.adapter_input_grad` returns it."""
+    """Return dx as `reference.adapter_input_grad` does."""
     tasks = down_bank.shape[0]
     _check_on_the_host(task_ids, tasks)
     if 0 in (*dy.shape, down_weight.shape[0]):

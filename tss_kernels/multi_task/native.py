@@ -1,5 +1,8 @@
-"""Products of rows of many tasks in C++, one call for all tasks: panels of a task's masked weight are made in the
-processor's cache and multiplied by the task's rows, in an order of sums that depends on nothing else in the batch."""
+"""Products of rows of many tasks in C++, one call for all tasks.
+
+Panels of a task's masked weight are built in the processor's cache and multiplied by the task's rows, in an order of
+sums that depends on nothing else in the batch.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def _product(
     bias: torch.Tensor | None,
     backward: bool,
 ) -> torch.Tensor:
-    """x (entries, length, features) by each entry's masked weight, or by its transpose in the backward pass."""
+    """Multiply x (entries, length, features) by each entry's masked weight; in the backward pass by its transpose."""
     (out_features, in_features), (entries, length) = weight.shape, x.shape[:2]
     y = x.new_empty((entries, length, in_features if backward else out_features))
     rows = rows_of(x)
@@ -42,19 +45,19 @@ def _product(
 def linear(
     x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, task_ids: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """y as `reference.linear` returns it."""
+    """Return y as `reference.linear` does."""
     return _product(x, weight, bank, task_ids, bias, backward=False)
 
 
 def linear_input_grad(
     dy: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, task_ids: torch.Tensor
 ) -> torch.Tensor:
-    """dx as `reference.linear_input_grad` returns it."""
+    """Return dx as `reference.linear_input_grad` does."""
     return _product(dy, weight, bank, task_ids, None, backward=True)
 
 
 def activate(before: torch.Tensor, activation: str) -> torch.Tensor:
-    """The activation of a contiguous tensor, each element's bits depending on nothing but the element."""
+    """Apply the activation to a contiguous tensor; each result's bits depend only on its own element."""
     active = torch.empty_like(before)
     kernels.activate(
         before.data_ptr(), active.data_ptr(), DTYPE_CODES[before.dtype], ACTIVATIONS[activation], before.numel(),
@@ -74,7 +77,7 @@ def adapter(
     up_bias: torch.Tensor | None,
     activation: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and hidden as `reference.adapter` returns them."""
+    """Return y and hidden as `reference.adapter` does."""
     before = linear(x.to(down_weight.dtype), down_weight, down_bank, task_ids, down_bias)
     active = activate(before, activation)
     y = adapters.add_residual(linear(active, up_weight, up_bank, task_ids, up_bias), x)
@@ -91,7 +94,7 @@ def adapter_input_grad(
     task_ids: torch.Tensor,
     activation: str,
 ) -> torch.Tensor:
-    """dx as `reference.adapter_input_grad` returns it."""
+    """Return dx as `reference.adapter_input_grad` does."""
     return adapters.input_grad(
         dy, hidden, down_weight, down_bank, up_weight, up_bank, activation, True,
         lambda grad, weight, bank: linear_input_grad(grad, weight, bank, task_ids),
@@ -99,7 +102,7 @@ def adapter_input_grad(
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How the products run."""
+    """Describe how the products run."""
     del device, dtype, shape
     one = "panels of each task's W * g in cache, by the task's rows"
     return described(one if op == "multi_task_linear" else f"two products around the activation: {one}")

@@ -1,8 +1,8 @@
 """Products of rows of many tasks in plain PyTorch: the specification, one single-task product for each entry.
 
-An entry is an index of x's first dimension: `length` rows that belong to one task. Each is multiplied by itself, as
-gated_linear's and gated_adapter's reference multiplies it alone, so no bit of it depends on the rest of the batch. A
-loop over entries in Python: a specification, not a fast way.
+An entry is an index of x's first dimension: `length` rows that belong to one task. Each is multiplied separately, as
+gated_linear's and gated_adapter's reference multiplies it alone, so no bit of it depends on the rest of the batch. This
+is a Python loop over entries: a specification, not a fast implementation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Masked = Callable[[int], torch.Tensor]
 
 
 def _masked_by_task(weight: torch.Tensor, bank: torch.Tensor, task_ids: torch.Tensor) -> Masked:
-    """W * g of each entry's task, made once for each task that occurs. Raises ValueError for an id outside the bank."""
+    """Return W * g by entry, computed once per task that occurs. Raises ValueError for an id outside the bank."""
     ids, made = check_ids_in_bank(task_ids, bank.shape[0]), dict[int, torch.Tensor]()
 
     def of_entry(entry: int) -> torch.Tensor:
@@ -36,7 +36,7 @@ def _masked_by_task(weight: torch.Tensor, bank: torch.Tensor, task_ids: torch.Te
 def linear(
     x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, task_ids: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """y[e] = x[e] (W * g of task_ids[e])ᵀ + b.
+    """Compute y[e] = x[e] (W * g of task_ids[e])ᵀ + b.
 
     x (entries, length, in); weight (out, in) of x's dtype; bank uint8 (tasks, out, ceil(in / 8)); task_ids int64
     (entries,); bias (out,) or None. Returns (entries, length, out). Raises ValueError for an id outside the bank.
@@ -50,7 +50,7 @@ def linear(
 def linear_input_grad(
     dy: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, task_ids: torch.Tensor
 ) -> torch.Tensor:
-    """dL/dx[e] = dY[e] (W * g of task_ids[e]). dy (entries, length, out); returns (entries, length, in)."""
+    """Compute dL/dx[e] = dY[e] (W * g of task_ids[e]): dy (entries, length, out); returns (entries, length, in)."""
     weights, dx = _masked_by_task(weight, bank, task_ids), dy.new_empty((*dy.shape[:2], weight.shape[1]))
     for entry in range(dy.shape[0]):
         dx[entry] = dy[entry] @ weights(entry)
@@ -68,7 +68,7 @@ def adapter(
     up_bias: torch.Tensor | None,
     activation: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y[e] = x[e] + W_up' a(W_down' x[e] + b_down) + b_up by the gates of task_ids[e], and `hidden` for the gradient.
+    """Compute y[e] = x[e] + W_up' a(W_down' x[e] + b_down) + b_up by task_ids[e]'s gates, and `hidden` for backward.
 
     x (entries, length, d); down_bank uint8 (tasks, bottleneck, ceil(d / 8)); up_bank (tasks, d, ceil(bottleneck / 8));
     the rest, dtypes and hidden (entries, length, bottleneck) as in gated_adapter's `forward`. Raises ValueError.
@@ -93,7 +93,7 @@ def adapter_input_grad(
     task_ids: torch.Tensor,
     activation: str,
 ) -> torch.Tensor:
-    """dL/dx of `adapter`: dY + dH W_down', dH = (dY W_up') * a'(h). dy (entries, length, d), returned likewise."""
+    """Compute dL/dx of `adapter`: dY + dH W_down', dH = (dY W_up') * a'(h); dy and result (entries, length, d)."""
     down = _masked_by_task(down_weight, down_bank, task_ids)
     up = _masked_by_task(up_weight, up_bank, task_ids)
     dx = torch.empty_like(dy, memory_format=torch.contiguous_format)
@@ -109,7 +109,7 @@ def _hidden(x: torch.Tensor, down_weight: torch.Tensor) -> torch.Tensor:
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, _: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The product of a weight that is masked already."""
+    """Multiply by an already masked weight."""
     return dense(x, weight, bias)
 
 

@@ -1,7 +1,7 @@
 """Products of rows of many tasks in Triton: one small launch that groups the entries by task, and one for each product.
 
 The launch configuration is a function of dtype, shape and alignment, never of the number of rows: no bit of a row
-depends on its batch.
+depends on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tss_kernels.multi_task.triton_kernels import (
 )
 from tss_kernels.tensors import bank_of
 
-GROUP_BLOCK = 1024  # entries that are looked at together
-# `out` is what a program has of the result's features, `inner` of what is summed over: the same for every
-# shape, so that sums are cut alike. Few rows, as a batch may have few of each task. None spills, compiled for sm_80 to
+GROUP_BLOCK = 1024  # entries read at a time
+# `out` is a program's number of result features, `inner` of summed features at a time: the same for every shape, so
+# that sums are cut alike. Few rows, because a batch may have few of each task. None spills when compiled for sm_80 to
 # sm_120.
 ROWS = {"half": 32, "float32": 16}
 TILES: dict[tuple[Kind, Width], Tile] = {
@@ -46,7 +46,7 @@ def _tile(dtype: torch.dtype, summed: int, features: int, aligned: bool) -> Tile
 
 
 def _bank_words(bank: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """The bank as a tensor whose elements are words of gates, words from a task to the next, and the gates in each."""
+    """Return the bank as a tensor of gate words, the words from one task to the next, and the gates per word."""
     bank, task_bytes = bank_of(bank)
     flat = bank.as_strided((bank.shape[0], bank.shape[1] * bank.shape[2]), (task_bytes, 1))
     if bank.shape[2] % 4 == 0 and task_bytes % 4 == 0 and bank.storage_offset() % 4 == 0:
@@ -127,7 +127,7 @@ adapter_input_grad = partial(grouped.adapter_input_grad, KERNELS)
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    """How the products of shape (rows, in, out) run, of the adapter (rows, d, bottleneck)."""
+    """Describe how the products of shape (rows, in, out) run, or (rows, d, bottleneck) for the adapter."""
     del device
     _, in_features, out_features = shape
     tile = _tile(dtype, in_features, out_features, in_features % 16 == out_features % 16 == 0)

@@ -1,7 +1,7 @@
 """Triton kernels of products whose rows belong to different tasks; `triton.py` beside this file launches them.
 
-One small kernel puts the entries of a batch in the order of their tasks and cuts each task's rows into tiles. The
-products run as gated_linear's do, each tile by the gates of its task, on rows that lie anywhere.
+One small kernel sorts the entries of a batch by task and cuts each task's rows into tiles. The products run as those of
+gated_linear, each tile by the gates of its task, on rows at any position.
 Offsets are 64-bit: strides may span more than 2^31 elements.
 """
 
@@ -20,11 +20,11 @@ from tss_kernels.gated_linear.triton_kernels import forward_sums, input_grad_sum
 
 @triton.jit
 def group_kernel(ids_ptr, order_ptr, tiles_ptr, entries, length, tasks, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """One program for each task, and a last one for the ids that are no task's.
+    """Group entries by task, with one program per task and a last one for ids outside the bank.
 
-    Writes order[entries], the entries by task and in their order, and tiles[.., 3] of up to ROWS rows of one task:
-    the task (-1: no task), its first row among the rows of `order`, and how many there are. A task has room for as
-    many tiles as it can need wherever its rows begin; what it does not need has 0 rows.
+    Writes order[entries], the entries sorted by task, in their order within a task, and tiles[.., 3] of up to ROWS rows
+    of one task: the task (-1: no task), the first row among the rows of `order`, and the number of rows. Each task has
+    as many tiles as it can need wherever its rows begin; unused ones have 0 rows.
     """
     task = tl.program_id(0)
     number = tl.arange(0, BLOCK)
@@ -59,7 +59,7 @@ def group_kernel(ids_ptr, order_ptr, tiles_ptr, entries, length, tasks, ROWS: tl
 
 @triton.jit
 def rows_of_tile(order_ptr, first, count, length, ROWS: tl.constexpr):
-    """The rows of a tile, and which of its places have one."""
+    """Return the row of each position in a tile, and a mask of the positions that have one."""
     number = tl.arange(0, ROWS)
     mask, sorted_row = number < count, first + number
     entry = tl.load(order_ptr + sorted_row // length, mask=mask, other=0)
@@ -97,9 +97,9 @@ def multi_task_forward_kernel(
     IN: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """One OUT x ROWS tile of the transposed output, of rows of one task; rows of no task are NaN.
+    """Compute one OUT x ROWS tile of the transposed output, of rows of one task; rows of no task are NaN.
 
-    ACTIVATION, unless "": y is the activation's result, and its argument goes to `hidden` unless KEEPS_RESULT.
+    ACTIVATION, unless "": y is the activation's result, and its argument is written to `hidden` unless KEEPS_RESULT.
     """
     out_tiles = tl.cdiv(out_features, OUT)
     tile = tiles_ptr + 3 * (tl.program_id(0) // out_tiles).to(tl.int64)
@@ -158,9 +158,9 @@ def multi_task_input_grad_kernel(
     IN: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """One IN x ROWS tile of the transposed input gradient, of rows of one task; rows of no task are NaN.
+    """Compute one IN x ROWS tile of the transposed input gradient, of rows of one task; rows of no task are NaN.
 
-    ACTIVATION, unless "": the gradient goes on through the activation that had `hidden`.
+    ACTIVATION, unless "": multiply the gradient by the activation's derivative, computed from `hidden`.
     """
     in_tiles = tl.cdiv(in_features, IN)
     tile = tiles_ptr + 3 * (tl.program_id(0) // in_tiles).to(tl.int64)

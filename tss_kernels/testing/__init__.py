@@ -1,4 +1,4 @@
-"""For tests of operations, these or anybody's: `check_op`, and the error bound, poisoned outputs and layouts."""
+"""Test tools for operations, of this package or others: `check_op`, the error bound, poisoned outputs, layouts."""
 
 from tss_kernels.testing.check_op import CHECKS, CheckFailed, check_op
 from tss_kernels.testing.exactness import assert_as_exact_as_pytorch, in_layout, poisoned_outputs

@@ -1,4 +1,4 @@
-"""`check_op`: everything that PyTorch users do to an operation, as one call that any operation's test can make."""
+"""`check_op`: everything that PyTorch users do with an operation, as one call for the tests of any operation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["CHECKS", "CheckFailed", "check_op"]
 
 
 def _values(op: OpUnderTest) -> None:
-    """Value and gradients are as exact as PyTorch's for every dtype and number of rows."""
+    """Check that value and gradients are as exact as PyTorch's for every dtype and number of rows."""
     for dtype in op.dtypes:
         for rows in filter(None, op.rows):
             inputs = op.draw(rows, dtype)
@@ -38,7 +38,7 @@ def _values(op: OpUnderTest) -> None:
 
 
 def _empty_rows(op: OpUnderTest) -> None:
-    """No rows give an empty result and gradients of the right shapes, sums over nothing being 0."""
+    """Check that no rows give an empty result and gradients of the right shapes, with 0 for sums over nothing."""
     for dtype in op.dtypes:
         inputs = op.draw(0, dtype)
         with reported("empty rows", op.where(0, dtype), inputs):
@@ -47,7 +47,7 @@ def _empty_rows(op: OpUnderTest) -> None:
 
 
 def _unwritten_outputs(op: OpUnderTest) -> None:
-    """No element of a result is memory that nobody wrote: uninitialised tensors are filled with NaN."""
+    """Check that every element of a result is written: uninitialized tensors are filled with NaN."""
     for dtype in op.dtypes:
         for rows in op.rows:
             inputs = op.draw(rows, dtype)
@@ -65,7 +65,7 @@ def _unwritten_outputs(op: OpUnderTest) -> None:
 
 
 def _gradient_layouts(op: OpUnderTest) -> None:
-    """A gradient may arrive permuted, sliced or with stride 0, as sums, transposes and slices send it."""
+    """Check incoming gradients that are permuted, sliced or of stride 0, as sums, transposes and slices produce."""
     inputs = op.usual()
     for layout in LAYOUTS if op.trained else ():
         with reported("gradient layouts", f"{op.where()}, gradient {layout}", inputs):
@@ -74,10 +74,10 @@ def _gradient_layouts(op: OpUnderTest) -> None:
 
 
 def _input_layouts(op: OpUnderTest) -> None:
-    """Inputs may be permuted, sliced or have stride 0: each alone, and all of them together.
+    """Check inputs that are permuted, sliced or of stride 0: each alone, and all of them together.
 
-    Not all of them with stride 0: the results would be one value again and again, whose rounding PyTorch's own error,
-    being that of the same single value, does not bound.
+    Not all of them with stride 0: all results would be the same value, and PyTorch's own error of that single value
+    does not bound its rounding.
     """
     usual = op.usual()
     names = [name for name, value in usual.items() if has_rows(value)]
@@ -90,7 +90,7 @@ def _input_layouts(op: OpUnderTest) -> None:
 
 
 def _untouched_inputs(op: OpUnderTest) -> None:
-    """Neither the inputs nor the incoming gradient are changed."""
+    """Check that neither the inputs nor the incoming gradient are changed."""
     inputs = op.usual()
     with reported("untouched inputs", op.where(), inputs):
         tensors = {name: value for name, value in inputs.items() if is_tensor(value)} | {"dy": op.incoming(inputs)}
@@ -100,7 +100,7 @@ def _untouched_inputs(op: OpUnderTest) -> None:
 
 
 def _backward_twice(op: OpUnderTest) -> None:
-    """With retain_graph the second backward pass gives the gradients of the first."""
+    """Check that with retain_graph a second backward pass gives the same gradients as the first."""
     inputs = op.usual()
     with reported("backward twice", op.where(), inputs):
         leaves, dy, passes = op.leaves(inputs), op.incoming(inputs), []
@@ -115,7 +115,7 @@ def _backward_twice(op: OpUnderTest) -> None:
 
 
 def _twice_in_one_graph(op: OpUnderTest) -> None:
-    """Called twice before one backward pass, with another first trained input, it keeps the two calls apart."""
+    """Check that two calls in one graph, with different first trained inputs, stay independent."""
     one, two = op.usual(), op.usual(seed=1)
     if not op.trained:
         return
@@ -136,7 +136,7 @@ def _twice_in_one_graph(op: OpUnderTest) -> None:
 
 
 def _checkpointing(op: OpUnderTest) -> None:
-    """Gradient checkpointing, which calls it again in the backward pass, changes no bit."""
+    """Check that gradient checkpointing, which calls it again in the backward pass, changes no bit."""
     inputs = op.usual()
     if not op.trained:
         return
@@ -145,7 +145,7 @@ def _checkpointing(op: OpUnderTest) -> None:
             dy = op.incoming(inputs)
 
             def again(reentrant: bool = reentrant, **leaves: Any) -> torch.Tensor:
-                # The reentrant kind sees positional tensors alone.
+                # Reentrant checkpointing only handles positional tensors.
                 call = lambda *values: op.function(**dict(zip(leaves, values, strict=True)))  # noqa: E731
                 return checkpoint(call, *leaves.values(), use_reentrant=reentrant)  # type: ignore[return-value]
 
@@ -153,7 +153,7 @@ def _checkpointing(op: OpUnderTest) -> None:
 
 
 def _autocast(op: OpUnderTest) -> None:
-    """Under autocast to bfloat16 a float32 call returns the dtype that the reference returns, and is as exact."""
+    """Check that a float32 call under autocast to bfloat16 returns the reference's dtype, and is as exact."""
     inputs = op.draw(max(op.rows), torch.float32)
     with reported("autocast", f"{op.where(dtype=torch.float32)}, autocast to bfloat16", inputs):
 
@@ -173,7 +173,7 @@ def _autocast(op: OpUnderTest) -> None:
 
 
 def _compile(op: OpUnderTest) -> None:
-    """torch.compile takes it without a graph break, and one graph serves every number of rows but 0 and 1."""
+    """Check that torch.compile has no graph break, and uses one graph for all numbers of rows but 0 and 1."""
     graphs = 0
 
     def counting(module: torch.fx.GraphModule, examples: list[torch.Tensor]) -> Callable[..., Any]:
@@ -196,14 +196,14 @@ def _compile(op: OpUnderTest) -> None:
 
 
 def _opcheck(op: OpUnderTest) -> None:
-    """torch.library.opcheck passes for each registered operator: schema, fake tensors, dispatch."""
+    """Check each registered operator with torch.library.opcheck: schema, fake tensors, dispatch."""
     for operator, arguments in op.operators:
         with reported("opcheck", str(operator), {str(number): value for number, value in enumerate(arguments)}):
             torch.library.opcheck(operator, arguments)
 
 
 def _equal_bits(op: OpUnderTest) -> None:
-    """Equal inputs give equal bits, run after run."""
+    """Check that equal inputs give equal bits in every run."""
     inputs = op.usual()
     with reported("equal bits", op.where(), inputs):
         dy = op.incoming(inputs)
@@ -214,7 +214,7 @@ def _equal_bits(op: OpUnderTest) -> None:
 
 @contextmanager
 def _refusal() -> Iterator[None]:
-    """PyTorch's own complaint about a tensor that changed before the backward pass is a right answer."""
+    """Accept PyTorch's own error about a tensor that was changed before the backward pass."""
     try:
         yield
     except RuntimeError as error:
@@ -223,7 +223,7 @@ def _refusal() -> Iterator[None]:
 
 
 def _changed_inputs(op: OpUnderTest) -> None:
-    """An input that changes in place between forward and backward pass leaves the gradients right, or raises."""
+    """Check that an in-place change of an input before the backward pass leaves the gradients right, or raises."""
     inputs = op.usual()
     dy = op.incoming(inputs)
     for name in (name for name, value in inputs.items() if is_tensor(value) and op.trained):
@@ -275,21 +275,21 @@ def check_op(
     """Run the checks named in `checks`, all of CHECKS by default, on a function from tensors to one tensor.
 
     Args:
-        function, reference: called with the inputs by keyword. The reference is plain PyTorch and right in any dtype:
-            in float64 it gives the truth, in the inputs' dtype PyTorch's own error, of which twice is allowed.
+        function, reference: called with the inputs by keyword. The reference is plain PyTorch and correct in any dtype:
+            in float64 it gives the exact result, in the inputs' dtype PyTorch's own error, of which twice is allowed.
         make_inputs: (rows, dtype, generator) -> the inputs by name: tensors drawn on the CPU, numbers, anything. The
             number of rows is what may change from call to call.
         trained: inputs that get a gradient; the first is the one that differs between two calls in one graph.
-        straight_through: for gradients that autograd of the reference cannot give, (inputs, dy) -> gradient; called in
-            float64 and in the inputs' dtypes.
-        dtypes, rows: "values", "empty rows" and "unwritten outputs" run for all; the rest takes the first dtype and the
-            most rows, "compile" changing numbers of rows, "autocast" float32.
+        straight_through: (inputs, dy) -> gradient, for gradients that autograd of the reference cannot compute; called
+            in float64 and in the inputs' dtypes.
+        dtypes, rows: "values", "empty rows" and "unwritten outputs" run for all; the others use the first dtype and the
+            most rows, except that "compile" varies the number of rows and "autocast" uses float32.
         operators: registered operators with arguments for torch.library.opcheck.
-        runs: how many must agree bit for bit.
+        runs: number of runs that must be bit-identical.
 
     Raises:
         CheckFailed: an AssertionError that names the check, the dtype, the shapes and the values.
-        ValueError: an unknown check.
+        ValueError: a check is unknown.
 
     Example::
 

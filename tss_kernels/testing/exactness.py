@@ -1,4 +1,4 @@
-"""The error bound, poisoned outputs and the layouts that a tensor can arrive in."""
+"""The error bound, poisoned outputs, and memory layouts of tensors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 
 def assert_as_exact_as_pytorch(actual: torch.Tensor, pytorch: torch.Tensor, exact: torch.Tensor) -> None:
-    """The largest error is at most twice PyTorch's own in the same dtype, both against the same values in float64.
+    """Assert that the largest error is at most twice PyTorch's own in the same dtype, both against the same float64.
 
-    PyTorch's own error counts as one unit in the last place of the largest value at least: on few elements it may be 0
-    by luck, and where registers are wide its sums of few products round hardly more than once.
+    PyTorch's own error counts as at least one unit in the last place of the largest value: on few elements it may be 0
+    by chance, and with wide registers its sums of few products round hardly more than once.
     actual, pytorch: one shape and dtype; exact: the same shape in float64. Raises AssertionError.
     """
     assert actual.shape == pytorch.shape == exact.shape, f"{actual.shape}, {pytorch.shape}, {exact.shape}"
@@ -28,10 +28,10 @@ def assert_as_exact_as_pytorch(actual: torch.Tensor, pytorch: torch.Tensor, exac
 
 @contextmanager
 def poisoned_outputs() -> Iterator[None]:
-    """Every uninitialised tensor is filled with NaN (integers with their maximum), so that a gap in it shows."""
-    # In deterministic mode PyTorch fills what it allocates, unless that was turned off.
+    """Fill every uninitialized tensor with NaN (integers with their maximum), so that unwritten elements show."""
+    # In deterministic mode PyTorch fills what it allocates, unless this was turned off.
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    # Only warned of: on a GPU PyTorch's own products, if there are some, count as not deterministic.
+    # Only warn: on a GPU, PyTorch's own products, if there are any, count as nondeterministic.
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         assert torch.empty(3).isnan().all(), "set torch.utils.deterministic.fill_uninitialized_memory = True"
@@ -41,8 +41,11 @@ def poisoned_outputs() -> Iterator[None]:
 
 
 def in_layout(tensor: torch.Tensor, layout: str) -> torch.Tensor:
-    """The tensor, of one dimension or more, with the same values in memory as named: contiguous, permuted (the first
-    dimension innermost), sliced (every second element); "expanded" repeats its first row with stride 0."""
+    """Return a tensor of one dimension or more with the same values in the named memory layout.
+
+    Layouts are contiguous, permuted (first dimension innermost) and sliced (every second element); "expanded" instead
+    repeats its first row with stride 0.
+    """
     if layout == "permuted":
         backwards = tuple(reversed(range(tensor.dim())))
         return tensor.permute(backwards).contiguous().permute(backwards)

@@ -11,7 +11,7 @@ import torch
 from tss_kernels.testing.exactness import assert_as_exact_as_pytorch, in_layout
 
 Inputs = dict[str, Any]
-Results = dict[str, torch.Tensor]  # "value", and "gradient of NAME" for what is trained
+Results = dict[str, torch.Tensor]  # "value", and "gradient of NAME" for each trained input
 Formula = Callable[[Inputs, torch.Tensor], torch.Tensor]
 
 
@@ -20,7 +20,7 @@ class CheckFailed(AssertionError):
 
 
 class OpUnderTest(NamedTuple):
-    """The operation and what `check_op` was told about it; see there."""
+    """The operation and the arguments of `check_op`; see there."""
 
     function: Callable[..., torch.Tensor]
     reference: Callable[..., torch.Tensor]
@@ -34,34 +34,34 @@ class OpUnderTest(NamedTuple):
     runs: int
 
     def draw(self, rows: int, dtype: torch.dtype, seed: int = 0) -> Inputs:
-        """Inputs from a seed of their own, on the device."""
+        """Draw inputs, on the device, from a seed that depends on `seed` and `rows`."""
         made = self.make_inputs(rows, dtype, torch.Generator().manual_seed(1000 * seed + rows))
         return {name: value.to(self.device) if is_tensor(value) else value for name, value in made.items()}
 
     def usual(self, seed: int = 0) -> Inputs:
-        """Inputs of the first dtype and the largest number of rows."""
+        """Draw inputs of the first dtype and the largest number of rows."""
         return self.draw(max(self.rows), self.dtypes[0], seed)
 
     def where(self, rows: int | None = None, dtype: torch.dtype | None = None) -> str:
-        """The dtype and rows in words, of `usual` inputs by default."""
+        """Describe dtype and rows, by default those of `usual` inputs."""
         return f"{_name(dtype or self.dtypes[0])}, {max(self.rows) if rows is None else rows} rows"
 
     def leaves(self, inputs: Inputs) -> Inputs:
-        """The same memory as tensors that were never part of a graph; the trained ones ask for a gradient."""
+        """Return the inputs as leaf tensors on the same memory; the trained ones require a gradient."""
         return {
             name: value.detach().requires_grad_(name in self.trained) if is_tensor(value) else value
             for name, value in inputs.items()
         }
 
     def incoming(self, inputs: Inputs) -> torch.Tensor:
-        """A gradient that fits the result of these inputs."""
+        """Draw a gradient for the result of these inputs."""
         with torch.no_grad():
             y = self.reference(**inputs)
         drawn = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         return drawn.to(device=y.device, dtype=y.dtype)
 
     def run(self, inputs: Inputs, dy: torch.Tensor, function: Callable[..., torch.Tensor] | None = None) -> Results:
-        """The function's value and gradients, or another function's."""
+        """Return the value and gradients of the function, or of another function."""
         leaves = self.leaves(inputs)
         y = (function or self.function)(**leaves)
         if self.trained:
@@ -69,13 +69,13 @@ class OpUnderTest(NamedTuple):
         return {"value": y.detach()} | self.gradients(leaves)
 
     def gradients(self, leaves: Inputs) -> Results:
-        """What a backward pass left on the leaves, which must be something."""
+        """Return the gradients of the trained leaves; assert that each has one."""
         for name in self.trained:
             assert leaves[name].grad is not None, f"no gradient of {name} arrived"
         return {f"gradient of {name}": leaves[name].grad for name in self.trained}
 
     def reference_results(self, inputs: Inputs, dy: torch.Tensor) -> Results:
-        """The reference's value and gradients; the formulas give those that autograd cannot."""
+        """Return the reference's value and gradients; formulas give those that autograd cannot compute."""
         leaves = self.leaves(inputs)
         y = self.reference(**leaves)
         if any(name not in self.straight_through for name in self.trained):
@@ -87,13 +87,13 @@ class OpUnderTest(NamedTuple):
         return {"value": y.detach()} | self.gradients(leaves)
 
     def exact_results(self, inputs: Inputs, dy: torch.Tensor) -> Results:
-        """The same with every floating input in float64."""
+        """Return the reference's results with every floating input in float64."""
         return self.reference_results({name: _double(value) for name, value in inputs.items()}, dy.double())
 
     def pytorch_results(self, inputs: Inputs, dy: torch.Tensor, exact: Results) -> Results:
-        """The reference's results in the inputs' dtypes, each from the memory layout in which it is least exact.
+        """Return the reference's results in the inputs' dtypes, each from the memory layout in which it is least exact.
 
-        How layouts order sums is luck: a small tensor can come out twice as exact in one as in another.
+        The order of sums depends on the layout by chance: a small tensor can be twice as exact in one as in another.
         """
         runs = [self.reference_results(inputs, dy)]
         for layout in ("contiguous", "permuted"):
@@ -104,7 +104,7 @@ class OpUnderTest(NamedTuple):
         }
 
     def compare(self, actual: Results, inputs: Inputs, dy: torch.Tensor) -> None:
-        """Every result is within the bound of `assert_as_exact_as_pytorch`."""
+        """Assert that every result is within the bound of `assert_as_exact_as_pytorch`."""
         exact = self.exact_results(inputs, dy)
         pytorch = self.pytorch_results(inputs, dy, exact)
         for name, value in actual.items():
@@ -116,12 +116,12 @@ def _error(one: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def has_rows(value: object) -> bool:
-    """Whether an input is a tensor of one dimension or more, so that its memory can be laid out in several ways."""
+    """Return whether an input is a tensor of one dimension or more, which can have several memory layouts."""
     return isinstance(value, torch.Tensor) and value.dim() > 0
 
 
 def is_tensor(value: object) -> bool:
-    """Whether an input is a tensor, not a number, a word or None."""
+    """Return whether an input is a tensor, not a number, a string or None."""
     return isinstance(value, torch.Tensor)
 
 
@@ -130,7 +130,7 @@ def _double(value: Any) -> Any:
 
 
 def assert_close(name: str, actual: torch.Tensor, pytorch: torch.Tensor, exact: torch.Tensor) -> None:
-    """One result is within the bound; the message has its worst element."""
+    """Assert that one result is within the bound; the message has its worst element."""
     try:
         assert_as_exact_as_pytorch(actual, pytorch, exact)
     except AssertionError as error:
@@ -143,7 +143,7 @@ def assert_close(name: str, actual: torch.Tensor, pytorch: torch.Tensor, exact: 
 
 
 def assert_same_bits(actual: Results, expected: Results, when: str) -> None:
-    """Two runs gave the same values and gradients, NaN for NaN."""
+    """Assert that two runs gave the same values and gradients; NaN equals NaN."""
     for name, one in expected.items():
         other = actual[name]
         assert (one.dtype, one.shape) == (other.dtype, other.shape), f"{name} {when}: another dtype or shape"
@@ -158,7 +158,7 @@ def assert_same_bits(actual: Results, expected: Results, when: str) -> None:
 
 @contextmanager
 def reported(check: str, where: str, inputs: Inputs) -> Iterator[None]:
-    """Whatever goes wrong inside is reported as a failure of the check, with where it happened and the inputs."""
+    """Report any exception inside as a failure of the check, with where it happened and the inputs."""
     try:
         yield
     except Exception as error:

@@ -1,8 +1,8 @@
-"""Small tasks that the project makes itself, one or two of each family; a task is a pure function of (name, seed).
+"""Small synthetic tasks, two of each family; a task is a pure function of (name, seed).
 
-Each hides its answer from a bag of words: the sentiment belongs to one of two aspects, test topics use words that
-training never showed, an entity's type follows from its context and not from its made-up name, a summary keeps one
-decision out of a conversation, and a reply puts an act's values into words.
+The answers are hidden from a bag of words: the sentiment belongs to one of two aspects, test topics use words that are
+not in the training split, an entity's type follows from its context and not from its made-up name, a summary keeps one
+decision of a conversation, and a reply expresses an act's values in a sentence.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ MAKERS: dict[str, Maker] = {
 
 
 def generate(name: str, *, seed: int = 2021) -> dict[str, list[Example]]:
-    """The three splits of one generated task, without a repeated example across or inside them.
+    """Return the three splits of one generated task; no example occurs twice within or across the splits.
 
     Args:
         name: one of `MAKERS`, for example "ner/news".
-        seed: chooses another draw of the same task.
+        seed: another seed gives another draw of the same task.
 
     Raises:
-        KeyError: if there is no such task; the message lists those there are.
+        KeyError: there is no such task; the message lists the available tasks.
     """
     if name not in MAKERS:
         raise KeyError(f"no generated task {name!r}; there are: {', '.join(MAKERS)}")

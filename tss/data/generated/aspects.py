@@ -1,4 +1,4 @@
-"""Aspect sentiment: reviews that judge two aspects, often in opposite ways; the label is that of one of them."""
+"""Aspect sentiment: reviews of up to two aspects, often with opposite judgements; the label is that of one of them."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def _review(rng: random.Random, aspects: Sequence[str]) -> dict[str, object]:
 
 
 def cameras(rng: random.Random, split: str, size: int) -> list[dict[str, object]]:
-    """Camera reviews; `split` changes nothing but the stream."""
+    """Return camera reviews; `split` has no effect other than through `rng`."""
     return [_review(rng, CAMERA_ASPECTS) for _ in range(size)]
 
 
 def routers(rng: random.Random, split: str, size: int) -> list[dict[str, object]]:
-    """Router reviews: the same sentiments about other aspects, so that knowledge can transfer."""
+    """Return router reviews: the same sentiments about other aspects, so that knowledge can transfer."""
     return [_review(rng, ROUTER_ASPECTS) for _ in range(size)]

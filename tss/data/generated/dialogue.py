@@ -1,4 +1,4 @@
-"""Dialogue replies: a system act with its values, put into words as a clerk would say it."""
+"""Dialogue replies: a system act with its values, expressed as a clerk would say it."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def _train(rng: random.Random) -> dict[str, object]:
 
 
 def hotels(rng: random.Random, split: str, size: int) -> list[dict[str, object]]:
-    """Replies about hotels; `split` changes nothing but the stream."""
+    """Return replies about hotels; `split` has no effect other than through `rng`."""
     return [_hotel(rng) for _ in range(size)]
 
 
 def trains(rng: random.Random, split: str, size: int) -> list[dict[str, object]]:
-    """Replies about trains."""
+    """Return replies about trains."""
     return [_train(rng) for _ in range(size)]

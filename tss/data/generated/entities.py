@@ -1,4 +1,4 @@
-"""Entities with made-up names: the type of a name follows from the words around it alone."""
+"""Entities with made-up names: the type of a name follows only from the words around it."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def _sentences(rng: random.Random, size: int, frames: tuple[str, ...]) -> list[d
 
 
 def news(rng: random.Random, split: str, size: int) -> list[dict[str, object]]:
-    """Persons, places and organisations; `split` changes nothing but the stream."""
+    """Return sentences with persons, places and organisations; `split` has no effect other than through `rng`."""
     return _sentences(rng, size, NEWS_FRAMES)
 
 
 def shop(rng: random.Random, split: str, size: int) -> list[dict[str, object]]:
-    """Persons, organisations, products, amounts and days."""
+    """Return sentences with persons, organisations, products, amounts and days."""
     return _sentences(rng, size, SHOP_FRAMES)

@@ -1,4 +1,4 @@
-"""Summaries: one decision has to be found in a conversation or a report and said in one plain sentence."""
+"""Summaries: find the one decision in a conversation or a report and state it in one plain sentence."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def _report(rng: random.Random) -> dict[str, object]:
 
 
 def plans(rng: random.Random, split: str, size: int) -> list[dict[str, object]]:
-    """Conversations that agree on who brings what where and when; `split` changes nothing but the stream."""
+    """Return conversations that agree on who brings what where and when; `split` acts only through `rng`."""
     return [_plan(rng) for _ in range(size)]
 
 
 def reports(rng: random.Random, split: str, size: int) -> list[dict[str, object]]:
-    """Inspection reports that end with one repair."""
+    """Return inspection reports that end with one repair."""
     return [_report(rng) for _ in range(size)]

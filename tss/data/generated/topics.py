@@ -1,4 +1,4 @@
-"""Topics: short texts whose topic words are, in the test split, mostly words that training never showed."""
+"""Topics: short texts; in the test split, most topic words do not occur in the training split."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ REQUEST_FRAMES = (
     "Is there any news about the {0}, or at least about the {1}?",
     "We need to talk about {0}, {1} and perhaps {2} before Monday.",
 )
-SEEN = 10  # of each topic's words training shows this many; the test split draws from the others three times in four
+SEEN = 10  # words of each topic used in training; three in four test texts use the others instead
 
 
 def _texts(
@@ -62,10 +62,10 @@ def _texts(
 
 
 def topics(rng: random.Random, split: str, size: int) -> list[dict[str, object]]:
-    """Six topics of narrative text."""
+    """Return narrative texts on six topics."""
     return _texts(rng, split, size, TOPIC_WORDS, TOPIC_FRAMES)
 
 
 def requests(rng: random.Random, split: str, size: int) -> list[dict[str, object]]:
-    """Five topics of requests."""
+    """Return requests on five topics."""
     return _texts(rng, split, size, REQUEST_WORDS, REQUEST_FRAMES)

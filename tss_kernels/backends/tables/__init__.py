@@ -1,4 +1,4 @@
-"""Launch configurations by architecture: tables of constants, and which of them a device takes."""
+"""Launch configurations by architecture: tables of constants, and the choice of a table for a device."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ TABLES = {table.name: table for table in (sm_90.TABLE, sm_80.TABLE, sm_80.SMALL)
 
 
 def table_of(major: int, minor: int) -> Table:
-    """The table for a compute capability: the largest shared memory class that it has."""
+    """Return the table for a compute capability: the largest shared memory class that it has."""
     if major in (9, 10):
         return sm_90.TABLE
     return sm_80.TABLE if (major, minor) == (8, 0) else sm_80.SMALL
 
 
 def table_for(device: torch.device) -> Table:
-    """The table for a device; the CPU, where Triton's interpreter runs, takes Hopper's."""
+    """Return the table for a device; the CPU, where Triton's interpreter runs, uses Hopper's."""
     if device.type != "cuda":
         return sm_90.TABLE
     return _table_of_index(torch.cuda.current_device() if device.index is None else device.index)

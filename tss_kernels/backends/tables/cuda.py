@@ -1,6 +1,6 @@
-"""The tilings of the CUDA C++ products, and where W * g written once for the vendor's product wins. Nothing here was
+"""Tilings of the CUDA C++ products, and where writing W * g once for the vendor's product wins.
 
-measured: tilings are chosen by counted instructions, crossovers by counting bytes and operations.
+Nothing here was measured: tilings are chosen by counted instructions, crossovers by counting bytes and operations.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tss_kernels.backends.tile_choice import cuda_product
 
 
 class Tiling(NamedTuple):
-    """A tiling by its number in csrc/cuda/operations.h: features and rows of a block."""
+    """A tiling, by its number in csrc/cuda/operations.h, with the features and rows of a block."""
 
     name: str
     number: int
@@ -25,18 +25,18 @@ class Tiling(NamedTuple):
     rows: int
 
 
-GENERAL = Tiling("general", 0, 64, 32)  # any strides, each element by itself
+GENERAL = Tiling("general", 0, 64, 32)  # any strides, elements loaded one by one
 SMALL = Tiling("small", 1, 64, 32)
 NARROW = Tiling("narrow", 2, 64, 128)
 WIDE = Tiling("wide", 3, 128, 128)
-NARROW_GROUPS = Tiling("narrow_groups", 4, 64, 128)  # by Hopper's warpgroup instructions
+NARROW_GROUPS = Tiling("narrow_groups", 4, 64, 128)  # with Hopper's warpgroup instructions
 WIDE_GROUPS = Tiling("wide_groups", 5, 128, 128)
 TILINGS = (GENERAL, SMALL, NARROW, WIDE, NARROW_GROUPS, WIDE_GROUPS)
 # float32 has one kernel for all shapes and strides.
 FLOAT32 = Tiling("float32", 0, 64, 64)
 
 _MEMORY = Crossover(ALWAYS, "predicted: both are limited by moving x and y once")
-# By `bounds.py`; as in sm_90.py a second launch from Python is worth a difference that is within what it is sure of.
+# By `bounds.py`; as in sm_90.py, saving a launch from Python is worth a difference within the model's uncertainty.
 _ARITHMETIC = Crossover(2048, "predicted: 11.5 us against the vendor's 11.1 at 2,048 rows, 22.0 against 14.2 at 4,096")
 _GENERAL = Crossover(256, "predicted: loads of single elements; few rows save the second launch")
 _FLOAT32 = Crossover(256, "predicted: the vendor's float32 product is faster; few rows save the second launch")
@@ -46,20 +46,20 @@ CROSSOVERS = crossovers_of(_MEMORY, _ARITHMETIC, _GENERAL, _FLOAT32)
 
 @functools.cache
 def with_crossovers(table: str) -> Table:
-    """A table by its name, with this backend's crossovers."""
+    """Return a table by name, with this backend's crossovers."""
     return TABLES[table]._replace(crossovers=CROSSOVERS)
 
 
 def cuda_table(device: torch.device) -> Table:
-    """The device's table with this backend's crossovers."""
+    """Return the device's table with this backend's crossovers."""
     return with_crossovers(table_for(device).name)
 
 
 def has_warpgroups(device: torch.device) -> bool:
-    """Whether the tilings by Hopper's instructions run on the device; the CPU, where kernels are emulated, has them.
+    """Return whether the tilings with Hopper's instructions run on the device; on the CPU, emulated, they do.
 
-    The compute capability does not tell: an installation for other architectures, or a driver that was told to compile
-    PTX itself, has no such code on Hopper either. So the module is asked what the driver took from it.
+    The compute capability is not enough: an installation for other architectures, or a driver that was told to compile
+    PTX itself, has no such code even on Hopper. So the module reports what the driver loaded from it.
     """
     if device.type != "cuda":
         return True
@@ -74,9 +74,9 @@ def _has_warpgroups(index: int) -> bool:
 def tiling_for(
     dtype: torch.dtype, rows: int, summed: int, features: int, aligned: bool, warpgroups: bool
 ) -> tuple[Tiling, int]:
-    """The tiling of a gated product whose result is (rows, features), and in how many ranges it sums `summed` features.
+    """Return the tiling of a gated product with a (rows, features) result, and the ranges of its `summed` features.
 
-    aligned: 16 bytes can be copied at once. With ranges a second launch adds their sums in order.
+    aligned: 16 bytes can be copied at once. If there are several ranges, a second launch adds their sums in order.
     """
     if dtype == torch.float32:
         return FLOAT32, 1

@@ -1,6 +1,6 @@
-"""The tiles of the CUDA C++ adapter and what runs as two products instead. Nothing here was measured: tiles are chosen
+"""Tiles of the CUDA C++ adapter, and what runs as two products instead.
 
-by counted instructions, the crossover is the one of a single product.
+Nothing here was measured: tiles are chosen by counted instructions, the crossover is that of a single product.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tss_kernels.backends.tile_choice import adapter
 
 
 class AdapterTile(NamedTuple):
-    """A tile by its number in csrc/cuda/operations.h: hidden units and rows of a block."""
+    """A tile, by its number in csrc/cuda/operations.h, with the hidden units and rows of a block."""
 
     name: str
     number: int
@@ -21,8 +21,8 @@ class AdapterTile(NamedTuple):
     rows: int
 
 
-# In falling order of rows. A block takes at most 92 KB of shared memory and 128 registers for each of 256 threads: two
-# run on a multiprocessor of Hopper, one of the largest tiles on smaller chips.
+# In descending order of rows. A block uses at most 92 KB of shared memory and 128 registers for each of 256 threads:
+# two run on a multiprocessor of Hopper; on smaller chips only one, with the largest tiles.
 NARROW = (
     AdapterTile("narrow_128", 0, 64, 128),
     AdapterTile("narrow_64", 1, 64, 64),
@@ -30,17 +30,17 @@ NARROW = (
 )
 WIDE = (AdapterTile("wide_64", 3, 128, 64), AdapterTile("wide_32", 4, 128, 32))
 TILES = (*NARROW, *WIDE)
-# Up to how many rows one kernel loads single elements: few rows save the launches.
+# Most rows for which one kernel loads single elements: with few rows, saving launches wins.
 UNALIGNED_ROWS = 256
 
 
 def tile_for(
     x_dtype: torch.dtype, dtype: torch.dtype, rows: int, features: int, bottleneck: int, aligned: bool
 ) -> tuple[AdapterTile | None, str]:
-    """The tile of both passes and why; no tile where two products run one after the other.
+    """Return the tile of both passes and the reason; None if two products run one after the other.
 
     x_dtype: of x or dy, at least as wide as the weights' dtype; aligned: rows of x and of the down weight start on
-    boundaries of 16 bytes.
+    16-byte boundaries.
     """
     if dtype == torch.float32:
         return None, "float32 is not multiplied by tensor cores: two products around the activation"

@@ -1,4 +1,4 @@
-"""What a configuration table holds; one table per architecture lies beside this file."""
+"""Contents of a configuration table; the tables, one per architecture, are in the files beside this one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NARROW = 64  # features that one narrow tile covers
 
 
 class Tile(NamedTuple):
-    """Launch configuration: how much of each dimension a program takes at a time, its warps and its pipeline depth."""
+    """Launch configuration: how much of each dimension a program processes at a time, its warps and pipeline depth."""
 
     out: int
     inner: int
@@ -29,8 +29,9 @@ class Tile(NamedTuple):
 
 
 class Crossover(NamedTuple):
-    """Up to how many rows the fused kernel runs; beyond, the vendor's product runs, on W * g that is written once, or
-    for the score gradient before W * (1 - I) is applied.
+    """Most rows for which the fused kernel runs; beyond, the vendor's product runs.
+
+    The latter runs on W * g written once, or for the score gradient before W * (1 - I) is applied.
 
     basis: how the number was found, "measured ..." or "predicted ...".
     """
@@ -40,14 +41,14 @@ class Crossover(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The configurations of one architecture: pure data, looked up by dtype and shape class.
+    """Configurations of one architecture: pure data, looked up by dtype and shape class.
 
     Attributes:
         name: the architecture.
         shared_memory: bytes that one program may use.
-        balance: operations per element moved, above which a product of 16-bit operands is bound by arithmetic.
-        tiles: (product, kind, width) -> tiles in falling order of rows.
-        crossovers: (product, kind, aligned, bound) -> where the fused kernel ends.
+        balance: operations per element moved above which a product of 16-bit operands is bound by arithmetic.
+        tiles: (product, kind, width) -> tiles in descending order of rows.
+        crossovers: (product, kind, aligned, bound) -> up to how many rows the fused kernel runs.
     """
 
     name: str
@@ -64,7 +65,7 @@ def crossovers_of(
     float32: Crossover,
     products: tuple[Product, ...] = MASKED,
 ) -> dict[tuple[Product, Kind, bool, Bound], Crossover]:
-    """The same for several products: 16-bit types by what bounds them, loads of single elements, float32."""
+    """Return the same crossovers for several products: 16-bit dtypes by bound, loads of single elements, float32."""
     found: dict[tuple[Product, Kind, bool, Bound], Crossover] = {}
     bounds: tuple[tuple[Bound, Crossover], ...] = (("memory", memory), ("arithmetic", arithmetic))
     for product in products:
@@ -76,19 +77,19 @@ def crossovers_of(
 
 
 def kind_of(dtype: torch.dtype) -> Kind:
-    """float32 is multiplied without tensor cores (or as tf32); the 16-bit types share everything."""
+    """Return the kind: float32 is multiplied without tensor cores (or as tf32); the 16-bit dtypes share everything."""
     return "float32" if dtype == torch.float32 else "half"
 
 
 def width_of(features: int, aligned: bool) -> Width:
-    """The class of the tiled features; `aligned` says that 16 bytes can be loaded at once everywhere."""
+    """Return the class of the tiled features; aligned: 16 bytes can be loaded at once everywhere."""
     if not aligned:
         return "unaligned"
     return "narrow" if features <= NARROW else "wide"
 
 
 def bound_of(table: Table, in_features: int, out_features: int) -> Bound:
-    """What limits the product of many rows: 2 in out operations against in + out elements moved, for each row."""
+    """Return what limits a product of many rows: 2 in out operations against in + out elements moved, per row."""
     elements = max(in_features + out_features, 1)
     return "memory" if in_features * out_features <= table.balance * elements else "arithmetic"
 
@@ -96,7 +97,7 @@ def bound_of(table: Table, in_features: int, out_features: int) -> Bound:
 def materialises(
     table: Table, product: Product, dtype: torch.dtype, rows: int, in_features: int, out_features: int, aligned: bool
 ) -> tuple[bool, str]:
-    """Whether the vendor's product should run, on W * g written once where it is masked, and why or why not."""
+    """Return whether the vendor's product should run, on W * g written once if it is masked, and the reason."""
     bound = bound_of(table, in_features, out_features)
     crossover = table.crossovers[product, kind_of(dtype), aligned, bound]
     chosen = rows > crossover.rows
