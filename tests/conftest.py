@@ -1,4 +1,4 @@
-"""Small models and tokenizers that every room's tests share; nothing here needs a network or a GPU."""
+"""Small models and tokenizers that all tests share; nothing here needs a network or a GPU."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +40,9 @@ COUNTED = {
 WIDE = (("mask_kernel", ""), ("adamw_kernel", "true"))  # and how their parameters end then
 STORES = ("gated_product_kernel", "gated_adapter_kernel")
 # What a kernel leaves behind: results, or the error of a trap.
-EFFECT = re.compile(r"\*/\s+(?:@!?U?P\d+ )?(?:STG|ST|RED|REDG|ATOM|ATOMG|BPT\.TRAP)\b")
+EFFECT = re.compile(r"(?:STG|ST|RED|REDG|ATOM|ATOMG|BPT\.TRAP)\b")
+# After the address, and a predicate if there is one.
+INSTRUCTION = re.compile(r"\*/\s+(?:@!?U?P\d+ )?([A-Z][\w.]*)")
 # A tile of Hopper's warpgroups; on other architectures its kernels only trap.
 GROUPS = re.compile(r"ProductTile<[^>]*true>")
 
@@ -99,10 +102,12 @@ def read(module: Path) -> list[Kernel]:
         raise FileNotFoundError("cuobjdump was not found: install the CUDA toolkit or Triton")
     counts, idle = {}, {}
     for architecture, name, body in _parts(_dump(tool, "-sass", module), r"^\s*Function : "):
+        instructions = Counter(INSTRUCTION.findall(body))
         counts[architecture, name] = {
-            column: len(re.findall(rf"\*/\s+(?:@!?U?P\d+ )?{pattern}", body)) for column, pattern in COUNTED.items()
+            column: sum(often for instruction, often in instructions.items() if re.match(pattern, instruction))
+            for column, pattern in COUNTED.items()
         }
-        idle[architecture, name] = EFFECT.search(body) is None
+        idle[architecture, name] = not any(map(EFFECT.match, instructions))
     kernels = []
     for architecture, name, body in _parts(_dump(tool, "-res-usage", module), r"^ Function "):
         fields = dict(re.findall(r"(REG|STACK):(\d+)", body))
