@@ -10,9 +10,11 @@ import sys
 import threading
 
 import pytest
+import yaml
 
 from tss.cli.console import matrix_lines, plain_table
 from tss.cli.run import default_folder
+from tss.run.config import load_config
 
 HEAVY = ("torch", "transformers", "pydantic", "numpy", "rich", "yaml", "matplotlib")
 
@@ -133,7 +135,10 @@ def test_presets_lists_and_prints(tss):
     assert done.code == 0
     assert any(line.startswith("mixed.paper  ") for line in done.out.splitlines())
     done = tss("presets", "ccd", "--variant", "paper")
+    assert done.out.startswith("# ccd.paper for backbone bart-large and method tss\n")
+    assert "`extends: ccd.paper`" in done.out
     assert "score_lr: 0.0005" in done.out
+    assert load_config(yaml.safe_load(done.out)) == load_config("ccd.paper")
 
 
 def test_env_names_versions_and_kernels(tss):

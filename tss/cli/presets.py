@@ -27,8 +27,13 @@ def run(args: argparse.Namespace) -> int:
         console.print_table(["preset", "what"], [[name, description(name)] for name in preset_names()])
         return 0
     from tss.run.config import dump_config, load_config
+    from tss.run.config_files import find_preset
 
-    print(dump_config(load_config(args.name, variant=args.variant)), end="")
+    name = find_preset(args.name, args.variant)
+    config = load_config(name)
+    print(f"# {name} for backbone {config.backbone} and method {config.method}")
+    print(f"# a file with `extends: {name}` also gets the preset's settings for other backbones and methods")
+    print(dump_config(config), end="")
     return 0
 
 
