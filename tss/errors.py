@@ -29,7 +29,11 @@ class DataError(TssError):
 
 
 class StateError(TssError):
-    """State or task file that is missing, truncated, edited, or belongs to another configuration."""
+    """State or task file that is missing, truncated, edited, or belongs to another configuration.
+
+    Also a task that is unknown or not in the state that a call needs, and a file or folder that cannot be used or
+    locked.
+    """
 
 
 class ForgettingError(TssError):

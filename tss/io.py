@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 from tss.errors import StateError
 
 PARTIAL = re.compile(r"(.+)\.[0-9a-f]{32}\.partial")
-"""Name of a file that is still being written; the group is the name that it will have."""
+"""Name of a file that is still being written; the group is its final name."""
 NAME_LENGTH = 100
-"""Characters of a name that are kept in a path; file systems allow 255 bytes, and names get a number and a digest."""
+"""Maximum characters of a name in a path; file systems allow 255 bytes, and a number and a digest are added."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -28,7 +28,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     order.
 
     Raises:
-        OSError: for example, the disk is full; the old file is then kept.
+        OSError: for example, the disk is full; the old file is then kept, unless only flushing the rename failed.
     """
     with replacing(path) as file:
         file.write(data)
@@ -39,7 +39,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yield a file whose content replaces `path`, as in `write_bytes`, if the block ends without an exception.
 
     Raises:
-        OSError: for example, the disk is full; the old file is then kept, as after any other exception.
+        OSError: for example, the disk is full; the old file is then kept, as after any other exception, unless only
+            flushing the rename failed.
     """
     path = Path(path)
     make_directory(path.parent)

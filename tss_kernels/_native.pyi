@@ -1,6 +1,6 @@
 """The compiled module of csrc/cpu; csrc/cpu/kernels.h documents each function.
 
-Tensors are passed as addresses of contiguous memory, 0 for none; kinds as in `tss_kernels.native.DTYPE_CODES`.
+Tensors are passed as addresses of contiguous memory, 0 for none; kinds as in `tss_kernels.tensors.DTYPE_CODES`.
 Arguments are not checked.
 """
 

@@ -36,8 +36,9 @@ CEILINGS = {"NVIDIA H200": Ceiling(4.3e12, {torch.bfloat16: 790e12, torch.float1
 
 @dataclass(frozen=True)
 class Explanation:
-    """What one call would run. bytes: moved if everything is read and written once; flops: of the forward pass alone.
+    """What one call would run.
 
+    bytes: moved if everything is written once and read once, raw importance twice; flops: of the forward pass alone.
     roofline_seconds is None if it is unknown, and `roofline_note` says why; `rejected` maps every other backend to why
     it was not chosen. predicted: the forward pass's time by backend, counted and not measured; `predicted_note` says
     for which chip it was counted, or why it was not.

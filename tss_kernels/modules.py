@@ -42,7 +42,7 @@ class GatedAdapterLinear(nn.Module):
     importance: torch.Tensor | None
     packed: torch.Tensor | None
     gates_of_call: Callable[[torch.Tensor], torch.Tensor | None] | None = None
-    """Of subclasses whose gates belong to a call: packed gates for its input x, or None for the layer's own."""
+    """For subclasses whose gates depend on the call: input x -> packed gates, or None for the layer's own."""
 
     def __init__(
         self,

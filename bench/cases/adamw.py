@@ -1,4 +1,4 @@
-"""soft_masked_adamw_ at both sites, against PyTorch's fused AdamW with a separate multiply, and without any mask."""
+"""soft_masked_adamw_ at both sites, against PyTorch's AdamW with a separate multiply, and its fused AdamW unmasked."""
 
 from __future__ import annotations
 

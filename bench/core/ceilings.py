@@ -1,4 +1,4 @@
-"""Measured limits of this machine: copy bandwidth, rates of large products, a launch."""
+"""Measured limits of this machine: copy bandwidth and rates of large products."""
 
 from __future__ import annotations
 

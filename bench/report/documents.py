@@ -1,4 +1,4 @@
-"""The documents' numbers and the figure, all from one result file.
+"""The documents' numbers and figures, each section from the result file that it names.
 
     <!-- measured:SELECTION FILE -->
     written by `python -m bench.report update`

@@ -19,7 +19,7 @@ except ImportError:  # Windows
     fcntl = None
 
 STATUS = "tss_kernels:"
-"""What lines of progress begin with."""
+"""Prefix of lines of progress."""
 
 
 class BuildFailed(RuntimeError):

@@ -1,5 +1,6 @@
-// A program that runs every kernel for the CPU once at fixed shapes, on one thread, for callgrind to count what `counted`
-// executes: without Python, PyTorch or start-up. It links the same objects that the extension module is made of.
+// A program that runs the kernels for the CPU, except multi_task_product and activate, at fixed shapes, on one thread,
+// for callgrind to count what `counted` executes: without Python, PyTorch or start-up. It links the same objects that
+// the extension module is made of.
 //
 // Prints the compiler, then for each call of `counted` in order: instruction set, kernel, launch, rows, elements.
 #include <cstdint>

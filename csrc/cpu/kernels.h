@@ -7,7 +7,7 @@
 
 namespace tss {
 
-using Kind = Dtype;  // of numbers in memory
+using Kind = Dtype;  // the type of numbers in memory
 
 struct Numbers {
     void* data;  // nullptr for no tensor

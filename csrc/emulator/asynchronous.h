@@ -1,5 +1,5 @@
 // Asynchronous work of a thread: copies to shared memory, and products of warpgroups. It happens only when it is waited
-// for, which is as late as on any GPU; until then a read of its target gives NaN.
+// for, the latest time at which a GPU may do it; until then a read of its target gives NaN.
 #pragma once
 
 #include <cstddef>

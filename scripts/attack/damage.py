@@ -40,7 +40,7 @@ CHANGES: dict[str, Change] = {
     "nested": lambda data, rng: b"[" * 100_000,
 }
 IGNORED = ("report.html", "plots", "tables", "lock")
-"""What a run writes and never reads."""
+"""Files and folders that a run writes and never reads."""
 
 
 def damage_files(scene: Scene, most: int, seed: int) -> tuple[int, int, Failures]:

@@ -12,7 +12,7 @@ from scripts.attack.interruptions import Failures, fresh
 from scripts.attack.scene import Scene
 
 SECONDS = 120
-"""Longest that a refusal may take; on a busy machine a process alone takes some."""
+"""Maximum seconds that a refusal may take; on a busy machine, a process by itself takes some."""
 GOOD = '{"text": "the phone is good", "label": "plus"}'
 
 LINES: dict[str, bytes] = {
@@ -199,4 +199,4 @@ def _cases(scene: Scene) -> Iterator[tuple[str, list[object]]]:
 ANSWERS_IGNORED = {
     *("no label", "a number as the label", "an object as the label", "an empty label"),
 }
-"""What is wrong with an answer alone does not matter to prediction, which leaves it out."""
+"""Lines with only a wrong answer, which prediction ignores."""

@@ -15,7 +15,7 @@ from scripts.attack.scene import FULL, KILL, NOTHING, STOP, STORY, Scene, conten
 
 Failures = list[str]
 PAGE = 4096
-"""Bytes in which a file system in memory counts."""
+"""Bytes of a page, the unit of size of an in-memory file system."""
 
 
 def reference(scene: Scene) -> tuple[dict[str, bytes], int, float]:

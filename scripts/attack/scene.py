@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 
 STORY = "operations on files:\n"
-"""Comes before them in the output of a command line that was armed to do nothing."""
+"""Precedes the list of operations in the output of a command line that was armed with NOTHING."""
 HERE = Path(__file__).parent
 NOTHING, KILL, FULL, STOP = range(4)
-"""What happens at the chosen operation on a file: as in faults.c."""
+"""Fault at the chosen operation on a file; the same values as in faults.c."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Scene:
         subprocess.run(compile_, check=True)
         self._count = 0
         self.story: list[str] = []
-        """Operations on files in an undisturbed run, each with its file; known once there was one."""
+        """Operations on files in an undisturbed run, each with its file; empty until there was one."""
         make_data(self.data)
 
     def __enter__(self) -> Scene:

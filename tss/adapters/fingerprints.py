@@ -12,10 +12,10 @@ from torch import nn
 from tss.io import sha256
 
 CHUNK = 2**17
-"""Numbers of 8 bytes that are multiplied at a time."""
+"""Number of 64-bit words that are multiplied at a time."""
 WIDTHS = {torch.float64: 3, torch.float32: 2, torch.bfloat16: 1, torch.float16: 1}
 Checksums = dict[str, dict[str, str]]
-"""Tensor -> dtype -> checksum of its values in that dtype: its own, and the narrower ones that a cast may give."""
+"""Tensor -> dtype -> checksum of its values in that dtype: its own, and narrower ones that a cast may give."""
 
 
 def checksum(tensor: torch.Tensor) -> str:

@@ -51,7 +51,7 @@ class FrozenWeights:
         return sha256("\n".join([*own, digest(self.tensors())]))
 
     def remember(self, *, fresh: bool) -> None:
-        """Record the current values for `verify` to compare with; called when the first task is sealed."""
+        """Record the current values for `verify` to compare with; called when the model gets its first sealed task."""
         self._remembered = self.checksums(fresh=fresh), self._of_adapters.of(self.tensors(), fresh=fresh)
 
     def verify(self, *, fresh: bool) -> None:

@@ -23,9 +23,9 @@ from tss_kernels import SoftMaskedAdamW
 
 DECAYS = ("weight_decay", "lambd")  # names of weight decay in torch's optimizers; "lambd" is ASGD's
 MOST_STEPS = 500
-"""Steps to the threshold, all in one direction, from which on a learning rate is said to be too small.
+"""Number of steps from a score to its threshold, all in one direction, above which a learning rate gets a warning.
 
-The paper's rate, 5e-4, takes about 80 on BART-Large; Trainer's own default, 5e-5, about 800, and flips almost no gate.
+The paper's rate, 5e-4, needs about 80 on BART-Large; Trainer's default, 5e-5, about 800, and flips almost no gate.
 """
 MAKE_ONE = "model.tss.optimizer(score_lr=..., head_lr=...) after train_task (for Trainer: optimizers=(optimizer, None))"
 

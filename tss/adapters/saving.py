@@ -1,7 +1,8 @@
 """File format that `model.tss.save` writes, `tss.load` reads and every run folder contains; without the backbone.
 
-The manifest `tss.json` lists the files in use with their checksums. Files are named by checksum too and are never
-overwritten: new files are written beside the old ones, then `tss.json` is replaced, which is the only moment of change.
+The manifest `tss.json` lists the files in use with their checksums. Files are named by checksum too, and a file
+is overwritten only if its content does not have that checksum: new files are written beside the old ones, then
+`tss.json` is replaced, which is the only moment of change.
 """
 
 from __future__ import annotations

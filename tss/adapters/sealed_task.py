@@ -53,7 +53,7 @@ class SealedTask:
         self.bytes = sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
 
     def tensors(self) -> Tensors:
-        """Return all that its outputs depend on, except frozen tensors.
+        """Return all that its outputs depend on, except frozen tensors and trained weights that tasks share.
 
         Names are "gates.<layer>", "weights.<name>" and "head.<parameter>".
         """

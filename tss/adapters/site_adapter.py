@@ -30,7 +30,7 @@ class SiteAdapter(nn.Module, ABC):
 
     gated: ClassVar[bool]
     reads_output: ClassVar[bool] = True
-    """The adapter is a function of its site's output alone."""
+    """Whether the adapter is a function of its site's output alone."""
     down: Any
     up: Any
 
@@ -69,7 +69,11 @@ class SiteAdapter(nn.Module, ABC):
         return None if call is None or call.gates is None else call.gates[self.index]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Run each row of hidden (B, ..., width) through its task's adapter; return the same shape and dtype."""
+        """Run each row of hidden (B, ..., width) through its task's adapter.
+
+        Returns:
+            The same shape and dtype; from LoRA (B, ..., out_features) in the dtype of its weights.
+        """
         if hidden.shape[-1] != self.width:
             raise ValueError(
                 f"site {self.site} gives {hidden.shape[-1]} features where {self.width} were expected: "

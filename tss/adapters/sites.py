@@ -86,7 +86,7 @@ MODEL_TYPES = {
 }
 NAMES_SHOWN = 12
 MOST_SECONDS = 5.0
-"""Longest that the names of a model may take to be matched; a sound expression takes milliseconds."""
+"""Maximum number of seconds for matching the names of a model; a sound expression takes milliseconds."""
 BATCH_SECOND = ("xlnet", "fsmt")
 
 

@@ -8,7 +8,7 @@ from tss.adapters.learning import tasks_in
 from tss.errors import StateError
 
 BACKBONE, ADAPTERS, LEARNING = "backbone.", "adapters.", "learning."
-"""How the names of its parts begin."""
+"""Prefixes of the keys in a `TssModel`'s state dict, by part of the model."""
 
 
 def check_state(

@@ -112,7 +112,7 @@ def decode_tensors(data: bytes, path: Path) -> tuple[dict[str, torch.Tensor], di
 
 
 DAMAGE = (SafetensorError, struct.error, ValueError, KeyError, TypeError)
-"""What reading bytes that are no file of tss raises."""
+"""Exceptions from reading bytes that are not a file of tss."""
 
 
 def _header_size(first: bytes) -> int:

@@ -112,7 +112,7 @@ class TaskCall:
 
 
 NO_TASK = TaskCall(None, (), None, None, None)
-"""A call without a task: adapters are bypassed, also where its layers run again."""
+"""Call without a task: adapters are bypassed, also when checkpointed layers run again in its backward pass."""
 
 
 class _OfThread(threading.local):

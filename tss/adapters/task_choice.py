@@ -25,7 +25,7 @@ class _Active:
 
 
 ACTIVE = _Active()
-"""What a call that names no task asks for."""
+"""Stands for the task in a call that names none: the active task."""
 Task = str | Sequence[str] | TaskCall | _Active | None
 
 

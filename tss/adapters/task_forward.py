@@ -18,7 +18,7 @@ from tss.tasks.heads import Features, choose_stack, shift_right
 
 Inputs = dict[str, Any]
 MAIN_INPUTS = ("input_ids", "inputs", "inputs_embeds", "pixel_values")
-"""Names of inputs whose first dimension is that of the rows."""
+"""Names of inputs whose first dimension is the number of rows."""
 
 
 @dataclass

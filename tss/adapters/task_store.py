@@ -34,9 +34,9 @@ class TaskRecord:
 
     Attributes:
         name, kind, state: name, kind and state of the task.
-        bytes: bytes kept for it once sealed: gates and head.
+        bytes: bytes kept for it once sealed: gates or its own weights, and head.
         density: fraction of its gates that are on; None until sealed, or without gates.
-        hash: SHA-256 of its gates and head; None until sealed.
+        hash: SHA-256 of its gates or its own weights, and head; None until sealed.
     """
 
     name: str

@@ -40,7 +40,7 @@ class TaskTensors:
         store: the tasks.
         learning: holds the heads being trained.
         frozen: the frozen weights that all tasks rely on.
-        handed_on: the scores before training started, to be restored if the tasks being trained are abandoned.
+        handed_on: the shared state except importance before training started, restored if the tasks are abandoned.
     """
 
     def __init__(

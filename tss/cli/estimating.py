@@ -19,7 +19,7 @@ from tss.run.prepare import Run, open_run
 from tss.run.runtime import Runtime
 
 SLOW_STEP = 20.0
-"""Seconds after which a first step is taken as the measurement: a second one would only make the user wait."""
+"""Seconds; a first step that takes longer is used as the measurement: another one would only make the user wait."""
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from tss.run.learned import Learned
 
 SKIPPED = 3
-"""Exit code where lines were left out."""
+"""Exit code if lines were skipped."""
 WINDOW = 4096
-"""Lines that are in memory at a time: they are answered together, and written in their order."""
+"""Maximum number of lines in memory at a time; they are answered together and written in their order."""
 PREDICTED, CONFIDENCE = "prediction", "confidence"
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tss.serve.settings import ServeSettings
 
 LEAST_TOKEN = 16
-"""Characters of a token that is not guessed."""
+"""Minimum number of characters of a token, so that it cannot be guessed."""
 OPTIONS = {
     "max_batch": (int, "N", "maximum batch size"),
     "max_wait_ms": (float, "MS", "maximum time that the oldest input waits for others while the model is idle"),
@@ -173,7 +173,7 @@ def _serve(service: Service, settings: ServeSettings, token: str | None, sock: s
         timeout_graceful_shutdown=settings.grace_seconds,
     )
     server = uvicorn.Server(config)
-    # after answering all requests, uvicorn raises the signal that stopped it again
+    # after answering all requests, uvicorn raises once more the signal that stopped it
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     before[signal.SIGHUP] = signal.signal(
         signal.SIGHUP, lambda *_: threading.Thread(target=_reload, args=(service,), daemon=True).start()

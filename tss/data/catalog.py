@@ -23,7 +23,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isi
 PLACES = ("hub", "github", "folder")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TABLES = ("columns", "multiwoz")
-"""Formats whose files are tables that `datasets` reads; those of the others are read here."""
+"""Formats whose files are tables that `datasets` reads; tss itself reads those of the other formats."""
 
 
 class Draw(BaseModel):

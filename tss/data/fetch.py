@@ -18,7 +18,7 @@ from tss.errors import DataError
 
 RAW_FILES = "https://raw.githubusercontent.com"
 TIMEOUT = 60
-"""Seconds without an answer after which a download is given up."""
+"""Seconds without a response after which a download fails."""
 
 
 def fetch_tables(task: str, entry: Entry, folder: Path | None) -> dict[str, Any]:

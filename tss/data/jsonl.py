@@ -12,7 +12,7 @@ from tss.errors import DataError
 from tss.io import from_json
 
 MAX_LINE_BYTES = 16 * 2**20
-"""A line of data may have so many bytes; a book has about one million."""
+"""Maximum number of bytes in a line of data; a book has about one million."""
 BOM = b"\xef\xbb\xbf"
 EMPTY = "the file is empty: expected one JSON object per line"
 SPLITS = ("train", "validation", "test")

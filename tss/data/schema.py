@@ -16,7 +16,7 @@ FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 ANSWERS = {"classification": "label", "extraction": "ner_tags", "generation": "target"}
-"""The field that a task predicts."""
+"""Kind -> the field that its tasks predict."""
 
 
 class Malformed(ValueError):

@@ -21,7 +21,7 @@ GENERATED = "generated"
 MAIN_METRICS = {"drg": "bleu"}
 
 MAX_NAME = 200
-"""Characters of a task's name: file systems and figures have no room for more."""
+"""Maximum number of characters in a task's name: longer ones fit neither file systems nor figures."""
 
 Checked = list[tuple[int, Example]]  # line number, example
 

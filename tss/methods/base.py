@@ -56,11 +56,11 @@ class Method(ABC):
     never_forgets: ClassVar[bool]
     """True: the runner verifies after every task that no sealed task changed, and stops the run if one did."""
     joint: ClassVar[bool] = False
-    """True: all tasks are learned together, and the matrix of results has its last row alone."""
+    """True: all tasks are learned together, and only the last row of the matrix of results is measured."""
 
     averages_importance: ClassVar[bool] = False
-    """True: in a run of several processes `end_task` takes this process's part of the batches and averages over all;
-    False: every process goes over all of them."""
+    """True: in a run of several processes, `end_task` gets this process's part of the batches and averages over all
+    processes; False: every process gets all batches."""
 
     def __init__(self, options: Any) -> None:
         self.options = options

@@ -1,4 +1,4 @@
-"""EWC: the weights that past tasks relied on are held near where those tasks left them."""
+"""EWC: a penalty keeps the weights of shared adapters that past tasks relied on near where those tasks left them."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ class Ewc(Method):
     is not the squared gradient of a batch's mean loss, whose size depends on the batch size. The sum over tasks is kept
     as one quadratic, equal to it up to a constant: the sum of all F_t, around the mean of all w_t weighted by F_t. So
     nothing grows with the number of tasks. Heads are not shared, so they are not penalized.
+
+    The implementation of Avalanche is for its own training loop and models with one output; the formula is a few lines.
     """
 
     name = "ewc"

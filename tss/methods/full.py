@@ -1,4 +1,4 @@
-"""FULL: the whole backbone is trained on task after task; nothing guards the old ones."""
+"""FULL: the whole backbone is trained on task after task; nothing protects old tasks."""
 
 from __future__ import annotations
 

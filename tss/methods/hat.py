@@ -1,4 +1,4 @@
-"""HAT: hidden units are gated by task, and units that a past task relies on no longer move."""
+"""HAT: each task gates the hidden units of shared adapters; the more past tasks use a unit, the less it changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tss.adapters.masked_site import MaskedSite
 
 LARGEST = 6.0
-"""Bound of the embeddings, as in the authors' code: beyond it their gradient vanishes."""
+"""Bound of the embeddings' absolute values, as in the authors' code: beyond it, their gradient vanishes."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""LoRA: a low-rank adaptation of its own for every task, made by the package peft; nothing is shared."""
+"""LoRA: every task trains its own low-rank update of linear layers, created by the package peft; nothing is shared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LwF: while a task is learned, the answers that past tasks give on its inputs are held to what they were."""
+"""LwF: while shared adapters learn a task, a penalty keeps past tasks' outputs on its inputs near what they were."""
 
 from __future__ import annotations
 

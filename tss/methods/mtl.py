@@ -1,4 +1,4 @@
-"""MTL, multi-task learning: one set of plain adapters learns all tasks at once; what a sequence is measured against."""
+"""MTL, multi-task learning: one set of plain adapters learns all tasks at once; a reference for sequential learning."""
 
 from __future__ import annotations
 

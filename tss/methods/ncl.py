@@ -1,4 +1,4 @@
-"""NCL, naive continual learning: one set of plain adapters trained on task after task; nothing guards the old ones."""
+"""NCL, naive continual learning: one set of plain adapters trained on task after task; nothing protects old tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONE: a plain adapter and a head of its own for every task; nothing is shared, so nothing is forgotten."""
+"""ONE: every task trains a plain adapter and a head of its own; nothing is shared, so nothing is forgotten."""
 
 from __future__ import annotations
 

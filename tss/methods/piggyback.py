@@ -1,4 +1,4 @@
-"""Piggyback: each task switches off a part of a frozen network that starts with everything on."""
+"""Piggyback: each task learns which weights of frozen random adapters to switch off, starting with all of them on."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tss.report.run import Run
 from tss.report.style import MUTED, Picture, new_figure, picture, run_colour, run_legend
 
 LEAST_SPAN = 1.0
-"""Points on both sides of zero that the axis of forgetting has at least: nothing forgotten looks like nothing."""
+"""Minimum extent of the forgetting axis on each side of zero, in points, so that no forgetting looks like none."""
 
 
 def forgetting_picture(runs: Sequence[Run], name: str) -> Picture | None:

@@ -12,13 +12,13 @@ from tss.report.run import Run
 from tss.report.style import MUTED, Picture, new_figure, picture, run_colour, run_legend, run_style
 
 POINTS = 240
-"""Points of a loss curve per task: long runs record hundreds of thousands, which no figure can show."""
+"""Maximum points of a loss curve per task; long runs record hundreds of thousands, which no figure can show."""
 MOST_POINTS = 20_000
-"""Points of all loss curves together."""
+"""Maximum points of all loss curves together."""
 MOST_LABELS = 60
-"""Tasks whose names fit on an axis."""
+"""Maximum number of task names that fit on an axis."""
 MOST_PANELS = 40
-"""Panels of learning curves that a page has room for."""
+"""Maximum number of panels of learning curves on a page."""
 Line = list[tuple[float, float]]
 
 
@@ -109,7 +109,7 @@ def loss_picture(run: Run, name: str) -> Picture | None:
 
 
 def capacity_picture(run: Run, name: str) -> Picture | None:
-    """Draw the mean importance after each task, over the layers that any task has used; None if not recorded."""
+    """Draw the mean importance after each task, over the layers that any task used so far; None if not recorded."""
     ends = [end for end in run.by_task("task_end").values() if end.get("importance_mean")]
     if not ends:
         return None

@@ -11,7 +11,7 @@ from tss.report.names import duration, number, size
 from tss.report.run import Run
 
 MOST_CARDS = 6
-"""Runs whose averages and forgetting are headline numbers."""
+"""Maximum number of runs whose average and forgetting are headline numbers."""
 Summary = dict[str, Any]
 
 

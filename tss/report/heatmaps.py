@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 FULL_WIDTH = 10.5
 MOST_CELLS, MOST_COLUMNS, MOST_PIXELS, MOST_NAMES = 30_000, 100, 500, 50
-"""Cells and columns that are drawn one by one; above them, pixels of an image and names on each side."""
+"""Maximum cells and columns drawn one by one; above them, maximum pixels and names on each side of an image."""
 MOST_HOVERS = 10_000
-"""Above so many cells none says its value where the pointer rests: each takes a line of the page."""
+"""Maximum number of cells with hover text: each takes a line of the page; above it, no cell has one."""
 MOST_ROWS = 40
-"""Above this many rows of many columns numbers are too small to read and too many to draw; the CSV has them."""
+"""Rows of many columns above which no numbers are printed: too small to read, too many to draw; the CSV has them."""
 
 
 def matrix_picture(run: Run, name: str) -> Picture:

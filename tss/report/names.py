@@ -11,7 +11,7 @@ FAMILIES = {
     "sum": "summarisation",
     "drg": "dialogue response generation: the next reply in a conversation",
 }
-"""What the short names of the paper's families stand for."""
+"""Meanings of the short names of the paper's families."""
 
 
 def shorten(name: str, limit: int = 26) -> str:

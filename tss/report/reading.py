@@ -15,9 +15,9 @@ from tss.run.folder import RunFolder
 from tss.run.run_state import RunState
 
 SHOWN = 3
-"""Contradictions that are told one by one."""
+"""Maximum number of contradictions reported one by one; the rest are counted."""
 EXAMPLES, MOST_EXAMPLES = 3, 60
-"""Predictions of a task, and tasks, that are shown."""
+"""Maximum number of predictions shown per task, and of tasks for which they are shown."""
 
 
 def read_run(folder: Path | str) -> Run:

@@ -13,7 +13,7 @@ from tss.methods import METHODS
 
 Matrix = list[list[float | None]]
 KEPT = {"own": "adapter's weights", "lora": "LoRA's weights", "masked": "gates of hidden units"}
-"""What is trained without gates of weights -> what of it a task keeps for itself."""
+"""Option `trained` of a method without gates of weights -> what a task keeps for itself."""
 
 
 @dataclass

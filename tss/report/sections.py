@@ -18,7 +18,7 @@ from tss.report.style import Picture
 from tss.report.tables import Table
 
 HALF_PAGE = 520
-"""CSS pixels that two figures side by side have each."""
+"""Maximum width of each of two figures side by side, in CSS pixels."""
 MEANINGS = [
     ("average", "mean over tasks of their scores after the last one was learned"),
     ("learning", "mean over tasks of their scores just after each was learned"),

@@ -16,7 +16,7 @@ from tss.report.run import Run
 
 Format = Callable[[Any], str]
 MOST_LETTERS = 240
-"""Of an answer that is shown."""
+"""Maximum number of characters of an answer that is shown."""
 METRIC_NAMES = {
     "average": "Average",
     "learning": "Learning",

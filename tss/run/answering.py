@@ -137,7 +137,7 @@ def _read(logits: torch.Tensor, rows: Sequence[Row]) -> list[Answer]:
 
 
 CANNOT = (ValueError, IndexError, RuntimeError, MemoryError, StateError)
-"""What is raised for an input that the model or its tokenizer cannot answer, or a task that cannot be read."""
+"""Exceptions for an input that the model or its tokenizer cannot answer, or a task that cannot be read."""
 
 
 def answer_each(

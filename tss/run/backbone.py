@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tss.run.config import RunConfig
 
 BART_TOKENIZER = "TSS_BART_TOKENIZER"
-"""Environment variable: folder of BART's tokenizer for `bart-large-random`."""
+"""Environment variable with the folder of BART's tokenizer for `bart-large-random`."""
 
 VOLATILE = (
     "_name_or_path",
@@ -34,7 +34,7 @@ VOLATILE = (
     "_from_model_config",
     "_attn_implementation",
 )
-"""Entries of a configuration that change no answer, or are a run's own."""
+"""Entries of a model configuration that change no answer, or are a run's own."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,13 @@ def embedded_folder() -> Path:
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Check that every entry of the tokenizer has a row in the model's input embedding."""
+    """Check that every entry of the tokenizer has a row in the model's input embedding.
+
+    A missing padding token is set to the end token.
+
+    Raises:
+        ConfigError: the tokenizer has more entries than the model embeds, or neither a padding nor an end token.
+    """
     embedding: Any = model.get_input_embeddings()
     rows = embedding.num_embeddings
     if len(tokenizer) > rows:

@@ -25,14 +25,14 @@ class TaskProgress:
     step: int = 0
     """Optimizer steps done in this epoch."""
     loss_sum: float = 0.0
-    """Of those steps."""
+    """Sum of the losses of those steps."""
     loss_sums: dict[str, float] = field(default_factory=dict)
-    """Of those steps, by task, where tasks are learned together."""
+    """Sums of the losses of those steps by task, if tasks are learned together."""
     best_epoch: int | None = None
     best_value: float | None = None
-    """Higher is better: the validation metric, or minus the validation loss."""
+    """Value of that epoch, higher is better: the validation metric, or minus the validation loss."""
     best_loss: float | None = None
-    """Validation loss of that epoch, by which epochs of the same metric are told apart."""
+    """Validation loss of that epoch, which decides between epochs with the same metric."""
     stale: int = 0
     """Epochs since the best one."""
     seconds: float = 0.0
@@ -54,7 +54,7 @@ class Checkpoint:
     task: str
     index: int
     written: Written
-    """The events up to it."""
+    """Events up to the checkpoint."""
     progress: TaskProgress
     learning: Tensors
     optimizer: OptimizerState = field(default_factory=dict)

@@ -18,7 +18,7 @@ from tss.run.config_files import Layer, apply_override, apply_overrides, lay_ove
 
 MAX_BOTTLENECK = 2**16
 CHOICES = {"backbones": "backbone", "methods": "method"}
-"""Sections of a layer with what differs for a value of a key."""
+"""Section of a layer, with the settings that differ for values of a key -> that key."""
 Rate = Annotated[float, Field(gt=0, le=3e38)]  # about the largest float32
 Count = Annotated[int, Field(ge=1, le=10**6)]
 Length = Annotated[int, Field(ge=8, le=10**6)]
@@ -46,7 +46,7 @@ class Training(_Section):
     eps: Rate = 1e-6
     warmup_ratio: float = Field(default=0.5, ge=0, le=1)
     patience: Count | None = None
-    """Epochs without a strictly better validation value before a task stops early; None: never."""
+    """Epochs without a strictly better validation value after which a task stops early; None: never."""
     grad_accumulation: Count = 1
     """Batches per optimizer step."""
     metric: str | None = None
@@ -54,9 +54,9 @@ class Training(_Section):
     features: str | None = None
     """Hidden states that the head reads; None: the kind's default."""
     head: str | None = None
-    """Of labelled tasks, "dense" or "linear"; None: the kind's default."""
+    """Head of labelled tasks, "dense" or "linear"; None: the kind's default."""
     validate_by: Literal["auto", "metric", "loss"] = "auto"
-    """What chooses the best epoch; auto: the main metric, and the loss for generation (decoding is slow)."""
+    """What selects the best epoch; auto: the main metric, but for generation the loss, because decoding is slow."""
 
 
 class Generation(_Section):
@@ -119,38 +119,38 @@ class RunConfig(_Section):
     fields: dict[str, str] | None = None
     """Field map of hub data: field of the task kind -> column."""
     sources: dict[str, TaskSource] = {}
-    """Task -> a source of its own, a text like `data` or {source, fields}; the other tasks come from `data`."""
+    """Task -> its own source, a string like `data` or {source, fields}; the other tasks come from `data`."""
     tasks: list[str] = []
-    """The sequence; empty: every task of `sources`, or of the data where there are none, in the order listed there."""
+    """The sequence; empty: every task of `sources`, or of `data` if that is empty, in the order listed there."""
     missing_tasks: Literal["error", "skip"] = "error"
-    """Tasks of the sequence that the data does not hold."""
+    """What to do if the data lacks tasks of the sequence."""
     shuffle: bool = False
     """Shuffle the sequence, seeded by `seed`."""
     training: Training = Training()
     generation: Generation = Generation()
     limits: Limits = Limits()
     families: dict[str, dict[str, Any]] = {}
-    """Family -> keys of `training`, `generation` and `limits` that differ there. A later layer, such as an override,
-    replaces what it sets for every task."""
+    """Family -> keys of `training`, `generation` and `limits` that differ for it. They are replaced by what a later
+    layer, such as an override, sets for every task."""
     overrides: dict[str, dict[str, Any]] = {}
-    """Task -> keys that differ there; they win over its family's."""
+    """Task -> keys that differ for it; they take precedence over its family's."""
     seed: int = Field(default=2021, ge=0, le=2**63 - 1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
     shard_backbone: bool = False
-    """Of a run in several processes: each keeps a part of the backbone (FSDP), for those that do not fit one device."""
+    """Divide the backbone among the processes of a run (FSDP); for backbones that do not fit on one device."""
     checkpoint_steps: Count = 200
-    """Optimizer steps between two saved states inside a task."""
+    """Optimizer steps between two checkpoints inside a task."""
     probe_size: Count = 8
     """Test inputs per task whose logits are compared bit for bit after every later task."""
     zero_shot: bool = False
-    """Evaluate each task before it is learned too, untrained and right before its turn; gives fwt."""
+    """Also evaluate each task before it is learned, untrained and right before its turn; gives fwt."""
     reevaluate: Literal["each", "last"] = "each"
-    """Sealed tasks of a method that never forgets: after which later tasks their test scores are measured again. With
-    "last", rows between take the score over once everything that it depends on is verified; other methods always
+    """After which later tasks the test scores of sealed tasks are measured again, for methods that never forget. With
+    "last", the rows between repeat the score, after everything that it depends on is verified. Other methods always
     measure."""
     log_seconds: float = Field(default=1.0, ge=0)
-    """At least this long between two `step` events; 0: every step."""
+    """Minimum seconds between two `step` events; 0: every step."""
     label: str = ""
     """Free text for reports."""
 
@@ -229,7 +229,7 @@ def _base_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def settings_for(config: RunConfig, task: str) -> TaskSettings:
-    """Return the settings of one task: `training`, then its family's changes, then its own.
+    """Return the settings of one task: `training`, `generation` and `limits`, changed by its family's, then its own.
 
     Args:
         config: configuration of the run.

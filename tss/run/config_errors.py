@@ -11,12 +11,14 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 MOST = 10
-"""Problems that are told; one wrong file has hundreds."""
+"""Maximum number of problems reported; one wrong file can have hundreds."""
 SWITCH_WORDS = {False: "off, no and false", True: "on, yes and true"}
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> list[str]:
     """Return a line for each problem: the key, what was found and expected; for unknown keys, the nearest known one.
+
+    After `MOST` problems, a last line says how many more there are.
 
     Args:
         error: error from the validation of `model`.

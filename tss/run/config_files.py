@@ -14,9 +14,9 @@ from tss.run.config_errors import nearest
 
 DEFAULT_VARIANT = "quick"
 MAX_BYTES, MAX_VALUES = 2**20, 100_000
-"""Of a configuration: bytes of its file, and values in it."""
+"""Maximum bytes of a configuration file, and maximum number of values in it."""
 SECTIONS, SPECIFIC = ("training", "generation", "limits"), ("families", "overrides")
-"""Keys that hold for every task, and keys that hold for a family or a task alone."""
+"""Sections for every task, and sections for single families or tasks."""
 
 
 class Layer(NamedTuple):

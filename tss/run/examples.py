@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tss.adapters import TssHandle
 
 MOST_PREFIX_BYTES = 2**28
-"""Bytes of hidden states that a split may keep."""
+"""Maximum bytes of hidden states cached for a split."""
 
 
 def with_settings(kind: TaskKind, settings: TaskSettings, task: str) -> TaskKind:
@@ -54,7 +54,7 @@ class Split:
     examples: Sequence[Example]
     encoded: Sequence[Encoded]
     prefix_states: torch.Tensor | None = None
-    """Hidden states below the first adapter, (tokens of all examples + 1, H), the last row zero; None: not kept."""
+    """Hidden states before the first adapter, (tokens of all examples + 1, H), the last row zero; None: not cached."""
 
     def __len__(self) -> int:
         return len(self.examples)

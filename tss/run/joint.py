@@ -24,7 +24,7 @@ from tss.run.loop import (
 )
 
 Round = list[tuple[int, int]]
-"""Optimizer steps in their order: the place of a task among the tasks, and how many of its steps come before."""
+"""Optimizer steps in order, each as (index of its task, number of steps of this task before it)."""
 
 
 def rounds(steps: Sequence[int], count: int) -> list[Round]:

@@ -96,7 +96,8 @@ class Learned:
         """Return the prediction for each (task, example), in order.
 
         Raises:
-            ValueError, IndexError, RuntimeError: an input cannot be predicted.
+            ValueError, IndexError, RuntimeError, MemoryError, StateError: an input cannot be predicted, or its task is
+                unknown or cannot be read.
         """
         answers = self.answer([Question(task, example) for task, example in rows])
         for answer in answers:

@@ -48,9 +48,9 @@ class Job:
     seed: int
     log: EventLog
     first_gates: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Packed gates that the task starts from, by layer; empty where adapters have no gates."""
+    """Packed gates that the task starts from, by layer; empty if adapters have no gates."""
     last_good: str = "its beginning"
-    """Where a resume would go on, in words."""
+    """Where a resume would continue, in words for messages."""
     step_seconds: list[float] = field(default_factory=list)
     """Duration of every optimizer step in this process."""
 
@@ -79,7 +79,10 @@ def steps_per_epoch(examples: int, settings: TaskSettings) -> int:
 
 
 def schedule(step: int, total: int, warmup: int) -> float:
-    """Return the fraction of the peak learning rate at a step (from 0): linear warmup, then linear to 0 at `total`."""
+    """Return the fraction of the peak learning rate at a step.
+
+    It rises linearly from 0 over `warmup` steps, then falls linearly to 0 at `total`; steps are counted from 0.
+    """
     if step < warmup:
         return step / warmup
     return (total - step) / max(1, total - warmup)

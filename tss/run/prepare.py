@@ -36,7 +36,7 @@ class Run:
 
     config: RunConfig
     settings: dict[str, TaskSettings]
-    """Of each task."""
+    """Task -> its settings."""
     folder: RunFolder
     tasks: list[TaskData]
     runtime: Runtime
@@ -46,7 +46,7 @@ class Run:
     state: RunState
     log: EventLog
     place: Checkpoint | None = None
-    """Where to go on inside the first unfinished task."""
+    """Checkpoint inside the first unfinished task to resume from."""
     tests: dict[str, Split] = field(default_factory=dict)
 
     def test(self, task: TaskData) -> Split:
@@ -70,7 +70,7 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(config: RunConfig, folder: RunFolder, *, resume: bool, listener: Listener | None) -> Iterator[Run]:
-    """Start a run in an empty folder, or resume the one in it.
+    """Start a run in a folder, or resume the run that the folder already has.
 
     Raises:
         ConfigError, DataError, StateError: before anything is trained or written.

@@ -62,11 +62,11 @@ class TimeLeft:
 
 
 class Console:
-    """Event listener that writes to a terminal (rich) or a pipe (plain lines, at most one in ten seconds).
+    """Event listener that writes to a terminal (a bar and lines, by rich) or a pipe (plain lines).
 
     Args:
         stream: where to write; None is standard error.
-        every: seconds between two lines of progress in a pipe.
+        every: minimum seconds between two lines about steps in a pipe.
     """
 
     def __init__(self, stream: TextIO | None = None, *, every: float = 10.0) -> None:

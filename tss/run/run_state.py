@@ -16,7 +16,7 @@ from tss.run.events import Written
 FORMAT = 3
 
 FREE_KEYS = ("log_seconds", "checkpoint_steps", "reevaluate")
-"""Configuration keys that cannot change a result, so a resume may change them."""
+"""Configuration keys that cannot change a result, and so may differ on resume."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class SealedTask:
 
     name: str
     fingerprint: str
-    """Of its gates and head."""
+    """Hash of its gates and head."""
     probe: str
-    """Of its logits on the probe batch."""
+    """Hash of its logits on the probe batch."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class RunState:
     """Everything finished so far; saved after each task and after each evaluated cell."""
 
     id: str
-    """Of this run alone: what else lies in its folder must name it."""
+    """Unique id of this run, which a checkpoint in its folder must name."""
     config: dict[str, Any]
     digests: dict[str, str]
     """Task -> digest of its data."""
@@ -47,13 +47,13 @@ class RunState:
     """Digests of the tokenizer and of the backbone's own configuration."""
     sealed: list[SealedTask] = field(default_factory=list)
     saved: dict[str, Any] | None = None
-    """Manifest of the files that hold the sealed tasks; the folder's own follows it."""
+    """Manifest of the files with the sealed tasks; the folder's `tss.json` is written from it afterwards."""
     rows: list[dict[str, dict[str, float]]] = field(default_factory=list)
     """Row i: task -> its metrics after task i; the last row may be unfinished."""
     untrained: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Task -> its metrics before anything was learned, where zero-shot evaluation is on."""
+    """Task -> its metrics before anything was learned, if zero-shot evaluation is on."""
     files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of the files of results, by their names in the folder."""
+    """SHA-256 of the result files, by their names in the folder."""
     events: Written = field(default_factory=Written)
     seconds: float = 0.0
     finished: bool = False

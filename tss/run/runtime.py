@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 BATCH_COST = 64
-"""Tokens of the embedded backbone that take as long on one core as its calls do: about 5 ms (docs/profile-cpu.md)."""
+"""Tokens that take the embedded backbone as long on one core as its calls do, about 5 ms (docs/profile-cpu.md)."""
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "calculation overflowed", "multiplication overflowed")
-"""What PyTorch says, in a plain RuntimeError, of sizes that no memory has."""
+"""Parts of the messages of plain RuntimeErrors that PyTorch raises for sizes beyond any memory."""
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,11 @@ def _add_errors(app: FastAPI) -> None:
 def _add_api(app: FastAPI, service: Service, needs: list[Any]) -> None:
     @app.post("/v1/predict", response_model=schema.OneAnswer | schema.ManyAnswers, responses=ERRORS, dependencies=needs)
     async def predict(request: Request, body: schema.PredictRequest) -> Response:
-        """Answers of one task."""
+        """Predict with one task, for one `input` or for several `inputs`.
+
+        With `stream`, generated text is sent as lines of JSON (application/x-ndjson): `{"text"}` for each piece, then
+        `{"done": true, "task", "prediction"}` or `{"error"}`.
+        """
         if body.task in service.task_names:
             request.scope[TASK] = body.task
         given = None if body.parameters is None else body.parameters.model_dump(exclude_none=True)
@@ -106,12 +110,12 @@ def _add_api(app: FastAPI, service: Service, needs: list[Any]) -> None:
 
     @app.get("/v1/tasks", response_model=schema.Tasks, response_model_exclude_none=True, dependencies=needs)
     async def tasks() -> dict[str, Any]:
-        """The tasks that answer."""
+        """List the tasks that are served, with their input fields, and their labels or decoding parameters."""
         return {"tasks": service.tasks()}
 
     @app.post("/v1/reload", response_model=schema.Reloaded, responses=ERRORS, dependencies=needs)
     async def reload() -> dict[str, Any]:
-        """Add the tasks that were learned in the folder since; those that answer never change."""
+        """Add tasks that were learned in the folder since it was last read; tasks that are served never change."""
         try:
             added = await asyncio.wrap_future(service.reload())
         except TssError as error:
@@ -122,22 +126,22 @@ def _add_api(app: FastAPI, service: Service, needs: list[Any]) -> None:
 
     @app.get("/metrics", response_class=Response, dependencies=needs)
     async def metrics() -> Response:
-        """Counts and times, in Prometheus' text format."""
+        """Return counts and times in the Prometheus text format."""
         return Response(service.metrics.render(), media_type=service.metrics.content_type)
 
     @app.get("/health", response_model=schema.Health)
     async def health() -> dict[str, bool]:
-        """Both."""
+        """Report whether the process is alive and whether it accepts requests; the status is 200 in any case."""
         return {"live": True, "ready": service.ready}
 
     @app.get("/health/live", response_model=schema.Health)
     async def live() -> dict[str, bool]:
-        """200 while the process answers at all."""
+        """Liveness probe: 200 as long as the process responds."""
         return {"live": True, "ready": service.ready}
 
     @app.get("/health/ready", response_model=schema.Health, responses={503: {"model": schema.Health}})
     async def ready() -> JSONResponse:
-        """200 while requests are taken, else 503."""
+        """Readiness probe: 200 while requests are accepted, else 503."""
         return JSONResponse({"live": True, "ready": service.ready}, 200 if service.ready else 503)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LONGEST_RETRY = 60
-"""Seconds that a refused request is told to wait at most."""
+"""Maximum number of seconds that a rejected request is told to wait."""
 MEMORY = 0.8  # weight of the previous value in the moving average of the time per item
 
 

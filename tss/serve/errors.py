@@ -9,7 +9,7 @@ from typing import Any
 log = logging.getLogger("tss.serve")
 
 LONGEST = 4000
-"""Characters of a message."""
+"""Maximum number of characters in a message."""
 
 # code -> (status, remedy)
 CODES: dict[str, tuple[int, str]] = {

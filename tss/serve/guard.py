@@ -18,11 +18,11 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN = ("/", "/favicon.ico", "/health", "/health/live", "/health/ready")
-"""Paths that need no token: they tell nothing of the tasks."""
+"""Paths that need no token: they reveal nothing about the tasks."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 PREDICT = "/v1/predict"
 TASK = "tss.task"
-"""Where a request's scope names its task, once it is known to be one."""
+"""Key of the task's name in a request's scope, set once such a task is known to exist."""
 HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",

@@ -10,7 +10,7 @@ Count = Annotated[int, Field(ge=0, le=10**6)]
 
 
 class Parameters(BaseModel):
-    """Decoding of a generation task in place of what it was learned with, within the server's limits."""
+    """Decoding parameters that replace a generation task's own, within the server's limits."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -30,7 +30,11 @@ Input = Annotated[
 
 
 class PredictRequest(BaseModel):
-    """One input of a task, or several; `stream`: text of one input as it is found, as lines of JSON."""
+    """Request for predictions of one task: either `input` or `inputs`.
+
+    `parameters` is for generation tasks. `stream` sends the text for one `input` as it is generated, as lines of JSON;
+    it is for generation with `num_beams` 1.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -50,11 +54,11 @@ class PredictRequest(BaseModel):
 
 
 class Prediction(BaseModel):
-    """The answer to an input: a label, a tag for each word, or a text.
+    """Prediction for one input: a label, a tag for each word, or a text.
 
-    `confidence` is the softmax probability of the prediction, for each word where there are several (null for words
-    that were cut off), and not calibrated; `scores` that of each label; text has neither. `truncated` marks an input
-    that is longer than what the task reads, so that its end was cut off.
+    `confidence` is the softmax probability of the predicted label, or of each word's tag (null for words that were cut
+    off); `scores` has the probability of every label (classification only). They are not calibrated; generated text
+    has neither. `truncated` marks an input that was longer than the task's maximum length: its end was cut off.
     """
 
     prediction: str | list[str]
@@ -64,20 +68,20 @@ class Prediction(BaseModel):
 
 
 class OneAnswer(Prediction):
-    """The answer to `input`."""
+    """Response to a request with `input`: the task and its prediction."""
 
     task: str
 
 
 class ManyAnswers(BaseModel):
-    """The answers to `inputs`, in their order."""
+    """Response to a request with `inputs`: the task and its predictions, in the order of the inputs."""
 
     task: str
     predictions: list[Prediction]
 
 
 class TaskDescription(BaseModel):
-    """A task: the fields that it reads, and its labels, or its decoding."""
+    """A task: its kind, its required and optional input fields, and its labels or decoding parameters."""
 
     task: str
     kind: Literal["classification", "extraction", "generation"]
@@ -88,27 +92,27 @@ class TaskDescription(BaseModel):
 
 
 class Tasks(BaseModel):
-    """All tasks that answer."""
+    """All tasks that are served."""
 
     tasks: list[TaskDescription]
 
 
 class Reloaded(BaseModel):
-    """Names of the tasks that were added, and of all that answer now."""
+    """Names of the tasks that were added, and of all tasks that are served now."""
 
     added: list[str]
     tasks: list[str]
 
 
 class Health(BaseModel):
-    """Whether the process lives, and whether it takes requests."""
+    """Whether the process is alive, and whether it accepts requests."""
 
     live: bool
     ready: bool
 
 
 class ErrorDetail(BaseModel):
-    """A code for programs, the condition and the values, and what to do."""
+    """Machine-readable code, a message with the condition and the values, and a remedy."""
 
     code: str
     message: str
@@ -116,6 +120,6 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorReply(BaseModel):
-    """What every refused request gets."""
+    """Response to a request that was rejected or failed."""
 
     error: ErrorDetail

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tss.adapters import TssModel
 
 CHARACTERS = 8
-"""Characters of an input for each token that it may have; texts have four or five."""
+"""Maximum characters of an input for each token that it may have; texts have four or five."""
 
 
 class Service:

@@ -16,7 +16,7 @@ from tss.study.plan import Cell
 
 Ended = list[tuple[Cell, str | None]]
 RETRIES = 5
-"""How often Ray starts a cell again whose worker or machine was lost."""
+"""Maximum number of times that Ray restarts a cell whose worker or machine was lost."""
 
 
 class Engine(Protocol):

@@ -17,7 +17,7 @@ from tss.study.plan import Cell, cell_from
 FORMAT = 1
 PLAN = "study.json"
 MOST = 5
-"""Differences that are told one by one."""
+"""Maximum number of differences reported one by one."""
 
 
 class StudyFolder:

@@ -32,15 +32,15 @@ class StudyConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: str
-    """The preset or YAML file of a run that every cell starts from; its section `methods` holds for each method."""
+    """Preset or YAML file of a run that every cell starts from; its section `methods` applies to each method."""
     changes: dict[str, Any] = {}
     """Run configuration keys that differ from the base in every cell."""
     methods: dict[str, dict[str, Any]]
-    """Name of a row -> run configuration keys that differ for it; `method` is the row's name if that is a method."""
+    """Row name -> run configuration keys that differ for it; `method` defaults to the row name if that is a method."""
     orders: PositiveInt | dict[str, Tasks] = 1
-    """Name -> the tasks in order; or how many: the base's own order and shuffles of it."""
+    """Name -> the tasks in order; or the number of orders: the base's own order, then shuffles of it."""
     seeds: PositiveInt | list[Seed] = 1
-    """Seeds; or how many: the base's own seed and those that follow it."""
+    """Seeds; or the number of seeds: the base's own seed and those that follow it."""
 
     @field_validator("methods", mode="before")
     @classmethod

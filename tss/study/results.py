@@ -22,7 +22,7 @@ CONFIDENCE = 0.95
 OVERALL = "all tasks"
 
 Place = tuple[str, int]
-"""Order and seed: what two runs have in common that are compared."""
+"""Order and seed, which two compared runs have in common."""
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def align(words: Sequence[Sequence[str]], tokenizer: Any, length: int) -> tuple[
     text: tokenizers that are given split words drop the space before a word unless they were created to add it.
 
     Raises:
-        ValueError: the tokenizer has no offsets (it is not a fast one), or never gives a word a token.
+        ValueError: the tokenizer has no offsets (it is not a fast one), or gives no token to a word or its replacement.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(

@@ -11,7 +11,7 @@ from torch import nn
 from tss.tasks.base import IGNORED
 
 CHUNK_ROWS, CHUNK_LOGITS = 256, 2**22
-"""Rows whose logits exist at a time: as many as make about so many logits (16 MB), and never fewer than 256."""
+"""Logits exist for a chunk of rows at a time: as many rows as make about this many logits (16 MB), at least 256."""
 
 Head = tuple[torch.Tensor, torch.Tensor]
 
@@ -25,7 +25,8 @@ def vocabulary_loss(model: Any, inputs: Mapping[str, torch.Tensor], labels: torc
         labels: (B, M), int64.
 
     Returns:
-        The scalar, float32; None if this function does not support the model or inputs: then use its forward pass.
+        The scalar, float32 (float64 for a float64 model); None if this function does not support the model or inputs:
+            then use its forward pass.
     """
     head = frozen_head(model)
     if head is None or "decoder_input_ids" in inputs or "decoder_inputs_embeds" in inputs:

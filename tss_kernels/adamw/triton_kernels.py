@@ -68,7 +68,7 @@ def adamw_kernel(
     at = start + tl.arange(0, BLOCK)
     # Without importance the address is 0, which must not be read.
     importance_size = tl.where(tl.load(table_ptr + 4 * tensors + tensor) != 0, size, 0)
-    if start + BLOCK <= size:  # a mask of one constant value keeps the accesses 16 bytes wide
+    if start + BLOCK <= size:  # masks that are uniform over the block keep the accesses 16 bytes wide
         mask = tl.full([BLOCK], True, tl.int1)
         importance_mask = tl.zeros_like(at) < importance_size
         _update(

@@ -39,8 +39,8 @@ FLOAT32 = (Tile(64, 32, 32, 8, 2),)
 UNALIGNED_NARROW = (Tile(64, 64, 32, 8, 2),)
 UNALIGNED_WIDE = (Tile(128, 64, 32, 8, 2),)
 # With these tiles two programs run on a Hopper multiprocessor if a thread uses no more registers than this; compiled
-# with this limit, the kernels do not spill. The forward pass needs no limit in its largest tile. Under autocast, with a
-# wider x, the kernels would spill.
+# with this limit, the kernels do not spill. With NARROW[0] the forward pass uses no more even without a limit. Under
+# autocast, with a wider x, the kernels would spill.
 TWO_PROGRAMS, REGISTERS = {"forward": (WIDE[0],), "input_grad": (NARROW[0], *WIDE)}, 128
 # Most rows for which one kernel runs float32, which tensor cores do not multiply, or loads of single elements. The same
 # predicted number as for one product: with few rows, saving launches wins.

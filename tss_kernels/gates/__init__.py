@@ -1,1 +1,1 @@
-"""Gates at one bit each: packing, unpacking and the product with packed gates."""
+"""Gates at one bit each: packing and unpacking."""

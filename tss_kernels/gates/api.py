@@ -54,7 +54,10 @@ def pack_gates(scores: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
 
 
 def pack_pair(first: torch.Tensor, second: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run `pack_gates` on two checked matrices on one device; in one launch, on backends that launch kernels."""
+    """Run `pack_gates` on two checked matrices on one device.
+
+    `triton` uses one launch; `cuda` uses one if the dtypes are equal, else two.
+    """
     backend = select("pack_gates", first.device, first.dtype)
     return _pack_gates_pair_operator(first.detach(), second.detach(), threshold, backend)
 

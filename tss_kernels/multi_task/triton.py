@@ -26,9 +26,9 @@ from tss_kernels.multi_task.triton_kernels import (
 from tss_kernels.tensors import bank_of
 
 GROUP_BLOCK = 1024  # entries read at a time
-# `out` is a program's number of result features, `inner` of summed features at a time: the same for every shape, so
-# that sums are cut alike. Few rows, because a batch may have few of each task. None spills when compiled for sm_80 to
-# sm_120.
+# `out` is a program's number of result features, `inner` of summed features at a time; `inner` is the same for every
+# shape, so that sums are cut alike. Few rows, because a batch may have few of each task. None spills when compiled for
+# sm_80 to sm_120.
 ROWS = {"half": 32, "float32": 16}
 TILES: dict[tuple[Kind, Width], Tile] = {
     ("half", "narrow"): Tile(64, 64, ROWS["half"], 4, 3),

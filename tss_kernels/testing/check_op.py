@@ -173,7 +173,7 @@ def _autocast(op: OpUnderTest) -> None:
 
 
 def _compile(op: OpUnderTest) -> None:
-    """Check that torch.compile has no graph break, and uses one graph for all numbers of rows but 0 and 1."""
+    """Check that torch.compile has no graph break, and uses at most two graphs, besides one each for 0 and 1 rows."""
     graphs = 0
 
     def counting(module: torch.fx.GraphModule, examples: list[torch.Tensor]) -> Callable[..., Any]:

@@ -1,8 +1,8 @@
 """Small synthetic tasks, two of each family; a task is a pure function of (name, seed).
 
-The answers are hidden from a bag of words: the sentiment belongs to one of two aspects, test topics use words that are
-not in the training split, an entity's type follows from its context and not from its made-up name, a summary keeps one
-decision of a conversation, and a reply expresses an act's values in a sentence.
+The answers are hidden from a bag of words: the sentiment belongs to one of two aspects, three in four test texts of the
+family ccd use topic words that are not in the training split, an entity's type follows from its context and not from
+its made-up name, a summary keeps one decision of a conversation, and a reply expresses an act's values in a sentence.
 """
 
 from __future__ import annotations
