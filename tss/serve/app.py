@@ -32,6 +32,7 @@ LINES = "application/x-ndjson"
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schema.ErrorReply} for status in (400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503)
 }
+CONFLICT: dict[int | str, dict[str, Any]] = {409: {"model": schema.ErrorReply}}
 
 
 def create_app(service: Service, token: str | None = None) -> FastAPI:
@@ -113,7 +114,7 @@ def _add_api(app: FastAPI, service: Service, needs: list[Any]) -> None:
         """List the tasks that are served, with their input fields, and their labels or decoding parameters."""
         return {"tasks": service.tasks()}
 
-    @app.post("/v1/reload", response_model=schema.Reloaded, responses=ERRORS, dependencies=needs)
+    @app.post("/v1/reload", response_model=schema.Reloaded, responses=ERRORS | CONFLICT, dependencies=needs)
     async def reload() -> dict[str, Any]:
         """Add tasks that were learned in the folder since it was last read; tasks that are served never change."""
         try:

@@ -19,17 +19,17 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
-            "tss_requests", "Requests for predictions, by task and status", ["task", "status"], registry=self._registry
+            "tss_requests", "Prediction requests, by task and status", ["task", "status"], registry=self._registry
         )
         self._seconds = Histogram(
             "tss_request_seconds",
-            "From the first byte of a request for predictions to the last of its answer",
+            "Time from the first byte of a prediction request to the last byte of its response",
             buckets=SECONDS,
             registry=self._registry,
         )
-        self._batch = Histogram("tss_batch_inputs", "Inputs of a batch", buckets=SIZES, registry=self._registry)
-        self._waiting = Gauge("tss_queue_inputs", "Inputs that wait", registry=self._registry)
-        self._tasks = Gauge("tss_tasks", "Tasks that answer", registry=self._registry)
+        self._batch = Histogram("tss_batch_inputs", "Inputs per batch", buckets=SIZES, registry=self._registry)
+        self._waiting = Gauge("tss_queue_inputs", "Inputs waiting in the queue", registry=self._registry)
+        self._tasks = Gauge("tss_tasks", "Tasks that are served", registry=self._registry)
 
     def watch(self, waiting: Callable[[], float], tasks: Callable[[], float]) -> None:
         """Set the functions that return the queue's length and the number of tasks, called at each scrape."""
