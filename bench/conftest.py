@@ -18,12 +18,12 @@ END = pytest.StashKey[float]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("benchmarks of this package")
-    group.addoption("--benchmark", action="store_true", help="run what lies in bench/; without it all of it is skipped")
-    group.addoption("--benchmark-device", choices=("cpu", "cuda"), help="a GPU where there is one")
-    group.addoption("--benchmark-tiny", action="store_true", help="tiny sizes, to see that everything runs")
-    group.addoption("--benchmark-threads", type=int, metavar="N", help="CPU cores to be bound to (all)")
-    group.addoption("--benchmark-seconds", type=float, metavar="S", help="of each variant's repeats")
-    group.addoption("--benchmark-stop-after", type=float, metavar="S", help="begin no case after so many seconds")
+    group.addoption("--benchmark", action="store_true", help="run the benchmarks in bench/, otherwise all are skipped")
+    group.addoption("--benchmark-device", choices=("cpu", "cuda"), help="cuda if there is a GPU")
+    group.addoption("--benchmark-tiny", action="store_true", help="tiny sizes, to check that everything runs")
+    group.addoption("--benchmark-threads", type=int, metavar="N", help="number of CPU cores to bind to (all)")
+    group.addoption("--benchmark-seconds", type=float, metavar="S", help="time for each variant's repeats")
+    group.addoption("--benchmark-stop-after", type=float, metavar="S", help="start no case after this time")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,9 +43,9 @@ def _obstacle(config: pytest.Config) -> str | None:
     if importlib.util.find_spec("pytest_benchmark") is None:
         return "the package pytest-benchmark is not installed: pip install pytest-benchmark"
     if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
-        return "benchmarks run one at a time: leave -n out"
+        return "benchmarks run one at a time: omit -n"
     if config.getoption("--benchmark-device") == "cuda" and not torch.cuda.is_available():
-        return "--benchmark-device cuda, but PyTorch finds no GPU: leave it out to measure the CPU"
+        return "--benchmark-device cuda, but PyTorch finds no GPU: omit it to measure the CPU"
     if seconds is not None and not 0 <= seconds < math.inf:
         return f"--benchmark-seconds must be a number of seconds, 0 or more, but is {seconds}"
     if threads is not None and not 1 <= threads <= len(cores()):

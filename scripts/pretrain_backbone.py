@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=80.0)
     parser.add_argument("--peak-lr", type=float, default=1.5e-3)
     parser.add_argument("--export", type=Path)
-    parser.add_argument("--start-from", type=Path, help="exported folder to go on from; its tokenizer is used too")
+    parser.add_argument("--start-from", type=Path, help="exported folder to continue from; its tokenizer is used too")
     parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's own choice")
     arguments = parser.parse_args()
     if arguments.start_from:

@@ -76,7 +76,7 @@ def check_folder(path: Path, remedy: str = "name another folder") -> None:
     if not there.is_dir():
         raise StateError(f"{there} is a file where a folder is needed; {remedy}")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise StateError(f"{there}: no right to write there; {remedy}")
+        raise StateError(f"{there}: no permission to write there; {remedy}")
 
 
 def sync_directory(path: Path) -> None:
@@ -138,12 +138,12 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         twin = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twin[:80]!r} stands twice in an object")
+        raise ValueError(f"the key {twin[:80]!r} appears twice in an object")
     return value
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not in JSON")
+    raise ValueError(f"{constant} is not valid JSON")
 
 
 def sha256(content: bytes | str | Path) -> str:

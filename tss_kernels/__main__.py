@@ -89,7 +89,7 @@ def report() -> str:
     if not torch.cuda.is_available():
         lines.append("cuda: no device, or a torch without CUDA")
     if forced is not None and forced not in BACKENDS:
-        lines.append(f"{VARIABLE} names no backend {forced!r}: set it to one of {', '.join(BACKENDS)}")
+        lines.append(f"{VARIABLE} is {forced!r}, which is not a backend: set it to one of {', '.join(BACKENDS)}")
     return "\n".join(lines)
 
 

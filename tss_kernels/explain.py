@@ -281,7 +281,7 @@ def explain(op: str | Callable[..., Any] | torch.nn.Module, *args: Any, **kwargs
     except TypeError as error:
         raise TypeError(
             f"explain({name!r}, ...) takes the arguments of the call that it explains, {name}{signature}, but {error}; "
-            "`python -m tss_kernels` says what there is on this machine"
+            "`python -m tss_kernels` shows what is available on this machine"
         ) from None
     bound.apply_defaults()
     cost = _COSTS[name](bound.arguments)

@@ -84,7 +84,7 @@ def check_scores(scores: Any, weight: torch.Tensor) -> None:
     if scores.shape != weight.shape:
         raise ValueError(f"scores must have weight's shape {tuple(weight.shape)} but have {tuple(scores.shape)}")
     if scores.dtype != torch.float32:
-        raise TypeError(f"scores must be float32 but are {scores.dtype}: keep them so and convert only x and weight")
+        raise TypeError(f"scores must be float32 but are {scores.dtype}: keep float32 and convert only x and weight")
     check_device("scores", scores, weight)
 
 
@@ -115,7 +115,9 @@ def check_bank(bank: Any, weight: torch.Tensor, name: str = "packed_bank") -> No
     """Check a bank, the packed gates of every task: uint8 (tasks, out, ceil(in / 8)) on weight's device."""
     check_tensor(name, bank)
     if bank.dtype != torch.uint8:
-        raise TypeError(f"{name} must be uint8 but is {bank.dtype}: make it of what pack_gates gives, by torch.stack")
+        raise TypeError(
+            f"{name} must be uint8 but is {bank.dtype}: create it with torch.stack from results of pack_gates"
+        )
     expected = (weight.shape[0], (weight.shape[1] + 7) // 8)
     if bank.dim() != 3 or bank.shape[1] != expected[0] or bank.shape[2] != expected[1]:
         raise ValueError(
@@ -194,6 +196,6 @@ def check_dtype(dtype: torch.dtype | None) -> None:
     """Check a dtype of weights: one of FLOATING, or None for torch's default."""
     if dtype is not None and dtype not in FLOATING:
         raise TypeError(
-            f"dtype must be one of float16, bfloat16, float32 and float64, or None, but is {dtype}: gates choose "
-            "among weights of such a dtype"
+            f"dtype must be one of float16, bfloat16, float32 and float64, or None, but is {dtype}: gates apply to "
+            "weights of these dtypes"
         )

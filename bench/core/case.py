@@ -153,7 +153,7 @@ def failure_of(case: Case, variant: Variant, known: References | None = None) ->
     with poisoned_outputs() if variant.role == "ours" else nullcontext():
         actual = variant.bind(case.draw(SEED))()
     if actual.keys() != exact.keys():
-        return f"gives {', '.join(actual)} where {', '.join(exact)} were expected"
+        return f"returns {', '.join(actual)} where {', '.join(exact)} were expected"
     elementwise = not variant.rounds_more
     found = (
         _wrong(name, actual[name].detach(), own[name], exact[name], elementwise and name not in case.by_norm)

@@ -164,4 +164,4 @@ def _lost(device: torch.device) -> str | None:
 def _raise_if_lost(case: Case, device: torch.device) -> None:
     lost = _lost(device)
     if lost is not None:
-        raise DeviceLost(f"{case}: the device is lost to this process: {lost}")
+        raise DeviceLost(f"{case}: this process has lost the device: {lost}")

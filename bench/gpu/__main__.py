@@ -30,11 +30,11 @@ from bench.gpu.result_file import ResultFile
 LIMIT = 400  # seconds of one call: with the time to stop its last part, it ends within seven minutes
 FINISHED = ("done", "failed", "skipped")
 READY_MADE = """\
-Where the part build cannot compile (no nvcc, or one that is too old), it takes a module that was carried ready-made. On
-a machine with nvcc and the same Python (3.12, say), from the same sources:
+Where the part build cannot compile (no nvcc, or one that is too old), it uses a module that was built elsewhere. On a
+machine with nvcc and the same Python (3.12, say), from the same sources:
   TSS_KERNELS_ARCHITECTURES=90a python3.12 -m csrc.build cuda    (prints the file; needs pybind11 and ninja)
-Put the file it prints into tss_kernels/ under the name it has, _cuda.cpython-312-x86_64-linux-gnu.so. The part tries it
-on this machine's GPUs before anything is measured. TSS_KERNELS_BUILD=off takes it even where nvcc is.
+Copy the file it prints to tss_kernels/ under the same name, _cuda.cpython-312-x86_64-linux-gnu.so. The part tries it on
+this machine's GPUs before anything is measured. TSS_KERNELS_BUILD=off uses it even where there is an nvcc.
 """
 
 
@@ -43,13 +43,13 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="scripts/gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="parts: " + " ".join(part.name for part in PARTS) + f"\n\n{READY_MADE}",
     )  # fmt: skip
-    parser.add_argument("--parts", default="", metavar="A,B", help="these alone; a group's name means all of it")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON, added to (bench/results/<gpu>-<date>.json)")
-    parser.add_argument("--resume", action="store_true", help="leave out parts that the file has of these sources")
-    parser.add_argument("--seconds", type=float, default=LIMIT, help=f"for everything ({LIMIT})")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--parts", default="", metavar="A,B", help="run only these; a group's name means all of it")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON to add to (bench/results/<gpu>-<date>.json)")
+    parser.add_argument("--resume", action="store_true", help="skip parts that the file has for these sources")
+    parser.add_argument("--seconds", type=float, default=LIMIT, help=f"time limit for everything ({LIMIT})")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done")
     parser.add_argument(
-        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: see that it runs, at tiny sizes"
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: check that it runs, at tiny sizes"
     )
     chosen = parser.parse_args(arguments)
     try:

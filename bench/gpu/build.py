@@ -59,11 +59,11 @@ def obstacle(variant: str, settings: Settings) -> str | None:
     if settings.parts == "off":
         return "TSS_KERNELS_BUILD is off"
     if importlib.util.find_spec("pybind11") is None:
-        return "the package pybind11 is not installed; carry its wheel and name its folder: --wheels"
+        return "the package pybind11 is not installed; copy its wheel here and name its folder: --wheels"
     if importlib.util.find_spec("ninja") is None and shutil.which("ninja") is None:
-        return "ninja is not installed; carry its wheel and name its folder: --wheels"
+        return "ninja is not installed; copy its wheel here and name its folder: --wheels"
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        return "this Python has no headers (Python.h): carry the module ready-made, see scripts/gpu.sh --help"
+        return "this Python has no headers (Python.h): copy a module built elsewhere, see scripts/gpu.sh --help"
     compiler: Tool | Missing = find_cxx(settings)
     if isinstance(compiler, Missing):
         return compiler.reason
@@ -138,7 +138,7 @@ def _check_device(device: Any, scores: Any, expected: Any) -> None:
     weight = (torch.arange(70 * 136, device=device).view(70, 136) % 5 - 2).to(torch.bfloat16)
     exact = x.double() @ torch.where(scores.to(device) >= 0, weight.double(), 0).T
     groups, hopper = has_warpgroups(device), torch.cuda.get_device_capability(device) == (9, 0)
-    assert groups == hopper, f"code for warpgroups is {'' if groups else 'not '}taken on {device}, which is {hopper=}"
+    assert groups == hopper, f"code for warpgroups is {'' if groups else 'not '}used on {device}, which is {hopper=}"
     for tiling in (NARROW, *((NARROW_GROUPS,) if groups else ())):
         found = products.packed_linear(x, weight, packed, None, tiling, False)
         assert torch.equal(found, exact.to(torch.bfloat16)), f"the product {tiling.name} is wrong on {device}"

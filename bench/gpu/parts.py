@@ -92,7 +92,7 @@ def _build(run: Run, seconds: float) -> Outcome:
     checked = run.child([sys.executable, "-m", "bench.gpu.build", "--check"], left)
     if checked.code != 0:
         why = "not finished in time" if checked.code is None else checked.tail()
-        return Outcome("failed", f"{said}; but what lies in tss_kernels does not run here: {why}")
+        return Outcome("failed", f"{said}; but the file in tss_kernels does not run here: {why}")
     return Outcome("skipped" if modules["_cuda"]["status"] == "missing" else "done", said)
 
 
@@ -184,9 +184,9 @@ def _measured(name: str, seconds: int, does: str, *groups: str, named: bool = Fa
 
 # The first parts fit in one call of seven minutes, the rest in a second one with --resume.
 PARTS: tuple[Part, ...] = (
-    Part("build", 90, "compiles csrc for this GPU alone, or tries what was carried ready-made", _build, always=True),
+    Part("build", 90, "compiles csrc for this GPU only, or tries a module built elsewhere", _build, always=True),
     Part("tests.gpu", 70, "tests/kernels/gpu: what only a GPU can show", partial(_tests, GPU_TESTS)),
-    Part("tests.kernels", 90, "tests/kernels, every backend there is", partial(_tests, KERNEL_TESTS)),
+    Part("tests.kernels", 90, "tests/kernels, every available backend", partial(_tests, KERNEL_TESTS)),
     _measured("shapes", 100, "each backend against the floor at the sizes that decide"),
     Part("sanitize.memcheck", 30, "compute-sanitizer: accesses out of bounds", partial(_sanitize, "memcheck")),
     Part("sanitize.racecheck", 30, "compute-sanitizer: races in shared memory", partial(_sanitize, "racecheck")),

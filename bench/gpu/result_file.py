@@ -25,7 +25,9 @@ class ResultFile:
                 found = json.loads(path.read_text())
                 self.content |= {**found, "parts": dict(found["parts"])}
             except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{path} is no file of scripts/gpu.sh ({error!r}): name another with --out") from error
+                raise ValueError(
+                    f"{path} is not a file of scripts/gpu.sh ({error!r}): name another with --out"
+                ) from error
 
     def part(self, name: str) -> dict[str, Any]:
         """Return what is known of a part; empty if it never began."""

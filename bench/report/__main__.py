@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("file", type=Path)
     one.set_defaults(run=_update)
 
-    one = commands.add_parser("check", help="1 where documents or figure differ from their files")
+    one = commands.add_parser("check", help="exit with 1 if documents or figure differ from their files")
     one.set_defaults(run=_check)
 
     one = commands.add_parser("table", help="Markdown tables of a file")

@@ -49,7 +49,7 @@ def _text(selection: str, results: Results, document: Path) -> str:
 def _sections(document: Path) -> Iterator[re.Match[str]]:
     text = document.read_text(encoding="utf-8")
     if len(re.findall(r"<!-- /?measured\b", text)) != 2 * len(list(SECTION.finditer(text))):
-        raise Unreadable(f"{document}: markers stand in pairs: <!-- measured:SELECTION FILE --> and <!-- /measured -->")
+        raise Unreadable(f"{document}: markers come in pairs: <!-- measured:SELECTION FILE --> and <!-- /measured -->")
     return SECTION.finditer(text)
 
 

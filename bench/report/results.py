@@ -154,7 +154,7 @@ def load(path: Path) -> Results:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise Unreadable(f"{path} cannot be read ({error}): {remedy}") from error
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise Unreadable(f"{path} is no result file of this package ({error!r}): {remedy}") from error
+        raise Unreadable(f"{path} is not a result file of this package ({error!r}): {remedy}") from error
     return found
 
 

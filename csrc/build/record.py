@@ -20,7 +20,7 @@ class Part(TypedDict):
 def line(parts: dict[str, Part]) -> str:
     """Return the record as one line."""
     if not parts:
-        return "tss_kernels: nothing is known of its build; install it again"
+        return "tss_kernels: no record of its build; install it again"
     return f"tss_kernels: {'; '.join(_said(name, part) for name, part in parts.items())}"
 
 

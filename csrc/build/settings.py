@@ -12,12 +12,12 @@ PARTS = ("auto", "off", "cpu", "cuda")
 ARCHITECTURES = "80 90a 90+PTX"
 
 VARIABLES = {
-    "TSS_KERNELS_BUILD": f"what to build: {', '.join(PARTS)}; auto (the default) takes what the compilers found allow, "
-    "cpu and cuda fail where they cannot be built",
+    "TSS_KERNELS_BUILD": f"what to build: {', '.join(PARTS)}; auto (the default) builds what the available compilers "
+    "support; cpu and cuda fail if they cannot be built",
     "TSS_KERNELS_ARCHITECTURES": f"GPU architectures, default {ARCHITECTURES!r}; +PTX adds code for later ones",
     "TSS_KERNELS_NVCC": "path of nvcc; else CUDA_HOME/bin/nvcc, CUDA_PATH/bin/nvcc, nvcc on the PATH, /usr/local/cuda",
     "CXX": "C++ compiler; else c++, g++, clang++ on the PATH",
-    "MAX_JOBS": "compilers run at once; else one per core, and one per 2 GiB of free memory",
+    "MAX_JOBS": "number of compilers that run at once; else one per core, and one per 2 GiB of free memory",
 }
 
 

@@ -21,7 +21,7 @@ def built(variant: str, out: Path, verbose: bool = False) -> Path:
     if variant == "cuda":
         whole = Plan(asked._replace(parts="cuda"))
         module = next(step.module for step in whole.steps if step.name == "_cuda")
-        assert module is not None, "a plan that was demanded has all its modules"
+        assert module is not None, "a plan with required parts has all their modules"
         return ninja_file.build(module(), whole.compilers, out / variant, jobs(asked, plan.GIB_OF_NVCC), verbose)
     cxx = find_cxx(asked)
     if isinstance(cxx, Missing):

@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="for everything; it is emptied first")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--every", type=int, default=1, help="kill at every so many operations on files")
-    parser.add_argument("--first", type=int, default=1, help="operation to begin at")
+    parser.add_argument("--first", type=int, default=1, help="operation to start at")
     parser.add_argument("--kills", type=int, default=100, help="random kills")
     parser.add_argument("--disks", type=int, default=20, help="full disks, and real ones of so many sizes")
     parser.add_argument("--damages", type=int, default=200, help="damaged files")

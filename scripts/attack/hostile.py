@@ -151,7 +151,7 @@ def hostile_inputs(scene: Scene, every: int = 1) -> tuple[int, Failures]:
         if not done.clear or len(done.err.strip().splitlines()) != 1 or seconds > SECONDS:
             failures.append(f"{what}: {seconds:.0f} s, {done.code}: {(done.err or done.out)[-600:]!r}")
         if (scene.folder / "hostile" / "run").exists():
-            failures.append(f"{what}: a run was begun")
+            failures.append(f"{what}: a run was started")
             shutil.rmtree(scene.folder / "hostile" / "run")
     return count, failures
 

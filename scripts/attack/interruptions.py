@@ -151,7 +151,7 @@ def ends_well(scene: Scene, folder: Path, expected: dict[str, bytes], what: str)
     """Resume a run to its end; it must have the contents of the undisturbed run, and no partial files."""
     done = scene.go_on(folder)
     if done.code != 0:
-        return [f"{what}: cannot go on: {done}"]
+        return [f"{what}: cannot continue: {done}"]
     failures = [f"{what}: ends with another result"] if contents(folder) != expected else []
     left = [path.name for path in folder.rglob("*.partial")]
     return failures + ([f"{what}: leaves {left}"] if left else [])

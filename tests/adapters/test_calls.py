@@ -214,7 +214,7 @@ def test_a_model_whose_adapters_were_taken_off_answers_nothing(model):
     batch = inputs_of(make_batch(TOPICS))
     model.tss.detach()
     for ask in (lambda: model(**batch), lambda: model(**batch, task="topics 0"), lambda: model.generate(**batch)):
-        with pytest.raises(tss.StateError, match="these adapters were taken off their model"):
+        with pytest.raises(tss.StateError, match="these adapters were detached from their model"):
             ask()
 
 
@@ -278,7 +278,7 @@ def test_layers_whose_batch_is_not_first_are_refused_at_attach():
     import transformers as hf
 
     config = hf.XLNetConfig(vocab_size=64, d_model=16, n_layer=1, n_head=2, d_inner=32)
-    with pytest.raises(ValueError, match=r"XLNetLMHeadModel hold \(length, batch, hidden\)"):
+    with pytest.raises(ValueError, match=r"XLNetLMHeadModel return \(length, batch, hidden\)"):
         tss.attach(hf.XLNetLMHeadModel(config), tss.AdapterConfig(bottleneck=4, sites=r".*layer\.\d+\.ff"))
 
 

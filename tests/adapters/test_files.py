@@ -146,7 +146,9 @@ def test_one_other_value_anywhere_is_another_backbone(name, tmp_path):
     changed = [(key, p) for key, p in other.named_parameters() if key.endswith(name)][-1]
     with torch.no_grad():
         changed[1].view(-1)[-1] += 1e-3
-    with pytest.raises(tss.StateError, match=f"of these sizes but other weights: the checksum of {changed[0]} differs"):
+    with pytest.raises(
+        tss.StateError, match=f"with these sizes but different weights: the checksum of {changed[0]} differs"
+    ):
         tss.load(other, tmp_path)
     assert not any(module._forward_hooks for module in other.modules())
 
@@ -179,9 +181,7 @@ def test_what_cannot_be_loaded_is_named_and_leaves_the_model_alone(tmp_path):
     with pytest.raises(tss.StateError, match=r"task 'topics' exists already"):
         tss.load(handle.model, tmp_path)
     assert dict(handle.tasks) == before
-    with pytest.raises(
-        tss.StateError, match=r"holds no tss\.json: give a folder that model\.tss\.save wrote, or a run"
-    ):
+    with pytest.raises(tss.StateError, match=r"has no tss\.json: give a folder that model\.tss\.save wrote, or a run"):
         tss.load(make_bart(), tmp_path / "tasks")
 
 
@@ -210,7 +210,7 @@ def test_damaged_and_mixed_saves_are_refused(start, tmp_path):
         manifest = json.loads(whole)
         manifest["shared"]["sha256"] = hashlib.sha256(b"other").hexdigest()
         path.write_text(json.dumps(manifest))
-        with pytest.raises(tss.StateError, match=r"shared-.*\.safetensors is of another save"):
+        with pytest.raises(tss.StateError, match=r"shared-.*\.safetensors is from another save"):
             tss.load(make_bart(), tmp_path)
     handle.save(tmp_path)  # over a damaged save too
     assert list(tss.load(make_bart(), tmp_path).tss.tasks) == ["topics"]
@@ -289,15 +289,16 @@ def test_a_save_that_would_lose_tasks_of_a_folder_is_refused(other, tasks, lost,
     handle = learned("topics", "ner")
     handle.save(tmp_path)
     before, handle = content(tmp_path), other(handle)
-    message = f"holds {lost} .*save into another folder, .*or give replace=True"
+    message = f"has {lost} .*save into another folder, .*or give replace=True"
     with pytest.raises(tss.StateError, match=message) as refused:
         handle.save(tmp_path, tasks)
     assert content(tmp_path) == before
-    _, _, beside = str(refused.value).partition("What was to be saved is in ")
+    _, _, beside = str(refused.value).partition("This save was written to ")
+    beside = beside.removesuffix(" instead")
     assert beside == f"{tmp_path}-2"
     expected = list(handle.tasks) if tasks is None else tasks
     assert list(tss.load(make_bart(), beside).tss.tasks) == expected
-    with pytest.raises(tss.StateError, match=f"What was to be saved is in {beside}"):  # the same place again
+    with pytest.raises(tss.StateError, match=f"This save was written to {beside} instead"):  # the same place again
         handle.save(tmp_path, tasks)
     handle.save(tmp_path, tasks, replace=True)
     assert list(tss.load(make_bart(), tmp_path).tss.tasks) == expected
@@ -311,7 +312,7 @@ def test_a_save_that_loses_nothing_needs_no_leave(tmp_path):
     handle.save(tmp_path, ["other name"])
     learn(handle, "ner", NAMES, seal=False)
     handle.save(tmp_path)
-    with pytest.raises(tss.StateError, match="holds 'ner', which"):
+    with pytest.raises(tss.StateError, match="has 'ner', which"):
         handle.save(tmp_path, ["other name"])
     handle.seal_task(make_batches(NAMES))
     handle.add_task("new", TOPICS)
@@ -345,13 +346,15 @@ def test_the_folder_of_a_run_and_a_file_are_no_places_for_a_save(tmp_path):
     (tmp_path / "run" / "state").mkdir(parents=True)
     (tmp_path / "run" / "state" / "run.json").write_text("{}")
     for replace in (False, True):
-        with pytest.raises(tss.StateError, match="holds a run, which could not go on after this"):
+        with pytest.raises(tss.StateError, match="has a run, which could not be continued after this"):
             handle.save(tmp_path / "run", replace=replace)
     (tmp_path / "file.py").write_text("pass")
     for place in ("file.py", "file.py/below/it"):
-        with pytest.raises(tss.StateError, match=r"file\.py is a file, and tasks are saved .* is in .*file\.py-2"):
+        with pytest.raises(
+            tss.StateError, match=r"file\.py is a file, and tasks are saved .* was written to .*file\.py-2 instead"
+        ):
             handle.save(tmp_path / place)
-        with pytest.raises(tss.StateError, match=r"holds no tss\.json"):
+        with pytest.raises(tss.StateError, match=r"has no tss\.json"):
             tss.load(make_bart(), tmp_path / place)
     assert (tmp_path / "file.py").read_text() == "pass"
     for kept in ("run-2", "file.py-2"):
@@ -537,14 +540,14 @@ def test_tasks_go_to_the_hub_with_a_card_and_come_back_by_name(bart, tmp_path, m
     with pytest.raises(tss.StateError, match="scores of 'nobody', which is not among the tasks: asc/laptop, ner"):
         model.push_to_hub("someone/tasks", scores={"nobody": {}}, private=True)
     assert "BartForConditionalGeneration" in card
-    with pytest.raises(tss.StateError, match=r"holds 'asc/laptop', which .* push to another repository, .*replace"):
+    with pytest.raises(tss.StateError, match=r"has 'asc/laptop', which .* push to another repository, .*replace"):
         model.push_to_hub("someone/tasks", tasks=["ner"], private=True)
     again = tss.load(make_bart(), "someone/tasks")
     assert again.tss.fingerprint("ner") == model.tss.fingerprint("ner")
     assert list(tss.load(make_bart(), "someone/one").tss.tasks) == ["ner"]
     monkeypatch.undo()
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: 1 / 0)
-    with pytest.raises(tss.StateError, match=r"'someone/tasks' is no folder, .*ZeroDivisionError"):
+    with pytest.raises(tss.StateError, match=r"'someone/tasks' is not a folder, .*ZeroDivisionError"):
         tss.load(make_bart(), "someone/tasks")
 
 

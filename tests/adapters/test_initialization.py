@@ -102,5 +102,5 @@ def test_a_share_that_is_none_is_refused(share):
 
 
 def test_pairs_of_an_odd_bottleneck_are_refused():
-    with pytest.raises(ValueError, match="even bottleneck, got 7; take 8"):
+    with pytest.raises(ValueError, match="even bottleneck, got 7; use 8"):
         tss.AdapterConfig(bottleneck=7, pairs=True)

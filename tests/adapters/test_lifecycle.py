@@ -56,17 +56,17 @@ def test_what_the_life_of_a_task_forbids(handle):
     with pytest.raises(tss.StateError, match="there is no task 'topic'; the tasks are: topics, names"):
         handle.use("topic")
     for call in (handle.seal_task, handle.learning_state, lambda: handle.optimizer(score_lr=1, head_lr=1)):
-        with pytest.raises(tss.StateError, match="being learned"):
+        with pytest.raises(tss.StateError, match="being trained"):
             call()
     handle.train_task("topics")
     with pytest.raises(
         tss.StateError,
-        match="'topics' is being learned; seal it, or leave it with abandon\\(\\), before training 'names'",
+        match="'topics' is being trained; seal it, or leave it with abandon\\(\\), before training 'names'",
     ):
         handle.train_task("names")
-    with pytest.raises(tss.StateError, match="cannot seal names: the task being learned is topics"):
+    with pytest.raises(tss.StateError, match="cannot seal names: the task being trained is topics"):
         handle.seal_task(name="names")
-    with pytest.raises(tss.StateError, match="only what is sealed has a fingerprint"):
+    with pytest.raises(tss.StateError, match="only sealed tasks have a fingerprint"):
         handle.fingerprint("topics")
     handle.seal_task()
     with pytest.raises(tss.StateError, match="'topics' is sealed and can never change"):
@@ -81,9 +81,9 @@ def test_a_detached_handle_says_so(handle):
     learn(handle, "topics", TOPICS)
     handle.detach()
     for call in (handle.detach, lambda: handle.add_task("names", NAMES), handle.frozen_fingerprint):
-        with pytest.raises(tss.StateError, match=r"taken off their model: call tss\.attach"):
+        with pytest.raises(tss.StateError, match=r"detached from their model: call tss\.attach"):
             call()
-    with pytest.raises(tss.StateError, match=r"taken off their model: call tss\.attach"):
+    with pytest.raises(tss.StateError, match=r"detached from their model: call tss\.attach"):
         handle.use("topics")
 
 
@@ -120,8 +120,8 @@ def test_sealing_leaves_modes_and_a_failed_pass_leaves_the_task_learning(handle)
     modes = [module.training for module in handle.backbone.modules()]
     scores, batch = snapshot(handle.model), make_batch(TOPICS)
     broken = {**batch, "labels": None}
-    failures = [([], ValueError, "holds no batch"), ([batch, broken], ValueError, "batch 1 has no labels")]
-    failures.append(([(1, 2)], ValueError, "gives a tuple, expected dicts"))
+    failures = [([], ValueError, "has no batches"), ([batch, broken], ValueError, "batch 1 has no labels")]
+    failures.append(([(1, 2)], ValueError, "data has a tuple, expected dicts"))
     for data, error, message in [*failures, ([{"text": "x"}], ValueError, r"set model\.tss\.tokenizer")]:
         with pytest.raises(error, match=message):
             handle.seal_task(data)
@@ -216,7 +216,7 @@ def test_the_table_lists_every_task(handle):
         ({"activation": "swish"}, "activation must be one of relu, gelu, silu, tanh, got 'swish'"),
         ({"placement": "ffn"}, "placement must be one of feed_forward, attention, both, got 'ffn'"),
         ({"preset": "gpt"}, "preset must be one of .*got 'gpt'"),
-        ({"sites": "("}, "is no regular expression"),
+        ({"sites": "("}, "is not a valid regular expression"),
         ({"weight_init": "ones"}, "weight_init must be one of"),
         ({"threshold": "0"}, "threshold must be a finite number"),
         ({"gated": 1}, "gated must be true or false"),
@@ -236,7 +236,7 @@ def test_options_are_checked(key):
 
 def test_kinds_that_a_model_cannot_learn_are_refused():
     handle = tss.attach(ARCHITECTURES["bert"][0](), AdapterConfig(bottleneck=4)).tss
-    with pytest.raises(ValueError, match="generation tasks need a language-model head, which BertForMaskedLM has not"):
+    with pytest.raises(ValueError, match="generation tasks need a language-model head, which BertForMaskedLM lacks"):
         handle.add_task("replies", REPLIES)
     assert not handle.tasks
 
@@ -244,11 +244,11 @@ def test_kinds_that_a_model_cannot_learn_are_refused():
 def test_a_task_begun_by_mistake_can_be_left(handle):
     learn(handle, "topics", TOPICS)
     before = {name: tensor.clone() for name, tensor in handle.shared_state().items()}
-    with pytest.raises(tss.StateError, match="no task is being learned, so there is nothing to abandon"):
+    with pytest.raises(tss.StateError, match="no task is being trained, so there is nothing to abandon"):
         handle.abandon()
     learn(handle, "names", NAMES, seal=False)
     for call in (lambda: handle.delete_task("names"), lambda: handle.rename_task("names", "n")):
-        with pytest.raises(tss.StateError, match="'names' is being learned"):
+        with pytest.raises(tss.StateError, match="'names' is being trained"):
             call()
     handle.abandon()
     assert (handle.trainable, handle.active, handle.tasks["names"].state) == (None, None, "new")
@@ -302,16 +302,16 @@ def test_what_is_no_name_is_refused_when_the_task_is_added(handle, name):
 
 def test_sealing_without_data_says_that_nothing_holds_later_tasks_back(handle):
     learn(handle, "topics", TOPICS, seal=False)
-    with pytest.warns(UserWarning, match="'topics' is sealed without data, so no importance is taken"):
+    with pytest.warns(UserWarning, match="'topics' is sealed without data, so its importance is not computed"):
         handle.seal_task()
 
 
 @pytest.mark.parametrize(
     ("kind", "what", "rate", "unmoved"),
     [
-        (TOPICS, None, 0.1, "scores and the head"),
+        (TOPICS, None, 0.1, "scores and head"),
         (REPLIES, None, 0.1, "scores"),
-        (TOPICS, "all", 0.0, "scores and the head"),
+        (TOPICS, "all", 0.0, "scores and head"),
         (TOPICS, "scores", 0.1, "head"),
         (NAMES, "head", 0.1, "scores"),
         (TOPICS, "all", 0.1, None),
@@ -332,9 +332,9 @@ def test_sealing_what_no_step_has_moved_is_warned_of(first, kind, what, rate, un
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         handle.seal_task(make_batches(kind))
-    found = [str(one.message) for one in caught if "began with" in str(one.message)]
+    found = [str(one.message) for one in caught if "with its initial" in str(one.message)]
     assert len(found) == (unmoved is not None)
-    assert unmoved is None or found[0].startswith(f"task 'task' is sealed with the {unmoved} that it began with")
+    assert unmoved is None or found[0].startswith(f"task 'task' is sealed with its initial {unmoved}: ")
 
 
 @pytest.mark.parametrize("trained", ["shared", "own", "masked"])
@@ -342,7 +342,7 @@ def test_without_gates_it_is_warned_of_too(trained):
     handle = tss.attach(make_bart(), AdapterConfig(bottleneck=4, gated=False), PlainOptions(trained=trained)).tss
     handle.add_task("task", TOPICS)
     handle.train_task("task")
-    with pytest.warns(UserWarning, match="sealed with the weights and the head that it began with"):
+    with pytest.warns(UserWarning, match="sealed with its initial weights and head"):
         handle.seal_task()
 
 

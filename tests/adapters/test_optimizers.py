@@ -74,7 +74,7 @@ def test_weight_decay_on_scores_is_refused_before_it_moves_any(way, tmp_path, mo
     handle = learning()
     before = scores(handle)
     with pytest.raises(
-        tss.StateError, match=r"AdamW with weight_decay=0\.1 would move scores that the soft mask holds"
+        tss.StateError, match=r"AdamW with weight_decay=0\.1 would change scores that the soft mask protects"
     ):
         way(handle, lr=1e-2, weight_decay=0.1)
     assert all(torch.equal(one, other) for one, other in zip(before, scores(handle), strict=True))
@@ -128,12 +128,14 @@ def test_decay_of_heads_of_plain_adapters_and_without_a_mask_is_anybodys_choice(
 
 def test_masking_at_the_update_needs_the_optimizer_that_does_it():
     handle = learning("update")
-    with pytest.raises(tss.StateError, match=r"soft_mask=\"update\" is applied by the optimizer, which AdamW does not"):
+    with pytest.raises(
+        tss.StateError, match=r"soft_mask=\"update\" must be applied by the optimizer, but AdamW does not"
+    ):
         by_hand(handle, weight_decay=0.0, lr=0.1)
     own = handle.optimizer(score_lr=0.1, head_lr=0.1)
     step(handle, make_batch(NAMES), own)
     half = SoftMaskedAdamW(trained(handle), lr=0.1, importance=dict(list(own.importance.items())[:2]))
-    with pytest.raises(tss.StateError, match="which SoftMaskedAdamW does not"):
+    with pytest.raises(tss.StateError, match="but SoftMaskedAdamW does not"):
         step(handle, make_batch(NAMES), half)
     # whose whole step, decay included, is masked
     step(handle, make_batch(NAMES), SoftMaskedAdamW(trained(handle), lr=0.1, importance=own.importance))
@@ -146,7 +148,7 @@ def test_importance_that_was_loaded_after_the_optimizer_was_made_is_not_passed_b
     handle.load_shared_state(
         {n: torch.ones_like(t) if n.startswith("importance.") else t.clone() for n, t in shared.items()}
     )
-    with pytest.raises(tss.StateError, match="is applied by the optimizer, which SoftMaskedAdamW does not"):
+    with pytest.raises(tss.StateError, match="must be applied by the optimizer, but SoftMaskedAdamW does not"):
         step(handle, make_batch(NAMES), optimizer)
 
 
@@ -192,7 +194,7 @@ def test_an_optimizer_of_an_earlier_task_is_refused_whatever_its_state(make, wha
     handle.train_task("names")
     before = {name: tensor.clone() for name, tensor in handle.learning_state().items()}
     for _ in range(2):
-        with pytest.raises(tss.StateError, match=r"made before task 'names' was begun.*make a fresh one"):
+        with pytest.raises(tss.StateError, match=r"created before training of task 'names' started.*create a new one"):
             step(handle, make_batch(NAMES), optimizer)
         optimizer.state.clear()
     assert all(torch.equal(tensor, before[name]) for name, tensor in handle.learning_state().items())
@@ -220,7 +222,7 @@ def test_an_optimizer_that_was_made_too_early_is_refused(when):
         optimizer = learn_with(handle, "one", TOPICS)
         handle.rename_task("one", "two")
     handle.train_task("topics")
-    with pytest.raises(tss.StateError, match="made before task 'topics' was begun"):
+    with pytest.raises(tss.StateError, match="created before training of task 'topics' started"):
         step(handle, make_batch(TOPICS), optimizer)
 
 
@@ -229,7 +231,7 @@ def test_without_gates_too(trained_in_place):
     options = PlainOptions(trained=trained_in_place)
     handle = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4, gated=False), options).tss
     optimizer = learn_with(handle, "topics", TOPICS)
-    with pytest.raises(tss.StateError, match="made before task 'names' was begun"):
+    with pytest.raises(tss.StateError, match="created before training of task 'names' started"):
         learn_with(handle, "names", NAMES, optimizer)
 
 
@@ -251,7 +253,7 @@ def test_one_optimizer_goes_on_with_the_task_that_it_was_made_for():
 @pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_of_a_model_that_learns_is_watched_too(copy_of):
     twin = copy_of(learning().model).tss
-    with pytest.raises(tss.StateError, match="would move scores"):
+    with pytest.raises(tss.StateError, match="would change scores"):
         by_hand(twin, lr=0.1, weight_decay=0.1)
 
 
@@ -312,5 +314,5 @@ def test_a_rate_for_the_head_is_needed_where_there_is_one(bart):
     handle.abandon()
     handle.add_task("topics", TOPICS)
     handle.train_task("topics")
-    with pytest.raises(ValueError, match="'topics' has a head of its own: give its learning rate"):
+    with pytest.raises(ValueError, match="'topics' has its own head: give its learning rate"):
         handle.optimizer(score_lr=1e-2)

@@ -197,7 +197,7 @@ def test_a_checkpoint_of_another_task_is_refused_and_one_of_the_same_is_taken(tm
     model.tss.train_task("new")
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(
-        tss.StateError, match="this checkpoint was made while 'old' was being learned, and now 'new' is"
+        tss.StateError, match="this checkpoint was made while 'old' was being trained, and now 'new' is"
     ):
         train(model, TOPICS, tmp_path / "old", resume=True)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
@@ -210,7 +210,7 @@ def test_a_checkpoint_of_another_task_is_refused_and_one_of_the_same_is_taken(tm
     assert fresh.tss.fingerprint("old") == first
     assert all(torch.equal(tensor, learned[name]) for name, tensor in fresh.tss.learning_state().items())
     other = attached()
-    with pytest.raises(tss.StateError, match="'new' was being learned, and now no task is"):
+    with pytest.raises(tss.StateError, match="'new' was being trained, and now no task is"):
         other.load_state_dict(state, strict=False)
     model.load_state_dict({n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")},
                           strict=False)  # fmt: skip
@@ -235,7 +235,7 @@ def test_peft_under_and_over():
     assert torch.equal(logits(peft, batch, "topics"), first)
     outer.tss.verify()
     prompts = get_peft_model(make_bart(), PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=2))
-    with pytest.raises(ValueError, match="PEFT adapter 'default' learns prompts"):
+    with pytest.raises(ValueError, match="PEFT adapter 'default' trains prompts"):
         tss.attach(prompts, tss.AdapterConfig(bottleneck=4))
 
 

@@ -113,7 +113,9 @@ def test_widths_come_from_the_site_itself_where_it_knows():
     handle = tss.attach(model, tss.AdapterConfig(bottleneck=4, sites=r".*0\.mlp\.c_fc")).tss
     handle.add_task("topics", TOPICS)
     handle.train_task("topics")
-    with pytest.raises(ValueError, match=r"site transformer\.h\.0\.mlp\.c_fc gives 64 features where 16 were expected"):
+    with pytest.raises(
+        ValueError, match=r"site transformer\.h\.0\.mlp\.c_fc outputs 64 features where 16 were expected"
+    ):
         handle.model(**make_batch(TOPICS))
 
 

@@ -99,7 +99,7 @@ def test_some_tasks_of_a_folder(folder, whole):
     tss.load(model, folder, tasks=["r1"], cache_bytes=1 << 20)
     names = ["r1", "r2", "r1", "r2"]
     assert torch.equal(logits(model, make_batch(REPLIES), names), logits(whole, make_batch(REPLIES), names))
-    with pytest.raises(tss.StateError, match="holds no task 'nobody'"):
+    with pytest.raises(tss.StateError, match="has no task 'nobody'"):
         tss.load(model, folder, tasks=["nobody"])
     with pytest.raises(tss.StateError, match="'r1' exists already"):
         tss.load(model, folder, tasks=["r1"], cache_bytes=1 << 20)
@@ -153,7 +153,7 @@ def test_a_thousand_tasks_open_in_no_time(tmp_path):
     handle = model.tss
     handle.add_task("task 0", REPLIES)
     handle.train_task("task 0")
-    with pytest.warns(UserWarning, match="no optimizer has moved them"):
+    with pytest.warns(UserWarning, match="no optimizer has changed them"):
         handle.seal_task()
     tensors, about = handle.task_state("task 0")
     for i in range(1, 1000):
@@ -186,7 +186,7 @@ def test_saves_into_the_folder_by_this_model_and_by_others_leave_its_tasks_reada
     other.tss.delete_task("r3")
     other.tss.save(place, replace=True)
     logits(model, batch, "first")
-    with pytest.raises(tss.StateError, match="has task 'r3' no more, which was left there"):
+    with pytest.raises(tss.StateError, match="no longer has task 'r3', which was left there"):
         model(**inputs_of(batch), task="r3")
 
 
@@ -203,7 +203,7 @@ def test_a_relative_folder_and_a_pickle(folder, whole, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        ({"tasks": "r1"}, "tasks takes names of tasks, got one string"),
+        ({"tasks": "r1"}, "tasks must be a collection of task names, got one string"),
         ({"cache_bytes": "64MB"}, "cache_bytes must be a whole number of bytes, got '64MB'"),
         ({"cache_bytes": True}, "cache_bytes must be a whole number of bytes, got True"),
         ({"cache_bytes": 1.5}, "cache_bytes must be a whole number of bytes, got 1.5"),

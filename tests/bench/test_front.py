@@ -109,7 +109,7 @@ NONSENSE = {
     "seconds": (float("nan"), "--benchmark-seconds must be a number of seconds, 0 or more, but is nan"),
     "threads": (0, "--benchmark-threads must be 1 to "),
     "device": ("cuda", "PyTorch finds no GPU"),
-    "numprocesses": (2, "benchmarks run one at a time: leave -n out"),
+    "numprocesses": (2, "benchmarks run one at a time: omit -n"),
 }
 
 

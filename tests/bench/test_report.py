@@ -160,9 +160,9 @@ def test_the_committed_documents_and_figure_agree_with_their_file():
     ("text", "says"),
     [
         ("{", "cannot be read"),
-        ("[]", "is no result file"),
-        ('{"benchmarks": [{"group": "x"}]}', "is no result file"),
-        ('{"benchmarks": []}', "is no result file"),
+        ("[]", "is not a result file"),
+        ('{"benchmarks": [{"group": "x"}]}', "is not a result file"),
+        ('{"benchmarks": []}', "is not a result file"),
     ],
 )
 def test_another_kind_of_file_is_refused_in_one_line(tmp_path, capsys, text, says):
@@ -180,7 +180,7 @@ def test_an_unknown_group_and_unpaired_markers_are_named(path, tmp_path):
         load(path).of(["speed"])
     document = tmp_path / "page.md"
     document.write_text("<!-- measured:headlines a.json -->\nno end\n")
-    with pytest.raises(Unreadable, match="markers stand in pairs"):
+    with pytest.raises(Unreadable, match="markers come in pairs"):
         filled(document)
 
 

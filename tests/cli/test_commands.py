@@ -68,7 +68,7 @@ def test_check_lists_tasks_and_estimates_from_real_steps(tss, tiny_options, tmp_
     assert "asc/phones" in done.out
     assert "two training steps" in done.out
     assert "memory" in done.out
-    assert "configuration and data are sound" in done.out
+    assert "configuration and data are valid" in done.out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -212,7 +212,7 @@ def test_a_signal_says_how_to_go_on(tss, tiny_options, tmp_path, monkeypatch, na
     before = signal.getsignal(number)
     done = tss("run", *tiny_options, "--out", tmp_path / "run", "--quiet")
     assert done.code == 128 + number
-    assert f"stopped by {name}; go on with: tss run --out {tmp_path / 'run'} --resume" in done.err
+    assert f"stopped by {name}; continue with: tss run --out {tmp_path / 'run'} --resume" in done.err
     assert signal.getsignal(number) is before
     monkeypatch.undo()
     assert tss("run", "--out", tmp_path / "run", "--resume", "--quiet").code == 0

@@ -71,7 +71,7 @@ def test_a_source_whose_size_differs_is_refused_unless_asked_for(tss, tmp_path):
     words = ["data", "get", "asc/ipod", "--from", tmp_path, "--to", tmp_path / "data"]
     done = tss(*words)
     assert done.code == 1
-    assert "asc/ipod has 6 examples in its train split, and the table expects 153" in done.err
+    assert "asc/ipod has 6 examples in its train split, but the table expects 153" in done.err
     done = tss(*words, "--any-size")
     assert (done.code, done.err) == (0, "")
 
@@ -82,7 +82,7 @@ def test_a_source_whose_size_differs_is_refused_unless_asked_for(tss, tmp_path):
         (["get", "ipod"], 1, "say where the tasks go: --to DIR"),
         (["get", "--to", "x"], 1, "name tasks or families, or take all of them with --all"),
         (["get", "ipod", "--all", "--to", "x"], 1, "or take all of them with --all, not both"),
-        (["get", "ipodd", "--to", "x"], 1, "no task and no family 'ipodd' in the table; did you mean 'ipod'?"),
+        (["get", "ipodd", "--to", "x"], 1, "no task or family 'ipodd' in the table; did you mean 'ipod'?"),
         (["get", "ipod", "--to", "x", "--from", "nowhere"], 1, "--from nowhere: no such folder"),
         (["got"], 2, "invalid choice: 'got'"),
         (["get", "ipod", "--too", "x"], 2, "no option '--too'; did you mean '--to'?"),

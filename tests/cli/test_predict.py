@@ -21,8 +21,8 @@ BAD = {
     "blank": (b" ", "blank line"),
     "deep": (b"[" * 100_000, "nested too deeply"),
     "digits": (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "thousands of digits"),
-    "not a number": (b'{"text": "a", "n": NaN}', "NaN is not in JSON"),
-    "twice": (b'{"text": "a", "text": "b"}', "'text' stands twice"),
+    "not a number": (b'{"text": "a", "n": NaN}', "NaN is not valid JSON"),
+    "twice": (b'{"text": "a", "text": "b"}', "'text' appears twice"),
     "no object": (b"3", "expected a JSON object, found int"),
     "type": (b'{"text": ["a"]}', 'field "text" must be a string'),
     "aspect": (b'{"text": "a", "aspect": 3}', 'field "aspect" must be a string'),
@@ -82,7 +82,7 @@ def test_the_input_is_never_written_over(tss, finished_run, tmp_path):
             os.link(tmp_path / "in.jsonl", tmp_path / name)
         done = ask(tss, finished_run, tmp_path, GOOD, more=["--output", tmp_path / name])
         assert done.code == 1
-        assert "is the input, which is never written over" in done.err
+        assert "is the input, which is never overwritten" in done.err
         assert (tmp_path / "in.jsonl").read_bytes() == GOOD + b"\n"
 
 

@@ -31,7 +31,7 @@ def only_line(done) -> str:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_other_machines_need_a_token(tss, finished_run, host):
     line = only_line(tss("serve", finished_run, "--host", host, "--port", 0))
-    assert f"--host {host} is reached by other machines, so --token-file FILE is needed" in line
+    assert f"--host {host} is reachable from other machines, so --token-file FILE is needed" in line
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,8 @@ def test_no_word_is_every_task():
     ("word", "message"),
     [
         ("restaurant", "'restaurant' is a task of several families; write asc/restaurant or drg/restaurant"),
-        ("ner/conll2004", "no task and no family 'ner/conll2004' in the table; did you mean 'ner/conll2003'"),
-        ("xyzzy", "`tss data list` shows those that there are"),
+        ("ner/conll2004", "no task or family 'ner/conll2004' in the table; did you mean 'ner/conll2003'"),
+        ("xyzzy", "`tss data list` shows all"),
     ],
 )
 def test_a_name_that_is_none_is_told(word, message):
@@ -90,12 +90,12 @@ ROW = {"files": "{split}", "format": "conll", "licence": "none", "checked": "des
     ("change", "message"),
     [
         ({"source": "hub:a/b"}, "is not of the form hub:NAME@REVISION"),
-        ({"source": "gitlab:a/b@c"}, "is none of hub, github, folder"),
+        ({"source": "gitlab:a/b@c"}, "is not one of hub, github, folder"),
         ({"source": "folder", "files": {"train": "x"}}, "needs a training and a test split"),
         ({"source": "folder", "files": {"dev": "x"}}, "dev"),
         ({"source": "folder", "filez": {}}, "filez"),
-        ({"source": "folder", "format": "columns"}, "columns, and they alone, have fields"),
-        ({"source": "folder", "domain": "taxi"}, "multiwoz, and it alone, has a domain"),
+        ({"source": "folder", "format": "columns"}, "columns needs fields, and only columns"),
+        ({"source": "folder", "domain": "taxi"}, "multiwoz needs a domain, and only multiwoz"),
     ],
 )
 def test_a_wrong_row_is_refused(change, message):

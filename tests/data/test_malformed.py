@@ -34,7 +34,7 @@ CASES = {
     "null text": (TEXT, {"text": None, "label": "good"}, r'field "text" must be a string, found None \(NoneType\)'),
     "blank text": (TEXT, {"text": " \t", "label": "good"}, 'field "text" is empty'),
     "blank aspect": (TEXT, {**TEXT, "aspect": ""}, 'field "aspect" is empty'),
-    "half a pair": (TEXT, b'{"text": "\\ud800", "label": "good"}', 'field "text" holds half of a surrogate pair'),
+    "half a pair": (TEXT, b'{"text": "\\ud800", "label": "good"}', 'field "text" contains half of a surrogate pair'),
     "other kind's field": (
         TEXT,
         {**TEXT, "tokens": ["x"]},
@@ -163,10 +163,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     [
         (b"[" * 100_000, "nested too deeply"),
         (b'{"text": "a", "label": ' + b"1" * 5000 + b"}", "a number of thousands of digits"),
-        (b'{"text": "a", "label": NaN}', "NaN is not in JSON"),
-        (b'{"text": "a", "label": -Infinity}', "-Infinity is not in JSON"),
-        (b'{"text": "a", "label": "b", "text": "c"}', "the key 'text' stands twice in an object"),
-        (b'{"text": "a", "label": "b", "x": [{"y": 1, "y": 1}]}', "the key 'y' stands twice in an object"),
+        (b'{"text": "a", "label": NaN}', "NaN is not valid JSON"),
+        (b'{"text": "a", "label": -Infinity}', "-Infinity is not valid JSON"),
+        (b'{"text": "a", "label": "b", "text": "c"}', "the key 'text' appears twice in an object"),
+        (b'{"text": "a", "label": "b", "x": [{"y": 1, "y": 1}]}', "the key 'y' appears twice in an object"),
         (b'{"text": "' + b"a" * MAX_LINE_BYTES + b'"}', "more than the limit of 16,777,216"),
     ],
     ids=["deep", "digits", "nan", "infinity", "twice", "twice-inside", "long"],

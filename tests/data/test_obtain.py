@@ -133,7 +133,7 @@ def test_topics_are_drawn_by_class_and_their_texts_joined(hub):
     full = {f"question_title {i} question_content {i} best_answer {i}" for i in range(60)}
     assert set(texts) & full
     assert all("None" not in text and "  " not in text for text in texts)
-    with pytest.raises(DataError, match="class 0 has 30 different examples, 61 are drawn"):
+    with pytest.raises(DataError, match="class 0 has 30 different examples, 61 are needed"):
         convert(
             "ccd/yahoo", sources.resized(catalog()["ccd/yahoo"], draw={"per_class": {"train": 60, "validation": 1}})
         )
@@ -205,11 +205,11 @@ def test_tables_from_a_folder_keep_their_class_names(tmp_path, datasets):
 def test_a_source_of_another_size_names_both(tmp_path, hub):
     table = sources.news(hub.library, 12)
     hub.splits = {"train": table, "validation": table, "test": table}
-    with pytest.raises(DataError, match=r"12 rows in its train split, and the table expects 14,041: .* --any-size"):
+    with pytest.raises(DataError, match=r"12 rows in its train split, but the table expects 14,041: .* --any-size"):
         convert("ner/conll2003", catalog()["ner/conll2003"])
     assert len(convert("ner/conll2003", catalog()["ner/conll2003"], any_size=True)["test"]) == 12
     source = sources.write_reviews(tmp_path)
-    message = "asc/ipod has 6 examples in its train split, and the table expects 153: .* --any-size takes it"
+    message = "asc/ipod has 6 examples in its train split, but the table expects 153: .* --any-size accepts it"
     with pytest.raises(DataError, match=message):
         make("asc/ipod", catalog()["asc/ipod"], tmp_path / "data", source=source)
     assert list_tasks(tmp_path / "data") == []
@@ -230,7 +230,7 @@ def test_a_source_of_another_size_names_both(tmp_path, hub):
         ("ner/gum", "gum-train.conll", b"Bob\tB-PER\nalone\n", "gum-train.conll:2: expected a word and its tag"),
         ("ner/gum", "gum-train.conll", b"Bob\tPERSON\n\nx\tO\n", r"train\]:1: ner_tags: item 0 is 'PERSON'"),
         ("ner/gum", "gum-train.conll", b"Bob\xff\tO\n", "gum-train.conll: not UTF-8 at byte 3"),
-        ("sum/icsi", "split_0.jsonl.gz", b"plain", "split_0.jsonl.gz: not a whole gzip file"),
+        ("sum/icsi", "split_0.jsonl.gz", b"plain", "split_0.jsonl.gz: not a complete gzip file"),
         ("sum/icsi", "split_0.jsonl.gz", gzip.compress(b"{}", mtime=0), "split_0.jsonl.gz:1: expected {meeting:"),
         ("sum/nyt", "train.source", b"one\n", "1 sources but 2 targets in train.target"),
     ],
@@ -337,7 +337,9 @@ def test_a_folder_that_differs_is_not_overwritten(tmp_path, damage):
     else:
         (folder / RECORD).write_text("{}")
     there = sorted((path.name, path.read_bytes()) for path in folder.iterdir())
-    with pytest.raises(DataError, match="differs from what was made of asc/ipod; move it away, or replace it with"):
+    with pytest.raises(
+        DataError, match="differs from what was created for asc/ipod; move it elsewhere, or replace it with"
+    ):
         make("asc/ipod", entry, root, source=source)
     assert sorted((path.name, path.read_bytes()) for path in folder.iterdir()) == there
     assert not make("asc/ipod", entry, root, source=source, replace=True).kept
@@ -358,7 +360,7 @@ def test_what_cannot_be_learned_does_not_replace_what_can(tmp_path):
 def test_two_cannot_fill_a_folder_at_once(tmp_path):
     with (
         filling(tmp_path),
-        pytest.raises(DataError, match="another process is getting data into this folder"),
+        pytest.raises(DataError, match="another process is writing data to this folder"),
         filling(tmp_path),
     ):
         pass

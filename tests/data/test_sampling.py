@@ -66,5 +66,5 @@ def test_classes_are_even_and_no_example_is_drawn_twice():
 
 def test_a_class_that_is_too_small_is_named():
     labels, make = classes()
-    with pytest.raises(ValueError, match="class 'a' has 5 different examples, 6 are drawn"):
+    with pytest.raises(ValueError, match="class 'a' has 5 different examples, 6 are needed"):
         by_class(labels, make, {"train": 5, "test": 1}, seed=1, task="ccd/x")

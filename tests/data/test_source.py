@@ -191,7 +191,7 @@ def test_an_unlabelled_split_is_named(tmp_path, hub_cache):
     test = ds.Dataset.from_dict({"text": ["x"], "label": [-1]}, features=features)
     ds.DatasetDict({"train": train, "test": test}).save_to_disk(tmp_path / "saved")
     with pytest.raises(
-        DataError, match=r"saved\[test\]:1: class number -1 is none of the 2 classes; is this split unlab"
+        DataError, match=r"saved\[test\]:1: class number -1 is not one of the 2 classes; is this split unlab"
     ):
         load_task(f"hub:{tmp_path / 'saved'}", "ccd/mine")
     ds.DatasetDict({"train": train}).save_to_disk(tmp_path / "train_only")

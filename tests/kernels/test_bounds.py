@@ -105,7 +105,7 @@ def test_what_was_not_counted_is_not_predicted():
     assert predict(SM_90, "gated_adapter", "vendor", (512, 1024, 64)) is None
     for architecture in ("sm_80", "sm_86", "sm_100", "cpu"):
         assert predicted("packed_linear", architecture, BFLOAT16, (512, 1024, 64)) == (
-            None, f"nothing was counted for {architecture}"
+            None, f"no counts for {architecture}"
         )  # fmt: skip
     assert predicted("packed_linear", "sm_90", torch.float32, (512, 1024, 64))[0] is None
     assert predicted("gated_adapter", "sm_90", BFLOAT16, (512, 1024, 128))[0] is None
@@ -148,7 +148,7 @@ def test_explain_shows_predictions_beside_the_bytes():
     arguments = x.expand(512, 1024), weight.expand(64, 1024), packed.expand(64, 128)
     told = explain("packed_linear", *arguments)
     assert told.predicted is None
-    assert "  predicted: no time (nothing was counted for cpu)" in str(told)
+    assert "  predicted: no time (no counts for cpu)" in str(told)
     times, note = predicted("packed_linear", "sm_90", BFLOAT16, (512, 1024, 64))
     shown = str(replace(told, predicted=times, predicted_note=note))
     assert "  predicted: triton 3.4 us, bound by issue; cuda 2.8 us, bound by L2; " in shown

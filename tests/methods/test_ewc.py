@@ -99,5 +99,5 @@ def test_state_comes_back_as_it_was(tiny_bart):
 def test_without_data_there_is_no_fisher(tiny_bart):
     method, handle = start(tiny_bart, "ewc")
     method.begin_task(handle, "asc/1", KINDS["classification"])
-    with pytest.raises(ValueError, match="got no example"):
+    with pytest.raises(ValueError, match="got no examples"):
         method.end_task(handle, "asc/1", [])

@@ -47,5 +47,5 @@ def test_piggyback_starts_with_every_gate_on_and_switches_off_at_the_threshold(t
 def test_piggyback_refuses_a_second_threshold(tiny_bart):
     method = METHODS["piggyback"](METHODS["piggyback"].options_type())
     handle = attach(tiny_bart, AdapterConfig(bottleneck=4, threshold=0.1), method.layer_options()).tss
-    with pytest.raises(ValueError, match=r"threshold of its own, 0.005, .* adapters.threshold=0.1"):
+    with pytest.raises(ValueError, match=r"has its own threshold, 0.005, .* adapters.threshold=0.1"):
         method.begin_task(handle, "asc/first", KINDS["classification"])

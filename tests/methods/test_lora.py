@@ -99,7 +99,7 @@ def test_targets_and_rank_can_be_chosen(tiny_bart):
     [
         ({"rank": 0}, "rank must be a whole number of at least 1, or None, got 0"),
         ({"alpha": -1}, "alpha must be a number above 0, got -1"),
-        ({"targets": "("}, r"targets='\(' is no regular expression"),
+        ({"targets": "("}, r"targets='\(' is not a valid regular expression"),
         ({"targets": "nothing"}, "no module name of BartForConditionalGeneration matches targets='nothing'"),
         ({"targets": ".*final_layer_norm"}, "is a LayerNorm: change targets"),
     ],

@@ -67,7 +67,7 @@ def test_methods_say_what_they_are(name):
 
 
 def test_a_method_without_state_refuses_that_of_another():
-    with pytest.raises(ValueError, match="ncl keeps no state of its own, got"):
+    with pytest.raises(ValueError, match="ncl has no state of its own, got"):
         METHODS["ncl"](NoOptions()).load_state({"fisher": torch.zeros(1)})
 
 

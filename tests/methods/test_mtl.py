@@ -127,9 +127,9 @@ def test_tasks_learned_together_answer_when_sealed_as_they_did_before(calm_bart)
     batches = {"asc/a": make_batches(1)[0], "ner/b": make_batches(2, "extraction")[0]}
     before = {name: logits(handle, name, batch) for name, batch in batches.items()}
     state = {name: tensor.clone() for name, tensor in handle.learning_state().items()}
-    with pytest.raises(StateError, match="cannot seal a task: the task being learned is asc/a or ner/b"):
+    with pytest.raises(StateError, match="cannot seal a task: the task being trained is asc/a or ner/b"):
         handle.seal_task()
-    with pytest.raises(StateError, match="learned together, which a save cannot hold"):
+    with pytest.raises(StateError, match="trained together, which a save cannot contain"):
         handle.saved()
     with torch.no_grad():
         for parameters in handle.trainable_parameters().values():
@@ -138,7 +138,7 @@ def test_tasks_learned_together_answer_when_sealed_as_they_did_before(calm_bart)
     handle.load_learning_state(state)
     for name in ("ner/b", "asc/a"):
         assert name in handle.store.learners
-        with pytest.warns(UserWarning, match=f"'{name}' is sealed with the weights and the head that it began with"):
+        with pytest.warns(UserWarning, match=f"'{name}' is sealed with its initial weights and head"):
             handle.seal_task(name=name)
     for name, batch in batches.items():
         assert torch.equal(logits(handle, name, batch), before[name])
@@ -153,11 +153,11 @@ def test_a_task_that_no_step_was_for_is_told_when_it_is_sealed_and_no_other(tiny
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         handle.seal_task(name="asc/a")
-    with pytest.warns(UserWarning, match="'asc/b' is sealed with the head that it began with"):
+    with pytest.warns(UserWarning, match="'asc/b' is sealed with its initial head"):
         handle.seal_task(name="asc/b")
 
 
-@pytest.mark.filterwarnings("ignore:task .* is sealed with the weights")
+@pytest.mark.filterwarnings("ignore:task .* is sealed with its initial weights")
 @pytest.mark.parametrize("of", ["asc/a", "asc/b", "all"])
 def test_optimizers_of_tasks_learned_together_go_on_for_the_others_and_no_later_one(tiny_bart, of):
     method, handle = start(tiny_bart, "mtl")
@@ -174,7 +174,7 @@ def test_optimizers_of_tasks_learned_together_go_on_for_the_others_and_no_later_
     handle.seal_task()
     handle.add_task("asc/c", KINDS["classification"])
     handle.train_task("asc/c")
-    with pytest.raises(StateError, match="made before task 'asc/c' was begun"):
+    with pytest.raises(StateError, match="created before training of task 'asc/c' started"):
         optimizer.step()
 
 
@@ -183,7 +183,7 @@ def test_what_cannot_be_learned_together_is_refused(tiny_bart):
         method, handle = start(tiny_bart, name)
         for task in ("asc/a", "asc/b"):
             handle.add_task(task, KINDS["classification"])
-        with pytest.raises(ValueError, match="2 tasks cannot be learned together on these adapters"):
+        with pytest.raises(ValueError, match="2 tasks cannot be trained together on these adapters"):
             handle.train_tasks(["asc/a", "asc/b"])
         assert handle.trainable is None
         handle.detach()
@@ -192,12 +192,12 @@ def test_what_cannot_be_learned_together_is_refused(tiny_bart):
     for task in ("asc/a", "asc/b"):
         handle.add_task(task, KINDS["classification"])
     for names in ([], ["asc/a", "asc/a"]):
-        with pytest.raises(ValueError, match="expected the names of tasks, each once"):
+        with pytest.raises(ValueError, match="expected at least one task name and no name twice"):
             handle.train_tasks(names)
     with pytest.raises(StateError, match="'asc/old' is sealed"):
         handle.train_tasks(["asc/a", "asc/old"])
     handle.train_tasks(["asc/a", "asc/b"])
-    with pytest.raises(StateError, match="'asc/a', 'asc/b' is being learned; seal it"):
+    with pytest.raises(StateError, match="'asc/a', 'asc/b' is being trained; seal it"):
         handle.train_task("asc/a")
     shared = {name: tensor.clone() for name, tensor in handle.shared_state().items()}
     with torch.no_grad():

@@ -145,7 +145,7 @@ def test_without_matrix_file_and_with_half_a_line_the_events_give_the_matrix(mak
     assert run.matrix == expected
     lines = len((folder / "events.jsonl").read_text().splitlines())
     assert (
-        f"events.jsonl:{lines} is not a whole JSON line and is left out."
+        f"events.jsonl:{lines} is not a complete JSON line and is left out."
         in structure(build(folder, tmp_path).path).text
     )
 

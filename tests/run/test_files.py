@@ -43,7 +43,7 @@ def test_truncated_and_edited_state_is_named(tmp_path):
     make_state().save(path)
     whole = path.read_text()
     path.write_text(whole[: len(whole) // 2])
-    with pytest.raises(StateError, match=r"run\.json: not a whole state file"):
+    with pytest.raises(StateError, match=r"run\.json: not a complete state file"):
         load_state(path)
     path.write_text(whole.replace("asc/a", "asc/b"))
     with pytest.raises(StateError, match=r"run\.json: its content has SHA-256 .*, expected .* edited"):

@@ -61,6 +61,6 @@ def test_what_is_not_finite_is_not_sealed(tiny_config, tmp_path, monkeypatch):
         return done
 
     monkeypatch.setattr("tss.run.sequence.learn", spoil_after)
-    with pytest.raises(StateError, match=r"task 'asc/phones': head\..* not finite; it is still being learned"):
+    with pytest.raises(StateError, match=r"task 'asc/phones': head\..* not finite; it is still being trained"):
         run_sequence(tiny_config(ONE, "training.epochs=1"), tmp_path / "run")
     assert not (tmp_path / "run" / "tss.json").exists()

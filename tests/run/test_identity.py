@@ -81,7 +81,7 @@ def test_a_saved_place_of_another_run_is_refused(tiny_config, tmp_path, monkeypa
         monkeypatch.undo()
         places.append(tmp_path / name / "state" / "learning.safetensors")
     shutil.copy(*places)
-    with pytest.raises(StateError, match=r"learning\.safetensors is of another run"):
+    with pytest.raises(StateError, match=r"learning\.safetensors is from another run"):
         run_sequence(config, tmp_path / "two", resume=True)
     places[1].unlink()  # as the message says
     run_sequence(config, tmp_path / "two", resume=True)
@@ -130,7 +130,7 @@ def test_a_folder_with_other_files_is_refused(tiny_config, tmp_path, name, resum
     path = tmp_path / "work" / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    with pytest.raises(StateError, match=r"holds files that are not a run's \(.*choose a new or an empty folder"):
+    with pytest.raises(StateError, match=r"contains files that are not part of a run \(.*choose a new or empty folder"):
         run_sequence(tiny_config(ONE, QUICK), tmp_path / "work", resume=resume)
     assert [file.read_text() for file in (tmp_path / "work").rglob("*") if file.is_file()] == ["mine"]
 
@@ -155,7 +155,7 @@ def test_a_start_that_looked_before_another_took_the_lock_changes_nothing(tiny_c
 
     before = {}
     monkeypatch.setattr(prepare, "attach_adapters", attach_while_another_runs)
-    with pytest.raises(StateError, match="another process has begun a run here since"):
+    with pytest.raises(StateError, match="another process has since started a run here"):
         run_sequence(config, folder)
     assert before
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

@@ -156,7 +156,7 @@ def test_what_cannot_be_resumed_is_refused(tiny_config, tmp_path):
     sealed.write_bytes(whole)
     state = folder / "state" / "run.json"
     state.write_text(state.read_text()[:-40])
-    with pytest.raises(StateError, match=r"run\.json: not a whole state file"):
+    with pytest.raises(StateError, match=r"run\.json: not a complete state file"):
         run_sequence(tiny_config(ONE, "training.epochs=1"), folder, resume=True)
 
 
@@ -293,7 +293,7 @@ def test_a_run_of_the_old_format_is_refused_with_the_reason(tiny_config, tmp_pat
     content.pop("sha256")
     content["format"] = 1
     state.write_text(json.dumps({"sha256": sha256(to_json(content)), **content}))
-    with pytest.raises(StateError, match=r"format 1, this version reads 3, which knows the tokenizer"):
+    with pytest.raises(StateError, match=r"format 1, this version reads 3, which records the tokenizer"):
         run_sequence(tiny_config(ONE, "training.epochs=1"), folder, resume=True)
 
 

@@ -89,7 +89,7 @@ def test_a_wrong_source_is_named(keys, message):
 
 
 def test_one_data_set_of_the_hub_as_data_leaves_no_room_for_sources(folders):
-    with pytest.raises(ConfigError, match="hub:x is one data set and gives one task; write it into `sources` too"):
+    with pytest.raises(ConfigError, match="hub:x is one data set with one task; write it into `sources` too"):
         sequence(configuration(folders, data="hub:x", tasks=["ccd/x"]))
 
 

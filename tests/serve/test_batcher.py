@@ -93,7 +93,7 @@ def test_one_that_is_alone_waits_as_long_as_it_may():
 def test_what_has_no_room_is_refused_whole(held):
     one = held(max_queue=3)
     futures = one.batcher.submit([("a", 1), ("a", 2)])
-    with pytest.raises(QueueFull, match="2 inputs wait, and 2 more would be over the limit of 3") as refused:
+    with pytest.raises(QueueFull, match="2 inputs are waiting, and 2 more would exceed the limit of 3") as refused:
         one.batcher.submit([("a", 3), ("a", 4)])
     assert refused.value.retry_after >= 1
     futures += one.batcher.submit([("a", 5)])

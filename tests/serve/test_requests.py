@@ -69,7 +69,7 @@ def test_a_full_queue_refuses_with_a_time_to_wait(served, monkeypatch):
         waiting = pool.submit(ask, client, inputs=[INPUTS["asc/a"]] * 2)
         until(lambda: client.service.waiting == 2)
         response = ask(client)
-        assert "2 inputs wait, and 1 more would be over the limit of 2" in refused(response, "queue_full")
+        assert "2 inputs are waiting, and 1 more would exceed the limit of 2" in refused(response, "queue_full")
         assert int(response.headers["retry-after"]) >= 1
         gate.open()
         assert [one.result(60).status_code for one in (first, waiting)] == [200, 200]
@@ -133,14 +133,14 @@ def test_bad_requests_are_told_what_is_wrong(served, body, code, words):
 @pytest.mark.parametrize(
     ("content", "type_", "code", "words"),
     [
-        (b"{", "application/json", "invalid_json", "no JSON"),
+        (b"{", "application/json", "invalid_json", "not JSON"),
         (b"[" * 50_000, "application/json", "invalid_json", "nested too deeply"),
         (b'{"task": NaN}', "application/json", "invalid_json", "NaN"),
-        (b'{"task": "a", "task": "b"}', "application/json", "invalid_json", "'task' stands twice"),
+        (b'{"task": "a", "task": "b"}', "application/json", "invalid_json", "'task' appears twice"),
         (b'{"n": ' + b"1" * 5000 + b"}", "application/json; charset=utf-8", "invalid_json", "thousands of digits"),
         (b'{"task": "\xff"}', "application/json", "invalid_json", "utf-8"),
         (b"{}", "text/plain", "not_json", "text/plain"),
-        (b"{}", None, "not_json", "of no type"),
+        (b"{}", None, "not_json", "no content type"),
         (b"", "application/json", "invalid_request", "required"),
         (b" " * 300_000, "application/json", "body_too_large", "over 262144 bytes"),
     ],

@@ -106,7 +106,7 @@ def test_a_study_is_fixed_in_its_folder_and_may_only_grow(cells, tmp_path):
         added = folder.fix(cells(seeds=[1, 2], methods=["tss", "ncl", "one"]))
         assert sorted(cell.name for cell in added) == sorted(["one-1-1", "tss-1-2", "ncl-1-2", "one-1-2"])
         before = folder.plan.read_bytes()
-        with pytest.raises(StateError, match=r"holds another study; 4 of its runs are not in it any more"):
+        with pytest.raises(StateError, match=r"contains another study; 4 of its runs are no longer in it"):
             folder.fix(made)
         grown = {"seeds": [1, 2], "methods": ["tss", "ncl", "one"]}
         with pytest.raises(StateError, match=r"training\.epochs: 2 there, 3 now; .*and 1 more differences"):
@@ -118,11 +118,11 @@ def test_a_study_is_fixed_in_its_folder_and_may_only_grow(cells, tmp_path):
     folder.plan.write_bytes(before[:-40])
     with pytest.raises(StateError, match="not the plan of a study"):
         folder.cells()
-    with pytest.raises(StateError, match="holds no study"):
+    with pytest.raises(StateError, match="has no study"):
         StudyFolder(tmp_path / "elsewhere").cells()
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "letter.txt").touch()
-    with pytest.raises(StateError, match=r"files that are not a study's \(letter\.txt\)"):
+    with pytest.raises(StateError, match=r"files that are not part of a study \(letter\.txt\)"):
         StudyFolder(tmp_path / "own").fix(made)
 
 

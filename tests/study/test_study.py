@@ -54,7 +54,7 @@ def test_killed_and_stopped_a_study_goes_on_and_ends_as_if_it_never_was(study_fi
     _, said = stopped.communicate(timeout=60)
     assert stopped.returncode == 128 + signal.SIGTERM
     assert not StudyFolder(out).finished(StudyFolder(out).cells()[0])
-    assert f"go on with: tss study --out {out} --workers 1" in said
+    assert f"continue with: tss study --out {out} --workers 1" in said
     with locked(next(out.glob("runs/*.lock")), wait=False):  # nothing runs any more
         pass
 
@@ -106,7 +106,7 @@ def test_a_run_that_fails_twice_is_listed_and_the_others_finish(study_file, tmp_
         (["demo", "--seeds", "many"], "--seeds: expected a number of seeds, such as 5, or seeds"),
         (["demo", "--workers", "0"], "--workers: at least 1, got 0"),
         (["--out", "nothing", "--seeds", "3"], "change what a study's file says: name the file too"),
-        (["--out", "nothing"], "nothing holds no study"),
+        (["--out", "nothing"], "nothing has no study"),
     ],
 )
 def test_what_cannot_be_run_is_said_in_one_line(words, message, tmp_path, monkeypatch, capsys):

@@ -131,7 +131,7 @@ def test_labels_are_in_all_rows_or_in_none(kind, tiny_tokenizer):
         ({"kind": "classification", "labels": []}, "at least one and all different"),
         ({"kind": "classification", "labels": ["a", "a"]}, "at least one and all different"),
         ({"kind": "classification", "labels": "ab"}, "must be a list of strings"),
-        ({"kind": "extraction", "labels": ["B-X", "I-X"]}, 'labels must hold "O"'),
+        ({"kind": "extraction", "labels": ["B-X", "I-X"]}, 'labels must contain "O"'),
         ({"kind": "classification", "labels": ["a"], "head": "mlp"}, "head='mlp' is not one of dense, linear"),
         ({"kind": "extraction", "labels": ["O"], "features": "decoder_last"}, "is not one of auto, encoder, decoder"),
         ({"kind": "generation", "metric": "rouge"}, "metric='rouge' is not one of rouge1"),
@@ -210,7 +210,7 @@ def test_generation_on_a_model_without_a_language_model_head_is_refused(tiny_tok
     kind = Generation()
     batch = kind.collate(kind.encode_all(EXAMPLES["generation"], tiny_tokenizer, **LENGTHS), pad_id=1)
     for model in (models["bert"], models["llama"].base_model, models["bart"].base_model):
-        with pytest.raises(ValueError, match=f"need a language-model head, which {type(model).__name__} has not"):
+        with pytest.raises(ValueError, match=f"need a language-model head, which {type(model).__name__} lacks"):
             kind.predict(model, batch, tiny_tokenizer)
 
 
@@ -246,7 +246,7 @@ def test_a_causal_model_reads_prompt_and_answer_as_one_sequence(tiny_tokenizer, 
 
 def test_prompts_hold_the_source_once():
     for prompt in ("no place", "{source} {source}"):
-        with pytest.raises(ValueError, match=r'must hold "\{source\}" once'):
+        with pytest.raises(ValueError, match=r'must contain "\{source\}" exactly once'):
             Generation(prompt=prompt)
 
 

@@ -74,7 +74,7 @@ class AdapterConfig:
             )
         if self.gated and self.pairs and self.bottleneck % 2:
             raise ValueError(
-                f"AdapterConfig: pairs need an even bottleneck, got {self.bottleneck}; take {self.bottleneck + 1}, or "
+                f"AdapterConfig: pairs need an even bottleneck, got {self.bottleneck}; use {self.bottleneck + 1}, or "
                 "pairs=False"
             )
         number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
@@ -173,7 +173,7 @@ def _check_pattern(owner: str, key: str, value: Any) -> None:
     try:
         re.compile(value)
     except (re.error, TypeError) as error:
-        raise ValueError(f"{owner}: {key}={value!r} is no regular expression: {error}") from error
+        raise ValueError(f"{owner}: {key}={value!r} is not a valid regular expression: {error}") from error
 
 
 def options_from(values: Mapping[str, Any]) -> TssOptions:

@@ -68,8 +68,8 @@ class FrozenWeights:
             if gone or name:
                 raise ForgettingError(
                     f"frozen weights of the {owner} changed since the first task was sealed: "
-                    f"{gone or f'{name} was written to'}. Sealed tasks rely on it and would answer otherwise: put its "
-                    "values back, or load the tasks around the weights that they were learned on"
+                    f"{gone or f'{name} was written to'}. Sealed tasks depend on it and their outputs would change: "
+                    "restore its values, or load the tasks on the weights that they were trained on"
                 )
 
     def describe(self) -> dict[str, Any]:
@@ -105,20 +105,20 @@ class FrozenWeights:
                 then, now = (f"{differ}: {widths.get(differ, 'none')}" for widths in (then, now))
             raise StateError(
                 f"{origin} was saved from another backbone: {key} {then} there, {now} in this {here['class']}; "
-                "load it on the model that it was learned on"
+                "load it on the model that it was trained on"
             )
         if name := differing(backbone["checksums"], self.checksums()):
             raise StateError(
-                f"{origin} was saved from another backbone, of these sizes but other weights: the checksum of {name} "
-                "differs from that of this model (in the widest dtype that both have); load it on the weights that it "
-                "was learned on, in the dtype that it was saved in or a narrower one"
+                f"{origin} was saved from another backbone, with these sizes but different weights: the checksum of "
+                f"{name} differs from that of this model (in the widest dtype that both have); load it on the weights "
+                "that it was trained on, in the dtype that it was saved in or a narrower one"
             )
         own = self.tensors()
         load_exactly({name: tensor.clone() for name, tensor in own.items()}, frozen, origin)
         if off := [name for name, tensor in own.items() if not torch.equal(frozen[name].to(tensor), tensor)]:
             raise StateError(
-                f"{origin}: the frozen adapter weights {off[0]} differ from those here: one side was drawn from "
-                "another seed, or written to"
+                f"{origin}: the frozen adapter weights {off[0]} differ from those of this model: one of the two was "
+                "drawn from another seed, or written to"
             )
 
 

@@ -154,11 +154,11 @@ class TssHandle:
             ValueError: no name, a repeated name, or several tasks on adapters that are not shared.
         """
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"expected the names of tasks, each once, got {names}")
+            raise ValueError(f"expected at least one task name and no name twice, got {names}")
         if len(names) > 1 and self._tensors.gate_bytes():
             raise ValueError(
-                f"{len(names)} tasks cannot be learned together on these adapters, of which each task keeps gates or "
-                'weights of its own: attach with AdapterConfig(gated=False) and PlainOptions(trained="shared")'
+                f"{len(names)} tasks cannot be trained together on these adapters, where each task has its own gates "
+                'or weights: attach with AdapterConfig(gated=False) and PlainOptions(trained="shared")'
             )
         begins = self.store.record(names[0]).state is State.NEW
         self.store.start(*names)
@@ -188,15 +188,15 @@ class TssHandle:
         learners = self.store.learners
         if name not in learners and (name is not None or len(learners) != 1):
             raise StateError(
-                f"cannot seal {name or 'a task'}: the task being learned is {' or '.join(learners) or 'none'}"
+                f"cannot seal {name or 'a task'}: the task being trained is {' or '.join(learners) or 'none'}"
             )
         task = name or learners[0]
         check_whole(self.layers)
         self.check_finite()
         if unmoved := self._tensors.unmoved(task):
             warnings.warn(
-                f"task {task!r} is sealed with the {' and the '.join(unmoved)} that it began with: no optimizer has "
-                "moved them. Make one after train_task, of model.tss.trainable_parameters(), and step it",
+                f"task {task!r} is sealed with its initial {' and '.join(unmoved)}: no optimizer has changed them. "
+                "Create one after train_task, for model.tss.trainable_parameters(), and call its step()",
                 stacklevel=2,
             )
         if self.options.soft_mask != "none":
@@ -204,8 +204,9 @@ class TssHandle:
                 self._take_importance(task, data, batch_size)
             elif self.config.gated:
                 warnings.warn(
-                    f"task {task!r} is sealed without data, so no importance is taken and later tasks may change what "
-                    "it relies on in the shared scores: give its training data, or TssOptions(soft_mask='none')",
+                    f"task {task!r} is sealed without data, so its importance is not computed and later tasks may "
+                    "change the shared scores that it relies on: give its training data, or "
+                    "TssOptions(soft_mask='none')",
                     stacklevel=2,
                 )
         self._tensors.seal(task)
@@ -322,7 +323,7 @@ class TssHandle:
             StateError: the task is not being trained.
         """
         if name not in self.store.learners:
-            raise StateError(f"task {name!r} is {self.store.record(name).state}: no head of it is being learned")
+            raise StateError(f"task {name!r} is {self.store.record(name).state}: it has no head that is being trained")
         head = self._tensors.head_of(name)
         return [] if head is None else list(head.parameters())
 
@@ -357,14 +358,14 @@ class TssHandle:
             ValueError: the task has a head, and `head_lr` is missing.
         """
         if self.trainable is None:
-            raise StateError("no task is being learned: call train_task(name) before making its optimizer")
+            raise StateError("no task is being trained: call train_task(name) before creating its optimizer")
         check_whole(self.layers)
         masks: dict[torch.Tensor, torch.Tensor] = {}
         if self.options.soft_mask == "update" and self.config.gated:
             masks = {x.scores: x.importance for x in self.layers.values() if x.importance is not None}
         parameters = self.trainable_parameters()
         if head_lr is None and parameters["head"]:
-            raise ValueError(f"task {self.trainable!r} has a head of its own: give its learning rate, head_lr=...")
+            raise ValueError(f"task {self.trainable!r} has its own head: give its learning rate, head_lr=...")
         rates = {"scores": score_lr, "head": head_lr or 0.0}
         return optimizers.make_optimizer(parameters, rates, masks, betas=betas, eps=eps)
 
@@ -524,7 +525,7 @@ class TssHandle:
 
     def _check_attached(self) -> None:
         if self._backbone is None:
-            raise StateError("these adapters were taken off their model: call tss.attach(model) for new ones")
+            raise StateError("these adapters were detached from their model: call tss.attach(model) to add new ones")
 
     def _take_importance(self, name: str, data: Any, batch_size: int) -> None:
         if not self.config.gated:

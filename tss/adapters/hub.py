@@ -48,7 +48,7 @@ def card(saved: saving.SavedTasks, repository: str, scores: Scores | None = None
     )  # fmt: skip
     base = name or saved.backbone["class"]
     lines = ["---", data.to_yaml(), "---", "", f"# Tasks on {base}", ""]
-    lines += ["Gates over a frozen model; the model itself is not in here.", "", "```python"]
+    lines += ["Gates for a frozen model; the model itself is not included.", "", "```python"]
     lines += [f'model = tss.load(backbone, "{repository}")', 'model(**batch, task="a name")', "```", ""]
     lines += ["| task | kind | main metric | value | gates on | bytes |", "|---|---|---|---:|---:|---:|"]
     for _, about in saved.tasks:
@@ -110,6 +110,6 @@ def download(repository: str) -> Path:
     except Exception as error:  # the client raises dozens of types: no network, no such name, no access
         reason = str(error).strip().splitlines() or ["no reason given"]
         raise StateError(
-            f"{repository!r} is no folder, and as a name on the hub it cannot be loaded ({type(error).__name__}: "
+            f"{repository!r} is not a folder, and cannot be loaded from the hub by this name ({type(error).__name__}: "
             f"{reason[0]})"
         ) from error

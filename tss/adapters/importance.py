@@ -44,12 +44,12 @@ def raw_importance(layers: Layers, losses: Iterable[torch.Tensor], of: str) -> d
             batches += 1
     batches = _over_ranks(sums, batches)
     if not batches:
-        raise ValueError("seal_task: the data holds no batch; give at least one, or None for no importance")
+        raise ValueError("seal_task: the data has no batches; give at least one, or None for no importance")
     for name, total in sums.items():
         if not total.isfinite().all():
             raise StateError(
                 f"seal_task: the score gradient of {name} is not finite, so the task has no importance; it is still "
-                "being learned: check its data and learning rate, or use bfloat16 in place of float16"
+                "being trained: check its data and learning rate, or use bfloat16 instead of float16"
             )
     return {name: total / batches for name, total in sums.items()}
 
@@ -129,7 +129,7 @@ def _grouped(kind: TaskKind, data: Any, batch_size: int, tokenizer: Any, pad_id:
     group: list[dict[str, Any]] = []
     for item in data:
         if not isinstance(item, Mapping):
-            raise ValueError(f"seal_task: data gives a {type(item).__name__}, expected dicts with input_ids and labels")
+            raise ValueError(f"seal_task: data has a {type(item).__name__}, expected dicts with input_ids and labels")
         tensors = {key: _as_tensor(key, value) for key, value in item.items()}
         main = next((tensors[key] for key in ("input_ids", "pixel_values", "inputs_embeds") if key in tensors), None)
         if isinstance(main, torch.Tensor) and main.dim() > (1 if "input_ids" in tensors else 3):

@@ -35,7 +35,7 @@ def load(
         TypeError, ValueError: `tasks` is a single name, or `cache_bytes` is not a number of bytes.
     """
     if isinstance(tasks, str):
-        raise TypeError(f"tasks takes names of tasks, got one string: give [{tasks!r}]")
+        raise TypeError(f"tasks must be a collection of task names, got one string: give [{tasks!r}]")
     if cache_bytes is not None and (isinstance(cache_bytes, bool) or not isinstance(cache_bytes, int)):
         raise TypeError(f"cache_bytes must be a whole number of bytes, got {cache_bytes!r}")
     if cache_bytes is not None and cache_bytes < 0:
@@ -53,7 +53,7 @@ def restore(model: Any, saved: saving.SavedTasks, origin: str) -> TssModel:
     try:
         config, options = AdapterConfig(**saved.config), options_from(saved.options)
     except (TypeError, ValueError) as error:
-        raise StateError(f"{origin}: its settings are not those of tss ({error}); save it again") from error
+        raise StateError(f"{origin}: its settings are not valid for tss ({error}); save it again") from error
     if not isinstance(model, TssModel):
         model = attach(model, config, options)
         try:
@@ -65,7 +65,7 @@ def restore(model: Any, saved: saving.SavedTasks, origin: str) -> TssModel:
     if (model.tss.config, model.tss.options) != (config, options):
         raise StateError(
             f"{origin}: saved with {config}, {options}, but this model has {model.tss.config}, {model.tss.options}; "
-            "load it around a backbone of its own"
+            "load it on a separate backbone"
         )
     _restore(model, saved, origin)
     return model
@@ -75,7 +75,7 @@ def _restore(model: TssModel, saved: saving.SavedTasks, origin: str) -> None:
     try:
         model.tss.restore(saved, origin)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StateError(f"{origin}: what it holds does not fit together ({error!r}); save it again") from error
+        raise StateError(f"{origin}: its contents are inconsistent ({error!r}); save it again") from error
 
 
 def _folder(source: str | Path) -> Path:

@@ -102,5 +102,5 @@ def import_peft() -> Any:
     try:
         import peft  # pyright: ignore[reportMissingImports]  -- optional, and it takes seconds
     except ImportError as error:
-        raise TssError(f"one LoRA per task is made by the package peft ({error}): pip install 'tss[lora]'") from error
+        raise TssError(f"LoRA per task needs the package peft ({error}): pip install 'tss[lora]'") from error
     return peft

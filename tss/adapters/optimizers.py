@@ -121,9 +121,10 @@ class StepCheck:
     def _check_age(self, optimizer: Optimizer) -> None:
         if any(p in self._retired for group in optimizer.param_groups for p in group["params"]):
             raise StateError(
-                f"this {type(optimizer).__name__} was made before task {self._task!r} was begun, so it holds the "
-                "parameters of an earlier task and not those that are being learned: make a fresh one after "
-                "train_task, of model.tss.trainable_parameters() or with model.tss.optimizer(score_lr=..., head_lr=...)"
+                f"this {type(optimizer).__name__} was created before training of task {self._task!r} started, so it "
+                "has the parameters of an earlier task and not those that are being trained: create a new one after "
+                "train_task, for model.tss.trainable_parameters() or with model.tss.optimizer(score_lr=..., "
+                "head_lr=...)"
             )
 
     def _check_frozen(self, optimizer: Optimizer) -> None:
@@ -135,7 +136,7 @@ class StepCheck:
         if moved := [name for name, parameter in named if id(parameter) in stepped]:
             raise StateError(
                 f"{type(optimizer).__name__} would train {moved[0]} and {len(moved) - 1} more tensors that are frozen: "
-                "every task relies on them. Call requires_grad_(False) on the backbone and on what is frozen in the "
+                "every task relies on them. Call requires_grad_(False) on the backbone and on the frozen parts of the "
                 "adapters, and give the optimizer model.tss.trainable_parameters()"
             )
 
@@ -148,13 +149,13 @@ class StepCheck:
         )
         if updates and not covered and any(layer.importance is not None for layer in layers.values()):
             raise StateError(
-                f'soft_mask="update" is applied by the optimizer, which {name} does not: make it with {MAKE_ONE}, or '
-                'use soft_mask="gradient"'
+                f'soft_mask="update" must be applied by the optimizer, but {name} does not apply it: create one with '
+                f'{MAKE_ONE}, or use soft_mask="gradient"'
             )
         for key, group in ((key, group) for key in DECAYS for group in groups):
             if group.get(key) and not covered:
                 raise StateError(
-                    f"{name} with {key}={group[key]} would move scores that the soft mask holds: use 0 for "
+                    f"{name} with {key}={group[key]} would change scores that the soft mask protects: use 0 for "
                     f"model.tss.trainable_parameters()['scores'], or {MAKE_ONE}"
                 )
 
@@ -171,7 +172,7 @@ class StepCheck:
                 warnings.warn(
                     f"the scores of task {self._task!r} have a learning rate of {rate:g} in this "
                     f"{type(optimizer).__name__}: a score needs about {steps:.0f} steps in one direction to switch its "
-                    f"gate, so little will be learned; give scores a rate of their own, with {MAKE_ONE}",
+                    f"gate, so little will be learned; give scores a separate learning rate, with {MAKE_ONE}",
                     stacklevel=2,
                 )
 

@@ -71,7 +71,7 @@ def save(directory: Path, saved: SavedTasks, *, replace: bool = False) -> None:
     for number in itertools.count(2):
         beside = place.with_name(f"{place.name}-{number}")
         if _save_or_refuse(beside, saved, replace=False) is None:
-            raise StateError(f"{refused}. What was to be saved is in {beside}")
+            raise StateError(f"{refused}. This save was written to {beside} instead")
 
 
 def _save_or_refuse(directory: Path, saved: SavedTasks, replace: bool) -> str | None:
@@ -81,7 +81,7 @@ def _save_or_refuse(directory: Path, saved: SavedTasks, replace: bool) -> str | 
     make_directory(directory)
     with locked(directory, wait=True):
         if (directory / RUN).exists():
-            return f"{directory} holds a run, which could not go on after this: save into another folder"
+            return f"{directory} has a run, which could not be continued after this: save into another folder"
         try:
             if not replace:
                 check_kept(directory, saved, "save into another folder")
@@ -118,8 +118,8 @@ def check_kept(directory: Path, saved: SavedTasks, remedy: str) -> None:
     ]  # fmt: skip
     if lost:
         raise StateError(
-            f"{directory} holds {', '.join(map(repr, lost))}, which this save has not in this form, and would lose: "
-            f"{remedy}"
+            f"{directory} has {', '.join(map(repr, lost))}, which this save does not contain in the same form and "
+            f"would remove: {remedy}"
         )
 
 
@@ -168,16 +168,18 @@ def read_manifest(directory: Path) -> Manifest:
         if (directory / OLD_MANIFEST).is_file():
             raise StateError(
                 f"{directory} was saved in format 1, which kept its tasks as ordinary state; this version reads "
-                f"format {FORMAT}: open it with the version that wrote it, or learn the tasks again"
+                f"format {FORMAT}: open it with the version that wrote it, or train the tasks again"
             ) from None
         raise StateError(
-            f"{directory} holds no {MANIFEST}: give a folder that model.tss.save wrote, or a run folder with a task "
-            "learned in it"
+            f"{directory} has no {MANIFEST}: give a folder that model.tss.save wrote, or a run folder with a trained "
+            "task"
         ) from None
     except ValueError as error:
-        raise StateError(f"{path} is no whole manifest ({error}): it was truncated or edited; save again") from error
+        raise StateError(
+            f"{path} is not a complete manifest ({error}): it was truncated or edited; save again"
+        ) from error
     if not isinstance(manifest, dict) or set(manifest) != KEYS or manifest["format"] != FORMAT:
-        raise StateError(f"{path} is no manifest of format {FORMAT} with {', '.join(sorted(KEYS))}; save again")
+        raise StateError(f"{path} is not a manifest of format {FORMAT} with {', '.join(sorted(KEYS))}; save again")
     return manifest
 
 
@@ -192,8 +194,8 @@ def _check_manifest(directory: Path, manifest: Manifest) -> None:
             wrong.append(key)
     if wrong:
         raise StateError(
-            f"{directory / MANIFEST}: {', '.join(dict.fromkeys(wrong))} is not what tss writes (files lie in adapters/ "
-            "and tasks/ and have names with a checksum); save again"
+            f"{directory / MANIFEST}: {', '.join(dict.fromkeys(wrong))} is not what tss writes (files are in adapters/ "
+            "and tasks/ and their names contain a checksum); save again"
         )
 
 
@@ -236,7 +238,7 @@ def _read(directory: Path, manifest: Manifest, names: Collection[str] | None, ke
         owner, _, rest = name.partition(".")
         if owner not in parts:
             raise StateError(
-                f"{directory / manifest['shared']['file']}: {name} is of nothing that tss keeps; save again"
+                f"{directory / manifest['shared']['file']}: {name} is not part of a save of tss; save again"
             )
         parts[owner][rest] = tensor
     saved = SavedTasks(manifest["config"], manifest["options"], backbone, frozen, parts["shared"], [], parts["extra"])
@@ -244,7 +246,7 @@ def _read(directory: Path, manifest: Manifest, names: Collection[str] | None, ke
         _add(saved, directory, entry, names, keep)
     known = [about["name"] for _, about in (*saved.tasks, *saved.kept)]
     if missing := [name for name in names or () if name not in known]:
-        raise StateError(f"{directory} holds no task {missing[0]!r}")
+        raise StateError(f"{directory} has no task {missing[0]!r}")
     return saved
 
 
@@ -292,7 +294,7 @@ class KeptFile:
                 continue
             if {**about, "name": None} != {**self.about, "name": None}:
                 raise StateError(
-                    f"{self.directory / self.entry['file']} does not say of task {self.about['name']!r} what it said "
+                    f"{self.directory / self.entry['file']} describes task {self.about['name']!r} differently than "
                     "when the folder was opened: it was edited then or since; open it again"
                 )
             return tensors
@@ -305,8 +307,8 @@ class KeptFile:
             if read_metadata(self.directory / entry["file"]).get("hash") == self.about["hash"]:
                 return entry
         raise StateError(
-            f"{self.directory} has task {self.about['name']!r} no more, which was left there when it was opened: put "
-            f"{self.entry['file']} back, or load the folder without cache_bytes"
+            f"{self.directory} no longer has task {self.about['name']!r}, which was left there when the folder was "
+            f"opened: restore {self.entry['file']}, or load the folder without cache_bytes"
         )
 
 
@@ -330,9 +332,11 @@ def _get(directory: Path, entry: Mapping[str, str]) -> tuple[Tensors, dict[str, 
     data = read_bytes(path)  # only once: another process may remove it meanwhile
     tensors, metadata = decode_tensors(data, path)
     if (found := sha256(data)) != entry["sha256"]:
-        raise StateError(f"{path} is of another save: sha256 {found}, {MANIFEST} expects {entry['sha256']}; save again")
+        raise StateError(
+            f"{path} is from another save: sha256 {found}, {MANIFEST} expects {entry['sha256']}; save again"
+        )
     if not isinstance(metadata, dict):
-        raise StateError(f"{path} describes nothing; save again")
+        raise StateError(f"{path} has no description; save again")
     _check_finite(tensors, str(path))
     return tensors, metadata
 

@@ -58,8 +58,8 @@ class SiteAdapter(nn.Module, ABC):
         if call is None and self.store.learning is not None and _in_backward():
             raise StateError(
                 "a checkpointed layer runs again in the backward pass with no active task while "
-                f"{self.store.learning!r} is being learned: enable checkpointing on the model that tss.attach "
-                "gave, with model.gradient_checkpointing_enable(), which remembers the task of the forward pass"
+                f"{self.store.learning!r} is being trained: enable checkpointing on the model that tss.attach "
+                "returned, with model.gradient_checkpointing_enable(), which remembers the task of the forward pass"
             )
         return False
 
@@ -76,7 +76,7 @@ class SiteAdapter(nn.Module, ABC):
         """
         if hidden.shape[-1] != self.width:
             raise ValueError(
-                f"site {self.site} gives {hidden.shape[-1]} features where {self.width} were expected: "
+                f"site {self.site} outputs {hidden.shape[-1]} features where {self.width} were expected: "
                 "choose sites whose output is the hidden state"
             )
         call = current_call()

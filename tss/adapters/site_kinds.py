@@ -87,7 +87,7 @@ def find_targets(core: Any, pattern: str | None) -> dict[str, nn.Module]:
         if core.config.model_type not in known:
             raise ValueError(
                 f"peft has no default targets for a model of type {core.config.model_type!r}: give targets, a regular "
-                r"expression of the names of its linear maps, such as .*\.(q_proj|v_proj)"
+                r"expression of the names of its linear layers, such as .*\.(q_proj|v_proj)"
             )
         pattern = r"(.*\.)?(" + "|".join(map(re.escape, known[core.config.model_type])) + ")"
     modules = dict(core.named_modules())
@@ -97,7 +97,7 @@ def find_targets(core: Any, pattern: str | None) -> dict[str, nn.Module]:
     for name, module in targets.items():
         if not isinstance(module, (nn.Linear, Conv1D)):
             raise ValueError(
-                f"a LoRA goes beside a linear map, but {name} is a {type(module).__name__}: change targets"
+                f"a LoRA is added to a linear layer, but {name} is a {type(module).__name__}: change targets"
             )
     return targets
 

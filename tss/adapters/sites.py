@@ -166,18 +166,18 @@ def check_backbone(model: nn.Module, core: nn.Module) -> None:
     config = getattr(core, "config", None)
     if config is None or not hasattr(config, "model_type"):
         raise ValueError(
-            f"{type(core).__name__} has no transformers config, by which tasks find its hidden states: give a "
+            f"{type(core).__name__} has no transformers config, which tasks need to find its hidden states: give a "
             "PreTrainedModel, or put GatedAdapter of tss_kernels into your module yourself"
         )
     if config.model_type in BATCH_SECOND:
         raise ValueError(
-            f"the layers of {type(core).__name__} hold (length, batch, hidden): tasks by row would mix up rows; use a "
-            "model whose first dimension is the batch"
+            f"the layers of {type(core).__name__} return (length, batch, hidden), so tasks by row would mix up rows; "
+            "use a model whose first dimension is the batch"
         )
     prompts = [name for name, one in getattr(model, "peft_config", {}).items() if getattr(one, "is_prompt_learning", 0)]
     if prompts:
         raise ValueError(
-            f"PEFT adapter {prompts[0]!r} learns prompts, which labelled tasks would skip; use LoRA or another that "
+            f"PEFT adapter {prompts[0]!r} trains prompts, which labelled tasks would skip; use LoRA or another that "
             "changes layers, or unload it"
         )
     for name, tensor in (*core.named_parameters(), *core.named_buffers()):
@@ -186,8 +186,8 @@ def check_backbone(model: nn.Module, core: nn.Module) -> None:
                 checksum(tensor)
             except Exception as error:
                 raise ValueError(
-                    f"{name} is a {type(tensor).__name__}, whose bytes cannot be read ({type(error).__name__}): what "
-                    "is learned on it could not be saved; use another quantiser"
+                    f"{name} is a {type(tensor).__name__}, whose bytes cannot be read ({type(error).__name__}): "
+                    "tasks trained on it could not be saved; use another quantiser"
                 ) from error
 
 
@@ -215,7 +215,7 @@ def model_width(model: nn.Module, what: str) -> int:
     if width is None:
         raise ValueError(
             f"the width {what} is unknown: the config of {type(model).__name__} has neither hidden_size nor d_model; "
-            "match linear layers or layer norms, which know theirs"
+            "match linear layers or layer norms, whose width is known"
         )
     return int(width)
 

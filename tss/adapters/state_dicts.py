@@ -24,8 +24,8 @@ def check_state(
         there = ", ".join(map(repr, sorted(stored))) or "no task"
         now = ", ".join(map(repr, here)) or "no task"
         raise StateError(
-            f"this checkpoint was made while {there} was being learned, and now {now} is: call add_task and train_task "
-            "as before it was made, or open the folder with tss.load, which brings sealed tasks too"
+            f"this checkpoint was made while {there} was being trained, and now {now} is: call add_task and train_task "
+            "as before it was made, or open the folder with tss.load, which also loads sealed tasks"
         )
     for name, buffer in model.adapters.named_buffers():
         if not adapters:

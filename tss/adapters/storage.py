@@ -143,7 +143,7 @@ def load_exactly(targets: Mapping[str, torch.Tensor], stored: Mapping[str, torch
         if not fits or stored[name].shape != target.shape:
             raise StateError(
                 f"{what}: stored tensor {name} is {found}, expected {target.dtype} {tuple(target.shape)}; "
-                "use the model and configuration that it was learned with"
+                "use the model and configuration that it was trained with"
             )
     for name, target in targets.items():
         target.copy_(stored[name])

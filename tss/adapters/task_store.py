@@ -109,12 +109,10 @@ class TaskStore:
         """
         for name in names:
             if self.record(name).state is State.SEALED:
-                raise StateError(
-                    f"task {name!r} is sealed and can never change; add a task of another name to learn on"
-                )
+                raise StateError(f"task {name!r} is sealed and can never change; add a task with another name to train")
         if self.learners not in ((), names):
             raise StateError(
-                f"task {', '.join(map(repr, self.learners))} is being learned; seal it, or leave it with abandon(), "
+                f"task {', '.join(map(repr, self.learners))} is being trained; seal it, or leave it with abandon(), "
                 f"before training {', '.join(map(repr, names))}"
             )
         self.learners = names
@@ -127,7 +125,7 @@ class TaskStore:
             StateError: no task is being trained.
         """
         if not self.learners:
-            raise StateError("no task is being learned, so there is nothing to abandon")
+            raise StateError("no task is being trained, so there is nothing to abandon")
         names, self.learners = self.learners, ()
         self._records |= {name: replace(self._records[name], state=State.NEW) for name in names}
         return names
@@ -151,7 +149,7 @@ class TaskStore:
             StateError: there is no such task, or it is being trained.
         """
         if self.record(name).state is State.LEARNING:
-            raise StateError(f"task {name!r} is being learned; leave it with abandon() before deleting it")
+            raise StateError(f"task {name!r} is being trained; leave it with abandon() before deleting it")
         del self._records[name]
         self._sealed.pop(name, None)
 
@@ -162,7 +160,7 @@ class TaskStore:
             StateError: there is no such task, it is being trained, or the new name is taken.
         """
         if self.record(old).state is State.LEARNING:
-            raise StateError(f"task {old!r} is being learned; seal or abandon it before renaming it")
+            raise StateError(f"task {old!r} is being trained; seal or abandon it before renaming it")
         self.check_free(new)
         self._records = {
             new if name == old else name: replace(record, name=new) if name == old else record
@@ -178,7 +176,7 @@ class TaskStore:
             StateError: there is no such task, or it is not sealed.
         """
         if self.record(name).state is not State.SEALED:
-            raise StateError(f"task {name!r} is {self.record(name).state}: only what is sealed has a fingerprint")
+            raise StateError(f"task {name!r} is {self.record(name).state}: only sealed tasks have a fingerprint")
         value = self._sealed[name]
         return value if isinstance(value, SealedTask) else self.cache.get(value, value.read)
 

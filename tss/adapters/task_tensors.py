@@ -74,7 +74,7 @@ class TaskTensors:
             if not tensor.isfinite().all():
                 raise StateError(
                     f"task {self.store.learning!r}: {name} holds {int((~tensor.isfinite()).sum())} values that are not "
-                    "finite; it is still being learned: restore an earlier state, or leave it with abandon(), and "
+                    "finite; it is still being trained: restore an earlier state, or leave it with abandon(), and "
                     "lower its learning rates"
                 )
 
@@ -97,7 +97,7 @@ class TaskTensors:
     def learning_state(self) -> Tensors:
         """Return the training state: scores (plain adapters: weights) and head; with several tasks, heads by task."""
         if not self.store.learners:
-            raise StateError("no task is being learned: call train_task(name) first")
+            raise StateError("no task is being trained: call train_task(name) first")
         trained = self._trained()
         heads = {name: _named_head(self.head_of(name)) for name in self.store.learners}
         if len(heads) == 1:
@@ -146,7 +146,7 @@ class TaskTensors:
         except (KeyError, TypeError, ValueError) as error:
             raise StateError(f"task {name!r}: its metadata does not describe a task ({error!r})") from error
         if state is State.LEARNING and self.store.learning is not None:
-            raise StateError(f"task {name!r} is being learned, but so is {self.store.learning!r}; seal that one first")
+            raise StateError(f"task {name!r} is being trained, but so is {self.store.learning!r}; seal that one first")
         head = self.make_head(name, kind)
         value = None
         if state is State.SEALED:
@@ -227,8 +227,8 @@ class TaskTensors:
         self.verify(fresh=False, kept=False)
         if len(self.store.learners) > 1:
             raise StateError(
-                f"{', '.join(self.store.learners)} are being learned together, which a save cannot hold: seal them "
-                "first, or keep learning_state() yourself"
+                f"{', '.join(self.store.learners)} are being trained together, which a save cannot contain: seal them "
+                "first, or store learning_state() yourself"
             )
         names = list(self.store.tasks) if tasks is None else [self.store.record(name).name for name in tasks]
         states = [self.task_state(name) for name in names]
@@ -363,7 +363,7 @@ class TaskTensors:
             if packed is None or packed.dtype != torch.uint8 or tuple(packed.shape) != expected:
                 raise StateError(
                     f"task {task!r}: gates of {name} are {found}, expected torch.uint8 {expected}; "
-                    "use the model and configuration that it was learned with"
+                    "use the model and configuration that it was trained with"
                 )
             gates[name] = packed.to(layer.scores.device, copy=True)
         return gates

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         from tss.cli.estimating import estimate
 
         print_estimate(estimate(config))
-    print("\nconfiguration and data are sound")
+    print("\nconfiguration and data are valid")
     return 0
 
 

@@ -105,7 +105,7 @@ def tell_missing(config: RunConfig) -> None:
     if config.missing_tasks == "skip" and there:
         print(f"left out: {message}", file=sys.stderr)
         return
-    rest = f"; --available-only runs the {len(there)} that are there" if there else ""
+    rest = f"; --available-only runs the {len(there)} that are available" if there else ""
     raise ConfigError(message + rest)
 
 

@@ -79,7 +79,7 @@ def get(entries: Mapping[str, Entry], args: argparse.Namespace) -> int:
     if failed:
         print(
             f"tss: {len(failed)} of {len(entries)} tasks are missing: {', '.join(failed)}; the others are complete, "
-            "and the same command again makes only what is missing",
+            "and running the same command again creates only what is missing",
             file=sys.stderr,
         )
     return 1 if failed else 0
@@ -94,7 +94,7 @@ def print_entries(entries: Mapping[str, Entry]) -> None:
     console.print_table(["task", "source", "train / validation / test", "checked", "licence"], rows)
     if any(not entry.pinned and entry.place != "folder" for entry in entries.values()):
         print("\n* a branch, which may change; the others are commits")
-    print("\n`tss data list TASK` says more of one task")
+    print("\n`tss data list TASK` shows more about one task")
 
 
 def print_details(entries: Mapping[str, Entry]) -> None:
@@ -132,5 +132,5 @@ def _sizes(entry: Entry) -> dict[str, str]:
 
 def _checked(entry: Entry) -> str:
     if entry.checked == "converted":
-        return "the source's own files were converted; the sizes are those"
-    return "written from the source's documentation; converted were small files of its format"
+        return "the source's own files were converted, and the sizes are the results"
+    return "written from the source's documentation; the conversion is tested on small files of its format"

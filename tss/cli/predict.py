@@ -174,7 +174,7 @@ def writer(output: Path | None, source: Path | None) -> AbstractContextManager[C
         return contextlib.nullcontext(sys.stdout.write)
     output = output.resolve()
     if source is not None and output.exists() and source.exists() and os.path.samefile(source, output):
-        raise StateError(f"--output {output} is the input, which is never written over; name another file")
+        raise StateError(f"--output {output} is the input, which is never overwritten; name another file")
     if output.is_dir():
         raise StateError(f"--output {output} is a folder; name a file in it")
     if output.exists() and not output.is_file():  # a pipe or a device: there is no file to replace
@@ -237,7 +237,7 @@ def _checked(row: Any, number: int, reader: Reader) -> tuple[str, dict[str, Any]
     except Malformed as error:
         raise DataError(f"{error} (task {name})", where, number) from None
     except UnicodeEncodeError:
-        raise DataError("the line holds half of a surrogate pair, which is no character", where, number) from None
+        raise DataError("the line contains half of a surrogate pair, not a character", where, number) from None
     return name, example
 
 

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             name = stop.name if isinstance(stop, Stopped) else "SIGINT"
             with contextlib.suppress(OSError):  # SIGHUP means that the terminal may be gone
                 words = ["tss", "run", "--out", str(folder), "--resume"]
-                print(f"\ntss: stopped by {name}; go on with: {shlex.join(words)}", file=sys.stderr, flush=True)
+                print(f"\ntss: stopped by {name}; continue with: {shlex.join(words)}", file=sys.stderr, flush=True)
             return 128 + signal.Signals[name].value
     if not first:
         return 0
@@ -95,7 +95,7 @@ def what_and_where(args: argparse.Namespace) -> tuple[RunConfig, Path]:
     if not files.state.is_file():
         files.check(resume=True)
         if not config_args.chosen(args):
-            raise StateError(f"{args.out}: no run has begun there, so there is nothing to resume; say what to run")
+            raise StateError(f"{args.out}: no run was started there, so there is nothing to resume; name what to run")
         return config_args.configuration(args)[0], args.out
     return config_args.configuration(args, files.load_state().config)[0], args.out
 

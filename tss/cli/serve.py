@@ -120,7 +120,7 @@ def read_token(path: Path) -> str:
     if len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(
             f"--token-file {path}: expected one token of at least {LEAST_TOKEN} ASCII characters, found {len(token)}; "
-            "make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+            "create one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
         )
     return token
 
@@ -132,7 +132,7 @@ def listen(host: str, port: int, has_token: bool) -> socket.socket:
         ConfigError: other machines can reach the address and there is no token, or it cannot be bound.
     """
     if not 0 <= port < 2**16:  # some systems would use the port modulo 2**16
-        raise ConfigError(f"--port {port} is none: name one below {2**16}, or 0 for any that is free")
+        raise ConfigError(f"--port {port} is not a valid port: name one below {2**16}, or 0 for any that is free")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind)
@@ -141,7 +141,7 @@ def listen(host: str, port: int, has_token: bool) -> socket.socket:
     try:
         if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback and not has_token:
             raise ConfigError(
-                f"--host {host} is reached by other machines, so --token-file FILE is needed, or --host 127.0.0.1"
+                f"--host {host} is reachable from other machines, so --token-file FILE is needed, or --host 127.0.0.1"
             )
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

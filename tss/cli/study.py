@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
                 words = ["tss", "study", "--out", str(folder.path)]
                 words += ["--workers", str(args.workers)] if args.workers else []
                 words += ["--ray", args.ray] if args.ray else []
-                print(f"\ntss: stopped by {name}; go on with: {shlex.join(words)}", file=sys.stderr, flush=True)
+                print(f"\ntss: stopped by {name}; continue with: {shlex.join(words)}", file=sys.stderr, flush=True)
             return 128 + signal.Signals[name].value
     from tss.study.report import build
 

@@ -72,13 +72,13 @@ class Entry(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Entry:
         if self.place not in PLACES:
-            raise ValueError(f"source {self.source!r} is none of {', '.join(PLACES)}")
+            raise ValueError(f"source {self.source!r} is not one of {', '.join(PLACES)}")
         if self.place != "folder" and not (self.name and self.revision):
             raise ValueError(f"source {self.source!r} is not of the form {self.place}:NAME@REVISION")
         if "train" not in self.files or not ("test" in self.files or "test" in self.draw.hold_out):
             raise ValueError("files: a task needs a training and a test split")
         if (self.format == "columns") != bool(self.fields) or (self.format == "multiwoz") != bool(self.domain):
-            raise ValueError("columns, and they alone, have fields; multiwoz, and it alone, has a domain")
+            raise ValueError("columns needs fields, and only columns; multiwoz needs a domain, and only multiwoz")
         return self
 
     @property
@@ -152,6 +152,6 @@ def _named(word: str) -> list[str]:
     if not short:
         choices = [*names, *dict.fromkeys(part for name in names for part in name.split("/", 1))]
         near = difflib.get_close_matches(word, choices, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "`tss data list` shows those that there are"
-        raise DataError(f"no task and no family {word!r} in the table; {hint}")
+        hint = f"did you mean {near[0]!r}?" if near else "`tss data list` shows all"
+        raise DataError(f"no task or family {word!r} in the table; {hint}")
     return short

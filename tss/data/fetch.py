@@ -76,7 +76,7 @@ def _read(task: str, entry: Entry, folder: Path | None, name: str) -> bytes:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return archive.read(member)
     except KeyError as error:
-        raise DataError(f"the archive has no {member!r}, which {task} is made of", path or name) from error
+        raise DataError(f"the archive has no {member!r}, from which {task} is created", path or name) from error
     except zipfile.BadZipFile as error:
         raise DataError(f"cannot be read for {task}: {error}", path or name) from error
 

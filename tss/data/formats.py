@@ -160,7 +160,7 @@ def _unpacked(file: File) -> bytes:
     try:
         return gzip.decompress(file.content)
     except (OSError, EOFError) as error:
-        raise DataError(f"not a whole gzip file: {error}", file.name) from error
+        raise DataError(f"not a complete gzip file: {error}", file.name) from error
 
 
 def _parallel(files: Sequence[File], entry: Entry) -> Iterator[Example]:

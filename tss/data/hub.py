@@ -119,5 +119,5 @@ def named(value: Any, names: list[str] | None) -> Any:
     if isinstance(value, list):
         return [named(item, names) for item in value]
     if not 0 <= value < len(names):
-        raise IndexError(f"class number {value} is none of the {len(names)} classes")
+        raise IndexError(f"class number {value} is not one of the {len(names)} classes")
     return names[value]

@@ -41,7 +41,7 @@ def read_task(root: Path | str, name: str) -> dict[str, tuple[Path, list[Row]]]:
     available = list_folder(root)
     folder = Path(root) / name
     if name not in available:
-        known = ", ".join(available) or "no task at all"
+        known = ", ".join(available) or "none"
         if folder.is_dir() and name.count("/") == 1:
             raise DataError("expected train.jsonl in this folder, found none", folder)
         raise DataError(f"no task {name!r} here; there are: {known}", root)
@@ -112,4 +112,4 @@ def parse_line(line: bytes, where: Path | str, number: int) -> object:
         raise DataError(f"not JSON ({place}); expected one JSON object per line", where, number) from error
     except ValueError as error:
         reason = "a number of thousands of digits" if "digits" in str(error) else str(error)
-        raise DataError(f"not JSON that can be read: {reason}", where, number) from error
+        raise DataError(f"cannot be read as JSON: {reason}", where, number) from error

@@ -62,7 +62,7 @@ def filling(root: Path) -> Iterator[None]:
             yield
             shutil.rmtree(partial, ignore_errors=True)
     except BlockingIOError as error:
-        raise DataError("another process is getting data into this folder; wait for it", root) from error
+        raise DataError("another process is writing data to this folder; wait for it", root) from error
 
 
 def obtain(
@@ -93,7 +93,7 @@ def obtain(
         return Obtained(folder, True, before["sizes"])
     if before is None and folder.exists() and not replace:
         raise DataError(
-            f"holds something that differs from what was made of {task}; move it away, or replace it with --replace",
+            f"its content differs from what was created for {task}; move it elsewhere, or replace it with --replace",
             folder,
         )
     splits = convert(task, entry, source, any_size=any_size)
@@ -142,8 +142,8 @@ def check_rows(entry: Entry, found: Mapping[str, int], where: str) -> None:
     for split, count in entry.rows.items():
         if found.get(split) != count:
             raise DataError(
-                f"the source has {found.get(split, 0):,} rows in its {split} split, and the table expects {count:,}: "
-                "it is not whole, or it has changed; --any-size takes it as it is",
+                f"the source has {found.get(split, 0):,} rows in its {split} split, but the table expects {count:,}: "
+                "it is incomplete or has changed; --any-size accepts it as it is",
                 where,
             )
 
@@ -160,8 +160,8 @@ def check_sizes(task: str, entry: Entry, splits: Splits, *, any_size: bool = Fal
             raise DataError(f"{task} would have no example in its {split} split", entry.source)
         if expected is not None and len(examples) != expected and not any_size:
             raise DataError(
-                f"{task} has {len(examples):,} examples in its {split} split, and the table expects {expected:,}: the "
-                "source has changed; --any-size takes it as it is",
+                f"{task} has {len(examples):,} examples in its {split} split, but the table expects {expected:,}: the "
+                "source has changed; --any-size accepts it as it is",
                 entry.source,
             )
 

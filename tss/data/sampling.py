@@ -106,7 +106,7 @@ def by_class(
         for split, count in counts.items():
             splits[split] += itertools.islice(examples, count)
         if len(drawn) < sum(counts.values()):
-            raise ValueError(f"class {label!r} has {len(drawn)} different examples, {sum(counts.values())} are drawn")
+            raise ValueError(f"class {label!r} has {len(drawn)} different examples, {sum(counts.values())} are needed")
     for examples in splits.values():
         rng.shuffle(examples)
     return splits

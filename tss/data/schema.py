@@ -128,9 +128,9 @@ def _check_text(example: Example, name: str, *, may_be_empty: bool = False) -> N
     if not isinstance(value, str):
         raise Malformed(f'field "{name}" must be a string, found {describe(value)}')
     if not is_text(value):
-        raise Malformed(f'field "{name}" holds half of a surrogate pair, which is no character: {describe(value)}')
+        raise Malformed(f'field "{name}" contains half of a surrogate pair, not a character: {describe(value)}')
     if not may_be_empty and not value.strip():
-        raise Malformed(f'field "{name}" is empty: it must hold at least one character that is not blank')
+        raise Malformed(f'field "{name}" is empty: it must contain at least one character that is not blank')
 
 
 def _check_classification(example: Example) -> None:

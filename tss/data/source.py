@@ -84,7 +84,7 @@ def load_task(
     _check_limits(limits or {})
     family = check_name(name, root)
     if fields and not str(root).startswith(PREFIX):
-        raise ValueError(f"a field map is for hub datasets; {root} is none")
+        raise ValueError(f"a field map is for hub datasets; {root} is not one")
     rows = _read(root, name, seed, fields)
     kind, checked = _check_rows(rows, family)
     if "validation" not in checked:

@@ -105,7 +105,7 @@ class Method(ABC):
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Load a result of `state`."""
         if state:
-            raise ValueError(f"method {self.name} keeps no state of its own, got {sorted(state)}")
+            raise ValueError(f"method {self.name} has no state of its own, got {sorted(state)}")
 
 
 def adapter_weights(handle: TssHandle) -> dict[str, torch.nn.Parameter]:

@@ -113,5 +113,5 @@ def diagonal_fisher(handle: TssHandle, batches: Iterable[Batch]) -> dict[str, to
                         sums[name] += gradient.square()
                 count += 1
     if not count:
-        raise ValueError("the Fisher information of a task needs its training data, got no example")
+        raise ValueError("the Fisher information of a task needs its training data, got no examples")
     return {name: total / count for name, total in sums.items()}

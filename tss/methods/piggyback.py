@@ -62,8 +62,8 @@ class Piggyback(Method):
         """
         if handle.config.threshold != 0:
             raise ValueError(
-                f"piggyback has a threshold of its own, {self.options.threshold}, so adapters.threshold="
-                f"{handle.config.threshold} would do nothing: set method_options.threshold in its place"
+                f"piggyback has its own threshold, {self.options.threshold}, so adapters.threshold="
+                f"{handle.config.threshold} would have no effect: set method_options.threshold instead"
             )
         import torch  # imported here, because configurations are checked without torch
 

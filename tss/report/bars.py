@@ -43,7 +43,7 @@ def forgetting_picture(runs: Sequence[Run], name: str) -> Picture | None:
     run_legend(figure, [run.label for run in runs], lines=False)
     caption = (
         "Score just after learning a task minus its score after the last one, in points of its main metric; "
-        "above zero is forgotten. The last task cannot be forgotten and is left out."
+        "a value above zero is forgetting. The last task cannot be forgotten and is left out."
     )
     return picture(figure, name, caption)
 

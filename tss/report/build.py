@@ -98,9 +98,7 @@ def _alone(runs: list[Run]) -> dict[str, float]:
     scores: dict[str, float] = {}
     for run in runs:
         if len(run.tasks) != 1:
-            raise StateError(
-                f"{run.folder}: a run of one task is needed to compare with, this one has {len(run.tasks)}"
-            )
+            raise StateError(f"{run.folder}: the comparison needs a run of one task, this one has {len(run.tasks)}")
         if run.matrix[0][0] is not None:
             scores[run.tasks[0]] = run.matrix[0][0]
     return scores

@@ -47,7 +47,7 @@ def learning_picture(runs: Sequence[Run], name: str) -> Picture | None:
     figure.supxlabel("epoch", fontsize=8.5)
     run_legend(figure, [run.label for run in runs], lines=True)
     caption = (
-        "Validation after each epoch, by the measure named at the right (a loss is better low). "
+        "Validation after each epoch, in the measure named at the right (for a loss, lower is better). "
         "The dot is the state that was kept. Every panel has its own scale."
     )
     if left_out > 0:
@@ -102,8 +102,8 @@ def loss_picture(run: Run, name: str) -> Picture | None:
     axes.set_ylabel("training loss")
     axes.grid(axis="x", visible=False)
     caption = (
-        f"Training loss at the recorded steps, tasks in their order; a band is as wide as the optimizer steps of its "
-        f"task, {start:,.0f} in all."
+        f"Training loss at the recorded steps, tasks in training order; the width of a band is its task's number of "
+        f"optimizer steps, {start:,.0f} in total."
     )
     return picture(figure, name, caption)
 
@@ -127,8 +127,8 @@ def capacity_picture(run: Run, name: str) -> Picture | None:
     axes.set_ylabel("mean importance, %")
     axes.locator_params(axis="x", integer=True)
     caption = (
-        "Mean of the accumulated importance I over all gates: how far the soft mask holds the next task back. "
-        "At 100 % nothing could move."
+        "Mean of the accumulated importance I over all gates: how strongly the soft mask restrains the next task. "
+        "At 100 % nothing could change."
     )
     if idle := len(layers - ran):
         caption += f" {idle} of {len(layers)} matrices, which no task ran, are left out."

@@ -66,7 +66,7 @@ def read_run(folder: Path | str) -> Run:
     _read_task_files(run, state)
     _read_examples(run)
     if damage and state is not None and not state.finished:
-        notes.append("The run was stopped; what it was writing then, `tss run --resume` writes again.")
+        notes.append("The run was stopped; `tss run --resume` writes again what it was writing then.")
     if not run.complete:
         notes.append(f"The run has not ended: {run.learned} of {len(tasks)} tasks are learned and measured.")
     return run
@@ -156,7 +156,7 @@ def _read_events(path: Path, notes: list[str], damage: list[str], state: RunStat
     except OSError:
         notes.append(f"{path.name} is missing.")
         if state is not None and state.events.bytes:
-            damage.append(f"{path.name} is missing, of which the run wrote {state.events.bytes} bytes.")
+            damage.append(f"{path.name} is missing; the run wrote {state.events.bytes} bytes of it.")
         return []
     try:
         if state is not None:
@@ -171,7 +171,7 @@ def _read_events(path: Path, notes: list[str], damage: list[str], state: RunStat
         try:
             value = from_json(line)
         except ValueError:
-            notes.append(f"{path.name}:{number} is not a whole JSON line and is left out.")
+            notes.append(f"{path.name}:{number} is not a complete JSON line and is left out.")
             continue
         # events after the saved state are repeated on resume and not covered by a checksum: keep only those that are
         # drawn, not counted

@@ -105,9 +105,9 @@ def metrics_table(runs: Sequence[Run], summaries: Sequence[dict[str, float | Non
         for run, summary in zip(runs, summaries, strict=True)
     ]
     caption = (
-        "Points of the main metrics, 0 to 100, averaged over tasks as they are. F1, ROUGE and BLEU are different "
-        "scales: see the means over families too. Forgetting above zero is loss; FR compares a task's own row with "
-        "the last."
+        "Points of the main metrics, 0 to 100, averaged over tasks without rescaling. F1, ROUGE and BLEU have "
+        "different scales: see also the means over families. Forgetting above zero is a loss; FR compares a task's own "
+        "row with the last one."
     )
     return Table(name, columns, rows, caption)
 
@@ -174,9 +174,9 @@ def tasks_table(run: Run, name: str) -> Table:
             **{"best epoch": count, "validation": points, "learned": points, "final": points, "change": change},
             **{"adapters used": text, "gates open": percent, "gates flipped": percent},
         },
-        caption="Validation: the main metric on the validation split after the best epoch, where it chose that epoch; "
-        "learned and final are on the test split. Scores on a few dozen examples are noisy: mind the number of test "
-        "examples. Adapters used: those that the task runs, as a labelled task may read the encoder alone."
+        caption="Validation: the main metric on the validation split after the best epoch, if it chose that epoch; "
+        "learned and final are on the test split. Scores on a few dozen examples are noisy: note the number of test "
+        "examples. Adapters used: those that the task runs, as a labelled task may use the encoder only."
         + (
             " Gates: of these adapters; flipped are those that differ from where the task started." if run.gates else ""
         ),

@@ -33,8 +33,8 @@ def before_training(
     found = []
     if validation < FEW_EXAMPLES:
         found.append(
-            f"only {validation} validation examples choose the best epoch: fewer than {FEW_EXAMPLES} make that mostly "
-            "chance"
+            f"the best epoch is chosen on only {validation} validation examples: with fewer than {FEW_EXAMPLES}, the "
+            "choice is mostly chance"
         )
     length = settings.source_length
     cut = sum(tokens >= length for tokens in sources)

@@ -129,7 +129,7 @@ def attach_adapters(config: RunConfig, backbone: Backbone, method: Method) -> Ts
         if (detail := out_of_memory(error)) is None:
             raise
         width = config.adapters.bottleneck
-        raise ConfigError(f"adapters.bottleneck: no memory for adapters of width {width} ({detail})") from error
+        raise ConfigError(f"adapters.bottleneck: not enough memory for adapters of width {width} ({detail})") from error
 
 
 def identity(backbone: Backbone) -> dict[str, str]:
@@ -154,7 +154,7 @@ def embedded_folder() -> Path:
     folder = Path(str(resources.files("tss") / "assets" / "backbone"))
     if not (folder / "config.json").is_file():
         raise ConfigError(
-            f"backbone: the embedded one is not in this installation ({folder} holds no config.json); "
+            f"backbone: this installation has no embedded backbone ({folder} has no config.json); "
             "name a model folder or a hub name instead"
         )
     return folder
@@ -203,7 +203,7 @@ def _source(name: str) -> str | Path:
     path = Path(name).expanduser()
     if path.exists() or name.startswith((".", "/", "~")):
         if not (path / "config.json").is_file():
-            raise ConfigError(f"backbone: {path} is not a model folder (it holds no config.json)")
+            raise ConfigError(f"backbone: {path} is not a model folder (it has no config.json)")
         return path
     return name
 
@@ -217,7 +217,7 @@ def _pretrained(source: str | Path, dtype: torch.dtype) -> PreTrainedModel:
         return _model_class(config).from_pretrained(source, config=config, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        remedy = "give a model folder, or a hub name when the network is there"
+        remedy = "give a model folder, or a hub name if the network is available"
         if source == "facebook/bart-large":
             remedy = "without a network, backbone=bart-large-random has the same shape with random weights"
         raise ConfigError(f"backbone: {source} cannot be loaded ({reason}); {remedy}") from error
@@ -258,7 +258,7 @@ def _tokenizer_source(tokenizer: str | None) -> tuple[str, str]:
     if folder := os.environ.get(BART_TOKENIZER):
         return folder, f", tokenizer from {BART_TOKENIZER}={folder}"
     return str(embedded_folder()), (
-        f", with the embedded backbone's tokenizer (set tokenizer= or {BART_TOKENIZER} to a folder of BART's own)"
+        f", with the embedded backbone's tokenizer (set tokenizer= or {BART_TOKENIZER} to a folder with BART's own)"
     )
 
 

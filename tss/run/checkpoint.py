@@ -94,9 +94,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             _under(tensors, "learning/"), optimizer,
         )  # fmt: skip
     except (StateError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = str(error) if isinstance(error, StateError) else f"{path} holds no place inside a task ({error!r})"
+        reason = str(error) if isinstance(error, StateError) else f"{path} is not a checkpoint of a task ({error!r})"
         raise StateError(
-            f"{reason}. To go on without it, delete this file: the task it belongs to then starts from its beginning, "
+            f"{reason}. To continue without it, delete this file: its task then starts from the beginning, "
             "and finished tasks are kept"
         ) from error
 

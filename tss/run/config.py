@@ -99,7 +99,7 @@ class TaskSource(_Section):
     @model_validator(mode="after")
     def _check_fields(self) -> TaskSource:
         if self.fields and not self.source.startswith("hub:"):
-            raise ValueError(f"fields: a field map is for hub data sets, and {self.source} is none; leave it out")
+            raise ValueError(f"fields: a field map is for hub data sets, and {self.source} is not one; leave it out")
         return self
 
 
@@ -318,7 +318,7 @@ def _check_section(settings: Any, section: str, combined: Mapping[str, Any], ori
         if not isinstance(name, str) or not isinstance(given, Mapping):
             raise ConfigError(f"{where}: expected a name with the keys that differ for it")
         if fixed := [key for key in ("extends", *CHOICES, *CHOICES.values()) if key in given]:
-            raise ConfigError(f"{where}: {fixed[0]} cannot differ here, as it is chosen before; leave it out")
+            raise ConfigError(f"{where}: {fixed[0]} cannot differ here, as it is already chosen; leave it out")
         chosen = {**combined, CHOICES[section]: name}
         before = _checked(chosen)[1]
         if found := [line for line in _checked(lay_over(chosen, given))[1] if line not in before]:

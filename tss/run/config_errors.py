@@ -43,7 +43,9 @@ def _line(problem: Any, model: type[BaseModel], prefix: tuple[str, ...]) -> str:
     if problem["type"] == "list_type" and isinstance(value, str):
         return f"{line}; write {key}=[{value}]"
     if problem["type"] == "string_type" and isinstance(value, bool):
-        return f"{line}, since YAML reads {SWITCH_WORDS[value]} as such; a text is quoted, and to switch off is 'none'"
+        return (
+            f"{line}, since YAML reads {SWITCH_WORDS[value]} as booleans; quote a text, or write 'none' to switch off"
+        )
     if problem["type"] == "int_parsing" and isinstance(value, str) and _is_whole(value):
         return f"{line}; write it out: {key}={int(float(value))}"
     return line

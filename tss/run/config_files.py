@@ -97,7 +97,9 @@ def read_yaml(text: str, origin: str) -> Any:
         reason = "a number of thousands of digits" if "digits" in str(error) else str(error)
         raise ConfigError(f"{origin}: a value that cannot be read ({reason}); quote it to keep it as text") from error
     if _values(value, MAX_VALUES) > MAX_VALUES:
-        raise ConfigError(f"{origin}: more than {MAX_VALUES:,} values, counting what aliases repeat; no configuration")
+        raise ConfigError(
+            f"{origin}: more than {MAX_VALUES:,} values, counting what aliases repeat: too many for a configuration"
+        )
     return value
 
 
@@ -110,7 +112,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"key {key.value!r} stands twice", key.start_mark
+                        None, None, f"key {key.value!r} appears twice", key.start_mark
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -205,7 +207,7 @@ def _read(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(
-                f"{path}: {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} of any configuration"
+                f"{path}: {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} allowed for a configuration"
             )
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -221,5 +223,5 @@ def _parse(text: str, origin: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}: expected a mapping of keys to values, found a {type(values).__name__}")
     if foreign := [key for key in values if not isinstance(key, str)]:
-        raise ConfigError(f"{origin}: the key {foreign[0]!r} is not a text; keys are names such as seed")
+        raise ConfigError(f"{origin}: the key {foreign[0]!r} is not a string; keys are names such as seed")
     return values

@@ -99,12 +99,12 @@ def check_events(path: Path, written: Written) -> Any:
     if len(data) < written.bytes:
         raise StateError(
             f"{path}: {len(data)} bytes found, at least {written.bytes} expected by the saved state; the file was "
-            "truncated: put back the whole file, or start in another folder"
+            "truncated: restore the whole file, or start in another folder"
         )
     sha = hashlib.sha256(data)
     if sha.hexdigest() != written.sha256:
         raise StateError(
             f"{path}: its first {written.bytes} bytes have SHA-256 {sha.hexdigest()}, expected {written.sha256}; it "
-            "was edited: put the file back from a copy, or start in another folder"
+            "was edited: restore the file from a copy, or start in another folder"
         )
     return sha

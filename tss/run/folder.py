@@ -56,9 +56,9 @@ class RunFolder:
         if holds_run and not resume:
             raise StateError(f"{self} already holds a run: continue it with --resume, or choose another folder")
         if resume and not self.path.is_dir():
-            raise StateError(f"{self}: no such folder, nothing to resume; run without --resume to begin")
+            raise StateError(f"{self}: no such folder, nothing to resume; run without --resume to start")
         if holds_run and not self.state.is_file():
-            raise StateError(f"{self.state} is missing, so the run in {self} cannot go on; start in another folder")
+            raise StateError(f"{self.state} is missing, so the run in {self} cannot continue; start in another folder")
         check_folder(self.path)
         check_folder(self.state.parent)
         if not holds_run and not self.lock_file.exists() and self.path.is_dir():
@@ -68,8 +68,8 @@ class RunFolder:
             if foreign:
                 more = f" and {len(foreign) - SHOWN} more" if len(foreign) > SHOWN else ""
                 raise StateError(
-                    f"{self} holds files that are not a run's ({', '.join(foreign[:SHOWN])}{more}): choose a new or "
-                    "an empty folder"
+                    f"{self} contains files that are not part of a run ({', '.join(foreign[:SHOWN])}{more}): choose a "
+                    "new or empty folder"
                 )
 
     @contextlib.contextmanager
@@ -131,7 +131,7 @@ class RunFolder:
             return saving.read(self.path, state.saved)
         except StateError as error:
             raise StateError(
-                f"{error}. Put the file back from a copy, or start in another folder; the other tasks are in tasks/"
+                f"{error}. Restore the file from a copy, or start in another folder; the other tasks are in tasks/"
             ) from error
 
     # The task being learned.
@@ -161,8 +161,8 @@ class RunFolder:
         place = read_checkpoint(self.learning)
         if place.run != state.id:
             raise StateError(
-                f"{self.learning} is of another run: put this run's own file back, or delete it; the task that is "
-                "being learned then starts from its beginning, and finished tasks are kept"
+                f"{self.learning} is from another run: restore this run's own file, or delete it; the task in "
+                "training then starts from the beginning, and finished tasks are kept"
             )
         if place.index == len(state.sealed):
             return place
@@ -190,7 +190,7 @@ class RunFolder:
         for name, expected in state.files.items():
             path = self.path / name
             if not path.is_file():
-                lines.append(f"{name} is missing, which the run wrote")
+                lines.append(f"{name}, which the run wrote, is missing")
             elif (found := sha256(path)) != expected:
                 lines.append(f"{name} is not what the run wrote: SHA-256 {found}, expected {expected}")
         return lines

@@ -57,6 +57,6 @@ def verify(
 def _compare(found: str, expected: str, what: str) -> None:
     if found != expected:
         raise ForgettingError(
-            f"forgetting: the {what} changed (SHA-256 {found}, sealed as {expected}); the run stops here with what "
-            "was finished kept. Something wrote to a sealed or frozen tensor, or the device computes differently now"
+            f"forgetting: the {what} changed (SHA-256 {found}, sealed as {expected}); the run stops here and keeps "
+            "what was finished. Something wrote to a sealed or frozen tensor, or the device computes differently now"
         )

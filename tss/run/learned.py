@@ -179,8 +179,8 @@ class Learned:
         for about in _sealed(saved):
             if about["name"] in there and about.get("hash") != there[about["name"]].hash:
                 raise StateError(
-                    f"{self.folder}: task {about['name']!r} is another one than the one that answers here, and a "
-                    "sealed task never changes: save the new one under another name, or start again"
+                    f"{self.folder}: task {about['name']!r} is not the one that is loaded here, and a sealed "
+                    "task never changes: save the new one under another name, or restart"
                 )
         new = [about["name"] for about in _sealed(saved) if about["name"] not in there]
         if new:

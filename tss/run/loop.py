@@ -182,7 +182,7 @@ def not_finite(job: Job, what: str, epoch: int, step: int | None = None) -> TssE
     )
     return TssError(
         f"task {job.name}: {what} at {where}. Finished tasks are kept, and so is the last good state of this one "
-        f"({job.last_good}), which --resume goes on from. To learn this task otherwise, resume with a lower "
+        f"({job.last_good}), from which --resume continues. To train this task differently, resume with a lower "
         f"{lower}: --resume overrides.{job.name}.{next(iter(rates))}=VALUE{precision}"
     )
 

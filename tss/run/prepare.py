@@ -100,7 +100,7 @@ def open_run(config: RunConfig, folder: RunFolder, *, resume: bool, listener: Li
         if state is None:
             stack.enter_context(folder.lock())
             if folder.state.is_file():
-                raise StateError(f"{folder}: another process has begun a run here since; choose another folder")
+                raise StateError(f"{folder}: another process has since started a run here; choose another folder")
             folder.remove_leftovers()
             state = RunState(
                 uuid.uuid4().hex, config.resolved(), {task.name: task.digest for task in tasks}, runtime.signature(),
@@ -162,7 +162,7 @@ def restore(state: RunState, folder: RunFolder, handle: TssHandle, method: Metho
     if handle.frozen_fingerprint() != state.frozen:
         raise StateError(
             f"{folder}: the backbone's or the adapters' frozen weights are not those the run began with; "
-            "put the same backbone back, or start in another folder"
+            "restore the same backbone, or start in another folder"
         )
     saved = folder.read_saved(state)
     if saved is None:

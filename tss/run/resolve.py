@@ -29,15 +29,15 @@ def sequence(config: RunConfig) -> Order:
     """
     hub = config.data.startswith("hub:")
     if hub and config.sources:
-        raise ConfigError(f"sources: {config.data} is one data set and gives one task; write it into `sources` too")
+        raise ConfigError(f"sources: {config.data} is one data set with one task; write it into `sources` too")
     if hub and len(config.tasks) != 1:
-        given = f"{len(config.tasks)} names were given, which would all learn the same" if config.tasks else "none is"
+        given = f"{len(config.tasks)} names were given, which would all train on it" if config.tasks else "none is"
         raise ConfigError(
-            f"tasks: {config.data} is one data set and gives one task, but {given}; name one, for example "
+            f"tasks: {config.data} is one data set with one task, but {given}; name one, for example "
             "tasks=[asc/x], or give each task its own: sources={asc/x: hub:NAME, ner/y: hub:OTHER}"
         )
     if config.fields and not hub:
-        raise ConfigError(f"fields: a field map is for hub data sets, and {config.data} is none; leave it out")
+        raise ConfigError(f"fields: a field map is for hub data sets, and {config.data} is not one; leave it out")
     available = config.tasks if hub else available_tasks(config)
     asked = config.tasks or list(config.sources) or available
     return resolve_order(asked, available, config.seed if config.shuffle else None)
@@ -78,7 +78,7 @@ def resolve(config: RunConfig) -> tuple[RunConfig, Runtime]:
         device = torch.device("cuda", local_rank())
     if config.shard_backbone and processes.count == 1:
         raise ConfigError(
-            "shard_backbone: one process has nobody to share the backbone with: start the run with torchrun or "
+            "shard_backbone: one process has no other to share the backbone with: start the run with torchrun or "
             "accelerate launch, or leave this out"
         )
     runtime = Runtime(device, resolve_precision(config.precision, device), processes)

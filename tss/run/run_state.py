@@ -75,13 +75,15 @@ def load_state(path: Path) -> RunState:
         expected, version = content.pop("sha256"), content.pop("format")
         found = sha256(to_json({"format": version, **content}))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise StateError(f"{path}: not a whole state file ({error}); it was truncated or edited. {_REMEDY}") from error
+        raise StateError(
+            f"{path}: not a complete state file ({error}); it was truncated or edited. {_REMEDY}"
+        ) from error
     if found != expected:
         raise StateError(f"{path}: its content has SHA-256 {found}, expected {expected}; it was edited. {_REMEDY}")
     if version != FORMAT:
         raise StateError(
-            f"{path}: format {version}, this version reads {FORMAT}, which knows the tokenizer and the files of a run; "
-            "resume with the version that wrote it, or start in another folder"
+            f"{path}: format {version}, this version reads {FORMAT}, which records the tokenizer and the files of a "
+            "run; resume with the version that wrote it, or start in another folder"
         )
     try:
         content["sealed"] = [SealedTask(**task) for task in content["sealed"]]
@@ -91,7 +93,7 @@ def load_state(path: Path) -> RunState:
         raise StateError(f"{path}: not the state of a run ({error}). {_REMEDY}") from error
 
 
-_REMEDY = "Put the file back from a copy, or start in another folder; finished tasks are in tasks/"
+_REMEDY = "Restore the file from a copy, or start in another folder; finished tasks are in tasks/"
 
 
 def check_same_config(saved: dict[str, Any], given: dict[str, Any], learned: Iterable[str] = ()) -> list[str]:
@@ -139,8 +141,8 @@ def check_same(what: str, saved: dict[str, str], given: dict[str, str]) -> None:
     changed = [name for name in saved if saved[name] != given.get(name)]
     if changed:
         raise StateError(
-            f"{what.format(' and '.join(changed))} is not what the run began with (its digest differs); put the old "
-            "files back, or start in another folder"
+            f"{what.format(' and '.join(changed))} is not what the run began with (its digest differs); restore the "
+            "old files, or start in another folder"
         )
 
 

@@ -137,5 +137,5 @@ def disk_errors(folder: Path) -> Iterator[None]:
             raise
         raise StateError(
             f"{folder}: {error.strerror} while writing {error.filename or 'the run'}; everything that was finished is "
-            "kept: make room there, then continue with --resume"
+            "kept: free some space there, then continue with --resume"
         ) from error

@@ -78,7 +78,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(405)
     async def not_allowed(request: Request, error: Exception) -> JSONResponse:
-        message = f"{request.method[:20]} is not for {request.url.path[:200]!r}"
+        message = f"{request.method[:20]} is not allowed for {request.url.path[:200]!r}"
         return await refused(request, ApiError("method_not_allowed", message))
 
 
@@ -185,7 +185,7 @@ async def _or_gone(service: Service, request: Request, futures: Futures, awaited
         await asyncio.wait({awaited, gone}, return_when=asyncio.FIRST_COMPLETED)
         if awaited.done():
             return awaited.result()
-        raise ApiError("client_gone", "the connection was closed before the answer was there")
+        raise ApiError("client_gone", "the connection was closed before the answer was ready")
     finally:
         gone.cancel()
         if not awaited.done():

@@ -96,7 +96,7 @@ class Batcher:
             if len(self._waiting) + len(items) > self._max_queue:
                 seconds = math.ceil(len(self._waiting) * self._seconds_per_item)
                 raise QueueFull(
-                    f"{len(self._waiting)} inputs wait, and {len(items)} more would be over the limit of "
+                    f"{len(self._waiting)} inputs are waiting, and {len(items)} more would exceed the limit of "
                     f"{self._max_queue}",
                     min(LONGEST_RETRY, max(1, seconds)),
                 )

@@ -89,7 +89,7 @@ class Guard:
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
             if not hmac.compare_digest(given.strip(), self._token) or kind.lower() != b"bearer":
                 raise ApiError(
-                    "unauthorized", "the request carries not this server's token", {"WWW-Authenticate": "Bearer"}
+                    "unauthorized", "the request does not have this server's token", {"WWW-Authenticate": "Bearer"}
                 )
 
     async def _body(self, scope: Message, receive: Receive) -> Receive:
@@ -104,11 +104,11 @@ class Guard:
                 while more and size <= settings.max_body:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise ApiError("client_gone", "the connection was closed before the body was there")
+                        raise ApiError("client_gone", "the connection was closed before the body was complete")
                     parts.append(message.get("body", b""))
                     size, more = max(size, sum(map(len, parts))), message.get("more_body", False)
         except TimeoutError:
-            raise ApiError("body_too_slow", f"the body was not there in {settings.body_seconds:g} seconds") from None
+            raise ApiError("body_too_slow", f"the body did not end within {settings.body_seconds:g} seconds") from None
         if size > settings.max_body:
             raise ApiError("body_too_large", f"the body is over {settings.max_body} bytes")
         body = b"".join(parts)
@@ -129,12 +129,13 @@ class Guard:
 def _check_json(body: bytes, content_type: bytes) -> None:
     kind = content_type.partition(b";")[0].strip().lower()
     if kind != b"application/json":
-        raise ApiError("not_json", f"the body is {kind.decode('latin-1') or 'of no type'}, expected application/json")
+        found = f"content type {kind.decode('latin-1')}" if kind else "no content type"
+        raise ApiError("not_json", f"the body has {found}, expected application/json")
     try:
         from_json(body.decode())
     except ValueError as error:
         reason = "a number of thousands of digits" if "digits" in str(error) else str(error)
-        raise ApiError("invalid_json", f"the body is no JSON: {reason}") from None
+        raise ApiError("invalid_json", f"the body is not JSON: {reason}") from None
 
 
 async def reply(error: ApiError, send: Send) -> None:

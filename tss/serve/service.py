@@ -102,7 +102,7 @@ class Service:
             searched = f"searches with {kind.num_beams} beams" if isinstance(kind, Generation) else f"is {kind.kind}"
             raise ApiError(
                 "invalid_parameters",
-                f"task {task!r} {searched}, and only text of one beam is known before it is whole: leave stream out"
+                f"task {task!r} {searched}, and only text generated with one beam can be streamed: leave stream out"
                 + (', or ask for {"num_beams": 1}' if isinstance(kind, Generation) else ""),
             )
         questions = []

@@ -82,8 +82,8 @@ def run_cell(
         return STOPPED if code else None
     if found is None:
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        hint = ", as a system does that is out of memory" if code == -signal.SIGKILL else ""
-        found = f"its process {how}{hint}; {folder.log(cell)} holds what it wrote"
+        hint = ", as when the system is out of memory" if code == -signal.SIGKILL else ""
+        found = f"its process {how}{hint}; {folder.log(cell)} has its output"
     return found
 
 

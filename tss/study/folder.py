@@ -87,16 +87,14 @@ class StudyFolder:
             content = from_json(self.plan.read_bytes())
             if content.get("format") != FORMAT:
                 raise StateError(
-                    f"{self.plan}: format {content.get('format')}, this version reads {FORMAT}; go on with the version "
-                    "that wrote it, or start in another folder"
+                    f"{self.plan}: format {content.get('format')}, this version reads {FORMAT}; resume with the "
+                    "version that wrote it, or start in another folder"
                 )
             return [cell_from(cell) for cell in content["cells"]]
         except FileNotFoundError as error:
-            raise StateError(
-                f"{self.path} holds no study (no {PLAN}); say which: tss study CONFIG --out DIR"
-            ) from error
+            raise StateError(f"{self.path} has no study (no {PLAN}); name one: tss study CONFIG --out DIR") from error
         except (ValueError, KeyError, TypeError, AttributeError, ValidationError, ConfigError) as error:
-            raise StateError(f"{self.plan}: not the plan of a study ({error}); put it back from a copy") from error
+            raise StateError(f"{self.plan}: not the plan of a study ({error}); restore it from a copy") from error
 
     def fix(self, cells: Sequence[Cell]) -> list[Cell]:
         """Write the plan, or check it against an existing one; return the cells added to an existing plan.
@@ -108,13 +106,15 @@ class StudyFolder:
         """
         if not self.plan.is_file():
             if foreign := sorted(path.name for path in self.path.iterdir() if path.name != "lock"):
-                raise StateError(f"{self.path} holds files that are not a study's ({', '.join(foreign[:MOST])})")
+                raise StateError(
+                    f"{self.path} contains files that are not part of a study ({', '.join(foreign[:MOST])})"
+                )
             self._write(cells)
             return []
         there, given = {cell.name: cell for cell in self.cells()}, {cell.name: cell for cell in cells}
         lines = []
         if dropped := [name for name in there if name not in given]:
-            lines.append(f"{len(dropped)} of its runs are not in it any more, {dropped[0]} for example")
+            lines.append(f"{len(dropped)} of its runs are no longer in it, {dropped[0]} for example")
         for name in there.keys() & given.keys():
             old, new = flattened(there[name].config.resolved()), flattened(given[name].config.resolved())
             lines += [
@@ -125,9 +125,9 @@ class StudyFolder:
         if lines:
             more = [f"and {len(lines) - MOST} more differences"] if len(lines) > MOST else []
             raise StateError(
-                f"{self.path} holds another study; "
+                f"{self.path} contains another study; "
                 + "; ".join([*sorted(lines)[:MOST], *more])
-                + f". Go on with the one that is there: tss study --out {self.path}, or start in another folder"
+                + f". Continue the existing one: tss study --out {self.path}, or start in another folder"
             )
         added = [cell for name, cell in given.items() if name not in there]
         if added:

@@ -122,7 +122,7 @@ def load_study(
         path = Path(str(resources.files("tss") / "presets" / "studies" / f"{source}.yaml"))
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} of any study")
+            raise ConfigError(f"{path}: {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} allowed for a study")
         values = read_yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
@@ -164,7 +164,7 @@ def cells_of(study: StudyConfig) -> list[Cell]:
     ]
     names = [cell.name for cell in cells]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(f"two runs of the study would have the folder {twice}: give rows and orders plainer names")
+        raise ConfigError(f"two runs of the study would have the folder {twice}: give rows and orders simpler names")
     return cells
 
 

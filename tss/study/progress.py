@@ -60,7 +60,7 @@ def describe(event: Event) -> str | None:
     name, count = event.cell.name, f"[{event.progress.finished}/{len(event.progress.cells)}]"
     match event.what:
         case "started":
-            again = "goes on" if name in event.progress.resumed else "begins"
+            again = "continues" if name in event.progress.resumed else "started"
             return f"{name} {again}"
         case "finished":
             left = format_seconds(event.progress.seconds_left()) if event.progress.unfinished() else "0 s"

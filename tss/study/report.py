@@ -134,7 +134,7 @@ def bytes_picture(study: Study, found: Summaries) -> Picture | None:
     axes.set_ylabel("score at the end")
     axes.margins(x=0.15, y=0.12)
     caption = (
-        "Mean score at the end and its standard deviation over orders and seeds, against all that is kept to "
-        "answer: gates or weights and heads of all tasks, and weights that they share. Up and left is better."
+        "Mean score at the end and its standard deviation over orders and seeds, against all bytes that "
+        "prediction needs: gates or weights and heads of all tasks, and weights that they share. Upper left is better."
     )
     return picture(figure, "bytes", caption)

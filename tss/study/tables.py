@@ -36,12 +36,12 @@ COSTS = {
     "seconds": "learning",
     "peak_bytes": "peak memory",
     "adapters": "trained parameters",
-    "head": "and in the head",
+    "head": "trained in the head",
     "gate_bytes": "kept per task: gates or weights",
-    "head_bytes": "and its head",
+    "head_bytes": "kept per task: head",
     "shared_bytes": "kept once",
-    "total_bytes": "all to answer",
-    "learning_bytes": "more to go on",
+    "total_bytes": "total for prediction",
+    "learning_bytes": "only for training",
 }
 
 
@@ -83,9 +83,9 @@ def scores_table(study: Study, found: Summaries) -> Table:
     caption = (
         "Points of the tasks' main metrics, 0 to 100, mean ± standard deviation (n − 1) over orders and seeds. At the "
         "end: all tasks after the last one. When learned: each task just after its own training. Forgetting: points "
-        "lost between the two, over all tasks but the last. Transfer: each task but the first when learned, minus what "
-        "it scores by `one` in the same order with the same seed. Above one, above mtl: at the end, minus the mean of "
-        "`one`, of `mtl`. F1, ROUGE and BLEU are different scales: see the means over families too."
+        "lost between the two, over all tasks but the last. Transfer: each task but the first when learned, minus its "
+        "score with `one` in the same order with the same seed. Above one, above mtl: at the end, minus the mean of "
+        "`one` or `mtl`. F1, ROUGE and BLEU have different scales: see also the means over families."
     )
     return Table("scores", columns, rows, caption)
 
@@ -127,9 +127,9 @@ def paired_table(study: Study, found: Summaries) -> Table | None:
     rows: list[list[Any]] = [[row, *values.values()] for row, values in by_row.items()]
     caption = (
         f"Score at the end minus that of the other method in the same order with the same seed: mean, {CONFIDENCE:.0%} "
-        "t interval of the mean, and in brackets the number of pairs. An interval that holds 0 shows no difference. "
-        "Pairs that share an order or a seed are not independent of each other, so that intervals of few seeds are "
-        "rather too narrow; and of many comparisons some exclude 0 by chance. By family: tables/paired.csv."
+        "t interval of the mean, and in parentheses the number of pairs. An interval that contains 0 does not show a "
+        "difference. Pairs that share an order or a seed are not independent, so intervals from few seeds are somewhat "
+        "too narrow; and among many comparisons, some exclude 0 by chance. By family: tables/paired.csv."
     )
     return Table("paired", columns, rows, caption)
 
@@ -141,12 +141,12 @@ def efficiency_table(study: Study) -> Table:
     columns = {"method": text, **dict(zip(COSTS.values(), formats, strict=True))}
     rows = [[row, *(mean_of(found, key) for key in COSTS)] for row, found in costs.items()]
     caption = (
-        "Means over the runs. Learning: training, validation and sealing of all tasks, on one process that shares the "
-        "machine with the study's other workers. Peak memory: resident in the process (CUDA: allocated) while it "
-        "learned, backbone and libraries included. Trained parameters: of one task. Kept per task: mean over tasks; "
-        "some tasks have no head. Kept once: weights that all tasks share. All to answer: these and what is kept of "
-        "every task. More to go on: what is kept for later tasks alone, such as last scores and importance, or a "
-        "method's own state. The time to switch tasks is not measured here."
+        "Means over the runs. Learning: training, validation and sealing of all tasks, in one process that shares the "
+        "machine with the study's other workers. Peak memory: resident memory of the process (CUDA: allocated memory) "
+        "during learning, including backbone and libraries. Trained parameters, also in the head: of one task. Kept "
+        "per task: mean over tasks; some tasks have no head. Kept once: weights that all tasks share. Total for "
+        "prediction: these and what is kept for every task. Only for training: what is kept for later tasks, such as "
+        "last scores and importance, or a method's own state. The time to switch tasks is not measured here."
     )
     return Table("efficiency", columns, rows, caption)
 

@@ -265,9 +265,7 @@ def check_targets(labels: Any, shape: Sequence[int | str], classes: int, owner: 
     if labels.shape == (*shape, 1):
         labels = labels.squeeze(-1)
     if labels.shape != tuple(shape):
-        raise ValueError(
-            f"{expected}, got {tuple(labels.shape)}: give one for each place, {IGNORED} where there is none"
-        )
+        raise ValueError(f"{expected}, got {tuple(labels.shape)}: give one per position, {IGNORED} where there is none")
     if labels.device.type == "cpu" and labels.numel():
         wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
         if len(wrong):

@@ -39,7 +39,7 @@ class Extraction(HeadedKind):
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", base.check_labels("Extraction", self.labels))
         if OUTSIDE not in self.labels:
-            raise ValueError(f'Extraction: labels must hold "O", not {list(self.labels)!r}')
+            raise ValueError(f'Extraction: labels must contain "O", not {list(self.labels)!r}')
         base.check_choice("Extraction", "features", self.features, ("auto", "encoder", "decoder"))
         base.check_choice("Extraction", "head", self.head, HEADS)
 
@@ -172,7 +172,7 @@ def align(words: Sequence[Sequence[str]], tokenizer: Any, length: int) -> tuple[
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
-            f"extraction needs a fast tokenizer with character offsets, {type(tokenizer).__name__} has none"
+            f"extraction needs a fast tokenizer with character offsets, but {type(tokenizer).__name__} has none"
         )
     rows, starts = _tokenize(words, tokenizer, length)
     # A word that the tokenizer's normalizer removes (a lone zero-width joiner) would shift all words after it.
@@ -183,7 +183,7 @@ def align(words: Sequence[Sequence[str]], tokenizer: Any, length: int) -> tuple[
         filled = [_fill(words[i], starts[i], blank, whole[i]) for i in gaps]
         for i, row, firsts in zip(gaps, *_tokenize(filled, tokenizer, length), strict=True):
             if None in firsts:
-                raise ValueError(f"the tokenizer gives no token to the word {words[i][firsts.index(None)]!r}")
+                raise ValueError(f"the tokenizer produces no token for the word {words[i][firsts.index(None)]!r}")
             rows[i], starts[i] = row, firsts
     return rows, starts  # type: ignore[return-value]
 

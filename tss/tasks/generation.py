@@ -51,7 +51,7 @@ class Generation(base.TaskKind):
                 f"Generation: min_new_tokens={self.min_new_tokens} exceeds max_new_tokens={self.max_new_tokens}"
             )
         if self.prompt and self.prompt.count(SOURCE) != 1:
-            raise ValueError(f'Generation: prompt={self.prompt!r} must hold "{SOURCE}" once')
+            raise ValueError(f'Generation: prompt={self.prompt!r} must contain "{SOURCE}" exactly once')
 
     @property
     def main_metric(self) -> str:
@@ -128,7 +128,7 @@ class Generation(base.TaskKind):
         """Raise ValueError unless the model is an encoder-decoder or causal model with a language-model head."""
         if architecture(model) == "encoder" or model.get_output_embeddings() is None:
             raise ValueError(
-                f"generation tasks need a language-model head, which {type(model).__name__} has not: load the model as "
+                f"generation tasks need a language-model head, which {type(model).__name__} lacks: load the model as "
                 "AutoModelForSeq2SeqLM or AutoModelForCausalLM"
             )
 

@@ -60,7 +60,7 @@ def choose_stack(model: Any, stack: str = "auto") -> str:
     if stack == "auto":
         return "encoder" if have == "encoder" else "decoder"
     if stack not in have.split("-"):
-        raise ValueError(f"features of the {stack} asked of {type(model).__name__}, which has only: {have}")
+        raise ValueError(f"features of the {stack} requested from {type(model).__name__}, which has only: {have}")
     return stack
 
 

@@ -91,7 +91,7 @@ def checked_number(kind: str, value: Any, name: str | None = None) -> float:
 def _only_element(name: str, tensor: torch.Tensor) -> Any:
     if tensor.numel() != 1:
         raise ValueError(
-            f"{name} must be one number but is a tensor of shape {tuple(tensor.shape)}: pass one, or make groups"
+            f"{name} must be one number but is a tensor of shape {tuple(tensor.shape)}: pass one number, or use groups"
         )
     return tensor.item()
 

@@ -85,7 +85,8 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
             return
         if not isinstance(importance, torch.Tensor):
             raise TypeError(
-                f"importance must be a tensor but is {importance!r}, a {type(importance).__name__}: pass None for none"
+                f"importance must be a tensor but is {importance!r}, a {type(importance).__name__}: pass None for "
+                "no importance"
             )
         if importance.shape != parameter.shape:
             raise ValueError(

@@ -30,7 +30,7 @@ def _emulated(file: str) -> ModuleType:
     """Load the kernels compiled for the CPU from the file that the environment variable names."""
     spec = importlib.util.spec_from_file_location("_cuda_emulated", file)
     if spec is None or spec.loader is None:
-        raise RuntimeError(f"{EMULATED} names {file!r}, which is no extension module: see csrc/README.md")
+        raise RuntimeError(f"{EMULATED} names {file!r}, which is not an extension module: see csrc/README.md")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[spec.name] = module

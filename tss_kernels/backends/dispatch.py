@@ -72,7 +72,7 @@ def forced_backend() -> str | None:
 
 def _check_name(backend: str) -> None:
     if backend not in BACKENDS:
-        raise ValueError(f"no backend {backend!r}: use_backend and {VARIABLE} take one of {', '.join(BACKENDS)}")
+        raise ValueError(f"no backend {backend!r}: use_backend and {VARIABLE} accept one of {', '.join(BACKENDS)}")
 
 
 def _preferred(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Preference | None:
@@ -139,7 +139,7 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, 
 def _why_reference(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
     wanted = preferences(op, device, dtype, shape)
     if not wanted:
-        return f"nothing that was measured is faster on {device.type}"
+        return f"no measured backend is faster on {device.type}"
     obstacle = why_not(wanted[0].backend, op, device, dtype)
     return obstacle.reason if obstacle is not None else "Triton's interpreter is on, which is for tests"
 

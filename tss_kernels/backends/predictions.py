@@ -41,13 +41,13 @@ def predicted(
     """
     chip = CHIPS.get(architecture)
     if chip is None:
-        return None, f"nothing was counted for {architecture}"
+        return None, f"no counts for {architecture}"
     if dtype not in HALVES or len(shape) != 3:
-        return None, f"nothing was counted for {op} in {dtype}"
+        return None, f"no counts for {op} in {dtype}"
     tables = {"triton": TABLES[architecture], "cuda": with_crossovers(architecture)}
     found = {name: _of_backend(chip, table, op, name, dtype, shape) for name, table in tables.items()}
     found[VENDOR] = predict(chip, op, "vendor", shape)
     known = {name: one for name, one in found.items() if one is not None}
     if not known:
-        return None, f"nothing was counted for {op} of this shape"
+        return None, f"no counts for {op} of this shape"
     return known, f"counted for {chip.name}, not measured; expect up to 1.6 times that"

@@ -34,11 +34,9 @@ class Line(NamedTuple):
 # A launch from Python takes about a microsecond with the compiled extension and several times that with Triton's
 # launcher. If the kernel itself takes less than either, the launch decides.
 _LAUNCH = "predicted: bound by memory and, when small, by the launch, which is shorter than Triton's"
-_ONE_LAUNCH = "predicted: addresses travel in the launch, Triton needs a table copied to the device"
+_ONE_LAUNCH = "predicted: addresses are passed with the launch, Triton needs a table copied to the device"
 _NOT_COUNTED = "predicted: pipelined tiles by Hopper's own matrix instructions; no counts for these sizes or dtypes"
-_MANY_TASKS = (
-    "predicted: tiles by Hopper's own matrix instructions, which the extension's lack here; nothing is counted"
-)
+_MANY_TASKS = "predicted: tiles by Hopper's own matrix instructions, which the extension's tiles lack here; no counts"
 _PRODUCTS, _ADAPTER = ("gated_linear", "packed_linear"), ("gated_adapter",)
 _CUDA, _TRITON = ("cuda", "triton"), ("triton", "cuda")
 

@@ -60,7 +60,7 @@ def tile_for(
         return None, f"{bottleneck} hidden units are more than the {most} that one program holds in {dtype}"
     if rows > SLOW_ROWS and (dtype == torch.float32 or not aligned):
         what = "loads of single elements" if not aligned else "float32 without tensor cores"
-        return None, f"predicted: {what} in one kernel pay up to {SLOW_ROWS} rows"
+        return None, f"predicted: {what} in one kernel pay off up to {SLOW_ROWS} rows"
     if dtype == torch.float32:
         tiles = FLOAT32
     elif aligned:

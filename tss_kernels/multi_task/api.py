@@ -138,7 +138,7 @@ def _check_frozen(**parameters: Tensor | None) -> None:
     for name, tensor in parameters.items():
         if tensor is not None and tensor.requires_grad:
             raise ValueError(
-                f"products of many tasks give a gradient for x alone, but {name} requires one: detach it, or train one "
+                f"products of many tasks have a gradient for x only, but {name} requires one: detach it, or train one "
                 "task at a time with gated_linear or gated_adapter"
             )
 

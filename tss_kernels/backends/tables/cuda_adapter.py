@@ -51,7 +51,7 @@ def tile_for(
     if 0 in (rows, features, bottleneck):
         return None, "an empty dimension leaves nothing to fuse"
     if not aligned and rows > UNALIGNED_ROWS:
-        return None, f"predicted: loads of single elements in one kernel pay up to {UNALIGNED_ROWS} rows"
+        return None, f"predicted: loads of single elements in one kernel pay off up to {UNALIGNED_ROWS} rows"
     tiles = NARROW if bottleneck <= NARROW[0].hidden else WIDE
     best = adapter("cuda", rows, features, tuple(tile.rows for tile in tiles)).rows
     tile = next(tile for tile in tiles if tile.rows == best)
