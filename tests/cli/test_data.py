@@ -56,7 +56,7 @@ def test_what_fails_stops_nothing_else(tss, small, tmp_path):
     assert done.code == 1
     assert [line.split()[:2] for line in done.out.splitlines()] == [["asc/ipod", "made"], ["asc/Norton", "made"]]
     assert "no such file for sum/nyt" in done.err
-    assert "1 of 3 tasks are missing: sum/nyt; the others are complete, and the same command again" in done.err
+    assert "1 of 3 tasks are missing: sum/nyt; the others are complete, and running the same command again" in done.err
     (tmp_path / "sum" / "nyt").mkdir(parents=True)
     for name in ("train", "val", "test"):
         for end in ("source", "target"):

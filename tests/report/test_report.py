@@ -205,7 +205,7 @@ def test_runs_alone_give_transfer(make_run, tmp_path):
     rows = read_csv(tmp_path / "tables" / "metrics.csv")
     gained = float(rows[1][rows[0].index("Transfer against one task alone")])
     assert gained == pytest.approx(matrix_of(folder)[1][1] - 40.0, rel=1e-12)
-    with pytest.raises(StateError, match="a run of one task is needed"):
+    with pytest.raises(StateError, match="the comparison needs a run of one task"):
         build(folder, tmp_path, one=[folder])
 
 
@@ -386,7 +386,7 @@ def test_the_loss_is_drawn_against_true_steps_however_few_were_recorded(make_run
     run = read_run(folder)
     assert [curves.steps_per_epoch(run, task) for task in run.tasks] == [10, 10, 10]
     assert [curves._loss_curve(run, task, 9)[0][0] for task in run.tasks] == [14, 14, 14]
-    assert "the optimizer steps of its task, 150 in all" in structure(build(folder, tmp_path / "out").path).text
+    assert "its task's number of optimizer steps, 150 in total" in structure(build(folder, tmp_path / "out").path).text
 
 
 def test_examples_and_the_meaning_of_names_are_on_the_page(make_run, tmp_path):

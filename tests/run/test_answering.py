@@ -184,6 +184,6 @@ def test_a_task_that_answers_is_never_replaced(tmp_path, tiny_backbone):
         tmp_path / "other", {"asc/z": KINDS["asc/b"], "asc/a": KINDS["asc/a"]}, str(tiny_backbone)
     )
     here.folder = other
-    with pytest.raises(StateError, match="'asc/a' is another one"):
+    with pytest.raises(StateError, match="'asc/a' is not the one that is loaded"):
         here.reload()
     assert list(here.kinds) == ["asc/a"]

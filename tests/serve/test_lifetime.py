@@ -193,7 +193,7 @@ def test_a_reload_never_changes_a_task(own, served, tmp_path, tiny_backbone):
     )
     shutil.rmtree(folder)
     shutil.copytree(other, folder)
-    assert "'asc/a' is another one" in refused(client.post("/v1/reload"), "conflict")
+    assert "'asc/a' is not the one that is loaded" in refused(client.post("/v1/reload"), "conflict")
     (folder / "tss.json").write_text("{")
     assert "tss.json" in refused(client.post("/v1/reload"), "conflict")
     assert ask(client).json() == before
