@@ -296,7 +296,7 @@ def test_tasks_are_renamed_and_deleted(handle):
 
 @pytest.mark.parametrize("name", ["", "  ", "two\nlines", "a\0b", 7, None])
 def test_what_is_no_name_is_refused_when_the_task_is_added(handle, name):
-    with pytest.raises(ValueError, match="a task's name must be a line of text, not"):
+    with pytest.raises(ValueError, match="a task's name must be one non-empty line of printable text, not"):
         handle.add_task(name, TOPICS)
 
 
@@ -335,6 +335,16 @@ def test_sealing_what_no_step_has_moved_is_warned_of(first, kind, what, rate, un
     found = [str(one.message) for one in caught if "with its initial" in str(one.message)]
     assert len(found) == (unmoved is not None)
     assert unmoved is None or found[0].startswith(f"task 'task' is sealed with its initial {unmoved}: ")
+
+
+def test_a_task_that_is_not_sealed_is_not_warned_of():
+    handle = tss.attach(make_bart(), AdapterConfig(bottleneck=4)).tss
+    handle.add_task("task", TOPICS)
+    handle.train_task("task")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="the data has no batches"):
+            handle.seal_task([])
 
 
 @pytest.mark.parametrize("trained", ["shared", "own", "masked"])
@@ -394,6 +404,7 @@ def test_padded_rows_keep_their_mask_and_lists_and_arrays_are_batches(kind):
     [
         (lambda: tss.attach(make_bart(), 64), r"config must be a tss\.AdapterConfig or None, got 64"),
         (lambda: tss.attach(make_bart(), None, {}), r"options must be a tss\.TssOptions or None, got {}"),
+        (lambda: tss.attach("facebook/bart-base"), r"model must be a transformers model, got a str: load it first"),
         (lambda: tss.attach(make_bart()).tss.add_task("z", "classification"), "kind must be .* got 'classification'"),
         (lambda: tss.attach(make_bart()).tss.add_task("z", tss.Classification), "kind must be a tss.Classification"),
         (lambda: tss.Classification(labels=3), "labels must be a list of strings, not 3"),

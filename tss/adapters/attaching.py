@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.model import TssModel, make_model
@@ -28,11 +29,16 @@ def attach(model: Any, config: AdapterConfig | None = None, options: TssOptions 
     Raises:
         StateError: the model already has adapters.
         ValueError: no module matches, the size of a module's output is unknown, or the model is not supported.
-        TypeError: `config` or `options` has another type.
+        TypeError: `model` is not a module, or `config` or `options` has another type.
     """
     for name, value, kind in (("config", config, AdapterConfig), ("options", options, TssOptions)):
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"attach: {name} must be a tss.{kind.__name__} or None, got {value!r}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"attach: model must be a transformers model, got a {type(model).__name__}: load it first, for example "
+            "with AutoModelForSeq2SeqLM.from_pretrained"
+        )
     core = core_of(model)
     if isinstance(model, TssModel) or any(
         isinstance(getattr(hook, "__self__", None), SiteAdapter)

@@ -193,12 +193,7 @@ class TssHandle:
         task = name or learners[0]
         check_whole(self.layers)
         self.check_finite()
-        if unmoved := self._tensors.unmoved(task):
-            warnings.warn(
-                f"task {task!r} is sealed with its initial {' and '.join(unmoved)}: no optimizer has changed them. "
-                "Create one after train_task, for model.tss.trainable_parameters(), and call its step()",
-                stacklevel=2,
-            )
+        unmoved = self._tensors.unmoved(task)
         if self.options.soft_mask != "none":
             if data is not None:
                 self._take_importance(task, data, batch_size)
@@ -210,6 +205,12 @@ class TssHandle:
                     stacklevel=2,
                 )
         self._tensors.seal(task)
+        if unmoved:
+            warnings.warn(
+                f"task {task!r} is sealed with its initial {' and '.join(unmoved)}: no optimizer has changed them. "
+                "Create one after train_task, for model.tss.trainable_parameters(), and call its step()",
+                stacklevel=2,
+            )
 
     def abandon(self) -> None:
         """Stop training and discard it: the task is "new" again, and the scores are as before `train_task`.

@@ -92,7 +92,7 @@ class TaskStore:
     def check_free(self, name: str) -> None:
         """Raise StateError if the name is taken, ValueError if it is invalid."""
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
-            raise ValueError(f"a task's name must be a line of text, not {name!r}")
+            raise ValueError(f"a task's name must be one non-empty line of printable text, not {name!r}")
         if name in self._records:
             raise StateError(f"task {name!r} exists already and is {self._records[name].state}; choose another name")
 

@@ -74,7 +74,8 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
         help="predict with learned tasks, from JSONL to JSONL",
         description=__doc__,
         epilog='The fields of a line depend on the kind of its task: {"text", "aspect"?}, {"tokens"} or {"source"}. '
-        'Output lines are the input lines with "prediction" added. Rows of different tasks share batches if they can. '
+        'Output lines are the input lines with the task and "prediction" added. Rows of different tasks share batches '
+        "if they can. "
         "Lines are validated like training data, and a file is validated as a whole before the first prediction. "
         "--output FILE is written as a whole or not at all. Standard output, pipes and devices get lines as they are "
         f"predicted, {WINDOW} at a time; after a failure the lines written are correct and the rest is missing.",

@@ -27,8 +27,12 @@ OPTIONS = {
     "max_inputs": (int, "N", "maximum number of inputs in a request"),
     "max_body": (int, "BYTES", "maximum size of a request"),
     "max_tokens": (int, "N", "maximum number of tokens of an input; longer ones get 413"),
-    "max_new_tokens": (int, "N", "maximum that a request can set; a task's own value is always allowed"),
-    "max_beams": (int, "N", "maximum that a request can set"),
+    "max_new_tokens": (
+        int,
+        "N",
+        "maximum of new tokens that a request can set; a task's own value is always allowed",
+    ),
+    "max_beams": (int, "N", "maximum of beams that a request can set"),
     "max_connections": (int, "N", "maximum number of open connections; further ones get 503"),
     "grace_seconds": (int, "S", "time to answer accepted requests after SIGTERM"),
 }
@@ -36,6 +40,8 @@ OPTIONS = {
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Add the command."""
+    from tss.serve.settings import ServeSettings
+
     parser = subparsers.add_parser(
         "serve",
         parents=parents,
@@ -68,7 +74,10 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
         "(default: read all at the start)",
     )
     for name, (kind, metavar, text) in OPTIONS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
+        default = getattr(ServeSettings, name)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=f"{text} (default: {default})"
+        )
     return parser
 
 
@@ -132,7 +141,7 @@ def listen(host: str, port: int, has_token: bool) -> socket.socket:
         ConfigError: other machines can reach the address and there is no token, or it cannot be bound.
     """
     if not 0 <= port < 2**16:  # some systems would use the port modulo 2**16
-        raise ConfigError(f"--port {port} is not a valid port: name one below {2**16}, or 0 for any that is free")
+        raise ConfigError(f"--port {port} is not a valid port: give a port below {2**16}, or 0 for any free one")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind)
