@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Importing torch takes seconds and the command line must start at once: a name's module is imported on first use.
-_ROOMS = {
+_NAMES = {
     "tss.adapters": ("AdapterConfig", "TssHandle", "TssModel", "TssOptions", "attach", "load"),
     "tss.errors": ("ConfigError", "DataError", "ForgettingError", "StateError", "TssError"),
     "tss.tasks": ("Classification", "Extraction", "Generation"),
 }
-_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "AdapterConfig",
@@ -39,10 +39,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOM_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'tss' has no attribute {name!r}; it has {', '.join(__all__)}")
     try:
-        return getattr(importlib.import_module(_ROOM_OF[name]), name)
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("tss", "tss_kernels"):
             raise

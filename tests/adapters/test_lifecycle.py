@@ -347,6 +347,18 @@ def test_a_task_that_is_not_sealed_is_not_warned_of():
             handle.seal_task([])
 
 
+def test_a_warning_that_is_an_error_seals_nothing():
+    handle = tss.attach(make_bart(), AdapterConfig(bottleneck=4)).tss
+    handle.add_task("task", TOPICS)
+    handle.train_task("task")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="with its initial"):
+            handle.seal_task(make_batches(TOPICS))
+    assert handle.trainable == "task"
+    assert all(layer.importance is None for layer in handle.layers.values())
+
+
 @pytest.mark.parametrize("trained", ["shared", "own", "masked"])
 def test_without_gates_it_is_warned_of_too(trained):
     handle = tss.attach(make_bart(), AdapterConfig(bottleneck=4, gated=False), PlainOptions(trained=trained)).tss

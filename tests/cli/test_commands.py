@@ -141,6 +141,13 @@ def test_presets_lists_and_prints(tss):
     assert load_config(yaml.safe_load(done.out)) == load_config("ccd.paper")
 
 
+def test_presets_prints_a_file_too(tss, tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: quick\nseed: 7\n")
+    done = tss("presets", tmp_path / "mine.yaml")
+    assert done.out.startswith(f"# {tmp_path / 'mine.yaml'} for backbone embedded and method tss\n")
+    assert yaml.safe_load(done.out)["seed"] == 7
+
+
 def test_env_names_versions_and_kernels(tss):
     done = tss("env")
     assert done.code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 
 import numpy
 import pytest
@@ -40,13 +41,14 @@ def _kernels_for_the_cpu() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _interpreted_dot_of_any_place() -> None:
+def _interpreted_dot_of_any_place() -> Iterator[None]:
     """Has the interpreter's `tl.dot` add in one order everywhere in a tile, as tensor cores do.
 
     It multiplies by NumPy's BLAS, which on some processors adds the last columns of a tile in another order: the bits
     of a row would depend on its place among others, which they do not on a GPU.
     """
     if torch.cuda.is_available():
+        yield
         return
     from triton.runtime import interpreter
 
@@ -55,7 +57,9 @@ def _interpreted_dot_of_any_place() -> None:
         rows, columns = (numpy.ascontiguousarray(x, dtype=d.data.dtype) for x in (a.data, b.data.T))
         return interpreter.TensorHandle(numpy.einsum("mk,nk->mn", rows, columns) + d.data, d.dtype.scalar)
 
-    interpreter.InterpreterBuilder.create_dot = create_dot
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+        yield
 
 
 @pytest.fixture

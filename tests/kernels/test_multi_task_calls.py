@@ -26,7 +26,8 @@ def test_what_users_do(backend, op, device):
         with tss_kernels.use_backend(backend):
             return run(op, inputs)
 
-    check_op(function, lambda **inputs: by_hand(op, inputs), _inputs, device=device, rows=(0, 1, 5))
+    most = 5 if backend == "triton" and device.type == "cpu" else 33  # the interpreter takes seconds a tile
+    check_op(function, lambda **inputs: by_hand(op, inputs), _inputs, device=device, rows=(0, 1, most))
 
 
 def _samples(layout: str) -> dict[str, tuple]:

@@ -193,10 +193,11 @@ class TssHandle:
         task = name or learners[0]
         check_whole(self.layers)
         self.check_finite()
-        unmoved = self._tensors.unmoved(task)
+        # What can be refused, also a warning that is an error, comes before anything changes.
+        raw = None
         if self.options.soft_mask != "none":
             if data is not None:
-                self._take_importance(task, data, batch_size)
+                raw = self._raw_importance(task, data, batch_size)
             elif self.config.gated:
                 warnings.warn(
                     f"task {task!r} is sealed without data, so its importance is not computed and later tasks may "
@@ -204,13 +205,15 @@ class TssHandle:
                     "TssOptions(soft_mask='none')",
                     stacklevel=2,
                 )
-        self._tensors.seal(task)
-        if unmoved:
+        if unmoved := self._tensors.unmoved(task):
             warnings.warn(
                 f"task {task!r} is sealed with its initial {' and '.join(unmoved)}: no optimizer has changed them. "
                 "Create one after train_task, for model.tss.trainable_parameters(), and call its step()",
                 stacklevel=2,
             )
+        if raw is not None:
+            importance.accumulate(self.layers, raw, self.options.importance_per, self.options.importance_scale)
+        self._tensors.seal(task)
 
     def abandon(self) -> None:
         """Stop training and discard it: the task is "new" again, and the scores are as before `train_task`.
@@ -528,7 +531,7 @@ class TssHandle:
         if self._backbone is None:
             raise StateError("these adapters were detached from their model: call tss.attach(model) to add new ones")
 
-    def _take_importance(self, name: str, data: Any, batch_size: int) -> None:
+    def _raw_importance(self, name: str, data: Any, batch_size: int) -> dict[str, torch.Tensor]:
         if not self.config.gated:
             raise ValueError("seal_task: plain adapters have no importance; call it without data")
         pad = getattr(self.tokenizer, "pad_token_id", None)
@@ -545,5 +548,4 @@ class TssHandle:
                 yield loss
 
         with self.using(name), importance.evaluation_mode(self.model):
-            raw = importance.raw_importance(self.layers, losses(), self.options.importance_of)
-        importance.accumulate(self.layers, raw, self.options.importance_per, self.options.importance_scale)
+            return importance.raw_importance(self.layers, losses(), self.options.importance_of)

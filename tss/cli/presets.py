@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from tss.cli import console
@@ -29,10 +30,12 @@ def run(args: argparse.Namespace) -> int:
     from tss.run.config import dump_config, load_config
     from tss.run.config_files import find_preset
 
-    name = find_preset(args.name, args.variant)
-    config = load_config(name)
+    config = load_config(args.name, variant=args.variant)
+    is_file = Path(args.name).is_file()
+    name = args.name if is_file else find_preset(args.name, args.variant)
     print(f"# {name} for backbone {config.backbone} and method {config.method}")
-    print(f"# a file with `extends: {name}` also gets the preset's settings for other backbones and methods")
+    if not is_file:
+        print(f"# a file with `extends: {name}` also gets the preset's settings for other backbones and methods")
     print(dump_config(config), end="")
     return 0
 

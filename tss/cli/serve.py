@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tss.errors import ConfigError, TssError
+from tss.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
     from tss.serve.service import Service
-    from tss.serve.settings import ServeSettings
 
 LEAST_TOKEN = 16
 """Minimum number of characters of a token, so that it cannot be guessed."""
@@ -40,8 +40,6 @@ OPTIONS = {
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Add the command."""
-    from tss.serve.settings import ServeSettings
-
     parser = subparsers.add_parser(
         "serve",
         parents=parents,
@@ -107,8 +105,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> ServeSettings:
-    from tss.serve.settings import ServeSettings
-
     given = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
     if "max_queue" in given:
         known = {one.name: one.default for one in dataclasses.fields(ServeSettings)}
