@@ -306,6 +306,22 @@ def test_models_come_and_go_while_another_optimizer_steps(what):
     assert passed[-1] is optimizer
 
 
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ({"score_lr": -1.0, "head_lr": 1e-3}, "score_lr must be finite and at least 0, but is -1.0"),
+        ({"score_lr": 1e-3, "head_lr": float("nan")}, "head_lr must be finite and at least 0, but is nan"),
+        ({"score_lr": float("inf"), "head_lr": 1e-3}, "score_lr must be finite"),
+    ],
+)
+def test_a_wrong_learning_rate_is_called_by_its_name(bart, rates, message):
+    handle = tss.attach(bart, tss.AdapterConfig(bottleneck=4)).tss
+    handle.add_task("topics", TOPICS)
+    handle.train_task("topics")
+    with pytest.raises(ValueError, match=message):
+        handle.optimizer(**rates)
+
+
 def test_a_rate_for_the_head_is_needed_where_there_is_one(bart):
     handle = tss.attach(bart, tss.AdapterConfig(bottleneck=4)).tss
     handle.add_task("replies", REPLIES)

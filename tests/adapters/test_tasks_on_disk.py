@@ -99,7 +99,7 @@ def test_some_tasks_of_a_folder(folder, whole):
     tss.load(model, folder, tasks=["r1"], cache_bytes=1 << 20)
     names = ["r1", "r2", "r1", "r2"]
     assert torch.equal(logits(model, make_batch(REPLIES), names), logits(whole, make_batch(REPLIES), names))
-    with pytest.raises(tss.StateError, match="has no task 'nobody'"):
+    with pytest.raises(tss.StateError, match="has no task 'nobody'; it has: topics, names, r1"):
         tss.load(model, folder, tasks=["nobody"])
     with pytest.raises(tss.StateError, match="'r1' exists already"):
         tss.load(model, folder, tasks=["r1"], cache_bytes=1 << 20)

@@ -26,7 +26,7 @@ def only_line(done) -> str:
         (["run", "mixed", "--variant", "papr"], "it has: "),
         (["run", "--variant", "paper"], "needs a preset"),
         (["run", "asc", "ner"], "one configuration or preset at a time"),
-        (["run", "training.epoch=3"], "did you mean 'epochs'?"),
+        (["run", "training.epoch=3"], "did you mean 'training.epochs'?"),
         (["run", "metod=tss"], "did you mean 'method'?"),
         (["run", "training.epochs=many"], "training.epochs"),
         (["run", "--method", "ewcc"], "there are: tss"),

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 
@@ -87,6 +88,7 @@ def call(address, path, body=None, token=None):
     request.add_header("Content-Type", "application/json")
     if token is not None:
         request.add_header("Authorization", f"Bearer {token}")
+    end = time.monotonic() + 60
     while True:
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
@@ -94,7 +96,7 @@ def call(address, path, body=None, token=None):
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
         except urllib.error.URLError as error:  # it is told where it listens before it does
-            if not isinstance(error.reason, ConnectionRefusedError):
+            if not isinstance(error.reason, ConnectionRefusedError) or time.monotonic() > end:
                 raise
 
 

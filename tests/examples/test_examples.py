@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.programs import run_program
+
 ROOT = Path(__file__).parents[2]
 
 
 def run(*command: object) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TSS_KERNELS_BACKEND": ""}
-    environment.pop("TSS_KERNELS_BACKEND")
-    done = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = run_program(*command, environment=environment, folder=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

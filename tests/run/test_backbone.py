@@ -104,6 +104,15 @@ def test_what_is_no_backbone_is_said(tmp_path):
         load_backbone(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "near"), [("embeded", "embedded"), ("embedded_random", "embedded-random"), ("bart-lage", "bart-large")]
+)
+def test_a_misspelt_name_is_not_looked_up_on_the_hub(name, near, monkeypatch):
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda _: pytest.fail("the hub was asked"))
+    with pytest.raises(ConfigError, match=f"no backbone '{name}'; did you mean '{near}'"):
+        load_backbone(name)
+
+
 def test_lengths_beyond_the_positions_are_refused(tiny_bart):
     check_lengths(tiny_bart, "sum/a", source_length=64, target_length=64)
     with pytest.raises(ConfigError, match="task sum/a: target_length is 65, but the backbone has 64 positions"):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
 import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.programs import Program
 from tss.run.config import load_config
 from tss.run.processes import Processes
 from tss.run.sequence import run_sequence
@@ -30,24 +29,20 @@ run_sequence(load_config(values), folder, resume=resume)
 
 def start(values, folder, *, count, resume=False):
     """The exit codes of `count` processes of one run."""
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        port = place.getsockname()[1]
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
     arguments = [sys.executable, "-c", RUN, json.dumps([values, str(folder), resume])]
-    processes = [
-        subprocess.Popen(
-            arguments, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(count)
-    ]  # fmt: skip
+    place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    programs = [
+        Program(*arguments, environment={**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
+    ]
     try:
-        ended = [process.communicate(timeout=300)[1] for process in processes]
+        ended = [program.finish() for program in programs]
     finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, error) for process, error in zip(processes, ended, strict=True)]
+        for program in programs:
+            program.stop()
+    return [(one.returncode, one.stderr) for one in ended]
 
 
 def finished(values, folder, **settings):

@@ -359,7 +359,7 @@ class TssHandle:
 
         Raises:
             StateError: no task is being trained.
-            ValueError: the task has a head, and `head_lr` is missing.
+            ValueError: the task has a head, and `head_lr` is missing; or a learning rate is negative.
         """
         if self.trainable is None:
             raise StateError("no task is being trained: call train_task(name) before creating its optimizer")
@@ -370,7 +370,10 @@ class TssHandle:
         parameters = self.trainable_parameters()
         if head_lr is None and parameters["head"]:
             raise ValueError(f"task {self.trainable!r} has its own head: give its learning rate, head_lr=...")
-        rates = {"scores": score_lr, "head": head_lr or 0.0}
+        rates = {
+            "scores": optimizers.checked_rate("score_lr", score_lr),
+            "head": optimizers.checked_rate("head_lr", head_lr or 0.0),
+        }
         return optimizers.make_optimizer(parameters, rates, masks, betas=betas, eps=eps)
 
     # Gates.

@@ -41,6 +41,17 @@ def make_optimizer(
     return SoftMaskedAdamW(named, weight_decay=0.0, site="update", importance=importance, **settings)
 
 
+def checked_rate(name: str, rate: float) -> float:
+    """Return a learning rate.
+
+    Raises:
+        ValueError: it is negative, infinite or not a number.
+    """
+    if not 0 <= rate < float("inf"):
+        raise ValueError(f"{name} must be finite and at least 0, but is {rate}: pass a number such as 1e-3")
+    return rate
+
+
 class StepCheck:
     """Check of every optimizer that is about to step, while a task is being trained.
 

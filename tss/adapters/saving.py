@@ -24,6 +24,8 @@ RUN = "state/run.json"  # exists in the folder of a run, which needs the files o
 FORMAT = 2
 KEYS = {"format", "config", "options", "frozen", "shared", "tasks"}
 OURS = re.compile(r"(adapters/(frozen|shared)|tasks/\d+-[\w.-]+)-[0-9a-f]{12}\.safetensors")
+MOST_NAMES = 10
+"""Maximum number of tasks that a message lists."""
 DESCRIPTION = {"name": str, "kind": dict, "state": str, "bytes": dict}
 Manifest = dict[str, Any]
 
@@ -242,30 +244,30 @@ def _read(directory: Path, manifest: Manifest, names: Collection[str] | None, ke
             )
         parts[owner][rest] = tensor
     saved = SavedTasks(manifest["config"], manifest["options"], backbone, frozen, parts["shared"], [], parts["extra"])
-    for entry in manifest["tasks"]:
-        _add(saved, directory, entry, names, keep)
-    known = [about["name"] for _, about in (*saved.tasks, *saved.kept)]
+    known = [_add(saved, directory, entry, names, keep) for entry in manifest["tasks"]]
     if missing := [name for name in names or () if name not in known]:
-        raise StateError(f"{directory} has no task {missing[0]!r}")
+        rest = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+        raise StateError(f"{directory} has no task {missing[0]!r}; it has: {', '.join(known[:MOST_NAMES])}{rest}")
     return saved
 
 
 def _add(
     saved: SavedTasks, directory: Path, entry: Mapping[str, str], names: Collection[str] | None, keep: bool
-) -> None:
-    """Read a task's file, or only its metadata if that is enough."""
+) -> str:
+    """Read a task's file, or only its metadata if that is enough, and return the task's name."""
     path = directory / entry["file"]
     if names is not None or keep:
         about = read_metadata(path)
         _check_description(path, about)
         if names is not None and about["name"] not in names:
-            return
+            return about["name"]
         if keep and about["state"] == "sealed":
             saved.kept.append((KeptFile(directory.absolute(), dict(entry), about), about))
-            return
+            return about["name"]
     tensors, about = _get(directory, entry)
     _check_description(path, about)
     saved.tasks.append((tensors, about))
+    return about["name"]
 
 
 class KeptFile:

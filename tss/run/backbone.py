@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from tss.adapters import TssHandle
     from tss.methods import Method
     from tss.run.config import RunConfig
+
+NAMED = ("embedded", "embedded-random", "bart-large", "bart-large-random")
+"""Backbones with a name of their own; others are model folders or hub names."""
 
 BART_TOKENIZER = "TSS_BART_TOKENIZER"
 """Environment variable with the folder of BART's tokenizer for `bart-large-random`."""
@@ -205,6 +209,8 @@ def _source(name: str) -> str | Path:
         if not (path / "config.json").is_file():
             raise ConfigError(f"backbone: {path} is not a model folder (it has no config.json)")
         return path
+    if near := difflib.get_close_matches(name, NAMED, n=1, cutoff=0.85):
+        raise ConfigError(f"backbone: no backbone {name!r}; did you mean {near[0]!r}?")
     return name
 
 

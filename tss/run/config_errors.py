@@ -52,14 +52,15 @@ def _line(problem: Any, model: type[BaseModel], prefix: tuple[str, ...]) -> str:
 
 
 def meant(location: tuple[str, ...], model: type[BaseModel], prefix: tuple[str, ...] = ()) -> str:
-    """Return the hint for an unknown key: the nearest in its section, the same or nearest in another one, or all."""
+    """Return the hint for an unknown key: the nearest in its section or in another one, in dotted form, or all here."""
     name, here = location[-1], known_keys(model, location[:-1])
     leaves = {path.rsplit(".", 1)[-1]: path for path in reversed(all_keys(model))}
     close = difflib.get_close_matches(name, here, n=1, cutoff=0.75)
     elsewhere = [name] if name in leaves else difflib.get_close_matches(name, leaves, n=1, cutoff=0.75)
     if not close and elsewhere and leaves[elsewhere[0]] not in here:
         return f"did you mean {'.'.join((*prefix, leaves[elsewhere[0]]))!r}?"
-    return nearest(name, here)
+    near = difflib.get_close_matches(name, here, n=1, cutoff=0.5)
+    return f"did you mean {'.'.join((*prefix, *location[:-1], near[0]))!r}?" if near else nearest(name, here)
 
 
 def all_keys(model: type, prefix: str = "") -> list[str]:

@@ -58,7 +58,7 @@ def find_preset(name: str, variant: str | None = None) -> str:
     if variants:
         raise ConfigError(f"preset {name!r} has no variant {variant!r}; it has: {', '.join(variants)}")
     known = list(dict.fromkeys(entry.split(".", 1)[0] for entry in names))
-    raise ConfigError(f"no preset and no file {name!r}; {nearest(name, known, 'presets')}")
+    raise ConfigError(f"no preset and no file {name!r}; {nearest(name, known, 'presets', 0.6)}")
 
 
 def apply_override(values: dict[str, Any], text: str) -> dict[str, Any]:
