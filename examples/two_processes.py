@@ -45,6 +45,9 @@ def main(folder: str | None) -> None:
         if folder is not None:
             model.tss.save(folder)
     accelerator.wait_for_everyone()  # no process exits while another is still saving
+    # Free DDP before its process group: freed after it, DDP holds the GIL while it waits for gloo's threads to end, and
+    # one of those may be waiting for the GIL.
+    parallel, optimizer, loader = accelerator.free_memory(parallel, optimizer, loader)
     accelerator.end_training()
 
 

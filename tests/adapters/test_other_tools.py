@@ -282,6 +282,7 @@ def _process(rank, count, port, folder):
     gradients = gradients_of(model.tss)
     model.tss.seal_task([batches[rank]])
     torch.save((gradients, model.tss.shared_state(), model.tss.fingerprint("topics")), f"{folder}/{rank}.pt")
+    del parallel  # freed after its process group, it holds the GIL while it waits for gloo's threads
     distributed.destroy_process_group()
 
 

@@ -27,10 +27,25 @@ def test_trainer(tmp_path):
     assert (tmp_path / "learned" / "tss.json").is_file()
 
 
+ENDING = """
+import os, runpy, sys
+from accelerate import Accelerator
+end = Accelerator.end_training
+def checked(accelerator):
+    end(accelerator)
+    threads = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+    assert "pt_gloo_runloop" not in threads, "something keeps the process group, which may hang when it is freed"
+Accelerator.end_training = checked
+runpy.run_path("examples/two_processes.py", run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 def test_two_processes(tmp_path):
+    """No thread of gloo is left when the processes end."""
+    (tmp_path / "ending.py").write_text(ENDING)
     out = run(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
-              "examples/two_processes.py", tmp_path / "learned")  # fmt: skip
+              tmp_path / "ending.py", tmp_path / "learned")  # fmt: skip
     assert "asc/cameras" in out
     assert (tmp_path / "learned" / "tss.json").is_file()
 
