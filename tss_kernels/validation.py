@@ -48,11 +48,12 @@ def check_linear(x: Any, weight: Any, bias: Any) -> None:
     check_floating("x", x)
     check_floating("weight", weight)
     if weight.dim() != 2:
-        raise ValueError(f"weight must be (out, in), two dimensions, but has shape {tuple(weight.shape)}")
+        raise ValueError(f"weight must be (out, in), two dimensions, but has shape {tuple(weight.shape)}: reshape it")
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        turned = x.dim() > 0 and x.shape[-1] == weight.shape[0]
         raise ValueError(
             f"x's last dimension must equal weight's in = {weight.shape[1]}, but x has shape {tuple(x.shape)} and "
-            f"weight {tuple(weight.shape)}"
+            f"weight {tuple(weight.shape)}: {'use weight.t()' if turned else 'pass an x of that many features'}"
         )
     if x.dtype != weight.dtype:
         raise TypeError(
@@ -64,7 +65,9 @@ def check_linear(x: Any, weight: Any, bias: Any) -> None:
         return
     check_tensor("bias", bias)
     if bias.dim() != 1 or bias.shape[0] != weight.shape[0]:
-        raise ValueError(f"bias must have shape (out,) = ({weight.shape[0]},) but has {tuple(bias.shape)}")
+        raise ValueError(
+            f"bias must have shape (out,) = ({weight.shape[0]},) but has {tuple(bias.shape)}: pass one value per output"
+        )
     if bias.dtype != x.dtype:
         raise TypeError(
             f"bias must have x's dtype {x.dtype} but has {bias.dtype}: convert it, for example bias.to(x.dtype)"
@@ -82,7 +85,10 @@ def check_scores(scores: Any, weight: torch.Tensor) -> None:
     """Check that scores are float32, of weight's shape and on its device."""
     check_tensor("scores", scores)
     if scores.shape != weight.shape:
-        raise ValueError(f"scores must have weight's shape {tuple(weight.shape)} but have {tuple(scores.shape)}")
+        raise ValueError(
+            f"scores must have weight's shape {tuple(weight.shape)} but have {tuple(scores.shape)}: pass one score per "
+            "weight"
+        )
     if scores.dtype != torch.float32:
         raise TypeError(f"scores must be float32 but are {scores.dtype}: keep float32 and convert only x and weight")
     check_device("scores", scores, weight)
@@ -94,7 +100,10 @@ def check_importance(importance: Any, weight: torch.Tensor) -> None:
         return
     check_floating("importance", importance)
     if importance.shape != weight.shape:
-        raise ValueError(f"importance must have weight's shape {tuple(weight.shape)} but has {tuple(importance.shape)}")
+        raise ValueError(
+            f"importance must have weight's shape {tuple(weight.shape)} but has {tuple(importance.shape)}: pass one "
+            "value per weight"
+        )
     check_device("importance", importance, weight)
 
 
@@ -106,7 +115,8 @@ def check_packed(packed: Any, weight: torch.Tensor) -> None:
         raise TypeError(f"packed gates must be uint8 but are {packed.dtype}: make them with pack_gates")
     if packed.dim() != 2 or packed.shape[0] != expected[0] or packed.shape[1] != expected[1]:
         raise ValueError(
-            f"packed gates of a weight {tuple(weight.shape)} must have shape {expected} but have {tuple(packed.shape)}"
+            f"packed gates of a weight {tuple(weight.shape)} must have shape {expected} but have "
+            f"{tuple(packed.shape)}: pack scores of the weight's shape"
         )
     check_device("packed gates", packed, weight)
 
@@ -140,7 +150,7 @@ def check_task_ids(task_ids: Any, x: torch.Tensor) -> None:
     if task_ids.dim() != 1 or task_ids.shape[0] != x.shape[0]:
         raise ValueError(
             f"task_ids must have shape ({x.shape[0]},), one id for each index of x's first dimension, but have "
-            f"{tuple(task_ids.shape)} for x {tuple(x.shape)}"
+            f"{tuple(task_ids.shape)} for x {tuple(x.shape)}: repeat or select them"
         )
     check_device("task_ids", task_ids, x)
 

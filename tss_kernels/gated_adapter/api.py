@@ -158,7 +158,8 @@ def check_adapter(x: torch.Tensor, down: GatedMap, up: GatedMap, activation: str
     check_floating("x", x)
     if up[0].shape != down[0].shape[::-1]:
         raise ValueError(
-            f"up_weight must have down_weight's shape {tuple(down[0].shape)} reversed but has {tuple(up[0].shape)}"
+            f"up_weight must have down_weight's shape {tuple(down[0].shape)} reversed but has {tuple(up[0].shape)}: "
+            "pass it as (in, bottleneck)"
         )
     dtype, weights = autocast_weights(x, down[0], up[0], down[2], up[2])
     narrow = x

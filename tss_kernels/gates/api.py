@@ -32,7 +32,9 @@ def check_pack(scores: torch.Tensor, threshold: float) -> None:
     """Check the arguments of pack_gates. Raises TypeError and ValueError."""
     check_floating("scores", scores)
     if scores.dim() != 2:
-        raise ValueError(f"scores must be (out, in), two dimensions, but have shape {tuple(scores.shape)}")
+        raise ValueError(
+            f"scores must be (out, in), two dimensions, but have shape {tuple(scores.shape)}: reshape them"
+        )
     check_threshold(threshold)
 
 
@@ -72,7 +74,7 @@ def check_unpack(packed: torch.Tensor, in_features: int) -> None:
     if packed.dim() != 2 or in_features < 0 or packed.shape[1] != (in_features + 7) // 8:
         raise ValueError(
             f"packed gates of in_features = {in_features} must have shape (out, {(in_features + 7) // 8}) but have "
-            f"{tuple(packed.shape)}"
+            f"{tuple(packed.shape)}: pass the in_features of the scores that they were packed from"
         )
 
 

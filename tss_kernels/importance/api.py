@@ -42,7 +42,8 @@ def _check_pair(total: torch.Tensor, name: str, other: torch.Tensor) -> None:
     check_floating(name, other)
     if total.shape != other.shape:
         raise ValueError(
-            f"importances must have one shape, but total has {tuple(total.shape)}, {name} {tuple(other.shape)}"
+            f"importances must have one shape, but total has {tuple(total.shape)}, {name} {tuple(other.shape)}: "
+            "pass those of one layer"
         )
     check_device(name, other, total)
 

@@ -207,7 +207,7 @@ def check_multi_task_adapter(
     if up_weight.shape != down_weight.shape[::-1]:
         raise ValueError(
             f"up_weight must have down_weight's shape {tuple(down_weight.shape)} reversed but has "
-            f"{tuple(up_weight.shape)}"
+            f"{tuple(up_weight.shape)}: pass it as (in, bottleneck)"
         )
     dtype, (down, up, down_bias, up_bias) = autocast_weights(x, down_weight, up_weight, down_bias, up_bias)
     narrow = x
@@ -227,7 +227,7 @@ def check_multi_task_adapter(
     if up_bank.shape[0] != down_bank.shape[0]:
         raise ValueError(
             f"down_bank and up_bank must have the same tasks, but down_bank has {down_bank.shape[0]} and up_bank "
-            f"{up_bank.shape[0]}"
+            f"{up_bank.shape[0]}: stack both from the same tasks"
         )
     return x, down, up, down_bias, up_bias
 
