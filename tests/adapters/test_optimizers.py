@@ -320,6 +320,8 @@ def test_a_wrong_learning_rate_is_called_by_its_name(bart, rates, message):
     handle.train_task("topics")
     with pytest.raises(ValueError, match=message):
         handle.optimizer(**rates)
+    with pytest.raises(TypeError, match="lr must be a number but is '1e-3', a str"):
+        handle.optimizer(score_lr="1e-3", head_lr=1e-3)
 
 
 def test_a_rate_for_the_head_is_needed_where_there_is_one(bart):

@@ -12,6 +12,11 @@ from tests.programs import run_program
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def no_chosen_backend(monkeypatch):
+    monkeypatch.delenv("TSS_KERNELS_BACKEND", raising=False)
+
+
 def run(*command: object) -> str:
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = run_program(*command, environment=environment, folder=ROOT)

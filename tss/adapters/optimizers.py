@@ -10,6 +10,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -42,12 +43,12 @@ def make_optimizer(
 
 
 def checked_rate(name: str, rate: float) -> float:
-    """Return a learning rate.
+    """Return a learning rate; the optimizer rejects what is not a number at all.
 
     Raises:
-        ValueError: it is negative, infinite or not a number.
+        ValueError: it is negative, infinite or NaN.
     """
-    if not 0 <= rate < float("inf"):
+    if isinstance(rate, Real) and not 0 <= rate < float("inf"):
         raise ValueError(f"{name} must be finite and at least 0, but is {rate}: pass a number such as 1e-3")
     return rate
 

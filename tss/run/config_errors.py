@@ -59,8 +59,7 @@ def meant(location: tuple[str, ...], model: type[BaseModel], prefix: tuple[str, 
     elsewhere = [name] if name in leaves else difflib.get_close_matches(name, leaves, n=1, cutoff=0.75)
     if not close and elsewhere and leaves[elsewhere[0]] not in here:
         return f"did you mean {'.'.join((*prefix, leaves[elsewhere[0]]))!r}?"
-    near = difflib.get_close_matches(name, here, n=1, cutoff=0.5)
-    return f"did you mean {'.'.join((*prefix, *location[:-1], near[0]))!r}?" if near else nearest(name, here)
+    return nearest(name, here, section=(*prefix, *location[:-1]))
 
 
 def all_keys(model: type, prefix: str = "") -> list[str]:
@@ -73,10 +72,14 @@ def all_keys(model: type, prefix: str = "") -> list[str]:
     return keys
 
 
-def nearest(name: str, known: Sequence[str], kind: str = "keys", cutoff: float = 0.5) -> str:
-    """Return the hint for an unknown name: the nearest known one, or all of that kind if none is near."""
+def nearest(
+    name: str, known: Sequence[str], kind: str = "keys", cutoff: float = 0.5, section: Sequence[str] = ()
+) -> str:
+    """Return the hint for an unknown name: the nearest known one in dotted form, or all if none is near."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-    return f"did you mean {matches[0]!r}?" if matches else f"known {kind} here: {', '.join(known)}"
+    if matches:
+        return f"did you mean {'.'.join((*section, matches[0]))!r}?"
+    return f"known {kind} here: {', '.join(known)}"
 
 
 def known_keys(model: type, location: tuple[str, ...]) -> list[str]:
