@@ -426,3 +426,105 @@ def test_padded_rows_keep_their_mask_and_lists_and_arrays_are_batches(kind):
 def test_an_argument_of_the_wrong_kind_is_named(mistake, expected):
     with pytest.raises((TypeError, ValueError), match=expected):
         mistake()
+
+
+def test_weights_that_a_sealed_task_relies_on_stay_when_the_others_are_left(bart):
+    handle = tss.attach(bart, AdapterConfig(bottleneck=4, gated=False)).tss
+    handle.add_task("topics", TOPICS)
+    handle.add_task("names", NAMES)
+    handle.train_tasks(["topics", "names"])
+    optimizer = torch.optim.SGD(sum(handle.trainable_parameters().values(), []), lr=0.5)
+    step(handle, make_batch(TOPICS), optimizer)
+    handle.seal_task(name="topics")
+    expected = logits(handle.model, make_batch(TOPICS), "topics")
+    handle.abandon()
+    assert handle.tasks["names"].state == "new"
+    assert torch.equal(logits(handle.model, make_batch(TOPICS), "topics"), expected)
+
+
+@pytest.mark.parametrize("between", ["delete", "abandon", "load"])
+def test_scores_are_drawn_for_every_task_without_score_copy(between, tmp_path):
+    """Whatever happened before: the scores that a task starts from depend on its name and the seed alone."""
+    options = TssOptions(score_copy=False)
+
+    def starts(handle):
+        handle.add_task("second", TOPICS)
+        handle.train_task("second")
+        return {name: tensor.clone() for name, tensor in handle.shared_state().items() if name.startswith("scores.")}
+
+    expected = starts(tss.attach(make_bart(), AdapterConfig(bottleneck=4), options).tss)
+    handle = tss.attach(make_bart(), AdapterConfig(bottleneck=4), options).tss
+    learn(handle, "first", TOPICS, seal=between != "abandon")
+    if between == "delete":
+        handle.delete_task("first")
+    elif between == "abandon":
+        handle.abandon()
+    else:
+        handle.save(tmp_path)
+        handle = tss.load(make_bart(), tmp_path, tasks=[]).tss
+    found = starts(handle)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("where", ["checksums", "packing"])
+def test_a_failure_while_a_task_is_sealed_leaves_it_in_training(handle, where, monkeypatch):
+    learn(handle, "topics", TOPICS, seal=False)
+    batch, data = make_batch(TOPICS), make_batches(TOPICS)
+    expected = logits(handle.model, batch, "topics")
+
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        if where == "checksums":
+            patch.setattr(handle._tensors.frozen, "remember", fail)
+        else:
+            patch.setattr(next(iter(handle.layers.values())), "pack", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            handle.seal_task(data)
+    assert handle.trainable == "topics"
+    assert not any("importance" in name and tensor.any() for name, tensor in handle.shared_state().items())
+    assert torch.equal(logits(handle.model, batch, "topics"), expected)
+    handle.seal_task(data)
+    assert torch.equal(logits(handle.model, batch, "topics"), expected)
+
+
+def test_a_model_that_was_detached_while_training_trains_like_any_other(handle):
+    learn(handle, "topics", TOPICS, seal=False)
+    backbone = handle.detach()
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1)
+    batch = make_batch(REPLIES)
+    before = backbone.model.shared.weight.clone()
+    backbone(**batch).loss.backward()
+    optimizer.step()
+    assert not torch.equal(backbone.model.shared.weight, before)
+
+
+def test_tokenized_rows_may_keep_their_text():
+    config, batch = AdapterConfig(bottleneck=4), make_batch(TOPICS)
+    rows = [{key: value[i].tolist() for key, value in batch.items()} for i in range(4)]
+    expected = importances(tss.attach(make_bart(), config).tss, rows)
+    told = [{**row, "text": "too loud", "source": None} for row in rows]
+    assert torch.equal(importances(tss.attach(make_bart(), config).tss, told), expected)
+
+
+def test_embeddings_are_a_batch_or_an_example_by_their_dimensions():
+    config, batch = AdapterConfig(bottleneck=4), make_batch(TOPICS)
+    make_bert = ARCHITECTURES["bert"][0]
+    embed = make_bert().get_input_embeddings()
+    batch = {"inputs_embeds": embed(batch.pop("input_ids")).detach(), **batch}
+    rows = [{key: value[i] for key, value in batch.items()} for i in range(4)]
+    of_batch, of_rows = (importances(tss.attach(make_bert(), config).tss, data) for data in ([batch], rows))
+    assert of_batch.any()
+    assert torch.equal(of_batch, of_rows)
+
+
+def test_rows_with_other_columns_are_refused_by_name(handle):
+    learn(handle, "topics", TOPICS, seal=False)
+    batch = make_batch(TOPICS)
+    rows = [{key: value[i] for key, value in batch.items()} for i in range(4)]
+    del rows[2]["attention_mask"]
+    with pytest.raises(ValueError, match="attention_mask is in some of the examples and not in others"):
+        handle.seal_task(rows)
+    assert handle.trainable == "topics"

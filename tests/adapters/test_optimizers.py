@@ -334,3 +334,19 @@ def test_a_rate_for_the_head_is_needed_where_there_is_one(bart):
     handle.train_task("topics")
     with pytest.raises(ValueError, match="'topics' has its own head: give its learning rate"):
         handle.optimizer(score_lr=1e-2)
+
+
+@pytest.mark.parametrize("how", ["unfrozen", "added"])
+def test_frozen_parameters_that_an_optimizer_gets_later_are_refused(how):
+    handle = learning()
+    frozen, batch = handle.frozen_fingerprint(), make_batch(NAMES)
+    late = next(handle.backbone.parameters())
+    everything = handle.model.parameters() if how == "unfrozen" else sum(handle.trainable_parameters().values(), [])
+    optimizer = torch.optim.AdamW(everything, lr=0.01, weight_decay=0.0)
+    step(handle, batch, optimizer)
+    late.requires_grad_(True)
+    if how == "added":
+        optimizer.add_param_group({"params": [late]})
+    with pytest.raises(tss.StateError, match=r"AdamW would train .* tensors that are frozen"):
+        step(handle, batch, optimizer)
+    assert handle.frozen_fingerprint() == frozen

@@ -307,3 +307,10 @@ def test_two_processes_train_as_one_and_seal_the_same_importance(tmp_path):
     model.tss.seal_task(batches)
     for name, tensor in model.tss.shared_state().items():
         assert torch.allclose(tensor, shared[name], atol=1e-5), name
+
+
+def test_data_parallel_is_refused_with_what_to_start_instead():
+    """Trainer wraps a model in it where one process sees several GPUs."""
+    model = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4))
+    with pytest.raises(tss.StateError, match=r"torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES"):
+        model._replicate_for_data_parallel()  # what torch.nn.parallel.replicate calls, once it has copied the weights

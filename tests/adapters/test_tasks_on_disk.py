@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 import time
+import warnings
 
 import pytest
 import torch
@@ -212,3 +213,44 @@ def test_a_relative_folder_and_a_pickle(folder, whole, tmp_path, monkeypatch):
 def test_arguments_of_another_type_are_refused(folder, settings, error):
     with pytest.raises(TypeError, match=re.escape(error)):
         tss.load(make_bart(), folder, **settings)
+
+
+@pytest.mark.parametrize("trained", ["shared", "masked", "backbone"])
+def test_tasks_that_share_trained_weights_are_not_added_to_a_model_with_others(trained, tmp_path):
+    options = tss.adapters.PlainOptions(trained=trained)
+    model = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4, gated=False), options)
+    learn(model.tss, "topics", TOPICS)
+    model.tss.save(tmp_path / "one")
+    learn(model.tss, "names", NAMES, seed=1)
+    model.tss.save(tmp_path / "two")
+    first = tss.load(make_bart(), tmp_path / "one").eval()
+    expected = logits(first, make_batch(TOPICS), "topics")
+    with pytest.raises(tss.StateError, match="trained on other values of .* all tasks share the trained weights"):
+        tss.load(first, tmp_path / "two", tasks=["names"])
+    assert list(first.tss.tasks) == ["topics"]
+    assert torch.equal(logits(first, make_batch(TOPICS), "topics"), expected)
+    both = tss.load(make_bart(), tmp_path / "two", tasks=["topics"]).eval()
+    tss.load(both, tmp_path / "two", tasks=["names"])
+    for name, kind in (("topics", TOPICS), ("names", NAMES)):
+        assert torch.equal(logits(both, make_batch(kind), name), logits(model, make_batch(kind), name))
+
+
+def test_a_model_whose_tasks_are_all_new_takes_what_a_save_relies_on(tmp_path):
+    options = tss.adapters.PlainOptions(trained="shared")
+    model = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4, gated=False), options)
+    learn(model.tss, "topics", TOPICS)
+    model.tss.save(tmp_path)
+    other = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4, gated=False), options)
+    other.tss.add_task("names", NAMES)
+    tss.load(other, tmp_path)
+    assert torch.equal(logits(other, make_batch(TOPICS), "topics"), logits(model, make_batch(TOPICS), "topics"))
+
+
+def test_a_task_that_was_loaded_in_training_is_not_taken_for_an_untrained_one(tmp_path):
+    model = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4))
+    learn(model.tss, "topics", TOPICS, seal=False)
+    model.tss.save(tmp_path)
+    loaded = tss.load(make_bart(), tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded.tss.seal_task([make_batch(TOPICS)])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import types
 
 import pytest
 
 import tss
 from scripts.load.random_tasks import add_random_tasks, save_random_tasks
+from tss.adapters import saving
 from tss.errors import StateError
 from tss.run import answering
+from tss.run import learned as learned_module
 from tss.run.answering import Answer
 from tss.run.backbone import load_backbone
 from tss.run.config import load_config
@@ -187,3 +190,29 @@ def test_a_task_that_answers_is_never_replaced(tmp_path, tiny_backbone):
     with pytest.raises(StateError, match="'asc/a' is not the one that is loaded"):
         here.reload()
     assert list(here.kinds) == ["asc/a"]
+
+
+def test_a_run_that_saves_while_its_folder_is_opened_is_read_again(tmp_path, tiny_backbone, monkeypatch):
+    """The first read meets the files of the run's next task: those that its state named a moment ago are gone."""
+    folder = save_random_tasks(tmp_path / "saved", {"asc/a": KINDS["asc/a"]}, str(tiny_backbone))
+    manifest = saving.read_manifest(folder)
+    file = manifest["shared"]["file"]
+    other = file.translate(str.maketrans("0123456789", "1234567890"))
+    gone = manifest | {"shared": manifest["shared"] | {"file": other}}
+    states = [gone, manifest, manifest]
+
+    class Files:
+        state, path = folder / "tss.json", folder
+
+        def __init__(self, folder):
+            pass
+
+        def load_state(self):
+            return types.SimpleNamespace(sealed=["a task"], saved=states.pop(0))
+
+    monkeypatch.setattr(learned_module, "RunFolder", Files)
+    _, saved = learned_module._read(folder, keep=False)
+    assert [about["name"] for _, about in saved.tasks] == ["asc/a"]
+    states[:] = [gone, gone]
+    with pytest.raises(StateError, match=f"{other} is missing"):
+        learned_module._read(folder, keep=False)

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import tss
@@ -26,7 +27,7 @@ from tss.run.runtime import memory_errors
 from tss.run.sequence import run_sequence
 from tss_kernels import SoftMaskedAdamW
 
-from .conftest import events, read
+from .conftest import events, examples, read
 
 ONE = "tasks=[asc/phones]"
 TWO = "tasks=[asc/phones, ner/people]"
@@ -351,3 +352,29 @@ def test_schedule_rises_and_falls_linearly():
     assert [schedule(step, 4, 0) for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
     assert [schedule(step, 4, 4) for step in range(5)] == [0, 0.25, 0.5, 0.75, 0]
     assert all(math.isfinite(share) for share in shares)
+
+
+def test_lengths_of_a_causal_model_are_those_of_prompt_and_answer(tiny_config, tiny_tokenizer, tmp_path):
+    """Its rows hold both: together they are longer than the limit of the source, and than the least answer."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    tiny_tokenizer.save_pretrained(tmp_path / "llama")
+    rows = examples("drg/trips", 20, 0)
+    sources, targets = (
+        [len(tiny_tokenizer(row[key], add_special_tokens=False)["input_ids"]) for row in rows]
+        for key in ("source", "target")
+    )
+    most, least = max(sources) + 3, max(targets) + 2  # a start token and the line break; an end token
+    assert sum(s + t + 2 >= most for s, t in zip(sources, targets, strict=True)) > len(rows) / 2
+    changes = [
+        f"backbone={tmp_path / 'llama'}", "tasks=[drg/trips]", "training.epochs=1", f"training.source_length={most}",
+        f"generation={{min_new_tokens: {least}, max_new_tokens: {least}}}",
+    ]  # fmt: skip
+    run_sequence(tiny_config(*changes), tmp_path / "run")
+    texts = [event["text"] for event in events(tmp_path / "run", "warning")]
+    assert any(f"min_new_tokens={least}, but" in text for text in texts)
+    assert not any("source_length" in text for text in texts)

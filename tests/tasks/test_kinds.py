@@ -304,3 +304,23 @@ def test_half_precision_backbones_and_autocast_give_float32_losses(name, kind, t
     # bfloat16 keeps 8 bits; logits of a new head are small, so the loss stays near ln(classes)
     assert mixed.item() == pytest.approx(exact.item(), rel=2**-7)
     assert half.item() == pytest.approx(exact.item(), rel=2**-7)
+
+
+@pytest.mark.parametrize("length", [8, 9, 16, 40])
+def test_the_prompt_after_a_source_is_kept_whole_and_the_source_cut(tiny_tokenizer, models, length):
+    kind = Generation(prompt="the {source} is good").for_model(models["bart"])
+    source = "a phone screen battery </s> Alice visits Paris buys hotel " * 3
+    (row,) = kind.encode_all([{"source": source}], tiny_tokenizer, source_length=length, target_length=8)
+    whole = tiny_tokenizer(f"the {source} is good")["input_ids"]
+    tail = tiny_tokenizer(" is good")["input_ids"][1:]
+    kept = min(length, len(whole))
+    assert len(row["input_ids"]) == kept
+    assert row["input_ids"][-len(tail) :] == tail, "with the end token"
+    assert row["input_ids"][: kept - len(tail)] == whole[: kept - len(tail)], "the source up to where it was cut"
+
+
+def test_a_prompt_longer_than_the_limit_is_cut_itself(tiny_tokenizer, models):
+    kind = Generation(prompt="{source} is good is good is good").for_model(models["bart"])
+    (row,) = kind.encode_all([{"source": "a phone"}], tiny_tokenizer, source_length=4, target_length=8)
+    assert len(row["input_ids"]) == 4
+    assert row["input_ids"][-1] == tiny_tokenizer.eos_token_id

@@ -14,6 +14,8 @@ WEIGHT_INITS = ("normal", "signed_constant")
 PRESET_NAMES = ("bart", "mbart", "t5", "bert", "roberta", "distilbert", "modernbert", "gpt2", "opt", "llama", "vit")
 SOFT_MASKS = ("gradient", "update", "none")
 TRAINED = ("shared", "masked", "own", "lora", "backbone")
+SHARED_BY_TASKS = ("shared", "masked", "backbone")
+"""Choices of `PlainOptions.trained` with which all tasks rely on the same trained weights."""
 
 
 def _check(owner: str, key: str, value: object, allowed: Sequence[str]) -> None:

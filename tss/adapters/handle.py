@@ -163,8 +163,7 @@ class TssHandle:
         begins = self.store.record(names[0]).state is State.NEW
         self.store.start(*names)
         if begins:
-            sealed = any(record.state is State.SEALED for record in self.tasks.values())
-            self._tensors.start(*names, fresh=sealed and not self.options.score_copy)
+            self._tensors.start(*names, fresh=not self.options.score_copy)
         self.use(names[0])
 
     def seal_task(self, data: Any = None, *, name: str | None = None, batch_size: int = 32) -> None:
@@ -211,12 +210,15 @@ class TssHandle:
                 "Create one after train_task, for model.tss.trainable_parameters(), and call its step()",
                 stacklevel=2,
             )
+        value = self._tensors.value_to_seal(task)
         if raw is not None:
             importance.accumulate(self.layers, raw, self.options.importance_per, self.options.importance_scale)
-        self._tensors.seal(task)
+        self._tensors.seal(task, *value)
 
     def abandon(self) -> None:
         """Stop training and discard it: the task is "new" again, and the scores are as before `train_task`.
+
+        If several tasks were trained together and some are sealed, the shared weights stay: those tasks rely on them.
 
         Raises:
             StateError: no task is being trained.
@@ -503,14 +505,15 @@ class TssHandle:
         return self._tensors.saved(tasks, extra)
 
     def restore(self, saved: saving.SavedTasks, origin: str) -> None:
-        """Add the tasks of `saved`; if the model has no tasks yet, also load scores and importance.
+        """Add the tasks of `saved`; if the model has no trained tasks yet, also load scores and importance.
 
         Args:
             saved: saved from a model with the same settings.
             origin: its folder, for messages.
 
         Raises:
-            StateError: the backbone or the adapters differ, or a name is taken. Nothing is added.
+            StateError: the backbone or the adapters differ, a name is taken, or its tasks share trained weights that
+                differ from this model's. Nothing is added.
         """
         self._check_attached()
         self._tensors.restore(saved, origin)
@@ -518,6 +521,7 @@ class TssHandle:
     def detach(self) -> Any:
         """Remove the adapters and return the backbone as it was before `attach`."""
         backbone, core = self.backbone, self.core
+        self._tensors.finish()
         forget_calls(core)
         for site, adapter in self.adapters.items():
             hooks = core.get_submodule(site)._forward_hooks

@@ -109,6 +109,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+# Main input -> dimensions that it has in a single example; a batch has more.
+DIMENSIONS = {"input_ids": 1, "pixel_values": 3, "inputs_embeds": 2}
+
+
 def batches_of(
     kind: TaskKind, data: Any, batch_size: int, *, tokenizer: Any, pad_id: int, device: torch.device
 ) -> Iterator[dict[str, Any]]:
@@ -131,16 +135,21 @@ def _grouped(kind: TaskKind, data: Any, batch_size: int, tokenizer: Any, pad_id:
         if not isinstance(item, Mapping):
             raise ValueError(f"seal_task: data has a {type(item).__name__}, expected dicts with input_ids and labels")
         tensors = {key: _as_tensor(key, value) for key, value in item.items()}
-        main = next((tensors[key] for key in ("input_ids", "pixel_values", "inputs_embeds") if key in tensors), None)
-        if isinstance(main, torch.Tensor) and main.dim() > (1 if "input_ids" in tensors else 3):
+        main = next((key for key in DIMENSIONS if key in tensors), None)
+        if main is not None and isinstance(tensors[main], torch.Tensor) and tensors[main].dim() > DIMENSIONS[main]:
             yield tensors
             continue
-        group.append(dict(item) if main is None else tensors)
+        group.append(dict(item) if main is None else _inputs(tensors))
         if len(group) == batch_size:
             yield _collate(kind, group, tokenizer, pad_id)
             group = []
     if group:
         yield _collate(kind, group, tokenizer, pad_id)
+
+
+def _inputs(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tensors of a row; the columns of text that a tokenized dataset keeps are no inputs of the model."""
+    return {key: value for key, value in row.items() if isinstance(value, torch.Tensor)}
 
 
 def _as_tensor(key: str, value: Any) -> Any:
@@ -165,7 +174,7 @@ def _as_tensor(key: str, value: Any) -> Any:
 
 def _collate(kind: TaskKind, group: Sequence[Mapping[str, Any]], tokenizer: Any, pad_id: int) -> Mapping[str, Any]:
     first = group[0]
-    if "input_ids" not in first and "pixel_values" not in first and "inputs_embeds" not in first:
+    if not DIMENSIONS.keys() & first.keys():
         if tokenizer is None:
             raise ValueError(
                 f"seal_task: got examples with {', '.join(first)}; set model.tss.tokenizer to encode them, or give "
@@ -177,6 +186,12 @@ def _collate(kind: TaskKind, group: Sequence[Mapping[str, Any]], tokenizer: Any,
     if first.keys() <= {"input_ids", "labels", "token_type_ids"}:
         lists = [{key: torch.as_tensor(value).reshape(-1).tolist() for key, value in row.items()} for row in group]
         return kind.collate(lists, pad_id=pad_id)
+    for row in group:
+        if different := sorted(row.keys() ^ first.keys()):
+            raise ValueError(
+                f"seal_task: {different[0]} is in some of the examples and not in others, so they make no batch: give "
+                "all of them the same columns"
+            )
     return {key: _stack(key, [row[key] for row in group], kind, pad_id) for key in first}
 
 

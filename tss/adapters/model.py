@@ -32,6 +32,7 @@ from tss.adapters.task_cache import TaskCache
 from tss.adapters.task_call import TaskCall, calling
 from tss.adapters.task_choice import ACTIVE, Task, TaskChoice
 from tss.adapters.task_store import TaskStore
+from tss.errors import StateError
 from tss.io import write_bytes
 
 WEIGHTS = "model.safetensors"  # where Trainer looks for a checkpoint's weights
@@ -79,6 +80,13 @@ class TssModel(PreTrainedModel):
         self.register_load_state_dict_pre_hook(check_state)
         self.register_load_state_dict_post_hook(forgive_missing_backbone)
         remember_calls(core)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        """Called by `nn.DataParallel`, whose threads and copies of modules know no active task and no own adapters."""
+        raise StateError(
+            "nn.DataParallel, which Trainer uses for several GPUs in one process, cannot run a TssModel: start one "
+            "process per GPU with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES to one GPU"
+        )
 
     @property
     def core(self) -> Any:

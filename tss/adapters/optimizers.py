@@ -22,6 +22,7 @@ from tss.adapters.learning import check_whole
 from tss.errors import StateError
 from tss_kernels import SoftMaskedAdamW
 
+Named = list[tuple[str, torch.nn.Parameter]]
 DECAYS = ("weight_decay", "lambd")  # names of weight decay in torch's optimizers; "lambd" is ASGD's
 MOST_STEPS = 500
 """Number of steps from a score to its threshold, all in one direction, above which a learning rate gets a warning.
@@ -75,7 +76,8 @@ class StepCheck:
 
     def _begin_watching(self) -> None:
         self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # those that have stepped the scores of this task
-        self._apart: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # those that step nothing frozen, in this task
+        # Of each optimizer, the sizes of its groups and the frozen parameters in them, which may be unfrozen later.
+        self._held: weakref.WeakKeyDictionary[Optimizer, tuple[tuple[int, ...], Named]] = weakref.WeakKeyDictionary()
         self._retired: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters of earlier tasks, now in no model
 
     def start(self, task: str) -> None:
@@ -93,7 +95,7 @@ class StepCheck:
         """Stop checking steps, because training of the task ends."""
         _watchers.discard(self)
         self._seen.clear()
-        self._apart.clear()
+        self._held.clear()
         self._task = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,9 +118,7 @@ class StepCheck:
         self._check_age(optimizer)
         if not self._gated:
             return
-        if optimizer not in self._apart:
-            self._check_frozen(optimizer)
-            self._apart.add(optimizer)
+        self._check_frozen(optimizer)
         layers = {id(layer.scores): layer for layer in self._layers.values()}
         groups = [group for group in optimizer.param_groups if any(id(p) in layers for p in group["params"])]
         if not groups:
@@ -140,17 +140,25 @@ class StepCheck:
             )
 
     def _check_frozen(self, optimizer: Optimizer) -> None:
-        stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
-        named = [*self._backbone.named_parameters()]
-        named += [
-            (f"{n}.{key}", p) for n, x in self._layers.items() for key, p in x.named_parameters() if p is not x.scores
-        ]
-        if moved := [name for name, parameter in named if id(parameter) in stepped]:
+        sizes = tuple(len(group["params"]) for group in optimizer.param_groups)
+        known = self._held.get(optimizer)
+        if known is None or known[0] != sizes:
+            known = self._held[optimizer] = sizes, self._frozen_in(optimizer)
+        if moved := [name for name, parameter in known[1] if parameter.requires_grad]:
             raise StateError(
                 f"{type(optimizer).__name__} would train {moved[0]} and {len(moved) - 1} more tensors that are frozen: "
                 "every task relies on them. Call requires_grad_(False) on the backbone and on the frozen parts of the "
                 "adapters, and give the optimizer model.tss.trainable_parameters()"
             )
+
+    def _frozen_in(self, optimizer: Optimizer) -> Named:
+        """Return the frozen parameters of the model that an optimizer holds, with their names."""
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        named = [*self._backbone.named_parameters()]
+        named += [
+            (f"{n}.{key}", p) for n, x in self._layers.items() for key, p in x.named_parameters() if p is not x.scores
+        ]
+        return [(name, parameter) for name, parameter in named if id(parameter) in held]
 
     def _check_mask(self, optimizer: Optimizer, groups: list[dict[str, Any]], layers: dict[int, Any]) -> None:
         name, own = type(optimizer).__name__, [(g, p) for g in groups for p in g["params"] if id(p) in layers]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tss.adapters.config import AdapterConfig, TssOptions
+from tss.adapters.config import SHARED_BY_TASKS, AdapterConfig, PlainOptions, TssOptions
 from tss.adapters.fingerprints import checksum, is_sharded
 from tss.adapters.frozen_weights import FrozenWeights
 from tss.adapters.learning import LearningTask, TasksLearned, check_whole
@@ -148,17 +148,19 @@ class TaskTensors:
         if state is State.LEARNING and self.store.learning is not None:
             raise StateError(f"task {name!r} is being trained, but so is {self.store.learning!r}; seal that one first")
         head = self.make_head(name, kind)
-        value = None
+        value, density = None, None
         if state is State.SEALED:
             value = self._value_of(name, head, tensors, metadata.get("hash"))
+            density = self._density_to_keep(value)
         elif state is State.LEARNING:
             self._load_head(name, head, tensors)
         self.store.add(name, kind, self.bytes_with(head))
         if value is not None:
-            self._keep(name, value)
+            self.store.seal(name, value, density)
         if state is State.LEARNING:
             self.store.start(name)
             self.start(name, fresh=False, head=head)
+            self._began = {}  # the values with which its training started were not saved
             self.handed_on = {k.removeprefix("start."): v for k, v in tensors.items() if k.startswith("start.")}
 
     def add_kept_task(self, name: str, read: Callable[[], Tensors], metadata: Mapping[str, Any]) -> None:
@@ -238,21 +240,24 @@ class TaskTensors:
         )  # fmt: skip
 
     def restore(self, saved: SavedTasks, origin: str) -> None:
-        """Add the tasks of `saved`; if the model has no tasks yet, also load scores and importance.
+        """Add the tasks of `saved`; if the model has no trained tasks yet, also load scores and importance.
 
         Args:
             saved: saved from a model with the same settings.
             origin: its folder, for messages.
 
         Raises:
-            StateError: the backbone or the adapters differ, or a name is taken. Nothing is added.
+            StateError: the backbone or the adapters differ, a name is taken, or its tasks share trained weights that
+                differ from this model's. Nothing is added.
             ForgettingError: something that this model's own tasks rely on was written to.
         """
         self.verify(kept=False)
         self.frozen.check_same(saved.backbone, saved.frozen, origin)
         for _, about in (*saved.tasks, *saved.kept):
             self.store.check_free(about["name"])
-        first, added = not self.store.tasks, []
+        first, added = all(record.state is State.NEW for record in self.store.tasks.values()), []
+        if not first:
+            self._check_shared_weights(saved.shared, origin)
         try:
             for read, about in saved.kept:
                 self.add_kept_task(about["name"], read, about)
@@ -269,6 +274,18 @@ class TaskTensors:
                     self.store.abandon()
                 self.store.delete(name)
             raise
+
+    def _check_shared_weights(self, shared: Tensors, origin: str) -> None:
+        """Raise StateError if tasks of a save rely on other trained weights than the tasks of this model."""
+        if not isinstance(self.options, PlainOptions) or self.options.trained not in SHARED_BY_TASKS:
+            return
+        for key, tensor in self.shared_state().items():
+            if key in shared and not torch.equal(tensor, shared[key].to(tensor)):
+                raise StateError(
+                    f"{origin}: its tasks were trained on other values of {key} than the tasks of this model, and all "
+                    f"tasks share the trained weights (PlainOptions(trained={self.options.trained!r})): load them on a "
+                    "new model of their own, or restart what serves this one"
+                )
 
     def start(self, *names: str, fresh: bool, head: nn.Module | None = None) -> None:
         """Start training tasks, with new heads or with `head`; scores start afresh or stay as they are."""
@@ -299,27 +316,39 @@ class TaskTensors:
             parameter.requires_grad_(flag)
             parameter.grad = None
 
-    def seal(self, name: str) -> None:
-        """Change the state of a task, learning -> sealed: keep packed gates and head as values."""
+    def value_to_seal(self, name: str) -> tuple[SealedTask, float | None]:
+        """Return a task that is being trained as it would be sealed, and its density; changes nothing of the task.
+
+        Everything that takes memory or time, and so may fail or be interrupted, happens here.
+        """
         head = self.head_of(name)
         gates = {layer: packed for adapter in self.adapters.values() for layer, packed in adapter.packed().items()}
         values = None if head is None else {key: tensor.detach().clone() for key, tensor in head.state_dict().items()}
+        weights = {key: tensor for adapter in self.adapters.values() for key, tensor in adapter.kept().items()}
+        value = SealedTask(gates, values, weights, len(self.adapters))
+        return value, self._density_to_keep(value)
+
+    def seal(self, name: str, value: SealedTask, density: float | None) -> None:
+        """Change the state of a task, learning -> sealed; `value` and `density` are what `value_to_seal` returned."""
         if self.store.learners == (name,):
             self.finish()
         else:
             self._taken += self.learning.of(name).parameters()
             self.learning.take(name)
-        weights = {key: tensor for adapter in self.adapters.values() for key, tensor in adapter.kept().items()}
-        self._keep(name, SealedTask(gates, values, weights, len(self.adapters)))
+        self.store.seal(name, value, density)
 
-    def _keep(self, name: str, value: SealedTask) -> None:
+    def _density_to_keep(self, value: SealedTask) -> float | None:
+        """Return the density of a task that is about to be kept; the first one fixes the frozen weights."""
         if not self._sealed():
             self.frozen.remember(fresh=True)
-        self.store.seal(name, value, self.density_of(value.gates))
+        return self.density_of(value.gates)
 
     def abandon(self) -> tuple[str, ...]:
-        """Change the state of all tasks being trained, learning -> new: restore earlier scores; return the names."""
-        names, start = self.store.abandon(), self.handed_on
+        """Change the state of all tasks being trained, learning -> new: restore earlier scores; return the names.
+
+        If others of the tasks that started together were sealed, they rely on the shared weights, which then stay.
+        """
+        names, start = self.store.abandon(), {} if self._taken else self.handed_on
         self.finish()
         for adapter in self.adapters.values():
             shared = adapter.shared()

@@ -255,7 +255,15 @@ def _sealed(saved: saving.SavedTasks) -> list[dict[str, Any]]:
 def _read(folder: Path | str, *, keep: bool) -> tuple[RunState | None, saving.SavedTasks]:
     """Read a folder: the state of a run (None if it is not a run's) and its tasks."""
     files = RunFolder(folder)
-    state = files.load_state() if files.state.is_file() else None
-    if state is not None and not state.sealed:
-        raise StateError(f"{folder}: no task is learned yet")
-    return state, saving.read(files.path, None if state is None else state.saved, keep=keep)
+    if not files.state.is_file():
+        return None, saving.read(files.path, keep=keep)
+    while True:
+        state = files.load_state()
+        if not state.sealed:
+            raise StateError(f"{folder}: no task is learned yet")
+        try:
+            return state, saving.read(files.path, state.saved, keep=keep)
+        except StateError:
+            if files.load_state().saved == state.saved:
+                raise
+            # the run has saved its next task meanwhile

@@ -30,6 +30,7 @@ from tss.run.results import RunResult, matrix_content
 from tss.run.run_state import SealedTask
 from tss.run.runtime import disk_errors, memory_errors
 from tss.run.zero_shot import metrics_now
+from tss.tasks.base import IGNORED
 
 
 @dataclass(frozen=True)
@@ -200,10 +201,14 @@ def warn(run: Run, task: str, texts: Iterable[str]) -> None:
 
 def _lengths(run: Run, job: Job) -> dict[str, Any]:
     """Return what `before_training` needs to know about the data."""
-    targets = [len(row["labels"]) for row in job.train.encoded] if job.kind.kind == "generation" else []
+    sources, targets = job.train.lengths(), []
+    if job.kind.kind == "generation":
+        targets = [sum(label != IGNORED for label in row["labels"]) for row in job.train.encoded]
+        if not run.handle.model.config.is_encoder_decoder:  # a row of a causal model is the prompt and the answer
+            sources = [length - target for length, target in zip(sources, targets, strict=True)]
     longest = getattr(run.handle.model.config, "max_position_embeddings", None)
     return {
-        "validation": len(job.validation), "sources": job.train.lengths(), "targets": targets, "longest": longest,
+        "validation": len(job.validation), "sources": sources, "targets": targets, "longest": longest,
     }  # fmt: skip
 
 

@@ -70,11 +70,10 @@ class Generation(base.TaskKind):
         sources = [before + example["source"] for example in examples]
         if self.causal:
             return self._encode_causal(examples, sources, after, tokenizer, source_length, target_length)
-        room = source_length - len(tokenizer(after, add_special_tokens=False)["input_ids"]) if after else source_length
-        if after:  # truncate the source, not the part of the prompt after it
-            cut = tokenizer(sources, truncation=True, max_length=max(1, room), add_special_tokens=False)["input_ids"]
-            sources = [text + after for text in tokenizer.batch_decode(cut, skip_special_tokens=True)]
-        rows = base.model_inputs(tokenizer(sources, truncation=True, max_length=source_length))
+        if after:
+            rows = self._encode_around(sources, after, tokenizer, source_length)
+        else:
+            rows = base.model_inputs(tokenizer(sources, truncation=True, max_length=source_length))
         answered = [i for i, example in enumerate(examples) if "target" in example]
         if answered:
             targets = [examples[i]["target"] for i in answered]
@@ -82,6 +81,15 @@ class Generation(base.TaskKind):
             for i, ids in zip(answered, encoding["input_ids"], strict=True):
                 rows[i]["labels"] = ids
         return rows
+
+    def _encode_around(
+        self, sources: Sequence[str], after: str, tokenizer: Any, source_length: int
+    ) -> list[base.Encoded]:
+        rows = base.model_inputs(tokenizer([text + after for text in sources], verbose=False))
+        tail = tokenizer(after, add_special_tokens=False)["input_ids"]
+        begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        ending = tokenizer.num_special_tokens_to_add() - begins
+        return [_cut_source(row, tail, ending, source_length) for row in rows]
 
     def _encode_causal(
         self,
@@ -230,3 +238,20 @@ def prompts_of(batch: Mapping[str, torch.Tensor], pad_id: int) -> base.Batch:
     width = int(mask.sum(1).max())
     ids, mask = ids.gather(1, order)[:, -width:], mask.gather(1, order)[:, -width:]
     return {"input_ids": ids.masked_fill(~mask, pad_id), "attention_mask": mask.long()}
+
+
+def _cut_source(row: base.Encoded, tail: list[int], ending: int, most: int) -> base.Encoded:
+    """Cut the ids of a prompt that has more than `most` tokens just before its tail.
+
+    Args:
+        row: ids of the whole prompt, with special tokens.
+        tail: ids of the text after the source.
+        ending: number of special tokens at the end.
+        most: number of tokens to keep, special tokens included.
+    """
+    ids = row["input_ids"]
+    if len(ids) <= most:
+        return row
+    kept = max(0, most - len(tail) - ending)
+    ids = [*ids[:kept], *tail][: most - ending] + ids[len(ids) - ending :]
+    return {key: ids if key == "input_ids" else value[:most] for key, value in row.items()}
