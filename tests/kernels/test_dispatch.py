@@ -291,3 +291,66 @@ def test_environment_report():
         assert f"\n  {backend}" in done.stdout
     for part in backends.build_record().values():
         assert str(part["how"]) in done.stdout
+
+
+class Module:
+    """In place of the compiled CUDA kernels: why none runs on this machine, and what the driver says of their code."""
+
+    def __init__(self, obstacle: str = "", code: str = "") -> None:
+        self.reason, self.code = obstacle, code
+
+    def obstacle(self) -> str:
+        return self.reason
+
+    def has_warpgroups(self, index: int) -> bool:
+        if self.code:
+            raise RuntimeError(self.code)
+        return False
+
+
+OLD_DRIVER = Module(obstacle="CUDA driver version is insufficient for CUDA runtime version")
+OTHER_CODE = Module(code="asking for a kernel's registers: no kernel image is available for execution on the device")
+
+
+@pytest.fixture
+def gpu(monkeypatch, installed):
+    """Gives this machine a GPU of a compute capability, and compiled kernels with a module in their place."""
+
+    def give(capability: tuple[int, int], module: Module) -> torch.device:
+        installed("native", "triton", "cuda")
+        monkeypatch.setattr(backends, "_ON_GPU", {})
+        monkeypatch.setitem(sys.modules, "tss_kernels._cuda", module)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+        return torch.device("cuda", 0)
+
+    return give
+
+
+@pytest.mark.parametrize(
+    ("capability", "module", "others", "said"),
+    [
+        ((9, 0), OLD_DRIVER, "triton", "driver version is insufficient for CUDA runtime version"),
+        ((8, 9), OTHER_CODE, "triton", "no code for GPU 0 (compute capability 8.9): asking for a kernel's registers"),
+        ((7, 5), Module(), "reference", "compute capability 8.0 or newer, and GPU 0 has 7.5"),
+    ],
+    ids=["old driver", "code of other GPUs", "old GPU"],
+)
+def test_compiled_kernels_are_not_chosen_on_a_gpu_that_cannot_run_them(gpu, capability, module, others, said):
+    device = gpu(capability, module)
+    for op in OPERATIONS:
+        wanted = [each.backend for each in preferences(op, device, torch.float32, (64, 256, 64))]
+        expected = others if others in wanted else "reference"
+        assert dispatch.default_backend(op, device, torch.float32, (64, 256, 64)) == expected, op
+    obstacle = why_not("cuda", "pack_gates", device, torch.float32)
+    assert said in obstacle.reason
+    assert obstacle.remedy
+    with use_backend("cuda"), pytest.raises(BackendUnavailable, match="cannot run"):
+        select("pack_gates", device, torch.float32)
+
+
+def test_compiled_kernels_are_chosen_on_a_gpu_that_runs_them(gpu):
+    device = gpu((9, 0), Module())
+    assert dispatch.default_backend("pack_gates", device, torch.float32) == "cuda"
+    assert why_not("cuda", "pack_gates", torch.device("cuda", 1), torch.float32) is None, "a GPU that is not here"

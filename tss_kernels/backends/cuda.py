@@ -20,7 +20,8 @@ def _compiled() -> Any:
     obstacle = module.obstacle()
     if obstacle:
         raise RuntimeError(
-            f"the compiled CUDA kernels cannot run on this machine: {obstacle}. Remedy: install a driver"
+            f"the compiled CUDA kernels cannot run on this machine: {obstacle}. Remedy: install a driver that supports "
+            "the CUDA toolkit with which they were compiled"
         )
     return module
 

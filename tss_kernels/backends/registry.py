@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -60,6 +61,8 @@ COMPILED = {
     "triton": Compiled(OPERATIONS, (torch.float32, *HALVES), _FURTHER, _THREE),
     "cuda": Compiled(OPERATIONS, (torch.float32, *HALVES), _FURTHER, _THREE),
 }
+OLDEST_GPU = (8, 0)
+"""Compute capability that the compiled kernels, and Triton, need."""
 # Names the file of an extension module with csrc/cuda compiled for the CPU, to run its kernels in tests.
 EMULATED = "TSS_KERNELS_EMULATED_CUDA"
 RECORD = Path(__file__).parents[1] / "_build.json"
@@ -134,6 +137,50 @@ def _wrong_device(backend: str, device: torch.device) -> Obstacle | None:
         return Obstacle(f"{backend} runs on CUDA devices, not on {device.type}", "use the reference backend")
     if backend == "cuda" and not INSTALLED["cuda"]:
         return _not_built("cuda")
+    return _wrong_gpu(backend, device.index)
+
+
+# Number of a GPU of this machine -> why backends cannot run on it, as `_wrong_gpu` found.
+_ON_GPU: dict[tuple[str, int], Obstacle | None] = {}
+
+
+def _wrong_gpu(backend: str, index: int | None) -> Obstacle | None:
+    """Return why a backend's code cannot run on a GPU of this machine; nothing is known of GPUs that it lacks.
+
+    A GPU is asked once. Code that is traced by torch.compile only looks at earlier answers: asking cannot be traced.
+    """
+    if index is None or torch.compiler.is_compiling():
+        return None if index is None else _ON_GPU.get((backend, index))
+    if (backend, index) not in _ON_GPU:
+        there = torch.cuda.is_available() and index < torch.cuda.device_count()
+        _ON_GPU[backend, index] = _ask_gpu(backend, index) if there else None
+    return _ON_GPU[backend, index]
+
+
+def _ask_gpu(backend: str, index: int) -> Obstacle | None:
+    capability = torch.cuda.get_device_capability(index)
+    least, own = ("{}.{}".format(*pair) for pair in (OLDEST_GPU, capability))
+    if capability < OLDEST_GPU:
+        return Obstacle(
+            f"{backend} needs a GPU of compute capability {least} or newer, and GPU {index} has {own}",
+            "use the reference backend",
+        )
+    if backend != "cuda":
+        return None
+    module = importlib.import_module("tss_kernels._cuda")
+    reason = module.obstacle()
+    if reason:
+        return Obstacle(
+            f"the compiled CUDA kernels cannot run on this machine: {reason}",
+            "install a newer driver, or compile with a CUDA toolkit that the driver supports, and install again",
+        )
+    try:
+        module.has_warpgroups(index)  # asks the driver which code of the module it selects
+    except RuntimeError as error:
+        return Obstacle(
+            f"the compiled CUDA kernels have no code for GPU {index} (compute capability {own}): {error}",
+            "set TSS_KERNELS_ARCHITECTURES for this GPU, or unset it, and install again",
+        )
     return None
 
 

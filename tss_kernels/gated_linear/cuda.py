@@ -56,7 +56,9 @@ def _launch(
 ) -> torch.Tensor:
     (rows, summed), features = activations.shape, weight.shape[1] if transposed else weight.shape[0]
     result = torch.empty((rows, features), dtype=activations.dtype, device=activations.device)
-    partial = torch.empty((ranges, rows, features), device=weight.device) if ranges > 1 and rows else None
+    partial = None
+    if ranges > 1 and rows:
+        partial = torch.empty((ranges, rows, features), dtype=torch.float32, device=weight.device)
     kernels(weight.device).gated_product(
         activations.data_ptr(), activations.shape[0], *activations.stride(), weight.data_ptr(), *weight.shape,
         packed.data_ptr(), address(scores), threshold, address(bias), result.data_ptr(), transposed, tiling.number,

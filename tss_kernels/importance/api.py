@@ -92,6 +92,8 @@ def accumulate_importance_(total: torch.Tensor, new: torch.Tensor) -> torch.Tens
         TypeError, ValueError: names the argument and what it should be.
     """
     check_accumulation(total, new)
+    if new is total:
+        return total  # the maximum of an element and itself; compiled kernels take two tensors that do not overlap
     _accumulate_operator(total, new, select("accumulate_importance_", total.device, total.dtype))
     count_writes([total])
     return total
