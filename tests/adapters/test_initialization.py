@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tss
+from tss.adapters.config import PlainOptions
 from tss.adapters.gated_site import GatedSite
 from tss.adapters.initialization import natural_share
 from tss.adapters.task_store import TaskStore
@@ -104,3 +105,28 @@ def test_a_share_that_is_none_is_refused(share):
 def test_pairs_of_an_odd_bottleneck_are_refused():
     with pytest.raises(ValueError, match="even bottleneck, got 7; use 8"):
         tss.AdapterConfig(bottleneck=7, pairs=True)
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("trained", [None, "shared", "masked", "own", "lora"])
+def test_first_values_do_not_depend_on_torchs_default_dtype(trained, default):
+    """A program may set it for its own model; adapters and heads are drawn the same and in the same dtype."""
+
+    def drawn(backbone):
+        options = None if trained is None else PlainOptions(trained=trained)
+        handle = tss.attach(backbone, tss.AdapterConfig(bottleneck=4, gated=trained is None), options).tss
+        handle.add_task("topics", TOPICS)
+        handle.train_task("topics")
+        return handle.learning_state() | handle.shared_state()
+
+    expected, other = drawn(make_bart()), make_bart()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = drawn(other)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == expected[name].dtype, name
+        assert torch.equal(tensor, expected[name]), name

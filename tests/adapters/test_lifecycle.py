@@ -433,7 +433,7 @@ def test_weights_that_a_sealed_task_relies_on_stay_when_the_others_are_left(bart
     handle.add_task("topics", TOPICS)
     handle.add_task("names", NAMES)
     handle.train_tasks(["topics", "names"])
-    optimizer = torch.optim.SGD(sum(handle.trainable_parameters().values(), []), lr=0.5)
+    optimizer = torch.optim.SGD([p for group in handle.trainable_parameters().values() for p in group], lr=0.5)
     step(handle, make_batch(TOPICS), optimizer)
     handle.seal_task(name="topics")
     expected = logits(handle.model, make_batch(TOPICS), "topics")

@@ -341,7 +341,8 @@ def test_frozen_parameters_that_an_optimizer_gets_later_are_refused(how):
     handle = learning()
     frozen, batch = handle.frozen_fingerprint(), make_batch(NAMES)
     late = next(handle.backbone.parameters())
-    everything = handle.model.parameters() if how == "unfrozen" else sum(handle.trainable_parameters().values(), [])
+    trained = [parameter for group in handle.trainable_parameters().values() for parameter in group]
+    everything = handle.model.parameters() if how == "unfrozen" else trained
     optimizer = torch.optim.AdamW(everything, lr=0.01, weight_decay=0.0)
     step(handle, batch, optimizer)
     late.requires_grad_(True)

@@ -225,7 +225,7 @@ def test_tasks_that_share_trained_weights_are_not_added_to_a_model_with_others(t
     model.tss.save(tmp_path / "two")
     first = tss.load(make_bart(), tmp_path / "one").eval()
     expected = logits(first, make_batch(TOPICS), "topics")
-    with pytest.raises(tss.StateError, match="trained on other values of .* all tasks share the trained weights"):
+    with pytest.raises(tss.StateError, match=r"trained on other values of .* all tasks share the trained weights"):
         tss.load(first, tmp_path / "two", tasks=["names"])
     assert list(first.tss.tasks) == ["topics"]
     assert torch.equal(logits(first, make_batch(TOPICS), "topics"), expected)

@@ -64,7 +64,9 @@ class LoraSite(UngatedSite, Float32Module):
     @torch.no_grad()
     def _draw(self, stream: torch.Generator) -> None:
         """Initialize as peft does: kaiming_uniform(a = sqrt 5) for A, zeros for B, so that LoRA first adds nothing."""
-        drawn = nn.init.kaiming_uniform_(torch.empty(self.lora_A.weight.shape), a=math.sqrt(5), generator=stream)
+        drawn = nn.init.kaiming_uniform_(
+            torch.empty(self.lora_A.weight.shape, dtype=torch.float32), a=math.sqrt(5), generator=stream
+        )
         self.lora_A.weight.copy_(drawn)
         self.lora_B.weight.zero_()
 

@@ -41,8 +41,8 @@ class MaskedSite(PlainSite):
     ) -> None:
         super().__init__(index, site, width, config, store, dtype)
         self.slope = self.steepness = steepness
-        self.embedding = nn.Parameter(torch.zeros(config.bottleneck), requires_grad=False)
-        self.register_buffer("claimed", torch.zeros(config.bottleneck))
+        self.embedding = nn.Parameter(torch.zeros(config.bottleneck, dtype=torch.float32), requires_grad=False)
+        self.register_buffer("claimed", torch.zeros(config.bottleneck, dtype=torch.float32))
 
     def mask(self) -> torch.Tensor:
         """Return the mask (bottleneck,) of the task being trained.
@@ -68,7 +68,7 @@ class MaskedSite(PlainSite):
     def start(self, task: str, *, fresh: bool, masked: bool) -> None:
         stream = tensor_stream(self.seed, "embedding", self.site, task)
         with torch.no_grad():
-            self.embedding.copy_(torch.empty(self.embedding.shape).normal_(generator=stream))
+            self.embedding.copy_(torch.empty(self.embedding.shape, dtype=torch.float32).normal_(generator=stream))
 
     def trained(self) -> dict[str, nn.Parameter]:
         return super().trained() | {f"embedding.{self.site}": self.embedding}

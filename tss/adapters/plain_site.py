@@ -37,7 +37,9 @@ class PlainSite(UngatedSite, Float32Module):
     @torch.no_grad()
     def draw(self, stream: torch.Generator) -> None:
         """Draw the initial weights, from a generator on the CPU."""
-        self.down.weight.copy_(torch.empty(self.down.weight.shape).normal_(0.0, WEIGHT_STD, generator=stream))
+        self.down.weight.copy_(
+            torch.empty(self.down.weight.shape, dtype=torch.float32).normal_(0.0, WEIGHT_STD, generator=stream)
+        )
         for tensor in (self.down.bias, self.up.weight, self.up.bias):
             tensor.zero_()
 

@@ -70,7 +70,7 @@ class Piggyback(Method):
         super().begin_task(handle, name, kind)
         threshold = torch.tensor(self.options.threshold, dtype=torch.float32)
         # Layers compare with >=: the next larger float32 as threshold makes it > for every score.
-        above = torch.nextafter(threshold, torch.tensor(torch.inf)).item()
+        above = torch.nextafter(threshold, torch.full_like(threshold, torch.inf)).item()
         for layer in handle.layers.values():
             layer.threshold = above
             with torch.no_grad():

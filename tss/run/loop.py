@@ -207,7 +207,7 @@ def backward(job: Job, group: list[list[int]], epoch: int, step: int) -> float:
     Raises:
         TssError: a loss is not finite; nothing was updated with it.
     """
-    total, processes = torch.zeros(()), job.runtime.processes
+    total, processes = torch.zeros((), dtype=torch.float32), job.runtime.processes
     for part, rows in enumerate(group):
         # dropout depends on the position in the sequence alone, so a resume needs no saved generator state
         torch.manual_seed(
