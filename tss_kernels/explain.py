@@ -24,14 +24,16 @@ Tensor = torch.Tensor
 
 
 class Ceiling(NamedTuple):
-    """Measured limits of one device: bytes read and written per second, and operations per second by dtype."""
+    """Limits of one device, measured or assumed: bytes read and written per second, operations per second by dtype."""
 
     bytes_per_second: float
     flops_per_second: dict[torch.dtype, float]
+    basis: str
 
 
-# Measured by a device copy and by large products of random data. Devices not listed here get no roofline time.
-CEILINGS = {"NVIDIA H200": Ceiling(4.3e12, {torch.bfloat16: 790e12, torch.float16: 790e12})}
+# Assumed for a device copy and for large products of random data: no result file records such a measurement. Devices
+# not listed here get no roofline time.
+CEILINGS = {"NVIDIA H200": Ceiling(4.3e12, {torch.bfloat16: 790e12, torch.float16: 790e12}, "assumed")}
 
 
 @dataclass(frozen=True)
@@ -204,9 +206,9 @@ def _roofline(device: torch.device, dtype: torch.dtype, moved: int, flops: int) 
         return None, f"no measured ceilings for {name}"
     memory = moved / ceiling.bytes_per_second
     if flops == 0 or dtype not in ceiling.flops_per_second:
-        return memory, f"memory of {name}; its arithmetic in {dtype} was not measured"
+        return memory, f"memory of {name}, {ceiling.basis}; its rate of operations in {dtype} is unknown"
     arithmetic = flops / ceiling.flops_per_second[dtype]
-    return max(memory, arithmetic), f"{'memory' if memory >= arithmetic else 'arithmetic'} of {name}"
+    return max(memory, arithmetic), f"{'memory' if memory >= arithmetic else 'arithmetic'} of {name}, {ceiling.basis}"
 
 
 def _rejected(op: str, chosen: str, default: str, main: Tensor) -> dict[str, str]:

@@ -8,6 +8,8 @@ import torch
 
 # Element types as csrc/common/dtype.h numbers them.
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+# Activations as csrc/cpu/kernels.h and csrc/cuda/operations.h number them.
+ACTIVATION_CODES = {"relu": 0, "gelu": 1, "silu": 2, "tanh": 3}
 
 
 def address(tensor: torch.Tensor | None) -> int:

@@ -18,12 +18,15 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from csrc.build.toolchain import usual_homes
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("tss_kernels", "tss", "bench", "csrc")  # what numbers depend on
 PACKAGES = ("torch", "triton", "numpy", "transformers", "peft", "pytest", "pytest-benchmark", "pytest-xdist",
             "hypothesis", "pybind11", "ninja")  # fmt: skip
 SMI_FIELDS = "name,driver_version,memory.total,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu"
-TOOL_FOLDERS = ("/usr/local/cuda*/bin", "/usr/local/cuda*/compute-sanitizer", "/opt/nvidia/*/bin", "/opt/cuda*/bin")
+TOOL_FOLDERS = ("bin", "compute-sanitizer")  # of a CUDA toolkit
+OTHER_TOOLS = "/opt/nvidia/*/bin"
 
 
 def version(package: str) -> str | None:
@@ -36,9 +39,9 @@ def version(package: str) -> str | None:
 
 def find_tool(name: str) -> str | None:
     """Find a CUDA tool on the PATH or in one of CUDA's usual folders."""
-    found = shutil.which(name)
-    candidates = [path for folder in TOOL_FOLDERS for path in sorted(glob.glob(f"{folder}/{name}"), reverse=True)]
-    return found or next((path for path in candidates if os.access(path, os.X_OK)), None)
+    folders = [str(home / folder) for home in usual_homes() for folder in TOOL_FOLDERS]
+    folders += sorted(glob.glob(OTHER_TOOLS), reverse=True)
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
 
 
 def processor() -> str:
@@ -66,16 +69,33 @@ def _output(*command: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def _why_no_gpu(torch: Any) -> str:
+    """Return what torch says when it is made to use a GPU, and a remedy."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not torch.version.cuda:
+        return (
+            f"torch {torch.__version__} was built without CUDA. Remedy: install a build of torch for a CUDA version "
+            "that the driver supports"
+        )
+    try:
+        torch.cuda.init()
+        said = f"torch.cuda.is_available() is False, and torch finds {torch.cuda.device_count()} devices"
+    except Exception as error:
+        said = f"torch {torch.__version__} for CUDA {torch.version.cuda}: {' '.join(str(error).split()).rstrip('.')}"
+    shown = "" if hidden is None else f"unset CUDA_VISIBLE_DEVICES, which is {hidden!r}; otherwise "
+    driver = "update the driver, or install a build of torch for a CUDA version that the driver supports"
+    return f"{said}. Remedy: {shown}{driver}"
+
+
 def _gpus() -> dict[str, Any]:
     """Return the GPUs that torch can use, the CUDA version it was built for, and why there are no GPUs."""
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:
-        return {"gpus": [], "cuda": None, "why_no_gpu": f"torch cannot be imported: {error}"}
+        return {"gpus": [], "cuda": None, "why_no_gpu": f"torch cannot be imported: {error}. Remedy: install torch"}
     cuda = torch.version.cuda
     if not torch.cuda.is_available():
-        why = "torch.cuda.is_available() is False" + ("" if cuda else ": this torch was built without CUDA")
-        return {"gpus": [], "cuda": cuda, "why_no_gpu": why}
+        return {"gpus": [], "cuda": cuda, "why_no_gpu": _why_no_gpu(torch)}
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     gpus = [
         {"name": one.name, "capability": f"{one.major}.{one.minor}", "memory": one.total_memory,
@@ -92,6 +112,12 @@ def describe_machine() -> dict[str, Any]:
         "processor": processor(), **_gpus(), "packages": {name: version(name) for name in PACKAGES},
         "tools": {name: find_tool(name) for name in ("compute-sanitizer", "nvcc")},
     }  # fmt: skip
+
+
+def listed_gpus() -> list[str]:
+    """Return the names of the GPUs that nvidia-smi lists, whether torch can use them or not."""
+    lines = (_output("nvidia-smi", "--list-gpus") or "").splitlines()
+    return [line.partition(" (UUID")[0] for line in lines if line.startswith("GPU ")]
 
 
 def gpu_state() -> str | None:

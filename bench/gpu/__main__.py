@@ -1,7 +1,8 @@
 """`scripts/gpu.sh`: everything that needs a GPU, the most important first, each part within its time.
 
 Two calls of seven minutes do all of it: the second one, with --resume, does what the file does not have yet of the same
-sources. Without a GPU it says what it would do. Results go to one JSON file, written anew after every part.
+sources. Without a GPU it says what it would do; if there is one that torch cannot use, it says why and fails. Results
+go to one JSON file, written anew after every part.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench.core.machine import ROOT, gpu_state, sources_digest
+from bench.core.machine import ROOT, gpu_state, listed_gpus, sources_digest
 from bench.gpu.build import VARIABLE, architectures
 from bench.gpu.parts import PARTS, Outcome, Part, Run, choose
 from bench.gpu.predicted import predictions
@@ -34,7 +35,8 @@ Where the part build cannot compile (no nvcc, or one that is too old), it uses a
 machine with nvcc and the same Python (3.12, say), from the same sources:
   TSS_KERNELS_ARCHITECTURES=90a python3.12 -m csrc.build cuda    (prints the file; needs pybind11 and ninja)
 Copy the file it prints to tss_kernels/ under the same name, _cuda.cpython-312-x86_64-linux-gnu.so. The part tries it on
-this machine's GPUs before anything is measured. TSS_KERNELS_BUILD=off uses it even where there is an nvcc.
+this machine's GPUs before anything is measured, and renames it if it fails there. TSS_KERNELS_BUILD=off uses it even
+where there is an nvcc.
 """
 
 
@@ -172,7 +174,7 @@ def _out(machine: Mapping[str, Any], device: str) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return 0 if nothing failed, 1 if something did, 2 for invalid use."""
+    """Return 0 if nothing failed, 1 if something did or torch cannot use the GPU that is there, 2 for invalid use."""
     start, chosen = time.monotonic(), _arguments(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     machine = _probe()
@@ -180,7 +182,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.dry_run or (chosen.device == "cuda" and not machine["gpus"]):
         print(f"\nNothing is run{'' if chosen.dry_run else ': there is no GPU to use'}. Otherwise it would be:\n")
         print(plan(chosen.parts, chosen.device))
-        return 0
+        unused = listed_gpus() if chosen.device == "cuda" and not machine["gpus"] else []
+        if unused:
+            said = f"nvidia-smi lists {', '.join(unused)}, but torch can use none: {machine['why_no_gpu']}"
+            print(f"\n{'' if chosen.dry_run else 'FAILED: '}{said}")
+        return 1 if unused and not chosen.dry_run else 0
     try:
         results = ResultFile(chosen.out or _out(machine, chosen.device))
     except ValueError as error:

@@ -1,7 +1,8 @@
 """Compile csrc only for the GPUs of this machine, into the package, and check that the result runs.
 
-`python -m bench.gpu.build [--check]`: the last line is JSON, with the outcome of each module and the reason. Needs no
-network; pybind11 and ninja may come from a folder on PYTHONPATH. TSS_KERNELS_BUILD=off keeps the existing modules.
+`python -m bench.gpu.build`: the last line is JSON, with the outcome of each module and the reason. Needs no network;
+pybind11 and ninja may come from a folder on PYTHONPATH. TSS_KERNELS_BUILD=off keeps the existing modules.
+`python -m bench.gpu.build --check _native _cuda`: runs these modules, and prints a line after each one that is right.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from csrc.build import plan
 from csrc.build.ninja_file import BuildFailed, suffix
 from csrc.build.plan import ROOT
 from csrc.build.settings import Settings, read
@@ -26,6 +28,8 @@ from csrc.build.variants import built
 PACKAGE = ROOT / "tss_kernels"
 VARIABLE = "TSS_KERNELS_ARCHITECTURES"
 MODULES = {"native": "_native", "cuda": "_cuda"}  # csrc.build's variants, and their files in the package
+ASIDE = "failed-"  # before the name of a file that must not be used: Python does not find a module of that name
+PASSED = "checked {}"  # printed after a module
 
 
 class Built(NamedTuple):
@@ -42,7 +46,7 @@ def architectures(capabilities: Iterable[str]) -> str:
 
 
 def _nvcc_obstacle(settings: Settings) -> str | None:
-    """Return why nvcc cannot compile for these architectures, or None."""
+    """Return why nvcc cannot compile for these architectures and link the runtime, or None."""
     nvcc = find_nvcc(settings)
     if isinstance(nvcc, Missing):
         return nvcc.reason
@@ -51,7 +55,8 @@ def _nvcc_obstacle(settings: Settings) -> str | None:
     for name in settings.architectures:
         if known and name.removesuffix("+PTX").rstrip("af") not in known:
             return f"{nvcc.version} at {nvcc.path} does not know sm_{name}"
-    return None
+    module = plan.cuda(settings, nvcc)
+    return module.reason if isinstance(module, Missing) else None
 
 
 def obstacle(variant: str, settings: Settings) -> str | None:
@@ -71,12 +76,26 @@ def obstacle(variant: str, settings: Settings) -> str | None:
 
 
 def _lying(name: str) -> tuple[Path | None, str]:
-    """Return the module's existing file for this Python, and a note about files for other Pythons."""
+    """Return the module's existing file for this Python, and a note about files that cannot be used."""
     exact = PACKAGE / f"{name}{suffix()}"
     if exact.exists():
         return exact, ""
     others = ", ".join(sorted(path.name for path in PACKAGE.glob(f"{name}.*.so")))
-    return None, f"; {others} is not for this Python, whose modules end with {suffix()}" if others else ""
+    aside = exact.with_name(f"{ASIDE}{exact.name}")
+    notes = [
+        f"; {others} is not for this Python, whose modules end with {suffix()}" if others else "",
+        f"; {aside.name} failed earlier" if aside.exists() else "",
+    ]
+    return None, "".join(notes)
+
+
+def set_aside(name: str) -> str:
+    """Take the package's file of a module out of use, if there is one: rename it. Return a sentence about it."""
+    file, _ = _lying(name)
+    if file is None:
+        return "the package has no such module"
+    file.replace(aside := file.with_name(f"{ASIDE}{file.name}"))
+    return f"it is out of use, as {PACKAGE.name}/{aside.name}: rename it to {file.name} to try it again"
 
 
 def _compile(variant: str, name: str) -> Built:
@@ -84,8 +103,7 @@ def _compile(variant: str, name: str) -> Built:
     try:
         file = built(variant, ROOT / "build")
     except BuildFailed as error:
-        # An existing module was built from other sources: no number may come from it.
-        target.unlink(missing_ok=True)
+        set_aside(name)  # it was built from other sources: no number may come from it
         return Built("failed", str(error)[-6000:])
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.copyfile(file, beside)
@@ -106,8 +124,8 @@ def build() -> dict[str, Built]:
     return found
 
 
-def check() -> None:
-    """Check that every module in the package runs and computes correctly on this machine; raise what is wrong."""
+def check(names: Sequence[str] = tuple(MODULES.values())) -> None:
+    """Check that these modules, if the package has them, run and compute correctly here; raise what is wrong."""
     import torch
 
     from tss_kernels.backends.registry import INSTALLED
@@ -115,12 +133,15 @@ def check() -> None:
 
     scores = torch.randn(70, 136, generator=torch.Generator().manual_seed(0))
     expected = reference.pack(reference.gates(scores, 0.0))
-    if INSTALLED["native"]:
-        from tss_kernels.gates import native
+    for name in (name for name in names if INSTALLED[name.removeprefix("_")]):
+        if name == "_native":
+            from tss_kernels.gates import native
 
-        assert torch.equal(native.pack_gates(scores, 0.0), expected), "the native gates are wrong"
-    for index in range(torch.cuda.device_count() if INSTALLED["cuda"] else 0):
-        _check_device(torch.device("cuda", index), scores, expected)
+            assert torch.equal(native.pack_gates(scores, 0.0), expected), "the native gates are wrong"
+        else:
+            for index in range(torch.cuda.device_count()):
+                _check_device(torch.device("cuda", index), scores, expected)
+        print(PASSED.format(name), flush=True)
 
 
 def _check_device(device: Any, scores: Any, expected: Any) -> None:
@@ -146,9 +167,8 @@ def _check_device(device: Any, scores: Any, expected: Any) -> None:
 
 def main() -> None:
     """Build, or with --check run what was built."""
-    if sys.argv[1:] == ["--check"]:
-        check()
-        print("checked")
+    if sys.argv[1:2] == ["--check"]:
+        check(sys.argv[2:])
     else:
         print(json.dumps({name: built._asdict() for name, built in build().items()}))
 

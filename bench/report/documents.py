@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench.core.machine import ROOT
 from bench.report.results import Results, Unreadable, load
-from bench.report.tables import failures, headlines, summary_table, tables, targets_table
+from bench.report.tables import failures, headlines, paragraph, summary_table, tables, targets_table
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "measurements-cpu.md")
 SECTION = re.compile(r"<!-- measured:(\S+) (\S+) -->\n(.*?)<!-- /measured -->", re.S)
@@ -31,7 +31,7 @@ def _headlines(results: Results, document: Path) -> str:
     image = Path(os.path.relpath(figure_of(results), document.parent)).as_posix()
     notes = [one for one in (results.ceilings(), results.busy()) if one]
     return "\n\n".join([
-        f"{results.conditions()} (`{results.name}`). {' '.join(notes)}".strip(), targets_table(results),
+        paragraph(f"{results.conditions()} (`{results.name}`). {' '.join(notes)}"), targets_table(results),
         summary_table(headlines(results)), f"![Times of the competitors over ours, by operation]({image})",
         *failures(results),
     ])  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from bench.core.timing import Span
@@ -10,6 +11,11 @@ from bench.report.targets import verdicts
 
 # Groups shown in the README's table and figure, if a file has them.
 HEADLINES = ("layers", "gated_adapter", "adamw", "step", "importance_pass", "tasks")
+
+
+def paragraph(text: str) -> str:
+    """Return a text in lines of at most 120 characters, without breaking words."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -84,7 +90,7 @@ def tables(results: Results, groups: Sequence[str] = ()) -> str:
         f"{one.name} ({one.info['checked'].removeprefix('not checked: ')})"
         for record in records for one in record.entries if one.role == "floor"
     }  # fmt: skip
-    notes = [f"Floors, which are not checked: {', '.join(sorted(differing))}."] if differing else []
+    notes = [paragraph(f"Floors, which are not checked: {', '.join(sorted(differing))}.")] if differing else []
     return "\n\n".join([*parts, *notes, *failures(results)])
 
 

@@ -15,7 +15,8 @@ VARIABLES = {
     "TSS_KERNELS_BUILD": f"what to build: {', '.join(PARTS)}; auto (the default) builds what the available compilers "
     "support; cpu and cuda fail if they cannot be built",
     "TSS_KERNELS_ARCHITECTURES": f"GPU architectures, default {ARCHITECTURES!r}; +PTX adds code for later ones",
-    "TSS_KERNELS_NVCC": "path of nvcc; else CUDA_HOME/bin/nvcc, CUDA_PATH/bin/nvcc, nvcc on the PATH, /usr/local/cuda",
+    "TSS_KERNELS_NVCC": "path of nvcc; else the first that is new enough of CUDA_HOME/bin/nvcc, CUDA_PATH/bin/nvcc, "
+    "nvcc on the PATH, /usr/local/cuda, /usr/local/cuda-* and /opt/cuda* (the newest first)",
     "CXX": "C++ compiler; else c++, g++, clang++ on the PATH",
     "MAX_JOBS": "number of compilers that run at once; else one per core, and one per 2 GiB of free memory",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
@@ -16,7 +17,8 @@ from csrc.build.settings import Settings
 OLDEST_NVCC = (12, 1)
 CXX_NAMES = ("c++", "g++", "clang++")
 NVCC_HOMES = ("CUDA_HOME", "CUDA_PATH")
-USUAL_HOME = "/usr/local/cuda"
+USUAL_HOMES = ("/usr/local/cuda", "/usr/local/cuda-*", "/opt/cuda*")
+"""Where toolkits usually are, the first choice first; of several that match a pattern, the newest comes first."""
 
 
 class Tool(NamedTuple):
@@ -31,6 +33,15 @@ class Missing(NamedTuple):
 
     reason: str
     remedy: str
+
+
+def usual_homes() -> list[Path]:
+    """Return the folders of this machine's toolkits in the usual places, in the order in which to try them."""
+
+    def version(home: str) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", home)]
+
+    return [Path(home) for pattern in USUAL_HOMES for home in sorted(glob.glob(pattern), key=version, reverse=True)]
 
 
 def _output(command: list[str]) -> str | None:
@@ -59,12 +70,13 @@ def _nvcc_candidates(settings: Settings, variables: Mapping[str, str]) -> list[s
     if settings.nvcc:
         return [settings.nvcc]
     homes = [variables[name] for name in NVCC_HOMES if variables.get(name)]
-    in_homes = [str(Path(home) / "bin" / "nvcc") for home in homes]
-    return [*in_homes, *filter(None, [shutil.which("nvcc")]), str(Path(USUAL_HOME) / "bin" / "nvcc")]
+    named, usual = ([str(Path(home) / "bin" / "nvcc") for home in some] for some in (homes, usual_homes()))
+    return [*named, *filter(None, [shutil.which("nvcc")]), *usual]
 
 
 def find_nvcc(settings: Settings, variables: Mapping[str, str] | None = None) -> Tool | Missing:
-    """Return the first nvcc that runs, if it is new enough."""
+    """Return the first nvcc that is new enough, or why there is none."""
+    old: Missing | None = None
     for path in _nvcc_candidates(settings, os.environ if variables is None else variables):
         text = _output([path, "--version"])
         version = re.search(r"release (\d+)\.(\d+)", text or "")
@@ -72,11 +84,14 @@ def find_nvcc(settings: Settings, variables: Mapping[str, str] | None = None) ->
             continue
         if (int(version[1]), int(version[2])) < OLDEST_NVCC:
             oldest = ".".join(map(str, OLDEST_NVCC))
-            return Missing(
+            old = old or Missing(
                 f"nvcc at {path} is release {version[1]}.{version[2]}, older than {oldest}",
                 f"install a CUDA toolkit of {oldest} or newer, or name one with TSS_KERNELS_NVCC",
             )
+            continue
         return Tool(path, f"nvcc {version[1]}.{version[2]}")
+    if old is not None:
+        return old
     if settings.nvcc:
         return Missing(f"TSS_KERNELS_NVCC names {settings.nvcc!r}, which does not run", "correct or unset it")
     return Missing("no nvcc was found", "install the CUDA toolkit (12.1 or newer), or set TSS_KERNELS_NVCC")
@@ -90,7 +105,7 @@ def cuda_home(nvcc: Tool) -> Path | None:
     ).stderr  # fmt: skip
     top = re.search(r"^#\$ TOP=(.*)$", text, re.MULTILINE)
     places = [Path(top[1])] if top else []
-    places += [Path(nvcc.path).resolve().parent.parent, Path(USUAL_HOME)]
+    places += [Path(nvcc.path).resolve().parent.parent, *usual_homes()]
     return next((place for place in places if (place / "include" / "cuda_runtime.h").exists()), None)
 
 

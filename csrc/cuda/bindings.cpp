@@ -24,6 +24,15 @@ T* at(std::uintptr_t address) {
 using Address = std::uintptr_t;
 using Size = std::int64_t;
 
+// A launch may wait for room in the device's queue, or for the driver to load code: other Python threads run meanwhile.
+// They may launch the same kernel, which asks for the same shared memory in every launch.
+// The emulator counts in variables that its threads share, so emulated launches run one at a time.
+#ifdef TSS_EMULATED
+using Launching = py::call_guard<>;
+#else
+using Launching = py::call_guard<py::gil_scoped_release>;
+#endif
+
 void bind_gates(py::module_& module) {
     module.def("pack_gates", [](Address scores, Address packed, Size rows, Size columns, Address other_scores,
                                 Address other_packed, Size other_rows, Size other_columns, int dtype, float threshold,
@@ -31,16 +40,16 @@ void bind_gates(py::module_& module) {
         pack_gates({at<void>(scores), at<std::uint8_t>(packed), rows, columns},
                    {at<void>(other_scores), at<std::uint8_t>(other_packed), other_rows, other_columns}, Dtype(dtype), threshold,
                    {device, stream});
-    });
+    }, Launching());
     module.def("unpack_gates", [](Address packed, Address gates, Size rows, Size columns, int device, Address stream) {
         unpack_gates(at<std::uint8_t>(packed), at<bool>(gates), rows, columns, {device, stream});
-    });
+    }, Launching());
     module.def("mask_weight", [](Address scores, Address packed, Address weight, Address masked, Size rows, Size columns,
                                  int element_bytes, float threshold, int device, Address stream) {
         mask_weight({at<float>(scores), at<std::uint8_t>(packed), at<void>(weight), at<void>(masked), rows, columns,
                      element_bytes, threshold},
                     {device, stream});
-    });
+    }, Launching());
 }
 
 void bind_gated_linear(py::module_& module) {
@@ -52,7 +61,7 @@ void bind_gated_linear(py::module_& module) {
                        at<std::uint8_t>(packed), at<float>(scores), threshold, at<void>(bias), at<void>(result), transposed,
                        Tiling(tiling), at<float>(partial), range_tiles},
                       Dtype(dtype), {device, stream});
-    });
+    }, Launching());
     module.def("has_warpgroups", &has_warpgroups, "Whether the tilings with groups run on the device of this number.");
     module.def("scores_grad_range_rows", &scores_grad_range_rows);
     module.def("scores_grad", [](Address dy, Size dy_row_stride, Size dy_column_stride, Address x, Size x_row_stride,
@@ -63,7 +72,7 @@ void bind_gated_linear(py::module_& module) {
                      out_features, in_features, at<void>(weight), at<float>(importance), at<float>(grad), at<float>(partial),
                      range_rows},
                     Dtype(dtype), {device, stream});
-    });
+    }, Launching());
 }
 
 void bind_adamw(py::module_& module) {
@@ -76,7 +85,7 @@ void bind_adamw(py::module_& module) {
               {single(decay), single(take1), single(beta2), single(take2), single(step_size), single(root_correction), single(eps),
                update_site, has_decay, nullptr, 0, 0.0, 0.0, 0.0, nullptr},
               {device, stream});
-    });
+    }, Launching());
     module.def("adamw_on_device", [](const Table& table, const std::vector<Address>& steps, Address made, Address lr,
                                      unsigned lr_kind, double beta1, double beta2, double weight_decay, double eps,
                                      bool update_site, int device, Address stream) {
@@ -85,7 +94,7 @@ void bind_adamw(py::module_& module) {
                weight_decay != 0.0, at<void>(lr), lr_kind, std::log2(beta1), std::log2(beta2), weight_decay,
                at<void>(made)},
               {device, stream});
-    });
+    }, Launching());
 }
 
 void bind_importance(py::module_& module) {
@@ -94,11 +103,11 @@ void bind_importance(py::module_& module) {
         importance({at<void>(raw), Dtype(raw_dtype), at<void>(result), Dtype(result_dtype), at<double>(partial), groups, size,
                     chunk, update},
                    {device, stream});
-    });
+    }, Launching());
     module.def("accumulate_importance", [](Address total, int total_dtype, Address added, int added_dtype, Size size, int device,
                                            Address stream) {
         accumulate_importance(at<void>(total), Dtype(total_dtype), at<void>(added), Dtype(added_dtype), size, {device, stream});
-    });
+    }, Launching());
 }
 
 std::vector<SharedBytes> shared_bytes() {
@@ -118,7 +127,7 @@ void bind_gated_adapter(py::module_& module) {
                        at<void>(down_bias), at<void>(up_weight), at<std::uint8_t>(up_packed), at<void>(up_bias), features, bottleneck,
                        at<void>(result), at<void>(hidden), at<void>(d_hidden), Activation(activation), AdapterTiling(tile)},
                       Dtype(dtype), {device, stream});
-    });
+    }, Launching());
 }
 
 void bind_multi_task(py::module_& module) {
@@ -127,7 +136,7 @@ void bind_multi_task(py::module_& module) {
                                    int device, Address stream) {
         group_by_task({at<std::int64_t>(task_ids), entries, length, tasks, at<std::int64_t>(order), at<std::int64_t>(tiles)},
                       Dtype(dtype), {device, stream});
-    });
+    }, Launching());
     module.def("multi_task_product", [](Address activations, Size row_stride, Size column_stride, Address weight, Size out_features,
                                         Size in_features, Address bank, Size task_bytes, Address bias, Address result,
                                         bool transposed, bool aligned, int activation, Address hidden, Address residual,
@@ -138,7 +147,7 @@ void bind_multi_task(py::module_& module) {
                             at<void>(hidden), at<void>(residual), residual_row_stride, residual_column_stride, wider,
                             at<std::int64_t>(order), at<std::int64_t>(tiles), tile_count, length},
                            Dtype(dtype), {device, stream});
-    });
+    }, Launching());
 }
 
 }  // namespace

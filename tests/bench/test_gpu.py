@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from bench.core.machine import ROOT
+from bench.core import machine
+from bench.core.machine import ROOT, describe_machine
 from bench.gpu.__main__ import LIMIT, run_parts
 from bench.gpu.children import Finished, run_child, stop
 from bench.gpu.parts import (
@@ -226,12 +228,75 @@ def test_a_child_is_interrupted_first_and_stopped_with_what_it_started():
         pass  # it was killed, and goes in its own time
 
 
-def gpu_sh(*arguments: str) -> subprocess.CompletedProcess[str]:
+def gpu_sh(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         [str(ROOT / "scripts" / "gpu.sh"), *arguments], capture_output=True, text=True,
-        env=environment | {"PYTHON": sys.executable}, cwd="/",
+        env=environment | {"PYTHON": sys.executable} | variables, cwd="/",
     )  # fmt: skip
+
+
+def torch_of(monkeypatch, cuda: str | None, error: Exception | None) -> None:
+    """Puts a torch without a usable GPU in the place of this one; `error` is what it raises when made to use one."""
+
+    def init() -> None:
+        if error is not None:
+            raise error
+
+    functions = SimpleNamespace(is_available=lambda: False, device_count=lambda: 0, init=init)
+    torch = SimpleNamespace(__version__="2.9.0", version=SimpleNamespace(cuda=cuda), cuda=functions)
+    monkeypatch.setattr(machine.importlib, "import_module", {"torch": torch}.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "visible", "error", "says", "remedy"),
+    [
+        ("13.0", None, RuntimeError("The NVIDIA driver on your\nsystem is too old (found version 12040)."),
+         "torch 2.9.0 for CUDA 13.0: The NVIDIA driver on your system is too old (found version 12040)",
+         "update the driver, or install a build of torch"),
+        (None, None, AssertionError("Torch not compiled with CUDA enabled"), "torch 2.9.0 was built without CUDA",
+         "install a build of torch for a CUDA version"),
+        ("13.0", "", RuntimeError("No CUDA GPUs are available"), "No CUDA GPUs are available",
+         "unset CUDA_VISIBLE_DEVICES, which is ''"),
+        ("13.0", None, None, "torch.cuda.is_available() is False, and torch finds 0 devices", "update the driver"),
+    ],
+)  # fmt: skip
+def test_why_torch_cannot_use_a_gpu(monkeypatch, cuda, visible, error, says, remedy):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    torch_of(monkeypatch, cuda, error)
+    found = describe_machine()
+    assert found["gpus"] == []
+    before, _, after = found["why_no_gpu"].partition(". Remedy: ")
+    assert says in before
+    assert after.startswith(remedy)
+
+
+def nvidia_smi(folder: Path, prints: str) -> str:
+    """A PATH with an nvidia-smi that prints this."""
+    file = folder / "nvidia-smi"
+    file.write_text(f"#!/bin/sh\necho '{prints}'\n")
+    file.chmod(0o755)
+    return os.pathsep.join([str(folder), os.environ["PATH"]])
+
+
+def test_a_gpu_that_torch_cannot_use_is_a_failure(tmp_path):
+    path = nvidia_smi(tmp_path, "GPU 0: NVIDIA H200 (UUID: GPU-1)")
+    done = gpu_sh("--parts", "build", "--out", str(tmp_path / "x.json"), PATH=path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FAILED: nvidia-smi lists GPU 0: NVIDIA H200, but torch can use none: torch" in done.stdout
+    assert "Remedy: " in done.stdout
+    assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("prints", "listed"),
+    [("GPU 0: NVIDIA H200 (UUID: GPU-1)", ["GPU 0: NVIDIA H200"]), ("No devices found.", []), ("", [])],
+)
+def test_the_gpus_that_nvidia_smi_lists(tmp_path, monkeypatch, prints, listed):
+    monkeypatch.setenv("PATH", nvidia_smi(tmp_path, prints))
+    assert machine.listed_gpus() == listed
 
 
 def test_a_dry_run_shows_the_sizes_of_a_gpu_on_any_machine(tmp_path):

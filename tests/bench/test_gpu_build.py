@@ -13,8 +13,10 @@ from bench.gpu.build import Built, architectures, obstacle
 from bench.gpu.children import Finished
 from bench.gpu.parts import Run, choose
 from bench.gpu.result_file import ResultFile
+from csrc.build import toolchain
 from csrc.build.ninja_file import BuildFailed
 from csrc.build.settings import read
+from tss_kernels.backends.registry import INSTALLED
 
 SUFFIX = ".made-for-this.so"
 
@@ -61,6 +63,7 @@ def test_a_module_of_other_sources_does_not_survive_a_failed_build(package, monk
     monkeypatch.setattr(build, "built", failing)
     assert build.build()["_cuda"] == Built("failed", "gates.cu(3): error")
     assert not (package / f"_cuda{SUFFIX}").exists()
+    assert (package / f"failed-_cuda{SUFFIX}").read_text() == "old", "kept, but under a name that nothing imports"
 
 
 def test_without_a_compiler_a_ready_made_module_is_taken(package, monkeypatch):
@@ -76,8 +79,16 @@ def test_without_a_compiler_a_ready_made_module_is_taken(package, monkeypatch):
     assert (package / f"_cuda{SUFFIX}").read_text() == "carried"
 
 
-def nvcc_of(tmp_path, release: str, codes: str):
-    tool = tmp_path / "nvcc"
+RUNTIME = ("include/cuda_runtime.h", "lib64/libcudart_static.a")
+
+
+def nvcc_of(tmp_path, release: str, codes: str, has: tuple[str, ...] = RUNTIME):
+    """Settings that name the nvcc of a toolkit with these files of the runtime."""
+    home = tmp_path / f"cuda-{release}-{len(has)}"
+    for file in ("bin/nvcc", *has):
+        (home / file).parent.mkdir(parents=True, exist_ok=True)
+        (home / file).touch()
+    tool = home / "bin" / "nvcc"
     tool.write_text(
         f'#!/bin/sh\nif [ "$1" = --version ]; then echo "release {release}, V"; else printf "{codes}"; fi\n'
     )
@@ -91,6 +102,22 @@ def test_an_nvcc_that_is_too_old_is_no_failure(tmp_path):
     assert obstacle("cuda", nvcc_of(tmp_path, "12.4", "sm_80\\nsm_90\\n")) is None
     assert obstacle("native", nvcc_of(tmp_path, "11.8", "")) is None
     assert obstacle("cuda", read({"TSS_KERNELS_BUILD": "off"})) == "TSS_KERNELS_BUILD is off"
+
+
+@pytest.mark.parametrize(
+    ("has", "said"), [((), "no include/cuda_runtime.h beside it"), (RUNTIME[:1], "no libcudart_static.a beside it")]
+)
+def test_a_toolkit_without_its_runtime_leaves_a_ready_made_module(tmp_path, monkeypatch, has, said):
+    settings = nvcc_of(tmp_path, "12.4", "sm_90\\n", has)
+    monkeypatch.setattr(toolchain, "USUAL_HOMES", ())
+    monkeypatch.setattr(build, "PACKAGE", tmp_path)
+    monkeypatch.setattr(build, "MODULES", {"cuda": "_cuda"})
+    monkeypatch.setattr(build, "read", lambda: settings)
+    file = tmp_path / f"_cuda{build.suffix()}"
+    file.write_text("carried")
+    made = build.build()["_cuda"]
+    assert (made.status, said in made.reason) == ("ready", True), made.reason
+    assert file.read_text() == "carried"
 
 
 def test_what_compiling_needs_is_named(monkeypatch):
@@ -111,20 +138,59 @@ def test_what_compiling_needs_is_named(monkeypatch):
         ("missing", 0, "skipped", "no nvcc"),
         ("failed", 0, "failed", "_cuda failed"),
         ("ready", 1, "failed", "no kernel image"),
+        ("compiled", -11, "failed", "_cuda does not run here"),
         ("ready", None, "failed", "not finished in time"),
     ],
 )
-def test_the_part_is_done_only_if_what_lies_there_runs(tmp_path, monkeypatch, cuda, checked, status, said):
+def test_the_part_is_done_only_if_what_lies_there_runs(package, monkeypatch, cuda, checked, status, said):
+    """A module that fails is out of use for the parts that follow; the others stay."""
     modules = {"_native": {"status": "compiled", "reason": "here"}, "_cuda": {"status": cuda, "reason": "no nvcc"}}
-    answers = {
-        "bench.gpu.build": Finished(0, f"some warning\n{json.dumps(modules)}\n"),
-        "--check": Finished(checked, "no kernel image is available"),
-    }
-    monkeypatch.setattr(Run, "child", lambda self, command, seconds: answers[command[-1]])
+    there = [name for name, one in modules.items() if one["status"] in ("compiled", "ready")]
+    for name in there:
+        (package / f"{name}{SUFFIX}").write_text(name)
+    built = Finished(0, f"some warning\n{json.dumps(modules)}\n")
+    run = Finished(checked, "checked _native\nno kernel image is available")
+    monkeypatch.setattr(Run, "child", lambda self, command, seconds: run if "--check" in command else built)
     (part,) = choose(["build"])
-    outcome = part.run(Run("cuda", ResultFile(tmp_path / "r.json"), {}, {}), 60.0)
+    outcome = part.run(Run("cuda", ResultFile(package / "r.json"), {}, {}), 60.0)
     assert (outcome.status, said in outcome.reason) == (status, True), outcome.reason
+    kept = [name for name in there if name == "_native" or checked == 0]
+    assert sorted(path.stem.partition(".")[0] for path in package.glob("_*")) == sorted(kept)
+    assert (package / f"failed-_cuda{SUFFIX}").exists() == (checked != 0)
 
 
-def test_the_modules_of_this_machine_pass_the_check():
+def test_a_module_that_crashes_does_not_hide_what_the_next_one_does(package, monkeypatch):
+    modules = {name: {"status": "compiled", "reason": "here"} for name in ("_native", "_cuda")}
+    for name in modules:
+        (package / f"{name}{SUFFIX}").write_text(name)
+    checks = []
+
+    def child(self, command, seconds):
+        if "--check" not in command:
+            return Finished(0, json.dumps(modules))
+        checks.append(command[command.index("--check") + 1 :])
+        return Finished(-11, "") if "_native" in command else Finished(0, "checked _cuda")
+
+    monkeypatch.setattr(Run, "child", child)
+    (part,) = choose(["build"])
+    outcome = part.run(Run("cuda", ResultFile(package / "r.json"), {}, {}), 60.0)
+    assert outcome.status == "failed"
+    assert "_native does not run here" in outcome.reason
+    assert "_cuda does not run here" not in outcome.reason
+    assert checks == [["_native", "_cuda"], ["_cuda"]]
+    assert sorted(path.name for path in package.glob("*.so")) == [f"_cuda{SUFFIX}", f"failed-_native{SUFFIX}"]
+
+
+def test_a_module_out_of_use_is_not_found_and_named(package, monkeypatch):
+    monkeypatch.setattr(build, "obstacle", lambda variant, settings: "no nvcc was found")
+    (package / f"_cuda{SUFFIX}").write_text("carried")
+    assert f"rename it to _cuda{SUFFIX}" in build.set_aside("_cuda")
+    assert build.build()["_cuda"] == Built("missing", f"no nvcc was found; failed-_cuda{SUFFIX} failed earlier")
+    assert build.set_aside("_cuda") == "the package has no such module"
+
+
+def test_the_modules_of_this_machine_pass_the_check(capsys):
     build.check()
+    assert capsys.readouterr().out.splitlines() == [
+        f"checked _{name}" for name in ("native", "cuda") if INSTALLED[name]
+    ]

@@ -27,10 +27,10 @@ def program(folder: Path, name: str, prints: str) -> Path:
 
 @pytest.fixture
 def bare(tmp_path, monkeypatch) -> Path:
-    """A PATH of one empty folder, and none of the build's variables set."""
+    """A PATH of one empty folder, no toolkit in a usual place, and none of the build's variables set."""
     for name in (*VARIABLES, "CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(toolchain, "USUAL_HOME", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(toolchain, "USUAL_HOMES", ())
     folder = tmp_path / "some programs"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -92,6 +92,7 @@ def test_an_old_nvcc_is_said_with_both_versions(bare, tmp_path):
     assert found.reason == f"nvcc at {old} is release 11.8, older than 12.1"
     plan = Plan(read()._replace(nvcc=str(old)))
     assert plan.modules == ["_native"]
+    assert plan.described()["_cuda"]["how"] == found.reason
 
 
 def test_a_toolkit_without_its_runtime_is_said(bare):
@@ -112,6 +113,31 @@ def test_nvcc_is_looked_for_where_it_is_named_first(bare, tmp_path):
     assert find_nvcc(read(), {}) == Tool(str(bare / "nvcc"), "nvcc 12.4")
     assert find_nvcc(read(), {"CUDA_HOME": str(named.parent.parent)}) == Tool(str(named), "nvcc 13.0")
     assert find_nvcc(read({"TSS_KERNELS_NVCC": str(named)}), {}) == Tool(str(named), "nvcc 13.0")
+
+
+@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH", None])
+def test_an_nvcc_that_is_too_old_does_not_hide_a_newer_one(bare, tmp_path, monkeypatch, variable):
+    """The newer one lies where a variable says, or in a usual place; the old one is found before or after it."""
+    program(bare, "nvcc", "release 12.0, V12.0.140")
+    newer = program(tmp_path / "cuda" / "bin", "nvcc", "release 12.8, V12.8.61")
+    variables = {} if variable is None else {variable: str(tmp_path / "cuda")}
+    if variable is None:
+        monkeypatch.setattr(toolchain, "USUAL_HOMES", (str(tmp_path / "cuda"),))
+    assert find_nvcc(read(), variables) == Tool(str(newer), "nvcc 12.8")
+    swapped = program(bare, "nvcc", "release 12.8, V12.8.61")
+    program(tmp_path / "cuda" / "bin", "nvcc", "release 12.0, V12.0.140")
+    assert find_nvcc(read(), variables) == Tool(str(swapped), "nvcc 12.8")
+
+
+def test_the_newest_of_several_toolkits_is_tried_first(bare, tmp_path, monkeypatch):
+    monkeypatch.setattr(toolchain, "USUAL_HOMES", (str(tmp_path / "cuda"), str(tmp_path / "cuda-*")))
+    for release in ("12.4", "12.10", "9.2"):
+        program(tmp_path / f"cuda-{release}" / "bin", "nvcc", f"release {release}, V")
+    assert find_nvcc(read(), {}) == Tool(str(tmp_path / "cuda-12.10" / "bin" / "nvcc"), "nvcc 12.10")
+    plain = program(tmp_path / "cuda" / "bin", "nvcc", "release 12.4, V")
+    assert find_nvcc(read(), {}) == Tool(str(plain), "nvcc 12.4")
+    program(tmp_path / "cuda" / "bin", "nvcc", "release 11.8, V")
+    assert find_nvcc(read(), {}) == Tool(str(tmp_path / "cuda-12.10" / "bin" / "nvcc"), "nvcc 12.10")
 
 
 @pytest.mark.parametrize("asked", ["cpu", "cuda"])

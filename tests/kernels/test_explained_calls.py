@@ -7,6 +7,7 @@ import torch
 
 import tss_kernels
 from tss_kernels import GatedAdapter, GatedAdapterLinear, explain
+from tss_kernels.explain import CEILINGS
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -49,3 +50,13 @@ def test_what_is_neither_is_refused():
             explain(GatedAdapterLinear(8, 4), *args)
     with pytest.raises(TypeError, match="too many positional arguments"):
         explain("pack_gates", x, 0.0, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_roofline_says_that_its_ceilings_are_assumed(monkeypatch, dtype):
+    ceiling = CEILINGS["NVIDIA H200"]
+    monkeypatch.setitem(CEILINGS, "cpu", ceiling)
+    x, weight, packed = torch.randn(8, 64, dtype=dtype), torch.randn(16, 64, dtype=dtype), torch.zeros(16, 8).byte()
+    told = explain("packed_linear", x, weight, packed)
+    assert told.roofline_seconds == pytest.approx(told.bytes / ceiling.bytes_per_second)
+    assert told.roofline_note.startswith("memory of cpu, assumed")

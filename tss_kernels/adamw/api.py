@@ -159,11 +159,11 @@ def _groups(lists: Lists) -> list[tuple[tuple[torch.device, torch.dtype], Sequen
 
 
 def _scalar(value: float | torch.Tensor, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
-    """Return the value as a tensor of one of the dtypes; a number by a fill on the device, which CUDA graphs allow."""
+    """Return the value on the device, in one of the dtypes; a number by a fill there, which CUDA graphs allow."""
     if not isinstance(value, torch.Tensor):
         return torch.full((), value, dtype=torch.float64, device=device)
-    if value.dtype not in dtypes:
-        value = value.to(torch.float64)
+    # One learning rate may serve parameters on several devices.
+    value = value.to(device, value.dtype if value.dtype in dtypes else torch.float64)
     return value if value.dim() == 0 else value.reshape(())
 
 

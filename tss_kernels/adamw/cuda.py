@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tss_kernels.adamw.table import COLUMNS, KINDS_AT, table_of
+from tss_kernels.adamw.table import COLUMNS, KINDS_AT, refuse_capture, scalars_of, table_of
 from tss_kernels.backends.cuda import kernels, target
 from tss_kernels.tensors import DTYPE_CODES
 
@@ -39,15 +39,12 @@ def soft_masked_adamw_(
     (1 - importance). `step` counts from 1. Raises RuntimeError under CUDA graph capture, which would replay this step
     number forever: pass step and lr as tensors there.
     """
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            f"a CUDA graph would replay step={step} forever: give step and lr as tensors (capturable=True)"
-        )
+    refuse_capture(step)
     if params:
         table, device = table_of(params, grads, exp_avgs, exp_avg_sqs, importances), params[0].device
         kernels(device).adamw(
-            table.numbers, lr * weight_decay, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step),
-            (1 - beta2**step) ** 0.5, eps, site == "update", weight_decay != 0, *target(device),
+            table.numbers, *scalars_of(step, lr, beta1, beta2, eps, weight_decay), site == "update", weight_decay != 0,
+            *target(device),
         )  # fmt: skip
         table.put_back()
 

@@ -9,7 +9,7 @@ from itertools import chain, repeat
 import torch
 
 from tss_kernels.adamw.arguments import Lists, Options
-from tss_kernels.adamw.table import COLUMNS, table_of
+from tss_kernels.adamw.table import COLUMNS, scalars_of, table_of
 from tss_kernels.backends.native import described, kernels
 from tss_kernels.overlap import Memory
 from tss_kernels.tensors import DTYPE_CODES
@@ -54,9 +54,8 @@ def step_of_plain(lists: Lists, memory: Memory, step: float, lr: float, options:
 def _run(numbers: array[int], step: float, lr: float, options: Options) -> None:
     beta1, beta2, eps, weight_decay, site = options
     kernels.adamw(
-        numbers.buffer_info()[0], len(numbers) // COLUMNS, lr * weight_decay, 1 - beta1, beta2, 1 - beta2,
-        lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, eps, site == "update", weight_decay != 0,
-        torch.get_num_threads(),
+        numbers.buffer_info()[0], len(numbers) // COLUMNS, *scalars_of(step, lr, beta1, beta2, eps, weight_decay),
+        site == "update", weight_decay != 0, torch.get_num_threads(),
     )  # fmt: skip
 
 

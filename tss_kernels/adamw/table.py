@@ -30,6 +30,33 @@ class Table(NamedTuple):
             tensor.copy_(copy)
 
 
+def refuse_capture(step: float) -> None:
+    """Raise RuntimeError under CUDA graph capture, which would replay this step number forever."""
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"a CUDA graph would replay step={step} forever: give step and lr as tensors (capturable=True)"
+        )
+
+
+class Scalars(NamedTuple):
+    """The numbers of one step, computed in float64, in the order in which kernels take them."""
+
+    decay: float
+    take1: float
+    beta2: float
+    take2: float
+    step_size: float
+    root_correction: float
+    eps: float
+
+
+def scalars_of(step: float, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float) -> Scalars:
+    """Return the numbers of step `step`, which counts from 1."""
+    return Scalars(
+        lr * weight_decay, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, eps
+    )
+
+
 def contiguous(tensor: torch.Tensor, copies: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """Return the tensor, or a contiguous copy, recorded in `copies` to be copied back."""
     if tensor.is_contiguous():

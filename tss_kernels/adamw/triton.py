@@ -11,14 +11,19 @@ import torch
 import triton
 import triton.language as tl
 
-from tss_kernels.adamw.table import contiguous
+from tss_kernels.adamw.table import contiguous, refuse_capture, scalars_of
 from tss_kernels.adamw.triton_kernels import adamw_kernel
 from tss_kernels.backends.triton import launch
 
 BLOCK = 1024
 WARPS = 4
 ALIGNMENT = 16  # bytes that one thread loads at once
-DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+DTYPES = {
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float64: tl.float64,
+}
 
 
 class Entry(NamedTuple):
@@ -95,13 +100,8 @@ def soft_masked_adamw_(
     site "gradient": grad * (1 - importance) enters Adam; "update": Adam's whole step, decay included, is scaled by
     (1 - importance). `step` counts from 1. Raises RuntimeError under CUDA graph capture.
     """
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            f"a CUDA graph would replay step={step} forever: give step and lr as tensors (capturable=True)"
-        )
-    step_size = lr / (1 - beta1**step)
-    root_correction = (1 - beta2**step) ** 0.5
-    scalars = (lr * weight_decay, 1 - beta1, beta2, 1 - beta2, step_size, root_correction, eps)
+    refuse_capture(step)
+    scalars = tuple(map(float, scalars_of(step, lr, beta1, beta2, eps, weight_decay)))
     importance_dtype = next((tensor.dtype for tensor in importances if tensor is not None), torch.float32)
     copies: list[tuple[torch.Tensor, torch.Tensor]] = []
     groups: dict[tuple[object, ...], list[Entry]] = defaultdict(list)
@@ -121,6 +121,6 @@ def soft_masked_adamw_(
             )
         )
     for group in groups.values():
-        _launch(group, tuple(map(float, scalars)), update_site=site == "update", decay=weight_decay != 0)
+        _launch(group, scalars, update_site=site == "update", decay=weight_decay != 0)
     for tensor, copy in copies:
         tensor.copy_(copy)

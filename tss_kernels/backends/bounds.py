@@ -2,14 +2,15 @@
 
 Counted: instructions, programs and bytes (`counts.py` says from what). Modelled: programs are spread evenly over the
 multiprocessors, each of which runs whole programs; instruction issue, the shared-memory port, tensor cores, L2 and
-memory all work at their full rate in parallel, so that the slowest decides. Guessed: the rate of L2, the time between
-two launches, the vendor's tiles. Not modelled: how long a program that is alone on a multiprocessor stalls, and how
-long the device waits for Python to launch, which decides for kernels of few microseconds.
+memory all work at their full rate in parallel, so that the slowest decides. Assumed: the rate of memory, the vendor's
+share of the tensor cores' rate. Guessed: the rate of L2, the time between two launches, the vendor's tiles. Not
+modelled: how long a program that is alone on a multiprocessor stalls, and how long the device waits for Python to
+launch, which decides for kernels of few microseconds.
 
 Expect 1.3 to 1.6 times the bounds of instructions, the port and tensor cores, for both backends alike; the rates of
-memory and L2 are those that are reached. The vendor's product includes this factor in its share of the ceiling, so a
-fused kernel is compared with it by `expected`. A difference between two backends below this factor only says which one
-to try first.
+memory and L2 are taken as those that are reached. The vendor's product includes this factor in its share of the
+ceiling, so a fused kernel is compared with it by `expected`. A difference between two backends below this factor only
+says which one to try first.
 """
 
 from __future__ import annotations
@@ -34,13 +35,16 @@ class Chip(NamedTuple):
     issued: int  # instructions
 
 
-# Memory: a device copy on an H200, reads and writes counted. An H100 has less; its other rates are the same.
+# Memory: assumed for a device copy on an H200, reads and writes counted; no result file records such a measurement. An
+# H100 has less; its other rates are the same.
 SM_90 = Chip("H200, H100", 132, 1.755e9, 4.3e12, 7e12, 50e6, 128, 2048, 4)
 CHIPS = {"sm_90": SM_90}
 
 NARROW = 64  # features that one narrow tile covers
 LAUNCH = 1e-6  # guessed: seconds from the end of one kernel to the start of the next in a stream
-SHARE = 0.83  # of the tensor cores' rate, reached by the vendor's products: 790 of 949 TFLOP/s, measured on an H200
+# Share of the tensor cores' rate that the vendor's products reach: assumed, 790 of 949 TFLOP/s; no result file records
+# such a measurement.
+SHARE = 0.83
 ON_TOP = 1.3  # the least factor expected on a kernel's bounds inside a multiprocessor
 MOST_ON_TOP, L2_ON_TOP, LAUNCH_ON_TOP = 1.6, 1.4, 2.0  # the most: on the same, on L2's bound, on a launch's guess
 INSIDE = ("issue", "port", "tensor")  # a multiprocessor

@@ -12,9 +12,7 @@ from tss_kernels.backends.cuda import kernels, target
 from tss_kernels.backends.tables.cuda_adapter import AdapterTile, tile_for
 from tss_kernels.gated_adapter import reference
 from tss_kernels.gated_linear import cuda as products
-from tss_kernels.tensors import DTYPE_CODES, address
-
-ACTIVATIONS = {"relu": 0, "gelu": 1, "silu": 2, "tanh": 3}
+from tss_kernels.tensors import ACTIVATION_CODES, DTYPE_CODES, address
 
 
 def _tile(x: torch.Tensor, down_weight: torch.Tensor) -> AdapterTile | None:
@@ -46,7 +44,7 @@ def _launch(
         down_weight.data_ptr(), down_packed.data_ptr(), address(down_bias),
         up_weight.data_ptr(), up_packed.data_ptr(), address(up_bias),
         x.shape[1], down_weight.shape[0], address(result), hidden.data_ptr(), address(d_hidden),
-        ACTIVATIONS[activation], tile.number, DTYPE_CODES[down_weight.dtype], *target(x.device),
+        ACTIVATION_CODES[activation], tile.number, DTYPE_CODES[down_weight.dtype], *target(x.device),
     )  # fmt: skip
 
 

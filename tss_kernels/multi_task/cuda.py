@@ -6,18 +6,14 @@ shape and alignment, never of the number of rows: no bit of a row depends on the
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 
 from tss_kernels.backends.cuda import kernels, target
 from tss_kernels.backends.tables.cuda import FLOAT32, GENERAL, SMALL
-from tss_kernels.gated_adapter.cuda import ACTIVATIONS
 from tss_kernels.gated_adapter.reference import FROM_RESULT
 from tss_kernels.gated_linear.cuda import CHUNK, is_aligned
-from tss_kernels.multi_task import grouped
-from tss_kernels.multi_task.grouped import Groups, Kernels, empty_groups
-from tss_kernels.tensors import DTYPE_CODES, address, bank_of
+from tss_kernels.multi_task.grouped import Groups, Kernels, empty_groups, operations
+from tss_kernels.tensors import ACTIVATION_CODES, DTYPE_CODES, address, bank_of
 
 
 def _group(task_ids: torch.Tensor, length: int, tasks: int, dtype: torch.dtype) -> Groups:
@@ -52,8 +48,9 @@ def _launch(
     )
     kernels(device).multi_task_product(
         activations.data_ptr(), *activations.stride(), weight.data_ptr(), *weight.shape, bank.data_ptr(), task_bytes,
-        address(bias), result.data_ptr(), transposed, is_aligned(activations, weight), ACTIVATIONS.get(activation, -1),
-        address(hidden), address(residual), *((0, 0) if residual is None else residual.stride()), result_dtype != dtype,
+        address(bias), result.data_ptr(), transposed, is_aligned(activations, weight),
+        ACTIVATION_CODES.get(activation, -1), address(hidden), address(residual),
+        *((0, 0) if residual is None else residual.stride()), result_dtype != dtype,
         groups.order.data_ptr(), groups.tiles.data_ptr(), groups.tiles.shape[0], groups.length, DTYPE_CODES[dtype],
         *target(device),
     )  # fmt: skip
@@ -89,10 +86,7 @@ def _product_grad(
 
 
 KERNELS = Kernels(_group, _product, _product_grad)
-linear = partial(grouped.linear, KERNELS)
-linear_input_grad = partial(grouped.linear_input_grad, KERNELS)
-adapter = partial(grouped.adapter, KERNELS)
-adapter_input_grad = partial(grouped.adapter_input_grad, KERNELS)
+linear, linear_input_grad, adapter, adapter_input_grad = operations(KERNELS)
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:

@@ -8,6 +8,7 @@ of an existing task and write NaN to the rows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -151,3 +152,22 @@ def adapter_input_grad(
         rows.to(up_weight.dtype), up_weight, up_bank, groups, activation, rows_of(hidden).contiguous(), None
     )
     return kernels.product_grad(d_hidden, down_weight, down_bank, groups, "", None, rows).view(dy.shape)
+
+
+class Operations(NamedTuple):
+    """A backend's operations, with the arguments and results of those of the same names in `reference`."""
+
+    linear: Callable[..., Tensor]
+    linear_input_grad: Callable[..., Tensor]
+    adapter: Callable[..., tuple[Tensor, Tensor]]
+    adapter_input_grad: Callable[..., Tensor]
+
+
+def operations(kernels: Kernels) -> Operations:
+    """Return the operations that use these kernels."""
+    return Operations(
+        partial(linear, kernels),
+        partial(linear_input_grad, kernels),
+        partial(adapter, kernels),
+        partial(adapter_input_grad, kernels),
+    )

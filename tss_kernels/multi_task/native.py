@@ -10,10 +10,8 @@ import torch
 
 from tss_kernels.backends.native import described, kernels
 from tss_kernels.gated_adapter import reference as adapters
-from tss_kernels.tensors import DTYPE_CODES, address, bank_of, rows_of
+from tss_kernels.tensors import ACTIVATION_CODES, DTYPE_CODES, address, bank_of, rows_of
 from tss_kernels.validation import refuse_id
-
-ACTIVATIONS = {"relu": 0, "gelu": 1, "silu": 2, "tanh": 3}
 
 
 def _product(
@@ -60,7 +58,7 @@ def activate(before: torch.Tensor, activation: str) -> torch.Tensor:
     """Apply the activation to a contiguous tensor; each result's bits depend only on its own element."""
     active = torch.empty_like(before)
     kernels.activate(
-        before.data_ptr(), active.data_ptr(), DTYPE_CODES[before.dtype], ACTIVATIONS[activation], before.numel(),
+        before.data_ptr(), active.data_ptr(), DTYPE_CODES[before.dtype], ACTIVATION_CODES[activation], before.numel(),
         torch.get_num_threads(),
     )  # fmt: skip
     return active

@@ -6,8 +6,6 @@ depends on the rest of its batch.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import triton
 
@@ -16,8 +14,7 @@ from tss_kernels.backends.tables.table import Kind, Width
 from tss_kernels.backends.triton import dot_precision, launch
 from tss_kernels.gated_adapter.reference import FROM_RESULT
 from tss_kernels.gated_linear.triton_tiles import is_aligned, loads_numbers, pipelined
-from tss_kernels.multi_task import grouped
-from tss_kernels.multi_task.grouped import Groups, Kernels, empty_groups
+from tss_kernels.multi_task.grouped import Groups, Kernels, empty_groups, operations
 from tss_kernels.multi_task.triton_kernels import (
     group_kernel,
     multi_task_forward_kernel,
@@ -120,10 +117,7 @@ def _product_grad(
 
 
 KERNELS = Kernels(_group, _product, _product_grad)
-linear = partial(grouped.linear, KERNELS)
-linear_input_grad = partial(grouped.linear_input_grad, KERNELS)
-adapter = partial(grouped.adapter, KERNELS)
-adapter_input_grad = partial(grouped.adapter_input_grad, KERNELS)
+linear, linear_input_grad, adapter, adapter_input_grad = operations(KERNELS)
 
 
 def configuration(op: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
