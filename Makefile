@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# On a machine without an NVIDIA GPU this release is installed from a CPU build where one is offered.
+# Installed if VENV has no torch. On Linux x86-64 this is a CUDA build; install the CPU build beforehand, as pytorch.org shows.
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 # Test processes; each runs PyTorch with one thread.

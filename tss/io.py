@@ -133,6 +133,11 @@ def from_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
+def parse_reason(error: ValueError) -> str:
+    """Return why a parser failed; for a number with too many digits, without Python's advice about its own limit."""
+    return "a number of thousands of digits" if "digits" in str(error) else str(error)
+
+
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):

@@ -14,6 +14,8 @@ import yaml
 
 from tss.cli.console import matrix_lines, plain_table
 from tss.cli.run import default_folder
+from tss.presets import study_names
+from tss.report.tables import METRIC_NAMES
 from tss.run.config import load_config
 
 HEAVY = ("torch", "transformers", "pydantic", "numpy", "rich", "yaml", "matplotlib")
@@ -37,8 +39,9 @@ def test_run_prints_matrix_metrics_time_and_report(tss, tiny_options, tmp_path):
     for row in stored["matrix"]:
         for value in row:
             assert value is None or f"{value:.1f}" in done.out
-    for name in ("average", "learning", "forgetting"):
-        assert f"{stored['summary'][name]:.2f}" in done.out
+    for key in ("average", "learning", "forgetting"):
+        line = next(line for line in done.out.splitlines() if line.startswith(METRIC_NAMES[key]))
+        assert line.endswith(f" {stored['summary'][key]:.2f}")
     assert str(tmp_path / "run" / "report.html") in done.out
     assert (tmp_path / "run" / "report.html").is_file()
     assert "\x1b" not in done.out + done.err
@@ -134,6 +137,9 @@ def test_presets_lists_and_prints(tss):
     done = tss("presets")
     assert done.code == 0
     assert any(line.startswith("mixed.paper  ") for line in done.out.splitlines())
+    studies = done.out.splitlines()[done.out.splitlines().index("") + 1 :]
+    assert studies[0].split() == ["study", "what"]
+    assert [line.split()[0] for line in studies[1:]] == study_names()
     done = tss("presets", "ccd", "--variant", "paper")
     assert done.out.startswith("# ccd.paper for backbone bart-large and method tss\n")
     assert "`extends: ccd.paper`" in done.out

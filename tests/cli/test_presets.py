@@ -6,10 +6,19 @@ import pytest
 
 from tss.cli.presets import description
 from tss.data import author_order, list_tasks, resolve_order
+from tss.data.catalog import catalog
+from tss.presets import study_names
 from tss.run.config import load_config, settings_for
 from tss.run.config_files import preset_names
+from tss.study.plan import load_study
 
 FAMILIES = ("asc", "ccd", "ner", "sum", "drg")
+QUICK = [*(f"{family}.quick" for family in FAMILIES), "mixed.quick"]
+NOT_IN_CATALOG = {
+    *("ccd/trec6", "ccd/clinc_banking", "ccd/clinc_travel", "ner/wnut17"),
+    *("drg/sgd_events", "sum/dialogsum", "sum/qmsum_product", "sum/crd3"),
+}
+"""Tasks of presets and studies that `tss data get` does not create."""
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -88,6 +97,17 @@ def test_an_ablation_differs_from_quick_in_one_choice_and_its_label(name):
     assert len(changes) == (name != "ablation-weights-signed-constant")
 
 
-@pytest.mark.parametrize("name", [*(f"{family}.quick" for family in FAMILIES), "mixed.quick"])
+@pytest.mark.parametrize("name", QUICK)
 def test_quick_presets_name_tasks_of_the_real_data(name, data_dir):
     assert resolve_order(load_config(name).tasks, list_tasks(data_dir)).missing == []
+
+
+@pytest.mark.parametrize("name", [*QUICK, "bart-large.steps"])
+def test_tasks_have_the_names_that_tss_data_get_writes(name):
+    assert set(resolve_order(load_config(name).tasks, list(catalog())).missing) <= NOT_IN_CATALOG
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_tasks_of_studies_have_the_names_that_tss_data_get_writes(name):
+    tasks = load_study(name).changes.get("tasks", [])
+    assert set(resolve_order(tasks, list(catalog())).missing) <= NOT_IN_CATALOG

@@ -38,23 +38,34 @@ def test_a_token_is_asked_for_everything_but_the_page_and_health(served):
 
 
 @pytest.mark.parametrize(
-    ("headers", "allowed"),
+    ("headers", "code"),
     [
-        ({}, True),
-        ({"Host": "localhost:8000"}, True),
-        ({"Host": "[::1]:8000"}, True),
-        ({"Host": "127.0.0.1", "Origin": "http://127.0.0.1"}, True),
-        ({"Host": "evil.example"}, False),  # a name that was bound to loopback
-        ({"Origin": "http://evil.example"}, False),
-        ({"Origin": "null"}, False),
+        ({}, None),
+        ({"Host": "localhost:8000"}, None),
+        ({"Host": "[::1]:8000"}, None),
+        ({"Host": "127.0.0.1", "Origin": "http://127.0.0.1"}, None),
+        ({"Host": "evil.example"}, "forbidden_host"),  # a name that was bound to loopback
+        ({"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}, "forbidden_host"),
+        ({"Origin": "http://evil.example"}, "forbidden_origin"),
+        ({"Origin": "null"}, "forbidden_origin"),
     ],
 )
-def test_without_a_token_pages_of_elsewhere_are_refused(client, headers, allowed):
+def test_without_a_token_pages_of_elsewhere_are_refused(client, headers, code):
     for response in (client.get("/v1/tasks", headers=headers), client.post("/v1/reload", headers=headers)):
-        if allowed:
+        if code is None:
             assert response.status_code == 200
         else:
-            refused(response, "forbidden_origin")
+            refused(response, code)
+
+
+def test_a_wrong_host_is_told_which_are_right(client):
+    response = client.get("/v1/tasks", headers={"Host": "evil.example"})
+    assert response.json()["error"] == {
+        "code": "forbidden_host",
+        "message": "the Host header is 'evil.example', but a server without a token answers only to localhost, "
+        "127.0.0.1 and [::1]",
+        "remedy": "use one of these addresses, or start the server with --token-file FILE",
+    }
 
 
 def test_a_token_admits_any_name_of_the_host(served):

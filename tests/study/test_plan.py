@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.run.conftest import TASKS
+from tss.cli.presets import description
 from tss.errors import ConfigError, StateError
-from tss.run.config import load_config
+from tss.presets import study_names
+from tss.run.config import load_config, settings_for
 from tss.study.folder import StudyFolder
-from tss.study.plan import cell_from, cells_of, load_study, study_names
+from tss.study.plan import cell_from, cells_of, load_study
 
 
 def test_cells_are_methods_by_orders_by_seeds_and_differ_in_nothing_else(cells):
@@ -132,3 +134,41 @@ def test_studies_that_come_with_the_package_are_studies(name, request):
     study = load_study(name, data=data)
     made = cells_of(study)
     assert len({cell.row for cell in made}) > 2
+    assert len(description(f"studies/{name}")) > 20
+
+
+def test_the_tuning_study_has_rates_on_both_sides_of_the_middle_one(data_dir):
+    found = {cell.row: cell.config for cell in cells_of(load_study("tuning", data=str(data_dir)))}
+    for row in ("one", "lora"):
+        for task in found[row].tasks:
+            slower, middle, faster = (
+                settings_for(found[name], task).adapter_lr for name in (f"{row} slower", row, f"{row} faster")
+            )
+            assert slower < middle < faster
+
+
+def test_an_override_that_is_invalid_is_named(study_file):
+    path = study_file(methods=["tss", "ncl"])
+    with pytest.raises(ConfigError) as caught:
+        load_study(path, ["seed=3", "training.epochz=1"])
+    assert str(caught.value).startswith("override 'training.epochz=1': unknown key 'training.epochz'; did you mean")
+    with pytest.raises(ConfigError, match=r"^override 'method_options\.soft_mask=none': .*\(methods: ncl\)$"):
+        load_study(path, ["training.epochs=2", "method_options.soft_mask=none"])
+    path = study_file(changes={"training": {"epochs": 0}})
+    with pytest.raises(ConfigError, match=r"^methods\.tss: .*training\.epochs: .*got 0"):
+        cells_of(load_study(path, ["seed=3"]))  # the problem is the file's
+    assert {cell.config.training.epochs for cell in cells_of(load_study(path, ["training.epochs=3"]))} == {3}
+
+
+def test_problems_of_a_study_name_its_file_or_the_study(study_file, tmp_path):
+    with pytest.raises(ConfigError, match=r"^study demo: seeds"):
+        load_study("demo", seeds=[1, 1])
+    path = study_file(seeds=[1, 1])
+    with pytest.raises(ConfigError, match=f"^{path}: seeds"):
+        load_study(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="not UTF-8 at byte 0"):
+        load_study(path)
+    path.write_bytes(b" " * (2**20 + 1))
+    with pytest.raises(ConfigError, match="1,048,577 bytes, more than the 1,048,576 allowed for a study"):
+        load_study(path)

@@ -104,6 +104,8 @@ def test_a_run_that_fails_twice_is_listed_and_the_others_finish(study_file, tmp_
         (["demo", "other"], "one study at a time, got 'demo' and 'other'"),
         (["dmo"], "no study and no file 'dmo'; did you mean 'demo'"),
         (["demo", "--seeds", "many"], "--seeds: expected a number of seeds, such as 5, or seeds"),
+        (["demo", "--seeds", "0"], "--seeds: at least 1, got 0"),
+        (["demo", "training.epochz=1"], "override 'training.epochz=1': unknown key 'training.epochz'; did you mean"),
         (["demo", "--workers", "0"], "--workers: at least 1, got 0"),
         (["--out", "nothing", "--seeds", "3"], "change what a study's file says: name the file too"),
         (["--out", "nothing"], "nothing has no study"),

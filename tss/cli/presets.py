@@ -1,4 +1,4 @@
-"""`tss presets`: list the presets, or print one with all defaults."""
+"""`tss presets`: list the presets and studies, or print a preset with all defaults."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from tss.cli import console
+from tss.presets import study_names
 
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Add the command."""
     parser = subparsers.add_parser(
-        "presets", parents=parents, help="list presets, or print one", description=__doc__, allow_abbrev=False
+        "presets",
+        parents=parents,
+        help="list presets and studies, or print a preset",
+        description=__doc__,
+        allow_abbrev=False,
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="print this preset, with all defaults, as YAML")
     parser.add_argument("--variant", metavar="quick|paper", help="which variant of the preset")
@@ -26,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
         from tss.run.config_files import preset_names
 
         console.print_table(["preset", "what"], [[name, description(name)] for name in preset_names()])
+        print()
+        console.print_table(["study", "what"], [[name, description(f"studies/{name}")] for name in study_names()])
         return 0
     from tss.run.config import dump_config, load_config
     from tss.run.config_files import find_preset
@@ -41,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def description(name: str) -> str:
-    """Return the comment in the first line of a preset's file."""
+    """Return the comment in the first line of the file of a preset, or of a study: "studies/NAME"."""
     text = (resources.files("tss") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     first = text.splitlines()[0] if text else ""
     return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 MISUSED = 2
-METRICS = ("average", "learning", "forgetting", "forgetting_chaudhry", "forgetting_max", "bwt", "fwt")
 
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -138,12 +137,16 @@ def default_folder(name: str, *, resume: bool) -> Path:
 def print_result(result: RunResult, report: Path) -> None:
     """Print the matrix, the continual metrics, the time, and the path of the report."""
     from tss.report.names import duration
+    from tss.report.tables import METRIC_NAMES
 
     print("\nMain metric of each task (column) after learning each task (row):\n")
     print("\n".join(console.matrix_lines(result.tasks, result.matrix, console.width())))
     print()
-    rows = [[name, f"{result.summary[name]:+.2f}" if name == "bwt" else f"{result.summary[name]:.2f}"]
-            for name in METRICS if result.summary.get(name) is not None]  # fmt: skip
+    rows = [
+        [name, f"{value:+.2f}" if key == "bwt" else f"{value:.2f}"]
+        for key, name in METRIC_NAMES.items()
+        if (value := result.summary.get(key)) is not None
+    ]
     console.print_table(["continual metric", "points"], rows, right=(1,))
     families = result.summary.get("families") or {}
     if len(families) > 1:

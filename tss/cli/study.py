@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tss.cli import config_args
 from tss.cli.run import RUNS, Stopped, stopped_by_signals
 from tss.errors import ConfigError
+from tss.presets import study_names
 
 if TYPE_CHECKING:
     from tss.study.engines import Engine
@@ -35,7 +36,8 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
         "words",
         nargs="*",
         metavar="CONFIG|key=value",
-        help="YAML file or name of a study, then changes to the configuration of all runs",
+        help=f"YAML file or name of a study ({', '.join(study_names())}), then changes to the configuration of all "
+        "runs",
     )
     parser.add_argument("--seeds", metavar="N|S,S,…", help="number of seeds, or a list of them; overrides the file")
     parser.add_argument("--data", metavar="DIR", help="folder of <family>/<task>/*.jsonl, or `generated`")
@@ -121,14 +123,18 @@ def seeds_of(text: str | None) -> int | list[int] | None:
     """Parse the number of seeds ("5"), or the list of seeds ("2021,2022"; a single one "2021,").
 
     Raises:
-        ConfigError: the text is neither.
+        ConfigError: the text is neither, or the number is 0.
     """
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() for part in parts):
         raise ConfigError(f"--seeds: expected a number of seeds, such as 5, or seeds, such as 2021,2022; got {text!r}")
-    return int(parts[0]) if "," not in text else [int(part) for part in parts]
+    if "," in text:
+        return [int(part) for part in parts]
+    if int(parts[0]) < 1:
+        raise ConfigError(f"--seeds: at least 1, got {int(parts[0])}")
+    return int(parts[0])
 
 
 def execute(args: argparse.Namespace, folder: StudyFolder, cells: list[Cell]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tss.errors import DataError
-from tss.io import from_json
+from tss.io import from_json, parse_reason
 
 MAX_LINE_BYTES = 16 * 2**20
 """Maximum number of bytes in a line of data; a book has about one million."""
@@ -111,5 +111,4 @@ def parse_line(line: bytes, where: Path | str, number: int) -> object:
         place = f"{error.msg} at character {error.colno}"
         raise DataError(f"not JSON ({place}); expected one JSON object per line", where, number) from error
     except ValueError as error:
-        reason = "a number of thousands of digits" if "digits" in str(error) else str(error)
-        raise DataError(f"cannot be read as JSON: {reason}", where, number) from error
+        raise DataError(f"cannot be read as JSON: {parse_reason(error)}", where, number) from error

@@ -85,8 +85,8 @@ def percent(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """Format a whole number with spaces between thousands."""
-    return "–" if value is None else f"{int(value):,}".replace(",", " ")
+    """Format a number without decimals, with commas between thousands."""
+    return "–" if value is None else f"{value:,.0f}"
 
 
 def matrix_table(run: Run, name: str) -> Table:

@@ -79,7 +79,7 @@ def nearest(
     matches = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     if matches:
         return f"did you mean {'.'.join((*section, matches[0]))!r}?"
-    return f"known {kind} here: {', '.join(known)}"
+    return f"known {kind} here: {', '.join(known) or 'none'}"
 
 
 def known_keys(model: type, location: tuple[str, ...]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tss.errors import ConfigError
+from tss.io import parse_reason
 from tss.run.config_errors import nearest
 
 DEFAULT_VARIANT = "quick"
@@ -42,7 +43,7 @@ def read_source(source: str | Path | Mapping[str, Any] | None, variant: str | No
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if variant is not None:
             raise ConfigError(f"{path}: a variant ({variant!r}) belongs to a preset, not to a file; leave it out")
-        return _extended(_parse(_read(path), str(path)), str(path), ()), str(path)
+        return _extended(_parse(read_text(path), str(path)), str(path), ()), str(path)
     name = find_preset(str(source), variant)
     return _preset(name, ()), f"preset {name}"
 
@@ -80,6 +81,22 @@ def apply_overrides(values: dict[str, Any], texts: Iterable[str]) -> dict[str, A
     return values
 
 
+def read_text(path: Path, kind: str = "configuration") -> str:
+    """Return the text of a configuration file; `kind` is what messages call its content.
+
+    Raises:
+        ConfigError: it cannot be read, is not UTF-8, or has more than `MAX_BYTES`.
+    """
+    try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ConfigError(f"{path}: {size:,} bytes, more than the {MAX_BYTES:,} allowed for a {kind}")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+
+
 def read_yaml(text: str, origin: str) -> Any:
     """Parse YAML text.
 
@@ -94,8 +111,9 @@ def read_yaml(text: str, origin: str) -> Any:
     except RecursionError as error:
         raise ConfigError(f"{origin}: nested too deeply for a configuration") from error
     except ValueError as error:  # invalid dates, numbers of thousands of digits
-        reason = "a number of thousands of digits" if "digits" in str(error) else str(error)
-        raise ConfigError(f"{origin}: a value that cannot be read ({reason}); quote it to keep it as text") from error
+        raise ConfigError(
+            f"{origin}: a value that cannot be read ({parse_reason(error)}); quote it to keep it as text"
+        ) from error
     if _values(value, MAX_VALUES) > MAX_VALUES:
         raise ConfigError(
             f"{origin}: more than {MAX_VALUES:,} values, counting what aliases repeat: too many for a configuration"
@@ -201,19 +219,6 @@ def _extended(values: dict[str, Any], origin: str, seen: tuple[str, ...]) -> lis
     if base in seen:
         raise ConfigError(f"{origin}: extends {base!r}, which extends it in turn")
     return [*_preset(base, seen), layer]
-
-
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(
-                f"{path}: {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} allowed for a configuration"
-            )
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
 
 
 def _parse(text: str, origin: str) -> dict[str, Any]:

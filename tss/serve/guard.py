@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from tss.io import from_json, to_json
+from tss.io import from_json, parse_reason, to_json
 from tss.serve.errors import ApiError, fault
 from tss.serve.service import Service
 
@@ -84,7 +84,11 @@ class Guard:
         if self._token is None:
             # A foreign page can reach loopback under its own host name (DNS rebinding), which is then its origin.
             if host.rsplit(":", 1)[0] not in LOOPBACK and host not in LOOPBACK:
-                raise ApiError("forbidden_origin", f"without a token this is {' or '.join(LOOPBACK)}, not {host!r}")
+                raise ApiError(
+                    "forbidden_host",
+                    f"the Host header is {host!r}, but a server without a token answers only to "
+                    f"{', '.join(LOOPBACK[:-1])} and {LOOPBACK[-1]}",
+                )
         elif scope["path"] not in OPEN:
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
             if not hmac.compare_digest(given.strip(), self._token) or kind.lower() != b"bearer":
@@ -134,8 +138,7 @@ def _check_json(body: bytes, content_type: bytes) -> None:
     try:
         from_json(body.decode())
     except ValueError as error:
-        reason = "a number of thousands of digits" if "digits" in str(error) else str(error)
-        raise ApiError("invalid_json", f"the body is not JSON: {reason}") from None
+        raise ApiError("invalid_json", f"the body is not JSON: {parse_reason(error)}") from None
 
 
 async def reply(error: ApiError, send: Send) -> None:

@@ -15,9 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from tss.errors import ConfigError
 from tss.io import safe_name
 from tss.methods import METHODS
+from tss.presets import study_names
 from tss.run.config import RunConfig, combine, load_config
 from tss.run.config_errors import explain, nearest
-from tss.run.config_files import MAX_BYTES, Layer, apply_overrides, lay_over, read_source, read_yaml
+from tss.run.config_files import (
+    Layer,
+    apply_override,
+    apply_overrides,
+    lay_over,
+    read_source,
+    read_text,
+    read_yaml,
+    shown,
+)
 from tss.run.resolve import missing_message, sequence
 from tss.seeding import stream
 
@@ -90,12 +100,6 @@ def cell_from(values: Mapping[str, Any]) -> Cell:
     return Cell(**{**values, "config": RunConfig.model_validate(values["config"])})
 
 
-def study_names() -> list[str]:
-    """Return the names of the studies included in the package."""
-    folder = resources.files("tss") / "presets" / "studies"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
 def load_study(
     source: str | Path,
     overrides: Sequence[str] = (),
@@ -114,32 +118,30 @@ def load_study(
     Raises:
         ConfigError: the file cannot be read or is invalid; one line per problem.
     """
-    path = Path(source)
+    path, origin = Path(source), str(source)
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
         names = study_names()
         if str(source) not in names:
             raise ConfigError(f"no study and no file {str(source)!r}; {nearest(str(source), names, 'studies')}")
         path = Path(str(resources.files("tss") / "presets" / "studies" / f"{source}.yaml"))
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} allowed for a study")
-        values = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+        origin = f"study {source}"
+    values = read_yaml(read_text(path, "study"), origin)
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping with base, methods, orders and seeds")
+        raise ConfigError(f"{origin}: expected a mapping with base, methods, orders and seeds")
     if isinstance(base := values.get("base"), str) and base.endswith((".yaml", ".yml")):
         values["base"] = str(path.parent / base)  # relative to the folder of the study's file
-    changes = apply_overrides(values.get("changes") or {}, list(overrides))
+    own = values.get("changes") or {}
+    changes = apply_overrides(own, overrides)
     if data is not None:
         changes["data"] = data if data == "generated" or data.startswith("hub:") else str(Path(data).absolute())
     values |= {"changes": changes} | ({} if seeds is None else {"seeds": seeds})
     try:
-        return StudyConfig.model_validate(values)
+        study = StudyConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in explain(error, StudyConfig))) from error
+        raise ConfigError("\n".join(f"{origin}: {line}" for line in explain(error, StudyConfig))) from error
+    if overrides:
+        _check_overrides(study, own, overrides)
+    return study
 
 
 def cells_of(study: StudyConfig) -> list[Cell]:
@@ -168,19 +170,59 @@ def cells_of(study: StudyConfig) -> list[Cell]:
     return cells
 
 
+def _check_overrides(study: StudyConfig, changes: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Raise ConfigError if an override makes rows invalid; the message names the override, and the rows if not all.
+
+    Args:
+        study: the study with all overrides.
+        changes: the changes of the study's file, without them.
+        overrides: the overrides in order.
+    """
+    base, _ = read_source(study.base, None)
+
+    def problems(changes: dict[str, Any]) -> dict[str, list[str]]:
+        """Return problem -> the rows that have it."""
+        found: dict[str, list[str]] = {}
+        for row in study.methods:
+            try:
+                _config(study.model_copy(update={"changes": changes}), base, row)
+            except ConfigError as error:
+                for line in str(error).splitlines():
+                    found.setdefault(line, []).append(row)
+        return found
+
+    before = problems(changes)
+    new = {line: rows for line, rows in problems(study.changes).items() if line not in before}
+    for text in overrides if new else ():
+        changes = apply_override(changes, text)
+        present = problems(changes)
+        lines = [
+            f"override {shown(text)}: {line.removeprefix('configuration: ')}"
+            + ("" if len(rows) == len(study.methods) else f" (methods: {', '.join(rows)})")
+            for line, rows in new.items()
+            if line in present
+        ]
+        if lines:
+            raise ConfigError("\n".join(lines))
+
+
 def _row(study: StudyConfig, base: Sequence[Layer], row: str) -> RunConfig:
+    """Return the configuration of a row as `_config`; messages begin with the row."""
+    try:
+        return _config(study, base, row)
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"methods.{row}: {line}" for line in str(error).splitlines())) from error
+
+
+def _config(study: StudyConfig, base: Sequence[Layer], row: str) -> RunConfig:
     """Return the configuration of a row, with the base's task order and seed."""
     changes = study.methods[row]
     method = changes.get("method", row)
     if method not in METHODS:
-        raise ConfigError(f"methods.{row}: no method {method!r}: name one by its key method; {', '.join(METHODS)}")
+        raise ConfigError(f"no method {method!r}: name one by its key method; {', '.join(METHODS)}")
     changes = {**changes, "method": method}
     values = combine(base, {**study.changes, **changes})
-    values = lay_over(lay_over(values, study.changes), changes)
-    try:
-        return load_config(values)
-    except ConfigError as error:
-        raise ConfigError("\n".join(f"methods.{row}: {line}" for line in str(error).splitlines())) from error
+    return load_config(lay_over(lay_over(values, study.changes), changes))
 
 
 def _orders(study: StudyConfig, config: RunConfig) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tss.report.names import duration, number, size
-from tss.report.tables import Table, text
+from tss.report.tables import Table, count, text
 from tss.study.results import (
     BASELINES,
     CONFIDENCE,
@@ -62,11 +62,6 @@ def shown_difference(value: Difference | None) -> str:
         return f"{mean} ({value.count})"
     low, high = number(value.low, 1, signed=True), number(value.high, 1, signed=True)
     return f"{mean} [{low}, {high}] ({value.count})"
-
-
-def whole(value: float | None) -> str:
-    """Format a number without decimals."""
-    return "–" if value is None else f"{value:,.0f}"
 
 
 def scores_table(study: Study, found: Summaries) -> Table:
@@ -137,7 +132,7 @@ def paired_table(study: Study, found: Summaries) -> Table | None:
 def efficiency_table(study: Study) -> Table:
     """Return a table with one row per method: its costs, mean over its runs."""
     costs = {row: [cost_of(run) for run in study.runs.get(row, {}).values()] for row in study.rows}
-    formats: list[Callable[[Any], str]] = [duration, size, whole, whole, size, size, size, size, size]
+    formats: list[Callable[[Any], str]] = [duration, size, count, count, size, size, size, size, size]
     columns = {"method": text, **dict(zip(COSTS.values(), formats, strict=True))}
     rows = [[row, *(mean_of(found, key) for key in COSTS)] for row, found in costs.items()]
     caption = (
