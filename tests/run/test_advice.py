@@ -9,7 +9,7 @@ import pytest
 from tss.run.advice import after_training, before_training
 from tss.run.config import TaskSettings
 
-GOOD = {"validation": 64, "sources": [20] * 9 + [128], "targets": [12] * 10}
+GOOD = {"validation": 64, "sources": [20] * 9 + [128], "targets": [list(range(12))] * 10}
 
 
 def settings(**changes):
@@ -34,11 +34,24 @@ def test_settings_that_fit_the_data_are_not_commented():
             {},
             "min_new_tokens=30, but 10 of 10 .*median 12 tokens",
         ),
+        (
+            "generation",
+            {"generation": {"no_repeat_ngram_size": 3}},
+            {"targets": [[1, 2, 3, 4, 1, 2, 3]] * 2 + [[1, 2, 3, 4, 1, 2, 5]] * 8},
+            "no_repeat_ngram_size=3, but 2 of 10 training targets repeat 3 tokens",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named_with_both_values(kind, changes, data, words):
     (text,) = before_training(settings(**changes), kind, **(GOOD | data))
     assert re.search(words, text)
+
+
+@pytest.mark.parametrize(("size", "repeating"), [(0, 10), (4, 10), (3, 1)])
+def test_repetition_that_answers_may_have_or_few_targets_need_is_not_commented(size, repeating):
+    targets = [[1, 2, 3, 4, 1, 2, 3]] * repeating + [[1, 2, 3]] * (10 - repeating)
+    chosen = settings(generation={"no_repeat_ngram_size": size})
+    assert before_training(chosen, "generation", **(GOOD | {"targets": targets})) == []
 
 
 def test_a_backbone_that_reads_no_more_is_not_asked_to():

@@ -5,10 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from tss.run.config import TaskSettings
+from tss import tasks
+from tss.run.config import Generation, TaskSettings
 
 FEW_EXAMPLES = 50
 FEW_FLIPS = 0.01
+MANY_REPEATS = 0.1
+"""Fraction of targets that may repeat an n-gram that answers may not: more, and the metric suffers."""
 
 
 def before_training(
@@ -17,7 +20,7 @@ def before_training(
     *,
     validation: int,
     sources: Sequence[int],
-    targets: Sequence[int] = (),
+    targets: Sequence[Sequence[int]] = (),
     longest: int | None = None,
 ) -> list[str]:
     """Return warnings about a task's settings, given its data.
@@ -27,7 +30,7 @@ def before_training(
         kind: classification, extraction or generation.
         validation: number of validation examples.
         sources: number of tokens kept of each training source.
-        targets: number of tokens kept of each training target; empty for labelled tasks.
+        targets: token ids kept of each training target; empty for labelled tasks.
         longest: maximum number of tokens that the backbone reads; None: no limit.
     """
     found = []
@@ -41,15 +44,37 @@ def before_training(
     if cut > len(sources) / 2 and (longest is None or longest > length):
         limit = f", up to {longest}" if longest else ""
         found.append(f"source_length={length} cuts {cut} of {len(sources)} training sources: raise it{limit}")
-    least = settings.generation.min_new_tokens
-    if kind == "generation" and least and targets:
-        shorter = sum(tokens < least for tokens in targets)
-        if shorter > len(targets) / 2:
-            found.append(
-                f"generation.min_new_tokens={least}, but {shorter} of {len(targets)} training targets are shorter "
-                f"(median {statistics.median(targets):g} tokens): the metric suffers; lower it, or leave it out"
-            )
+    if kind == "generation" and targets:
+        found += _decoding(settings.generation, targets)
     return found
+
+
+def _decoding(generation: Generation, targets: Sequence[Sequence[int]]) -> list[str]:
+    """Return warnings about targets that cannot be generated with these settings."""
+    found, lengths = [], [len(ids) for ids in targets]
+    least, size = (
+        getattr(tasks.Generation, key) if getattr(generation, key) is None else getattr(generation, key)
+        for key in ("min_new_tokens", "no_repeat_ngram_size")
+    )
+    shorter = sum(tokens < least for tokens in lengths)
+    if shorter > len(targets) / 2:
+        found.append(
+            f"generation.min_new_tokens={least}, but {shorter} of {len(targets)} training targets are shorter "
+            f"(median {statistics.median(lengths):g} tokens): the metric suffers; lower it, or leave it out"
+        )
+    repeating = sum(_repeats(ids, size) for ids in targets) if size else 0
+    if repeating > len(targets) * MANY_REPEATS:
+        found.append(
+            f"generation.no_repeat_ngram_size={size}, but {repeating} of {len(targets)} training targets repeat "
+            f"{size} tokens and cannot be generated: the metric suffers; raise it, or use 0"
+        )
+    return found
+
+
+def _repeats(ids: Sequence[int], size: int) -> bool:
+    """Return whether an n-gram of this size occurs twice."""
+    grams = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
+    return len(set(grams)) < len(grams)
 
 
 def after_training(settings: TaskSettings, *, metric: str, best: float, flipped: Mapping[str, float]) -> list[str]:

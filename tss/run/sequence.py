@@ -203,9 +203,9 @@ def _lengths(run: Run, job: Job) -> dict[str, Any]:
     """Return what `before_training` needs to know about the data."""
     sources, targets = job.train.lengths(), []
     if job.kind.kind == "generation":
-        targets = [sum(label != IGNORED for label in row["labels"]) for row in job.train.encoded]
+        targets = [[label for label in row["labels"] if label != IGNORED] for row in job.train.encoded]
         if not run.handle.model.config.is_encoder_decoder:  # a row of a causal model is the prompt and the answer
-            sources = [length - target for length, target in zip(sources, targets, strict=True)]
+            sources = [length - len(target) for length, target in zip(sources, targets, strict=True)]
     longest = getattr(run.handle.model.config, "max_position_embeddings", None)
     return {
         "validation": len(job.validation), "sources": sources, "targets": targets, "longest": longest,
