@@ -15,7 +15,7 @@ BELOW = {
     "run": {"adapters", "data", "methods", "metrics", "tasks"},
     "serve": {"data", "run", "tasks", "adapters"},
     "report": {"adapters", "methods", "metrics", "run", "tasks"},
-    "study": {"methods", "metrics", "report", "run"},
+    "study": {"methods", "metrics", "presets", "report", "run"},
 }
 
 

@@ -49,6 +49,8 @@ def test_killed_and_stopped_a_study_goes_on_and_ends_as_if_it_never_was(study_fi
     assert not all(StudyFolder(out).finished(cell) for cell in StudyFolder(out).cells())
 
     stopped = begin("--out", out, "--workers", 1, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    # Its first line comes after it has begun to watch for signals; steps may be there from before.
+    assert "study folder" in stopped.stderr.readline()
     wait_for_step(out, stopped, 9)
     stopped.send_signal(signal.SIGTERM)  # as `kill` does to what a script has started in the background
     _, said = stopped.communicate(timeout=60)
