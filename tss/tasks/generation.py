@@ -37,7 +37,7 @@ class Generation(base.TaskKind):
     num_beams: int = 4
     min_new_tokens: int = 0
     max_new_tokens: int = 128
-    no_repeat_ngram_size: int = 3
+    no_repeat_ngram_size: int = 0
     prompt: str = ""
     causal: bool = False
 
