@@ -151,7 +151,8 @@ class TaskTensors:
         value, density = None, None
         if state is State.SEALED:
             value = self._value_of(name, head, tensors, metadata.get("hash"))
-            density = self._density_to_keep(value)
+            density = self.density_of(value.gates)
+            self._remember_frozen()
         elif state is State.LEARNING:
             self._load_head(name, head, tensors)
         self.store.add(name, kind, self.bytes_with(head))
@@ -174,8 +175,7 @@ class TaskTensors:
             record = TaskRecord(name, kind, State.SEALED, metadata["bytes"]["total"], metadata["density"], sha)
         except (KeyError, TypeError, ValueError) as error:
             raise StateError(f"task {name!r}: its metadata does not describe a task ({error!r})") from error
-        if not self._sealed():
-            self.frozen.remember(fresh=True)
+        self._remember_frozen()
         self.store.add_kept(record, partial(self._read_kept, name, kind, read, sha))
 
     def _read_kept(self, name: str, kind: TaskKind, read: Callable[[], Tensors], sha: str) -> SealedTask:
@@ -326,7 +326,8 @@ class TaskTensors:
         values = None if head is None else {key: tensor.detach().clone() for key, tensor in head.state_dict().items()}
         weights = {key: tensor for adapter in self.adapters.values() for key, tensor in adapter.kept().items()}
         value = SealedTask(gates, values, weights, len(self.adapters))
-        return value, self._density_to_keep(value)
+        self._remember_frozen()
+        return value, self.density_of(gates)
 
     def seal(self, name: str, value: SealedTask, density: float | None) -> None:
         """Change the state of a task, learning -> sealed; `value` and `density` are what `value_to_seal` returned."""
@@ -337,11 +338,10 @@ class TaskTensors:
             self.learning.take(name)
         self.store.seal(name, value, density)
 
-    def _density_to_keep(self, value: SealedTask) -> float | None:
-        """Return the density of a task that is about to be kept; the first one fixes the frozen weights."""
+    def _remember_frozen(self) -> None:
+        """Record the frozen weights that the first sealed task will rely on."""
         if not self._sealed():
             self.frozen.remember(fresh=True)
-        return self.density_of(value.gates)
 
     def abandon(self) -> tuple[str, ...]:
         """Change the state of all tasks being trained, learning -> new: restore earlier scores; return the names.

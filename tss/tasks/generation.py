@@ -87,8 +87,7 @@ class Generation(base.TaskKind):
     ) -> list[base.Encoded]:
         rows = base.model_inputs(tokenizer([text + after for text in sources], verbose=False))
         tail = tokenizer(after, add_special_tokens=False)["input_ids"]
-        begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        ending = tokenizer.num_special_tokens_to_add() - begins
+        ending = tokenizer.num_special_tokens_to_add() - _has_start(tokenizer)
         return [_cut_source(row, tail, ending, source_length) for row in rows]
 
     def _encode_causal(
@@ -107,7 +106,7 @@ class Generation(base.TaskKind):
                 "its answers"
             )
         tail = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
-        begins = tokenizer("a")["input_ids"][:1] == [start] and start is not None
+        begins = _has_start(tokenizer)
         room = max(1, source_length - len(tail) - begins)
         heads = tokenizer(list(sources), truncation=True, max_length=room, add_special_tokens=False)["input_ids"]
         rows: list[base.Encoded] = []
@@ -238,6 +237,12 @@ def prompts_of(batch: Mapping[str, torch.Tensor], pad_id: int) -> base.Batch:
     width = int(mask.sum(1).max())
     ids, mask = ids.gather(1, order)[:, -width:], mask.gather(1, order)[:, -width:]
     return {"input_ids": ids.masked_fill(~mask, pad_id), "attention_mask": mask.long()}
+
+
+def _has_start(tokenizer: Any) -> bool:
+    """Return whether the tokenizer begins texts with its start token."""
+    start = tokenizer.bos_token_id
+    return start is not None and tokenizer("a")["input_ids"][:1] == [start]
 
 
 def _cut_source(row: base.Encoded, tail: list[int], ending: int, most: int) -> base.Encoded:

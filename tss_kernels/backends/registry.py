@@ -149,8 +149,10 @@ def _wrong_gpu(backend: str, index: int | None) -> Obstacle | None:
 
     A GPU is asked once. Code that is traced by torch.compile only looks at earlier answers: asking cannot be traced.
     """
-    if index is None or torch.compiler.is_compiling():
-        return None if index is None else _ON_GPU.get((backend, index))
+    if index is None:
+        return None
+    if torch.compiler.is_compiling():
+        return _ON_GPU.get((backend, index))
     if (backend, index) not in _ON_GPU:
         there = torch.cuda.is_available() and index < torch.cuda.device_count()
         _ON_GPU[backend, index] = _ask_gpu(backend, index) if there else None
