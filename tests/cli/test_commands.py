@@ -17,6 +17,7 @@ from tss.cli.run import default_folder
 from tss.presets import study_names
 from tss.report.tables import METRIC_NAMES
 from tss.run.config import load_config
+from tss.study.plan import load_study
 
 HEAVY = ("torch", "transformers", "pydantic", "numpy", "rich", "yaml", "matplotlib")
 
@@ -145,6 +146,13 @@ def test_presets_lists_and_prints(tss):
     assert "`extends: ccd.paper`" in done.out
     assert "score_lr: 0.0005" in done.out
     assert load_config(yaml.safe_load(done.out)) == load_config("ccd.paper")
+
+
+def test_presets_prints_a_study_that_runs_when_saved(tss, tmp_path):
+    done = tss("presets", "labelled")
+    assert done.code == 0
+    (tmp_path / "mine.yaml").write_text(done.out)
+    assert load_study(tmp_path / "mine.yaml") == load_study("labelled")
 
 
 def test_presets_prints_a_file_too(tss, tmp_path):

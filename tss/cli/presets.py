@@ -1,4 +1,4 @@
-"""`tss presets`: list the presets and studies, or print a preset with all defaults."""
+"""`tss presets`: list the presets and studies, or print a preset with all defaults, or a study."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tss.cli import console
-from tss.presets import study_names
+from tss.presets import study_file, study_names
 
 
 def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -16,11 +16,11 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
     parser = subparsers.add_parser(
         "presets",
         parents=parents,
-        help="list presets and studies, or print a preset",
+        help="list presets and studies, or print one",
         description=__doc__,
         allow_abbrev=False,
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="print this preset, with all defaults, as YAML")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="print this preset, with all defaults, or study")
     parser.add_argument("--variant", metavar="quick|paper", help="which variant of the preset")
     return parser
 
@@ -35,8 +35,12 @@ def run(args: argparse.Namespace) -> int:
         console.print_table(["study", "what"], [[name, description(f"studies/{name}")] for name in study_names()])
         return 0
     from tss.run.config import dump_config, load_config
-    from tss.run.config_files import find_preset
+    from tss.run.config_files import find_preset, preset_names
 
+    if args.variant is None and args.name in set(study_names()) - set(preset_names()) and not Path(args.name).is_file():
+        print(f"# study {args.name}: `tss study {args.name}` runs it, `tss study FILE` a changed copy")
+        print(study_file(args.name).read_text(encoding="utf-8"), end="")
+        return 0
     config = load_config(args.name, variant=args.variant)
     is_file = Path(args.name).is_file()
     name = args.name if is_file else find_preset(args.name, args.variant)

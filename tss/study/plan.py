@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from tss.errors import ConfigError
 from tss.io import safe_name
 from tss.methods import METHODS
-from tss.presets import study_names
+from tss.presets import study_file, study_names
 from tss.run.config import RunConfig, combine, load_config
 from tss.run.config_errors import explain, nearest
 from tss.run.config_files import (
@@ -123,7 +122,7 @@ def load_study(
         names = study_names()
         if str(source) not in names:
             raise ConfigError(f"no study and no file {str(source)!r}; {nearest(str(source), names, 'studies')}")
-        path = Path(str(resources.files("tss") / "presets" / "studies" / f"{source}.yaml"))
+        path = study_file(str(source))
         origin = f"study {source}"
     values = read_yaml(read_text(path, "study"), origin)
     if not isinstance(values, dict):
