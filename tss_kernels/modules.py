@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,6 +25,10 @@ REGISTERED = {"weight", "bias", "scores"}
 
 class GatedAdapterLinear(nn.Module):
     """Drop-in for torch.nn.Linear whose frozen weight is switched on and off by trained scores.
+
+    The gates apply where the layer is called. Code that multiplies by `layer.weight` itself runs without them:
+    torch.nn.MultiheadAttention does (out_proj), and TransformerEncoderLayer in evaluation mode (linear1, linear2)
+    unless torch.backends.mha.set_fastpath_enabled(False).
 
     y = x @ where(scores >= threshold, weight, 0).T + bias. `weight` (out, in) and `bias` (out,) are frozen parameters,
     `scores` (out, in) is a float32 parameter, the only trained one; `importance` is a float32 buffer (out, in) or None.
@@ -109,7 +114,7 @@ class GatedAdapterLinear(nn.Module):
         self.reset_scores(generator)
 
     def reset_scores(self, generator: torch.Generator | None = None) -> None:
-        """Redraw the scores, kaiming_uniform(a = sqrt 5): U(-1 / sqrt(in), 1 / sqrt(in)), half the gates on."""
+        """Redraw the scores, kaiming_uniform(a = sqrt 5): U(-1 / sqrt(in), 1 / sqrt(in)), half of them above 0."""
         draw = self._draw(torch.rand, generator)
         if draw is not None:
             self.scores.data.copy_((2 * draw - 1) / math.sqrt(max(self.in_features, 1)))
@@ -180,10 +185,13 @@ class GatedAdapterLinear(nn.Module):
         return super()._apply(convert, recurse)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Importance is None before any task was learned: create or remove it to match the loaded state dict.
+        # Importance is None before any task was learned: create it to match the loaded state dict, or remove it. A dict
+        # that has only a part of this layer, or nothing of it, does not say that nothing was learned.
         stored = prefix + "importance" in state_dict
-        if stored != (self.importance is not None):
-            self.importance = torch.zeros_like(self.scores, requires_grad=False) if stored else None
+        if stored and self.importance is None:
+            self.importance = torch.zeros_like(self.scores, requires_grad=False)
+        elif not stored and all(prefix + name in state_dict for name in REGISTERED if getattr(self, name) is not None):
+            self.importance = None
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -193,7 +201,8 @@ class GatedAdapter(nn.Module):
     activation: "relu", "gelu", "silu" or "tanh". x may have any floating dtype: the frozen weights are cast to it, or
     to autocast's. weight_init is "normal" here, N(0, 0.02^2): beside a residual, small weights leave the hidden state
     of the model nearly unchanged, whereas "signed_constant" would change it by more than half. Other arguments as for
-    GatedAdapterLinear. `run_adapter` describes how the layers run. Raises ValueError, TypeError.
+    GatedAdapterLinear. `run_adapter` describes how the layers run. Warns about a threshold that none of the first
+    scores reaches. Raises ValueError, TypeError.
     """
 
     def __init__(
@@ -216,6 +225,8 @@ class GatedAdapter(nn.Module):
         }  # fmt: skip
         self.down = GatedAdapterLinear(hidden_size, bottleneck, **options)
         self.up = GatedAdapterLinear(bottleneck, hidden_size, **options)
+        if message := unreached_threshold(threshold, hidden_size, bottleneck):
+            warnings.warn(f"GatedAdapter: {message}, or set other scores", stacklevel=2)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Redraw both layers, down first."""
@@ -235,6 +246,17 @@ class GatedAdapter(nn.Module):
     def extra_repr(self) -> str:
         """Return the activation; the layers print themselves."""
         return f"activation={self.activation!r}"
+
+
+def unreached_threshold(threshold: float, hidden_size: int, bottleneck: int) -> str | None:
+    """Return what is wrong with an adapter's threshold, if none of the scores that are drawn first reaches it."""
+    highest = 1 / math.sqrt(max(hidden_size, bottleneck, 1))
+    if threshold <= highest:
+        return None
+    return (
+        f"threshold {threshold} is above all first scores of a layer, which are at most {highest:.3g}: no gate of it "
+        "is on, and no score of the adapter gets a gradient; use a lower threshold"
+    )
 
 
 def run_adapter(x: torch.Tensor, down: Any, up: Any, activation: str) -> torch.Tensor:

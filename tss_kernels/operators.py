@@ -1,17 +1,20 @@
 """All registered operators: their schemas and the shapes of what they return.
 
 Operators take the backend's name as their last argument, so that the one chosen in the forward pass also runs the
-backward pass. They have no gradients of their own: the functions that call them in each folder's `api.py` add those.
+backward pass. The functions that call them in each folder's `api.py` add gradients. An operator that autograd meets by
+itself, in an exported program or under a torch.func transform in compiled code, raises when it is differentiated.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.library import Library
 
+from tss_kernels.backends.registry import INSTALLED, runs_on
 from tss_kernels.tensors import empty_packed
 
 LIBRARY = Library("tss_kernels", "DEF")
@@ -20,12 +23,36 @@ Fake = Callable[..., object]
 
 def _define(schema: str, fake: Fake) -> None:
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"tss_kernels::{schema.split('(')[0]}", fake, lib=LIBRARY)
+    name = f"tss_kernels::{schema.split('(')[0]}"
+    torch.library.register_fake(name, fake, lib=LIBRARY)
+    if not name.endswith("_"):
+        torch.library.register_autograd(name, _refuse_gradient, lib=LIBRARY)
+
+
+def _refuse_gradient(ctx: object, *gradients: object) -> None:
+    raise NotImplementedError(
+        "an operator of tss_kernels has no gradient by itself: exported programs are for inference, and torch.func "
+        "transforms in compiled code do not see the gradient of a gated operation; train the module itself, with "
+        "torch.autograd"
+    )
 
 
 def implement(name: str, function: Callable[..., object]) -> torch._ops.OpOverload:
-    """Register an operator's implementation for every device; return the operator, ready to call."""
-    LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    """Register an operator's implementation for every device; return the operator, ready to call.
+
+    A graph that was exported or traced holds the name of the backend that it was made with. Where that backend does not
+    run, on another machine or after the graph was moved to another device, the reference backend does.
+    """
+
+    def run(*arguments: Any) -> object:
+        first, backend = arguments[0], arguments[-1]
+        tensor = first if isinstance(first, torch.Tensor) else first[0]
+        usual = backend == "reference" or (INSTALLED[backend] and tensor.is_cpu is (backend == "native"))
+        if usual or runs_on(backend, tensor.device):
+            return function(*arguments)
+        return function(*arguments[:-1], "reference")
+
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     return getattr(torch.ops.tss_kernels, name).default
 
 

@@ -11,6 +11,9 @@ DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.floa
 # Activations as csrc/cpu/kernels.h and csrc/cuda/operations.h number them.
 ACTIVATION_CODES = {"relu": 0, "gelu": 1, "silu": 2, "tanh": 3}
 
+# make_fx may trace before the dispatcher; the stack of dispatch modes does not show it, this key does.
+PRE_DISPATCH, is_included = torch._C.DispatchKey.PreDispatch, torch._C._dispatch_tls_is_dispatch_key_included
+
 
 def address(tensor: torch.Tensor | None) -> int:
     """Return the address of a tensor's first element; 0 for None."""
@@ -41,6 +44,11 @@ def count_writes(tensors: Iterable[torch.Tensor]) -> None:
     """Tell autograd that an operator wrote to these tensors, which it cannot find out from the schema."""
     if not torch.compiler.is_compiling():  # the operations of a compiled graph count their own writes
         torch.autograd.graph.increment_version(tensors)
+
+
+def is_watched() -> bool:
+    """Return whether a dispatch mode or a trace sees each operation: what bypasses the dispatcher would be missed."""
+    return bool(torch._C._len_torch_dispatch_stack() or is_included(PRE_DISPATCH) or torch._C._get_tracing_state())
 
 
 def bank_of(bank: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -6,6 +6,7 @@ import operator
 from typing import Any, NoReturn
 
 import torch
+from torch._C import _functorch as _func
 from torch.autograd import forward_ad
 
 # Dtypes that the operations compute with; PyTorch also has narrower floating dtypes, but only for storage.
@@ -170,21 +171,31 @@ def refuse_id(place: int, task: int, tasks: int) -> NoReturn:
     raise ValueError(f"task_ids[{place}] is {task}, but the bank has {there}: pass the ids of tasks that are in it")
 
 
-def check_differentiable(*tensors: torch.Tensor | None) -> None:
-    """Check that neither torch.func nor torch.autograd.forward_ad has to differentiate the operation."""
-    if torch.compiler.is_compiling():
-        return
+def needs_gradient(*tensors: torch.Tensor | None) -> bool:
+    """Return whether autograd has to differentiate an operation of these tensors.
+
+    Raises NotImplementedError if torch.func or torch.autograd.forward_ad would have to. False while exporting: the
+    operators of an exported program refuse a gradient by themselves.
+    """
     needed = [tensor for tensor in tensors if tensor is not None]
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in needed):
+    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in needed)
+    if torch.compiler.is_dynamo_compiling():
+        # Tangents and levels of tensors cannot be asked for here, so that any of them counts.
+        forward = forward_ad._current_level >= 0
+        backward = torch.is_grad_enabled() and _func.get_dynamic_layer_stack_depth() > 0
+    else:
+        forward = forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in needed)
+        backward = gradient and torch._C._are_functorch_transforms_active()
+    if forward:
         raise NotImplementedError(
             "torch.autograd.forward_ad does not see the gradient of a gated operation: use torch.autograd's backward"
         )
-    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in needed)
-    if gradient and torch._C._are_functorch_transforms_active():
+    if backward:
         raise NotImplementedError(
             "torch.func transforms (grad, vmap, jvp, ...) do not see the gradient of a gated operation: use "
             "torch.autograd, or, where no gradient is wanted, call it under torch.no_grad() or with packed gates"
         )
+    return gradient and not torch.compiler.is_exporting()
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -126,6 +126,44 @@ def test_nothing_that_changes_is_missed(change, site):
     assert set(params_of(pair[0])) >= set(pair[0].importance)
 
 
+def test_parameters_that_replace_some_with_importance_are_not_stepped_unmasked():
+    param, other = (torch.nn.Parameter(torch.zeros(4)) for _ in range(2))
+    optimizer = SoftMaskedAdamW([param], lr=0.1, importance={param: torch.ones(4)})
+    optimizer.param_groups[0]["params"] = [other]  # as wrappers do that shard parameters
+    other.grad = torch.ones(4)
+    with pytest.raises(ValueError, match=r"1 of 1 parameters with importance are no longer in a group"):
+        optimizer.step()
+    assert not other.any()
+    optimizer.set_importance(other, torch.ones(4))
+    del optimizer.importance[param]
+    optimizer.step()
+    assert not other.any()
+
+
+def test_a_state_with_amsgrad_is_refused_and_changes_nothing():
+    param = torch.nn.Parameter(torch.zeros(4))
+    theirs, ours = torch.optim.AdamW([param], lr=0.5, amsgrad=True), SoftMaskedAdamW([param], lr=0.1)
+    with pytest.raises(ValueError, match="has no amsgrad"):
+        ours.load_state_dict(theirs.state_dict())
+    assert ours.param_groups[0]["lr"] == 0.1
+
+
+def test_sharded_parameters_are_refused(tmp_path):
+    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+
+    init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        sharded = torch.nn.Parameter(distribute_tensor(torch.zeros(4, 2), init_device_mesh("cpu", (1,))))
+        optimizer = SoftMaskedAdamW([torch.nn.Parameter(torch.zeros(2))])
+        with pytest.raises(TypeError, match="does not step sharded parameters"):
+            optimizer.add_param_group({"params": [sharded]})
+        assert len(optimizer.param_groups) == 1
+    finally:
+        destroy_process_group()
+
+
 GRADIENTS = {
     "none": lambda param: None,
     "strided": lambda param: torch.ones(param.shape[::-1]).T,

@@ -199,6 +199,39 @@ def test_a_thread_does_not_see_anothers_choice():
     assert len(seen) == 1
 
 
+def test_one_object_in_two_threads():
+    choice, entered, leave = use_backend("reference"), threading.Event(), threading.Event()
+    seen = []
+
+    def other() -> None:
+        with use_backend("native"), choice:
+            entered.set()
+            leave.wait(60)
+        seen.append(dispatch.forced_backend())
+
+    thread = threading.Thread(target=other)
+    with choice:
+        thread.start()
+        assert entered.wait(60)
+    assert dispatch.forced_backend() is None
+    leave.set()
+    thread.join()
+    assert seen == [None]
+
+
+def test_an_operator_with_the_name_of_a_backend_that_is_not_here_runs_the_reference(installed, monkeypatch):
+    monkeypatch.delenv(backends.EMULATED, raising=False)
+    installed("triton")
+    expected = tss_kernels.gated_linear(X, W, S)
+    for backend in ("cuda", "native"):
+        assert torch.equal(torch.ops.tss_kernels.gated_linear(X, W, S, None, 0.0, backend)[0], expected)
+    (weight, mean), zeros = (W.clone(), W * 0), torch.zeros_like(W)
+    torch.ops.tss_kernels.soft_masked_adamw_(
+        [weight], [S], [mean], [zeros], [None], 1.0, 0.1, 0.9, 0.99, 1e-8, 0.0, "update", "cuda"
+    )
+    torch.testing.assert_close(weight, W - 0.1 * S.sign())
+
+
 def test_backward_runs_on_the_forwards_backend(installed):
     installed("native", "triton")  # not cuda, which would raise
     scores = S.clone().requires_grad_()

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tss_kernels
@@ -173,3 +174,33 @@ def test_second_derivatives_of_the_input_are_pytorchs(shape):
     (dscores,) = torch.autograd.grad(module(x), module.scores, dy, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dscores.sum().backward()
+
+
+def test_the_gradient_that_autograd_passes_is_not_written_to():
+    layer, x, seen = GatedAdapterLinear(8, 4, bias=False), torch.randn(3, 8), []
+    y = layer(x)
+    y.grad_fn.register_hook(lambda inputs, outputs: seen.extend(one for one in inputs if one is not None))
+    y.sum().backward()
+    expected = torch.ones(3, 4).T @ x
+    torch.testing.assert_close(next(one if one.shape == (4, 8) else one.T for one in seen), expected)
+    torch.testing.assert_close(layer.scores.grad, expected * layer.weight)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_batched_gradients(masked):
+    torch.manual_seed(0)
+    x, weight, scores = torch.randn(3, 8), torch.randn(4, 8), torch.randn(4, 8)
+    importance = torch.rand(4, 8) if masked else None
+
+    def product(scores: torch.Tensor) -> torch.Tensor:
+        return tss_kernels.gated_linear(x, weight, scores, importance=importance).sum(0)
+
+    one, two = (torch.autograd.functional.jacobian(product, scores, vectorize=batched) for batched in (False, True))
+    torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_graph_made_by_make_fx_computes_the_product(early):
+    weight, (x, scores), others = torch.randn(4, 8), torch.randn(2, 4, 8), torch.randn(4, 8)
+    graph = make_fx(lambda x, scores: tss_kernels.gated_linear(x, weight, scores), pre_dispatch=early)(x, scores)
+    assert torch.equal(graph(x, others), tss_kernels.gated_linear(x, weight, others))

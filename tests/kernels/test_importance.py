@@ -72,6 +72,26 @@ def test_no_deviation_gives_zero(backend, device, per, shape):
     assert (importance == 0).all()
 
 
+def test_no_backend_overflows_or_rounds_a_mean(backend, device):
+    backend.runs("normalize_importance", torch.float32)
+    large = torch.linspace(-1e25, 1e25, 512, device=device).view(2, 256)
+    with tss_kernels.use_backend(backend):
+        assert not tss_kernels.normalize_importance(torch.full((64, 256), 3.3, device=device)).any()
+        importance = tss_kernels.normalize_importance(large)
+    torch.testing.assert_close(importance, exactly(large, "tensor").float(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_total_that_needs_a_gradient_is_refused():
+    leaf = torch.zeros(2, 3, requires_grad=True)
+    for total in (leaf, leaf * 1):
+        for write in (tss_kernels.accumulate_importance_, tss_kernels.update_importance_):
+            with pytest.raises(ValueError, match="total requires a gradient"):
+                write(total, torch.ones(2, 3))
+    with torch.no_grad():
+        tss_kernels.accumulate_importance_(leaf, torch.ones(2, 3))
+    assert leaf.eq(1).all()
+
+
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("at", [(0, 0), (1, 1400)], ids=["first", "in another block"])
 def test_what_is_not_finite_stays_visible(backend, device, wrong, at):

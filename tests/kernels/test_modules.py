@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -158,6 +159,40 @@ def test_state_dict_carries_importance():
     assert torch.equal(target.scores, source.scores)
     target.load_state_dict(layer().state_dict())
     assert target.importance is None
+
+
+@pytest.mark.parametrize(
+    ("part", "strict"),
+    [([], False), (["scores"], False), (["weight", "bias"], False), (["scores"], True)],
+    ids=["nothing of the layer", "its scores", "its weights", "not all of it, strictly"],
+)
+def test_loading_a_part_of_a_model_leaves_importance_as_it_is(part, strict):
+    model = torch.nn.Sequential(GatedAdapterLinear(8, 4), torch.nn.Linear(4, 2))
+    model[0].importance = expected = torch.rand(4, 8)
+    state = {f"0.{name}": model.state_dict()[f"0.{name}"] for name in part} | {"1.weight": torch.zeros(2, 4)}
+    if strict:
+        with pytest.raises(RuntimeError, match=r"Missing key.*0\.importance"):
+            model.load_state_dict(state)
+    else:
+        assert "0.importance" in model.load_state_dict(state, strict=False).missing_keys
+    assert model[0].importance is expected
+
+
+def test_loading_a_whole_layer_from_before_any_task_removes_importance():
+    layer, fresh = GatedAdapterLinear(8, 4, bias=False), GatedAdapterLinear(8, 4, bias=False)
+    layer.importance = torch.rand(4, 8)
+    layer.load_state_dict(fresh.state_dict())
+    assert layer.importance is None
+
+
+@pytest.mark.parametrize(("sizes", "threshold", "warns"), [((1024, 64), 0.1, True), ((1024, 64), 0.03, False)])
+def test_an_adapter_that_no_score_of_can_train_warns(sizes, threshold, warns):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        adapter = GatedAdapter(*sizes, threshold=threshold)
+    assert [str(one.message).startswith("GatedAdapter: threshold 0.1 is above") for one in caught] == [True] * warns
+    adapter(torch.randn(64, sizes[0])).square().mean().backward()
+    assert bool(adapter.down.scores.grad.any()) != warns
 
 
 def test_deepcopy():

@@ -101,6 +101,7 @@ FORWARD = {
     "x by packed gates": lambda dual: tss_kernels.packed_linear(dual(X), W, tss_kernels.pack_gates(S)),
     "an adapter's scores": lambda dual: adapter(down_scores=dual(S)),
     "an adapter's x": lambda dual: GatedAdapter(8, 4)(dual(X)),
+    "the weight of many tasks": lambda dual: tss_kernels.multi_task_linear(X, dual(W), BANK, torch.zeros(3).long()),
 }
 
 
@@ -148,6 +149,49 @@ def test_explain_refuses_shapes_that_do_not_fit():
 def test_transforms_that_would_have_to_differentiate(call):
     with pytest.raises(NotImplementedError, match=r"torch\.func transforms .*use torch\.autograd"):
         call()
+
+
+def tangent_of(call, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(call(forward_ad.make_dual(x, x))).tangent
+
+
+DIFFERENTIATED = {
+    "grad": lambda call, x: torch.func.grad(lambda v: call(v).sum())(x),
+    "grad over a batch": lambda call, x: torch.func.vmap(torch.func.grad(lambda v: call(v[None]).sum()))(x),
+    "vjp": lambda call, x: torch.func.vjp(call, x)[1](torch.ones(3, 4))[0],
+    "jacrev": lambda call, x: torch.func.jacrev(call)(x),
+    "jvp": lambda call, x: torch.func.jvp(call, (x,), (x,))[1],
+    "jacfwd": lambda call, x: torch.func.jacfwd(call)(x),
+    "a tangent": tangent_of,
+}
+BANK = torch.stack([tss_kernels.pack_gates(S)] * 2)
+COMPILED = {
+    "scores": lambda x: tss_kernels.gated_linear(x, W, S),
+    "packed gates": lambda x: tss_kernels.packed_linear(x, W, BANK[0]),
+    "many tasks": lambda x: tss_kernels.multi_task_linear(x, W, BANK, torch.zeros(x.shape[0], dtype=torch.int64)),
+    "a layer": GatedAdapterLinear(8, 4),
+}
+
+
+@pytest.mark.parametrize("how", DIFFERENTIATED)
+@pytest.mark.parametrize("what", COMPILED)
+def test_compiled_code_does_not_lose_a_gradient(how, what):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: DIFFERENTIATED[how](COMPILED[what], x), backend="aot_eager")
+    with pytest.raises(NotImplementedError, match=r"a gated operation: use torch\.autograd"):
+        compiled(X)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_infers_but_does_not_train(strict):
+    net = torch.nn.Sequential(torch.nn.Linear(8, 8), GatedAdapterLinear(8, 4), GatedAdapter(4, 2))
+    program = torch.export.export(net, (X,), strict=strict).module()
+    y = program(X)
+    torch.testing.assert_close(y, net(X))
+    assert y.requires_grad
+    with pytest.raises(NotImplementedError, match="exported programs are for inference"):
+        y.sum().backward()
 
 
 def test_a_batch_without_gradients():

@@ -14,7 +14,7 @@ from tss.adapters.storage import Tensors
 from tss.adapters.task_call import TaskCall, current_call
 from tss.adapters.task_store import TaskStore
 from tss_kernels import GatedAdapterLinear
-from tss_kernels.modules import run_adapter, run_multi_task_adapter
+from tss_kernels.modules import run_adapter, run_multi_task_adapter, unreached_threshold
 
 
 class SiteLinear(GatedAdapterLinear):
@@ -49,6 +49,8 @@ class GatedSite(SiteAdapter):
     ) -> None:
         super().__init__(index, site, width, config, store)
         self.config = config
+        if message := unreached_threshold(config.threshold, width, config.bottleneck):
+            raise ValueError(f"AdapterConfig: {message}")
         # Creating layers draws from torch's global generator, which must not affect other random numbers.
         with torch.random.fork_rng(devices=[]):
             for part, (name, shape) in enumerate(

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 
 from tss_kernels.overlap import Memory, refuse_overlap
+from tss_kernels.tensors import is_watched
 from tss_kernels.validation import FLOATING, check_choice, check_floating
 
 SITES = ("update", "gradient")
 _shape, _kind, _is_neg = attrgetter("shape"), attrgetter("dtype", "device", "layout"), torch.Tensor.is_neg
-_watchers, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
 
 
 class Lists(NamedTuple):
@@ -128,7 +128,7 @@ def check_lists(lists: Lists) -> Memory | None:
     found = memory.overlap(3 * len(lists.params), elementwise=False)
     if found is not None:
         refuse_overlap(*(_name_of(lists, index) for index in found))
-    plain = alike and memory.contiguous and not (any(map(_is_neg, every)) or _watchers() or _tracing())
+    plain = alike and memory.contiguous and not (any(map(_is_neg, every)) or is_watched())
     return memory if plain else None
 
 

@@ -50,9 +50,7 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
         site: str = "update",
         importance: Mapping[torch.Tensor, torch.Tensor | None] | None = None,
     ) -> None:
-        for name, asked in zip(UNSUPPORTED, (amsgrad, differentiable), strict=True):
-            if asked:
-                raise ValueError(f"SoftMaskedAdamW has no {name}: leave it False or use torch.optim.AdamW")
+        _refuse_unsupported({"amsgrad": amsgrad, "differentiable": differentiable})
         del foreach, fused
         self.importance: dict[torch.Tensor, torch.Tensor] = {}
         defaults = {
@@ -64,11 +62,17 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
             self.set_importance(parameter, tensor)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as torch's optimizers do; its options are checked first."""
+        """Add a group, as torch's optimizers do; its options are checked first. Raises TypeError for DTensors."""
         options = {**self.defaults, **param_group}
         checked_number("lr", options["lr"])
         _options_of(options)
         super().add_param_group(param_group)
+        if any(hasattr(param, "full_tensor") for param in self.param_groups[-1]["params"]):
+            self.param_groups.pop()
+            raise TypeError(
+                "SoftMaskedAdamW does not step sharded parameters (DTensors): leave gated layers out of fully_shard, "
+                "for example with ignored_params, or use torch.optim.AdamW with layers that mask their gradients"
+            )
 
     def set_importance(self, parameter: torch.Tensor, importance: torch.Tensor | None) -> None:
         """Set (without a copy) or, with None, remove the importance of a parameter of this optimizer.
@@ -111,9 +115,20 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
         # Keyed by identity: looking up tensors takes longer than building these dicts.
         states = dict(zip(map(id, self.state), self.state.values(), strict=True))
         masks = dict(zip(map(id, self.importance), self.importance.values(), strict=True))
+        self._check_masks(masks)
         for take in [self._prepared(group, states, masks) for group in self.param_groups]:
             take()
         return loss
+
+    def _check_masks(self, masks: Mapping[int, torch.Tensor]) -> None:
+        """Raise ValueError if parameters with importance were replaced by others, which nothing would mask."""
+        own = {id(param) for group in self.param_groups for param in group["params"]} if masks else set()
+        if gone := [key for key in masks if key not in own]:
+            raise ValueError(
+                f"{len(gone)} of {len(masks)} parameters with importance are no longer in a group of this optimizer, "
+                "and what replaced them would be updated without it: call set_importance for the new parameters, and "
+                "remove the old ones from optimizer.importance"
+            )
 
     def _prepared(
         self, group: dict[str, Any], known: Mapping[int, dict[str, Any]], masks: Mapping[int, torch.Tensor]
@@ -155,11 +170,20 @@ class SoftMaskedAdamW(torch.optim.Optimizer):
         return {**super().__getstate__(), "importance": self.importance}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        for group in state.get("param_groups", ()):
+            _refuse_unsupported(group)
         super().__setstate__(state)
         for group in self.param_groups:  # a state of torch.optim.AdamW has no site
             group.setdefault("site", self.defaults["site"])
             group.setdefault("maximize", False)
             group.setdefault("capturable", False)
+
+
+def _refuse_unsupported(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for options of torch.optim.AdamW that this one does not have."""
+    for name in UNSUPPORTED:
+        if options.get(name):
+            raise ValueError(f"SoftMaskedAdamW has no {name}: leave it False or use torch.optim.AdamW")
 
 
 def _options_of(group: Mapping[str, Any]) -> Options:

@@ -34,6 +34,7 @@ class _Forced(threading.local):
     # guards on this attribute, so a compiled function follows `use_backend`.
     def __init__(self) -> None:
         self.backend: str | None = os.environ.get(VARIABLE) or None
+        self.outer: list[str | None] = []  # what is restored at the end of each `with` block, innermost last
 
 
 forced = _Forced()
@@ -42,8 +43,9 @@ forced = _Forced()
 class use_backend:
     """Force one backend inside a `with` block, in this thread; None restores the automatic choice.
 
-    The backward pass of what ran inside uses the same backend, wherever and in whichever thread it runs. Calling an
-    operation that the backend cannot run raises `BackendUnavailable`.
+    The backward pass of what ran inside uses the same backend, wherever and in whichever thread it runs. Activation
+    checkpointing runs the forward pass again, by the choice in the thread of the backward pass: set the environment
+    variable TSS_KERNELS_BACKEND then. Calling an operation that the backend cannot run raises `BackendUnavailable`.
 
     Raises:
         ValueError: the name is unknown.
@@ -53,16 +55,15 @@ class use_backend:
         if backend is not None:
             _check_name(backend)
         self.backend = backend
-        self.outer: list[str | None] = []
 
     def __enter__(self) -> None:
-        self.outer.append(forced.backend)
+        forced.outer.append(forced.backend)
         forced.backend = self.backend
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        forced.backend = self.outer.pop()
+        forced.backend = forced.outer.pop()
 
 
 def forced_backend() -> str | None:

@@ -116,6 +116,11 @@ def missing(backend: str) -> Obstacle | None:
     return _not_built(backend)
 
 
+def runs_on(backend: str, device: torch.device) -> bool:
+    """Return whether a backend is there and runs on a device."""
+    return missing(backend) is None and (backend == "reference" or _wrong_device(backend, device) is None)
+
+
 def _wrong_device(backend: str, device: torch.device) -> Obstacle | None:
     if backend == "native":
         if device.type == "cpu":

@@ -23,7 +23,7 @@ from tss_kernels.gated_linear.api import (
 from tss_kernels.gates.api import pack_gates, pack_pair
 from tss_kernels.operators import implement
 from tss_kernels.tensors import rows_of, shaped_like
-from tss_kernels.validation import check_choice, check_differentiable, check_floating
+from tss_kernels.validation import check_choice, check_floating, needs_gradient
 
 # Activations whose gradient only needs their result, so that it may overwrite their argument.
 _OVERWRITING = {"relu": torch.relu_, "tanh": torch.tanh_}
@@ -198,12 +198,9 @@ def adapter_product(x: torch.Tensor, down: GatedMap, up: GatedMap, activation: s
         return y if x.dim() == 2 else y.view(x.shape)
     x, down_weight, up_weight, down_bias, up_bias, backend = check_adapter(x, down, up, activation)
     down_scores, up_scores = None if down[5] else down[1], None if up[5] else up[1]
-    check_differentiable(x, down_scores, up_scores, down_weight, up_weight, down_bias, up_bias)
+    differentiated = needs_gradient(x, down_scores, up_scores, down_weight, up_weight, down_bias, up_bias)
     packed = _packed(down, up)
-    if torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad
-        for tensor in (x, down_scores, up_scores, down_weight, up_weight, down_bias, up_bias)
-    ):
+    if differentiated:
         return _GatedAdapter.apply(
             x, down_weight, up_weight, down_scores, up_scores, down_bias, up_bias, *packed, down[4], up[4], activation,
             backend,

@@ -13,15 +13,15 @@ from tss_kernels.backends.dispatch import forced, implementation, select, shape_
 from tss_kernels.backends.registry import INSTALLED
 from tss_kernels.gated_linear import reference
 from tss_kernels.operators import implement
-from tss_kernels.tensors import rows_of, shaped_like
+from tss_kernels.tensors import PRE_DISPATCH, is_included, rows_of, shaped_like
 from tss_kernels.validation import (
     FLOATING,
-    check_differentiable,
     check_importance,
     check_linear,
     check_packed,
     check_scores,
     check_threshold,
+    needs_gradient,
 )
 
 # In these dtypes PyTorch's own product dYᵀ x has the precision in which the gradient of the scores is summed.
@@ -150,8 +150,9 @@ def composes(x: torch.Tensor, *maps: GatedMap) -> bool:
         or not (forced.backend in (None, "native") and INSTALLED["native"])
         # plain eager mode: no autocast, dispatch mode, transform or trace
         or torch._C._is_any_autocast_enabled()
-        or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or is_included(PRE_DISPATCH)
         or torch._C._get_tracing_state()
         or forward_ad._current_level >= 0
     ):
@@ -233,12 +234,10 @@ def gated_product(x: torch.Tensor, gated: GatedMap) -> torch.Tensor:
         return shaped_like(torch.nn.functional.linear(rows_of(x), masked, bias), x.shape[:-1])
     x, weight, bias = autocast_inputs(x, weight, bias)
     check_product(x, (weight, gates, bias, threshold, importance, is_packed))
-    check_differentiable(x, weight, gates, bias)
+    differentiated = needs_gradient(x, weight, gates, bias)
     shape = shape_of(x, weight.shape[1], weight.shape[0])
     backend = select("packed_linear" if is_packed else "gated_linear", x.device, x.dtype, shape)
-    if torch.is_grad_enabled() and (
-        x.requires_grad or gates.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
+    if differentiated:
         return _GatedProduct.apply(x, weight, gates, bias, threshold, importance, is_packed, backend)
     return _by_operator(x, weight, gates, bias, threshold, is_packed, backend)[0]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.autograd.function import once_differentiable
 
 from tss_kernels.backends.native import described, kernels
@@ -51,7 +52,9 @@ class _MaskedByScores(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, product: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, importance = ctx.saved_tensors
-        return scores_grad_of(product, weight, importance), None, None, None
+        if is_legacy_batchedtensor(product) or is_functorch_wrapped_tensor(product):  # these have no address
+            return reference.scores_grad_of(product, weight, importance), None, None, None
+        return _scores_grad_of(product, weight, importance), None, None, None
 
 
 # (scores, weight, threshold, importance) -> W * g of a contiguous weight, with a gradient for scores that require one.
@@ -89,13 +92,13 @@ def scores_grad(
 ) -> torch.Tensor:
     """Compute dL/ds = (dYᵀ x) * W * (1 - I) in float32, with the reference's product: dy (rows, out); x (rows, in)."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    return scores_grad_of(dy.to(wide).T @ x.to(wide), weight, importance)
+    return _scores_grad_of(dy.to(wide).T @ x.to(wide), weight, importance)
 
 
-def scores_grad_of(product: torch.Tensor, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
-    """Compute dL/ds from the product dYᵀ x, float32 or float64; a float32 product is overwritten."""
+def _scores_grad_of(product: torch.Tensor, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
+    """Compute dL/ds from the product dYᵀ x, float32 or float64."""
     product = product.contiguous()
-    grad = product if product.dtype == torch.float32 else torch.empty_like(product, dtype=torch.float32)
+    grad = torch.empty_like(product, dtype=torch.float32)  # autograd forbids writing to the gradient that it passes
     weight = weight.contiguous()
     importance = None if importance is None else importance.contiguous()
     kernels.scores_grad(

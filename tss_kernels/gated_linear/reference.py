@@ -39,9 +39,14 @@ def scores_grad(
     dy (rows, out); x (rows, in); weight and importance (out, in). Summed in float32 or wider, returned in float32.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    grad = (dy.to(wide).T @ x.to(wide)) * weight.to(wide)
+    return scores_grad_of(dy.to(wide).T @ x.to(wide), weight, importance)
+
+
+def scores_grad_of(product: torch.Tensor, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
+    """Compute dL/ds from the product dYᵀ x (..., out, in), float32 or float64, in whose dtype the rest is computed."""
+    grad = product * weight.to(product.dtype)
     if importance is not None:
-        grad = grad * (1 - importance.to(wide))
+        grad = grad * (1 - importance.to(product.dtype))
     return grad.to(torch.float32).contiguous()
 
 

@@ -40,6 +40,11 @@ def _check_pair(total: torch.Tensor, name: str, other: torch.Tensor) -> None:
     """Check an importance that is updated in place, and the tensor it is updated with. Raises TypeError, ValueError."""
     check_floating("total", total)
     check_floating(name, other)
+    if total.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "total requires a gradient, but an update in place has none: pass total.detach(), or call this under "
+            "torch.no_grad()"
+        )
     if total.shape != other.shape:
         raise ValueError(
             f"importances must have one shape, but total has {tuple(total.shape)}, {name} {tuple(other.shape)}: "

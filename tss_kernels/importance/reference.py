@@ -12,10 +12,12 @@ def normalize_importance(raw: torch.Tensor, per: str) -> torch.Tensor:
 
     raw (out, in), per "tensor" or "row"; float32 (out, in) in [0, 1]. One element or equal elements give 0.
     """
-    wide = raw.to(torch.promote_types(raw.dtype, torch.float32))
+    wide = raw.to(torch.float64)
     if raw.numel() == 0:
         return wide.to(torch.float32)
     dims = (-1,) if per == "row" else tuple(range(raw.dim()))
+    # From the first element on, so that equal elements are exactly 0, which their rounded mean would not give.
+    wide = wide - (wide[..., :1] if per == "row" else wide.flatten()[0])
     centred = wide - wide.mean(dims, keepdim=True)
     deviation = centred.square().mean(dims, keepdim=True).sqrt()
     return (centred / (deviation + EPS)).tanh().abs().to(torch.float32)

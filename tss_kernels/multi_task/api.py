@@ -14,10 +14,10 @@ from tss_kernels.operators import implement
 from tss_kernels.validation import (
     check_bank,
     check_choice,
-    check_differentiable,
     check_floating,
     check_linear,
     check_task_ids,
+    needs_gradient,
 )
 
 Tensor = torch.Tensor
@@ -183,9 +183,9 @@ def multi_task_linear(
     x, weight, bias = autocast_inputs(x, weight, bias)
     check_multi_task_linear(x, weight, packed_bank, task_ids, bias)
     _check_frozen(weight=weight, bias=bias)
-    check_differentiable(x)
+    differentiated = needs_gradient(x, weight, bias)
     backend = select("multi_task_linear", x.device, x.dtype, shape_of(x, weight.shape[1], weight.shape[0]))
-    run = _MultiTaskLinear.apply if torch.is_grad_enabled() and x.requires_grad else _linear_operator
+    run = _MultiTaskLinear.apply if differentiated else _linear_operator
     return run(x, weight, packed_bank, task_ids, bias, backend)
 
 
@@ -269,12 +269,12 @@ def multi_task_adapter(
         x, down_weight, down_bank, up_weight, up_bank, task_ids, down_bias, up_bias, activation
     )
     _check_frozen(down_weight=down_weight, up_weight=up_weight, down_bias=down_bias, up_bias=up_bias)
-    check_differentiable(x)
+    differentiated = needs_gradient(x, down_weight, up_weight, down_bias, up_bias)
     bottleneck, d = down_weight.shape
     backend = select("multi_task_adapter", x.device, down_weight.dtype, shape_of(x, d, bottleneck))
     arguments = (
         x, down_weight, down_bank, up_weight, up_bank, task_ids, down_bias, up_bias, activation, backend
     )  # fmt: skip
-    if torch.is_grad_enabled() and x.requires_grad:
+    if differentiated:
         return _MultiTaskAdapter.apply(*arguments)
     return _adapter_operator(*arguments)[0]
