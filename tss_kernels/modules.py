@@ -106,7 +106,7 @@ class GatedAdapterLinear(nn.Module):
         """
         draw = self._draw(torch.randn, generator)
         if draw is not None:
-            constant = math.sqrt(2 / max(self.in_features, 1))
+            constant = torch.full_like(draw, math.sqrt(2 / max(self.in_features, 1)))
             value = WEIGHT_STD * draw if self.weight_init == "normal" else torch.where(draw < 0, -constant, constant)
             self.weight.data.copy_(value if scale == 1.0 else value * scale)
         if self.bias is not None:

@@ -69,7 +69,7 @@ REPLIES = tss.Generation()
 
 
 def make_batch(kind, seed=0, rows=4, length=8):
-    """A batch of a kind with random tokens and labels."""
+    """A batch of a kind with random tokens and labels; of a generation task, labels that suit causal models too."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, VOCABULARY, (rows, length), generator=generator)
     ids[:, -1] = 2
@@ -77,6 +77,8 @@ def make_batch(kind, seed=0, rows=4, length=8):
         kind.kind
     ]
     labels = torch.randint(0, high, shape, generator=generator)
+    if kind.kind == "generation":
+        labels = ids.clone()  # causal models predict their own input
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 

@@ -285,3 +285,32 @@ def test_layers_whose_batch_is_not_first_are_refused_at_attach():
 def test_a_module_without_a_configuration_is_refused_at_attach():
     with pytest.raises(ValueError, match="Sequential has no transformers config"):
         tss.attach(torch.nn.Sequential(torch.nn.Linear(4, 4)), tss.AdapterConfig(sites="0"))
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_an_encoder_that_is_called_alone_runs_for_the_active_task(name):
+    model = tss.attach(ARCHITECTURES[name][0](), tss.AdapterConfig(bottleneck=8, share=2.0)).eval()
+    original = ARCHITECTURES[name][0]().eval()
+    learn(model.tss, "one", REPLIES)
+    learn(model.tss, "two", REPLIES, seed=1)
+    batch = inputs_of(make_batch(REPLIES))
+    mask, start = batch["attention_mask"], batch["input_ids"][:, :3]
+
+    def with_states(task, states):
+        return model(encoder_outputs=states, attention_mask=mask, decoder_input_ids=start, task=task).logits
+
+    with torch.no_grad():
+        for task in ("one", "two", ["one", "two", "two", "one"]):
+            whole = model(**batch, decoder_input_ids=start, task=task).logits
+            assert torch.equal(with_states(task, model.get_encoder()(**batch, task=task)), whole)
+            with model.tss.using(task):
+                assert torch.equal(with_states(task, model.get_encoder()(**batch)), whole)
+        assert torch.equal(model.get_encoder()(**batch, task=None)[0], original.get_encoder()(**batch)[0])
+        settings = {"num_beams": 2, "max_new_tokens": 4, "min_new_tokens": 4, "task": "one"}
+        states = model.get_encoder()(**batch, task="one")
+        expected = model.generate(**batch, **settings)
+        assert torch.equal(model.generate(encoder_outputs=states, attention_mask=mask, **settings), expected)
+    assert model.get_encoder().main_input_name == "input_ids"
+    model.tss.delete_task("two")
+    with model.tss.using("one"), pytest.raises(tss.StateError, match="no task 'two'"):
+        model.get_decoder()(input_ids=start, task="two")

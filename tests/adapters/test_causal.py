@@ -121,3 +121,27 @@ def test_importance_of_a_batch_is_the_mean_over_its_rows(model):
     for name, importance in of_batch.items():
         assert importance.abs().max() > 0
         assert (importance - of_rows[name]).abs().max() <= 1e-5 * importance.abs().max()
+
+
+def test_a_kind_that_add_task_did_not_make_for_the_model_is_refused(model, tiny_tokenizer):
+    """Its batches have labels of their own, as encoder-decoders need them; most often the shapes agree."""
+    model.tss.add_task("one", KIND)
+    model.tss.train_task("one")
+    rows = KIND.encode_all(EXAMPLES, tiny_tokenizer, source_length=16, target_length=8)
+    for multiple in (8, 1):
+        batch = KIND.collate(rows, pad_id=1, multiple=multiple)
+        for loss in (lambda batch=batch: model(**batch).loss, lambda batch=batch: model.tss.loss(**batch)):
+            with pytest.raises(ValueError, match=r"predicts its own input, .* with model\.tss\.tasks\[name\]\.kind"):
+                loss()
+    with pytest.raises(ValueError, match="this Generation is for encoder-decoder models, which"):
+        KIND.predict(model, batch, tiny_tokenizer)
+
+
+def test_a_few_corrupted_inputs_are_not(model, tiny_tokenizer):
+    model.tss.add_task("one", KIND)
+    model.tss.train_task("one")
+    kind = model.tss.tasks["one"].kind
+    batch = kind.collate(kind.encode_all(EXAMPLES, tiny_tokenizer, source_length=16, target_length=8), pad_id=1)
+    clean = model(**batch).loss
+    batch["input_ids"][0, (batch["labels"][0] != -100).nonzero()[0]] = 4
+    assert model(**batch).loss != clean

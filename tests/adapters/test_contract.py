@@ -284,7 +284,8 @@ def test_what_callers_write_on_the_model_is_the_backbones(bart):
     model = tss.attach(bart, tss.AdapterConfig(bottleneck=4))
     model.generation_config = hf.GenerationConfig(max_new_tokens=3)
     assert bart.generation_config is model.generation_config
-    assert model.get_encoder() is bart.get_encoder()
+    assert model.get_input_embeddings() is bart.get_input_embeddings()
+    assert model.get_encoder().layers is bart.get_encoder().layers
     assert model.num_parameters() > bart.num_parameters()
     with pytest.raises(TypeError, match="load the backbone with its own class"):
         type(model).from_pretrained("somewhere")

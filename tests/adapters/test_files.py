@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import threading
+import warnings
 
 import huggingface_hub
 import pytest
@@ -691,3 +692,63 @@ def test_a_backbone_of_quantised_weights_is_told_by_every_value_of_their_parts(t
     assert list(tss.load(quantised(make_bart()), tmp_path).tss.tasks) == ["topics"]
     with pytest.raises(tss.StateError, match=r"the checksum of .*q_proj\.weight differs"):
         tss.load(quantised(make_bart(), last=4), tmp_path)
+
+
+def test_loading_in_inference_mode_leaves_tensors_that_can_be_trained(tmp_path):
+    model = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4))
+    learn(model.tss, "one", TOPICS)
+    learn(model.tss, "two", TOPICS, seed=1)
+    model.tss.save(tmp_path)
+    batch = make_batch(TOPICS)
+    expected = logits(model, batch, "one")
+    for settings in ({}, {"cache_bytes": 10**6}):
+        backbone = make_bart()
+        with torch.inference_mode():
+            loaded = tss.load(backbone, tmp_path, **settings)
+            assert torch.equal(loaded.eval()(**batch, task="one").logits, expected)
+        embeddings = loaded.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+        loss = loaded(inputs_embeds=embeddings, decoder_input_ids=batch["input_ids"], labels=batch["labels"],
+                      task=["one", "two", "one", "two"]).loss  # fmt: skip
+        loss.backward()
+        assert embeddings.grad.any()
+        learn(loaded.tss, "three", TOPICS)
+        loaded.tss.verify()
+
+
+def test_frozen_weights_do_not_depend_on_the_default_dtype(tmp_path):
+    backbone, config = make_bart(), tss.AdapterConfig(bottleneck=4)
+    model = tss.attach(make_bart(), config)
+    learn(model.tss, "one", TOPICS)
+    model.tss.save(tmp_path)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        loaded = tss.load(backbone, tmp_path)
+    finally:
+        torch.set_default_dtype(before)
+    batch = make_batch(TOPICS)
+    assert torch.equal(logits(loaded, batch, "one"), logits(model, batch, "one"))
+
+
+@pytest.mark.parametrize(
+    ("change", "warns"),
+    [
+        ({"activation_function": "relu"}, "activation_function gelu there, relu here"),
+        ({"decoder_start_token_id": 5}, "decoder_start_token_id 2 there, 5 here"),
+        ({"use_cache": False, "id2label": {0: "a"}, "dropout": 0.3}, None),
+    ],
+)
+def test_loading_on_a_backbone_that_computes_otherwise_warns(tmp_path, change, warns):
+    model = tss.attach(make_bart(), tss.AdapterConfig(bottleneck=4))
+    learn(model.tss, "one", TOPICS)
+    model.tss.save(tmp_path)
+    config = copy.deepcopy(make_bart().config)
+    for key, value in change.items():
+        setattr(config, key, value)
+    other = type(make_bart())(config)
+    other.load_state_dict(make_bart().state_dict())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tss.load(other, tmp_path)
+    said = [str(one.message) for one in caught if "another configuration" in str(one.message)]
+    assert [warns in one for one in said] == [True] * (warns is not None), said

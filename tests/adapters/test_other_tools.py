@@ -38,6 +38,9 @@ def accelerator():
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
+    # A Trainer of another test in this process may have left them.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
     yield Accelerator(mixed_precision="bf16", cpu=True)
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
@@ -258,6 +261,42 @@ def test_a_peft_model_underneath_is_saved_and_loaded(tmp_path):
     model.tss.save(tmp_path)
     again = tss.load(under(), tmp_path)
     assert torch.equal(logits(again, make_batch(TOPICS), "topics"), logits(model, make_batch(TOPICS), "topics"))
+
+
+@pytest.mark.parametrize("change", ["another adapter", "none", "a scaling"])
+def test_other_adapters_of_peft_underneath_are_noticed(change, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False)
+
+    def under():
+        torch.manual_seed(3)
+        peft = get_peft_model(make_bart(), lora)
+        peft.add_adapter("other", lora)
+        return peft
+
+    def differ(peft):
+        if change == "another adapter":
+            peft.set_adapter("other")
+        elif change == "none":
+            peft.base_model.disable_adapter_layers()
+        else:
+            for module in peft.modules():
+                if hasattr(module, "set_scale"):
+                    module.set_scale("default", 3.0)
+        peft.requires_grad_(False)
+
+    model = tss.attach(under(), tss.AdapterConfig(bottleneck=4))
+    learn(model.tss, "topics", TOPICS)
+    model.tss.verify()
+    model.tss.save(tmp_path)
+    other = under()
+    differ(other)
+    with pytest.raises(tss.StateError, match="saved with other adapters of PEFT"):
+        tss.load(other, tmp_path)
+    differ(model.backbone)
+    with pytest.raises(tss.ForgettingError, match="PEFT in the backbone changed since the first task was sealed"):
+        model.tss.verify()
 
 
 def test_a_pipeline_names_the_tasks_labels(tiny_tokenizer):

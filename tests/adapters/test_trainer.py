@@ -115,3 +115,98 @@ def test_checkpointing_by_its_arguments_changes_nothing(name, argument, tmp_path
         found.append({name: layer.scores.detach().clone() for name, layer in handle.layers.items()})
     plain, checkpointed = found
     assert all(torch.equal(plain[name], scores) for name, scores in checkpointed.items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "says"),
+    [
+        (tss.Classification(labels=("yes", "no")), {}, r"settings of the task: labels \['no', 'yes'\] there"),
+        (TOPICS, {"threshold": 0.05}, r"settings of the adapters: threshold 0\.0 there, 0\.05 here"),
+        (TOPICS, {"soft_mask": "none"}, "settings of training: soft_mask 'gradient' there, 'none' here"),
+    ],
+    ids=["order of labels", "adapters", "training"],
+)
+def test_resuming_with_other_settings_is_refused(kind, config, says, tmp_path):
+    def attached(kind, soft_mask="gradient", **config):
+        model = tss.attach(
+            ARCHITECTURES["bert"][0](), tss.AdapterConfig(bottleneck=4, **config), tss.TssOptions(soft_mask=soft_mask)
+        )
+        model.tss.add_task("new", kind)
+        model.tss.train_task("new")
+        return model
+
+    train(attached(TOPICS), TOPICS, tmp_path, save=True)
+    other = attached(kind, **config)
+    scores = snapshot(other)
+    with pytest.raises(tss.StateError, match=says):
+        train(other, TOPICS, tmp_path, resume=True)
+    assert all(torch.equal(tensor, other.state_dict()[key]) for key, tensor in scores.items())
+
+
+def test_resuming_without_the_sealed_tasks_of_a_checkpoint_is_refused(tmp_path):
+    """The next checkpoint would not have them, and may replace this one."""
+    make = ARCHITECTURES["bert"][0]
+    handle = tss.attach(make(), tss.AdapterConfig(bottleneck=4)).tss
+    learn(handle, "first", TOPICS)
+    handle.add_task("new", TOPICS)
+    handle.train_task("new")
+    train(handle.model, TOPICS, tmp_path, save=True)
+    fresh = tss.attach(make(), tss.AdapterConfig(bottleneck=4))
+    fresh.tss.add_task("new", TOPICS)
+    fresh.tss.train_task("new")
+    with pytest.raises(tss.StateError, match=r"beside the sealed task 'first', .* tss\.load\(backbone, folder\)"):
+        train(fresh, TOPICS, tmp_path, resume=True)
+    loaded = tss.load(make(), tmp_path / "checkpoint-3")
+    train(loaded, TOPICS, tmp_path, resume=True)
+    assert list(loaded.tss.tasks) == ["first", "new"]
+
+
+@pytest.mark.parametrize("kind", [TOPICS, REPLIES], ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("name", ["bart", "t5", "llama"])
+def test_a_trainer_made_for_one_task_accumulates_rightly_for_the_next(name, kind, tmp_path):
+    """Whatever task was active when it was made; the batches of a step have different numbers of labels."""
+    make = ARCHITECTURES[name][0]
+    rows = rows_of(kind, 4)
+    if kind is REPLIES:
+        for i, row in enumerate(rows):
+            row["labels"][: 2 * i] = -100
+    ends = []
+    for size, parts in ((4, 1), (1, 4)):
+        handle = tss.attach(make(), tss.AdapterConfig(bottleneck=4, weight_init="signed_constant")).tss
+        learn(handle, "first", TOPICS if kind is REPLIES else REPLIES)
+        for module in handle.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            for key in ("dropout", "attention_dropout", "activation_dropout"):
+                if isinstance(getattr(module, key, None), float):
+                    setattr(module, key, 0.0)
+        handle.add_task("next", kind)
+        arguments = hf.TrainingArguments(
+            output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=size, use_cpu=True, report_to=[],
+            gradient_accumulation_steps=parts, save_strategy="no", disable_tqdm=True, max_grad_norm=0,
+        )  # fmt: skip
+        trainer = hf.Trainer(model=handle.model, args=arguments, train_dataset=rows)
+        handle.train_task("next")
+        start = {key: tensor.clone() for key, tensor in handle.learning_state().items()}
+        parameters = [p for group in handle.trainable_parameters().values() for p in group]
+        trainer.optimizer = torch.optim.SGD(parameters, lr=1.0)
+        if name == "llama" and kind is TOPICS:  # it would count the labels that shifting leaves, none of one row
+            with pytest.raises(ValueError, match="create a Trainer after train_task"):
+                trainer.train()
+            return
+        trainer.train()
+        ends.append({key: tensor - start[key] for key, tensor in handle.learning_state().items()})
+    for key, whole in ends[0].items():
+        assert (whole - ends[1][key]).abs().max() <= 1e-3 * whole.abs().max() + 2.0**-22, key
+    assert any(step.any() for step in ends[0].values())
+
+
+@pytest.mark.parametrize("backbone", [hf.BertForPreTraining, hf.BertForQuestionAnswering])
+def test_evaluation_has_a_loss_whatever_other_labels_the_backbone_takes(backbone, tmp_path):
+    config = ARCHITECTURES["bert"][0]().config
+    handle = tss.attach(backbone(config), tss.AdapterConfig(bottleneck=4)).tss
+    handle.add_task("topics", TOPICS)
+    handle.train_task("topics")
+    trainer = train(handle.model, TOPICS, tmp_path)
+    assert trainer.label_names == ["labels"]
+    assert "eval_loss" in trainer.evaluate(rows_of(TOPICS))

@@ -135,3 +135,16 @@ def test_a_tokenizer_without_offsets_is_refused():
 def test_an_unknown_tag_is_named(tiny_tokenizer):
     with pytest.raises(ValueError, match="tag 'B-ORG' is not one of B-PER, I-PER, O"):
         KIND.encode({"tokens": ["a"], "ner_tags": ["B-ORG"]}, tiny_tokenizer, source_length=8, target_length=1)
+
+
+@pytest.mark.parametrize("tags", [[], ["B-PER"], ["O", "O", "O"]], ids=["none", "fewer", "more"])
+def test_as_many_tags_as_words(tags, tiny_tokenizer):
+    with pytest.raises(ValueError, match=rf"{len(tags)} tags for 2 words, which begin with \['good', 'bad'\]"):
+        KIND.encode({"tokens": ["good", "bad"], "ner_tags": tags}, tiny_tokenizer, source_length=8, target_length=1)
+
+
+def test_a_batch_that_does_not_say_where_words_begin_is_refused(tiny_tokenizer, routed):
+    rows = KIND.encode_all([{"tokens": ["good"]}], tiny_tokenizer, source_length=8, target_length=1)
+    batch = {key: value for key, value in KIND.collate(rows, pad_id=1).items() if key != "labels"}
+    with pytest.raises(ValueError, match="does not say where words begin"):
+        KIND.predict(routed(KIND), batch, tiny_tokenizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tss.tasks.heads import Head, architecture, features, pool, shift_right
+from tss.tasks.heads import Head, architecture, features, pool, real_tokens, shift_right
 
 IDS = torch.tensor([[0, 5, 6, 7, 2, 1, 1, 1], [0, 8, 9, 10, 11, 12, 13, 2]])
 MASK = (IDS != 1).long()
@@ -124,3 +124,25 @@ def test_a_linear_head_is_dropout_out():
     assert torch.equal(Head.apply(head.state_dict(), x), head(x))
     assert not torch.equal(head.train()(x), head(x))
     assert sum(tensor.numel() for tensor in head.state_dict().values()) == 3 * (8 + 1)
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("pad", [1, 2], ids=["a token of its own", "the end token"])
+def test_real_tokens_without_a_mask(left, pad):
+    """Between the padding at both ends; a padding token in the text is text."""
+    rows = [[5, pad, 7, 8], [9], []]
+    width = 6
+    padded = [[pad] * (width - len(r)) + r if left else r + [pad] * (width - len(r)) for r in rows]
+    mask = real_tokens(torch.tensor(padded), pad)
+    assert mask.sum(1).tolist() == [4, 1, 0]
+    assert [row[m].tolist() for row, m in zip(torch.tensor(padded), mask, strict=True)] == rows
+    assert real_tokens(torch.tensor(padded), None) is None
+
+
+@pytest.mark.parametrize("name", ["bart", "t5", "bert", "llama"])
+def test_padding_is_not_read_for_a_token_without_a_mask_either(models, name):
+    model = models[name]
+    model.config.pad_token_id = 1
+    ids = torch.tensor([[5, 6, 7, 1, 1], [8, 9, 10, 11, 12]])
+    given = features(model, {"input_ids": ids, "attention_mask": (ids != 1).long()}).mask
+    assert torch.equal(features(model, {"input_ids": ids}).mask.bool(), given.bool())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -131,6 +132,10 @@ def test_labels_are_in_all_rows_or_in_none(kind, tiny_tokenizer):
         ({"kind": "classification", "labels": []}, "at least one and all different"),
         ({"kind": "classification", "labels": ["a", "a"]}, "at least one and all different"),
         ({"kind": "classification", "labels": "ab"}, "must be a list of strings"),
+        ({"kind": "classification", "labels": {"a", "b"}}, r"labels are a set.*give sorted\(labels\)"),
+        ({"kind": "extraction", "labels": frozenset({"O", "B-X"})}, r"labels are a set.*give sorted\(labels\)"),
+        ({"kind": "extraction", "labels": ["O", "U-X", "L-X"]}, "'U-X' is neither \"O\" nor B, I, E or S"),
+        ({"kind": "extraction", "labels": ["O", "NOUN"]}, "'NOUN' is neither"),
         ({"kind": "extraction", "labels": ["B-X", "I-X"]}, 'labels must contain "O"'),
         ({"kind": "classification", "labels": ["a"], "head": "mlp"}, "head='mlp' is not one of dense, linear"),
         ({"kind": "extraction", "labels": ["O"], "features": "decoder_last"}, "is not one of auto, encoder, decoder"),
@@ -142,6 +147,11 @@ def test_labels_are_in_all_rows_or_in_none(kind, tiny_tokenizer):
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         kind_from_dict(settings)
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], ("a", "b"), np.array(["a", "b"]), {"a": 1, "b": 2}], ids=repr)
+def test_labels_keep_the_order_of_what_has_one(labels):
+    assert Classification(labels=labels).labels == ("a", "b")
 
 
 def test_every_kind_is_in_the_table():
@@ -204,6 +214,17 @@ def test_generation_keeps_its_bounds_and_those_of_the_model(tiny_tokenizer, mode
     model.generate = lambda **settings: ids.append(original(**settings)) or ids[0]
     assert len(kind.predict(model, batch, tiny_tokenizer)) == 2
     assert ids[0].shape[1] in lengths  # with the start token
+
+
+def test_the_positions_of_a_decoder_that_has_its_own(tiny_tokenizer, models):
+    kind, model = Generation(num_beams=1, min_new_tokens=50, max_new_tokens=50), models["bart"]
+    batch = kind.collate(kind.encode_all(EXAMPLES["generation"], tiny_tokenizer, **LENGTHS), pad_id=1)
+    model.config.max_position_embeddings, model.config.max_decoder_position_embeddings = 64, 9  # as LED's names them
+    model.config.max_encoder_position_embeddings = 64
+    seen, original = [], model.generate
+    model.generate = lambda **settings: seen.append(settings["max_new_tokens"]) or original(**settings)
+    kind.predict(model, batch, tiny_tokenizer)
+    assert seen == [8]
 
 
 def test_generation_on_a_model_without_a_language_model_head_is_refused(tiny_tokenizer, models):

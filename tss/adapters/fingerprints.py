@@ -55,9 +55,10 @@ class Fingerprints:
         for name, tensor in tensors.items():
             if tensor.is_meta or is_sharded(tensor):
                 continue
-            version = (tensor.data_ptr(), tensor._version, tensor.dtype)
+            # Inference tensors do not count writes.
+            version = (tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version, tensor.dtype)
             known = self._known.get(name)
-            if fresh or known is None or known[0] != version:
+            if fresh or tensor.is_inference() or known is None or known[0] != version:
                 known = self._known[name] = (version, _by_dtype(tensor))
             found[name] = known[1]
         return found

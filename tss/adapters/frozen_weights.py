@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,14 @@ from tss.adapters.site_adapter import SiteAdapter
 from tss.adapters.storage import Tensors, digest, load_exactly
 from tss.errors import ForgettingError, StateError
 from tss.io import sha256
+
+# Entries of a configuration that change no output in evaluation mode, or that users set for their own purposes.
+VOLATILE = {
+    "_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "tokenizer_class",
+    "_from_model_config", "_attn_implementation", "attn_implementation", "use_cache", "return_dict",
+    "output_attentions", "output_hidden_states", "gradient_checkpointing", "id2label", "label2id", "num_labels",
+    "problem_type", "finetuning_task", "task_specific_params", "initializer_range", "pad_token_id",
+}  # fmt: skip
 
 
 class FrozenWeights:
@@ -30,6 +40,7 @@ class FrozenWeights:
         self.core, self.adapters = core, dict(adapters)
         self._of_backbone, self._of_adapters = Fingerprints(), Fingerprints()
         self._remembered: tuple[Checksums, Checksums] | None = None
+        self._remembered_peft: dict[str, str] = {}
 
     def tensors(self) -> Tensors:
         """Return the adapters' tensors that never change."""
@@ -53,6 +64,7 @@ class FrozenWeights:
     def remember(self, *, fresh: bool) -> None:
         """Record the current values for `verify` to compare with; called when the model gets its first sealed task."""
         self._remembered = self.checksums(fresh=fresh), self._of_adapters.of(self.tensors(), fresh=fresh)
+        self._remembered_peft = self.peft()
 
     def verify(self, *, fresh: bool) -> None:
         """Raise ForgettingError, naming what changed, if values are not what they were when the first task was sealed.
@@ -71,11 +83,37 @@ class FrozenWeights:
                     f"{gone or f'{name} was written to'}. Sealed tasks depend on it and their outputs would change: "
                     "restore its values, or load the tasks on the weights that they were trained on"
                 )
+        now = self.peft()
+        if other := next((name for name, then in self._remembered_peft.items() if now.get(name, then) != then), None):
+            raise ForgettingError(
+                f"PEFT in the backbone changed since the first task was sealed: {other} has {now[other]}, and had "
+                f"{self._remembered_peft[other]}. Sealed tasks depend on it: activate the same adapters again"
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return what is saved about the backbone: its `geometry`, its checksums and its name."""
         name = getattr(self.core.config, "_name_or_path", "")
-        return self.geometry() | {"checksums": self.checksums(), "name": name}
+        return self.geometry() | {
+            "checksums": self.checksums(), "name": name, "settings": self.settings(),
+            "peft": sorted(set(self.peft().values())),
+        }  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        """Return the entries of the backbone's configuration that outputs may depend on, as plain JSON types."""
+        entries = self.core.config.to_dict()
+        found = {key: value for key, value in entries.items() if key not in VOLATILE and "drop" not in key}
+        return json.loads(json.dumps(found, default=str))
+
+    def peft(self) -> dict[str, str]:
+        """Return layer of PEFT in the backbone -> its active adapters and their scaling."""
+        found = {}
+        for name, module in self.core.named_modules():
+            active = getattr(module, "active_adapters", None)
+            if isinstance(active, list | tuple) and hasattr(module, "disable_adapters"):
+                scaling = getattr(module, "scaling", {})
+                scaled = [f"{one} x {scaling[one]:g}" if one in scaling else one for one in active]
+                found[name] = "no adapter" if module.disable_adapters else ", ".join(scaled) or "no adapter"
+        return found
 
     def geometry(self) -> dict[str, Any]:
         """Return what a backbone must have in common with the one that tasks were trained on, besides all values."""
@@ -112,6 +150,19 @@ class FrozenWeights:
                 f"{origin} was saved from another backbone, with these sizes but different weights: the checksum of "
                 f"{name} differs from that of this model (in the widest dtype that both have); load it on the weights "
                 "that it was trained on, in the dtype that it was saved in or a narrower one"
+            )
+        peft, now = backbone.get("peft", []), sorted(set(self.peft().values()))
+        if peft != now:
+            raise StateError(
+                f"{origin} was saved with other adapters of PEFT in its backbone: {'; '.join(peft) or 'none'} there, "
+                f"{'; '.join(now) or 'none'} here; activate the same"
+            )
+        then, settings = backbone.get("settings", {}), self.settings()
+        if other := [key for key in then if key in settings and settings[key] != then[key]]:
+            warnings.warn(
+                f"{origin} was saved from a backbone with another configuration, so its tasks may answer otherwise: "
+                + "; ".join(f"{key} {then[key]} there, {settings[key]} here" for key in other),
+                stacklevel=2,
             )
         own = self.tensors()
         load_exactly({name: tensor.clone() for name, tensor in own.items()}, frozen, origin)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 from urllib.parse import quote, unquote
 
 import torch
@@ -16,13 +18,18 @@ PREFIX = "task-"
 
 
 class LearningTask(Float32Module):
-    """Head being trained, if there is one, and a buffer by which a checkpoint identifies the task."""
+    """Head being trained, if there is one, and what its training started with, which a checkpoint has to agree with.
 
-    begun: torch.Tensor
+    Attributes:
+        about: JSON as uint8: the task's kind, the settings of the adapters and of training, and "sealed": the tasks
+            that were sealed by then, hash -> name.
+    """
 
-    def __init__(self, head: nn.Module | None) -> None:
+    about: torch.Tensor
+
+    def __init__(self, head: nn.Module | None, about: Mapping[str, Any]) -> None:
         super().__init__()
-        self.register_buffer("begun", torch.ones(1))
+        self.register_buffer("about", torch.tensor(list(json.dumps(about, sort_keys=True).encode()), dtype=torch.uint8))
         self.head = head
 
 
@@ -53,6 +60,11 @@ class TasksLearned(nn.Module):
 def module_name(task: str) -> str:
     """Return a task's name as a module name, which must not contain dots."""
     return PREFIX + quote(task, safe=" ").replace(".", "%2E")
+
+
+def read_about(about: torch.Tensor) -> dict[str, Any]:
+    """Return the content of `LearningTask.about`."""
+    return json.loads(bytes(about.tolist()))
 
 
 def tasks_in(keys: Iterable[str]) -> set[str]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tss.adapters import hub, saving
 from tss.adapters.attaching import attach
 from tss.adapters.config import AdapterConfig, options_from
@@ -41,8 +43,9 @@ def load(
     if cache_bytes is not None and cache_bytes < 0:
         raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
     directory = _folder(source)
-    saved = saving.read(directory, names=tasks, keep=cache_bytes is not None)
-    loaded = restore(model, saved, str(directory))
+    with torch.inference_mode(False):  # the caller's mode would make tensors that cannot be trained later
+        saved = saving.read(directory, names=tasks, keep=cache_bytes is not None)
+        loaded = restore(model, saved, str(directory))
     if cache_bytes is not None:
         loaded.tss.store.cache.limit = cache_bytes
     return loaded

@@ -55,6 +55,7 @@ class TssModel(PreTrainedModel):
     config_class = None  # type: ignore[assignment]
     wraps: type[nn.Module]
     tss: TssHandle
+    _divides_loss: bool
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -70,6 +71,7 @@ class TssModel(PreTrainedModel):
         self.adapters, self.learning = nn.ModuleList(list(adapters.values())), TasksLearned()
         self.__dict__["tss"] = TssHandle(self, backbone, config, options, adapters, store, self.learning)
         self.__dict__["_task_config"] = (None, None)
+        self.__dict__["_divides_loss"] = task_forward.divides_loss(core)
         backbone.requires_grad_(False)
         for name, adapter in adapters.items():
             core.get_submodule(name).register_forward_hook(adapter.hook)
@@ -111,7 +113,19 @@ class TssModel(PreTrainedModel):
     def _run_backbone(self, call: TaskCall, kwargs: dict[str, Any]) -> Any:
         if "labels" in kwargs and (labels := kwargs.pop("labels")) is not None:  # a base model has none
             kwargs["labels"] = task_forward.check_token_labels(self.core, call, kwargs, labels)
-        return self.backbone(**kwargs)
+        if self._divides_loss:
+            return self.backbone(**kwargs)
+        items = kwargs.pop("num_items_in_batch", None)
+        output = self.backbone(**kwargs)
+        return output if items is None else task_forward.divided(self.core, output, kwargs.get("labels"), items)
+
+    def get_encoder(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the backbone's encoder as a function that runs for the active task, or for `task=...`."""
+        return task_forward.Part(self.tss.resolve, self.core.get_encoder(*args, **kwargs))
+
+    def get_decoder(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the backbone's decoder as a function that runs for the active task, or for `task=...`."""
+        return task_forward.Part(self.tss.resolve, self.core.get_decoder(*args, **kwargs))
 
     def generate(self, *args: Any, task: Task = ACTIVE, **kwargs: Any) -> Any:
         """Generate with the backbone's `generate`, for one task, one task per row, or None (the original model).
@@ -169,14 +183,8 @@ class TssModel(PreTrainedModel):
 
     @property
     def accepts_loss_kwargs(self) -> bool:
-        """Whether the loss is divided by `num_items_in_batch`, so that Trainer need not average accumulated steps."""
-        if self._active_labelled():
-            return True
-        core = self.core
-        if hasattr(core, "accepts_loss_kwargs"):
-            return core.accepts_loss_kwargs
-        # A forward with **kwargs does not imply it: BART's accepts them, but averages the loss regardless.
-        return "loss_function" in inspect.getsource(inspect.unwrap(type(core).forward))
+        """True: the loss is divided by `num_items_in_batch`, so that Trainer need not average accumulated steps."""
+        return True
 
     @property
     def loss_type(self) -> Any:
@@ -325,7 +333,9 @@ def _class_for(wraps: type[nn.Module]) -> type[TssModel]:
         if name not in signature.parameters
     ]
     rest = [p for p in given if p.kind is inspect.Parameter.VAR_KEYWORD]
-    named = [p for p in given if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    # Trainer takes every argument that is named like these for labels, and looks for all of them in each batch.
+    others = {p.name for p in given if "label" in p.name} - {"labels"} | {"start_positions", "end_positions"}
+    named = [p for p in given if p.kind is not inspect.Parameter.VAR_KEYWORD and p.name not in others]
     forward.__signature__ = signature.replace(parameters=[own, *named, *added, *rest])  # type: ignore[attr-defined]
     forward.__doc__ = wraps.forward.__doc__
     namespace = {"forward": forward, "wraps": wraps, "__module__": __name__, "__doc__": TssModel.__doc__}

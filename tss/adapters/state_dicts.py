@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tss.adapters.learning import tasks_in
+from tss.adapters.learning import module_name, read_about, tasks_in
 from tss.errors import StateError
 
 BACKBONE, ADAPTERS, LEARNING = "backbone.", "adapters.", "learning."
@@ -27,9 +27,39 @@ def check_state(
             f"this checkpoint was made while {there} was being trained, and now {now} is: call add_task and train_task "
             "as before it was made, or open the folder with tss.load, which also loads sealed tasks"
         )
+    for task in stored & here:
+        key = f"{start}{module_name(task)}.about"
+        if key in state:
+            _check_about(model, task, read_about(state[key]))
+            state[key] = model.learning.of(task).about  # it may be longer or shorter
     for name, buffer in model.adapters.named_buffers():
         if not adapters:
             state[f"{prefix}{ADAPTERS}{name}"] = buffer  # keep importance if a checkpoint has only the backbone
+
+
+def _check_about(model: Any, task: str, then: dict[str, Any]) -> None:
+    """Raise StateError if a checkpoint's task had other settings, or was trained beside sealed tasks that are not here.
+
+    Args:
+        model: the `TssModel`.
+        task: the task being trained.
+        then: what the checkpoint says about it.
+    """
+    now = read_about(model.learning.of(task).about)
+    for part, of in (("kind", "the task"), ("adapters", "the adapters"), ("options", "training")):
+        if then[part] != now[part]:
+            key = next(key for key in {**then[part], **now[part]} if then[part].get(key) != now[part].get(key))
+            raise StateError(
+                f"this checkpoint of task {task!r} was made with other settings of {of}: {key} {then[part].get(key)!r} "
+                f"there, {now[part].get(key)!r} here; use the same, or open its folder with tss.load"
+            )
+    here = {record.hash for record in model.tss.tasks.values()}
+    if gone := [name for sha, name in then["sealed"].items() if sha not in here]:
+        raise StateError(
+            f"this checkpoint was made beside the sealed {'tasks' if len(gone) > 1 else 'task'} "
+            f"{', '.join(map(repr, gone))}, which this model lacks and later checkpoints would lose: open its folder "
+            "with tss.load(backbone, folder) and continue with that model"
+        )
 
 
 def forgive_missing_backbone(model: Any, result: Any) -> None:

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from tss.adapters.sealed_task import SealedTask
 
 Key = TypeVar("Key", bound=Hashable)
@@ -33,7 +35,8 @@ class TaskCache(Generic[Key]):
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
-            value = self._values[key] = read()
+            with torch.inference_mode(False):  # the caller's mode would make tensors that no later training can use
+                value = self._values[key] = read()
             self.bytes += value.bytes
             while self.limit is not None and self.bytes > self.limit and len(self._values) > 1:
                 self.bytes -= self._values.popitem(last=False)[1].bytes

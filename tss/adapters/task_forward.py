@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 from transformers.utils.generic import ModelOutput
 
-from tss.adapters.task_call import TaskCall
-from tss.tasks.base import check_targets
+from tss.adapters.task_call import TaskCall, calling
+from tss.adapters.task_choice import ACTIVE
+from tss.tasks.base import IGNORED, check_targets
 from tss.tasks.headed import HeadedKind
 from tss.tasks.heads import Features, choose_stack, shift_right
 
@@ -92,7 +94,71 @@ def check_token_labels(core: Any, call: TaskCall, inputs: Inputs, labels: Any) -
             f"{tuple(labels.shape)}: for class labels name a classification or extraction task, with task=..."
         )
     shape = labels.shape if isinstance(labels, torch.Tensor) else (rows or "rows", "length")
-    return check_targets(labels, shape, head.weight.shape[0], owner)
+    labels = check_targets(labels, shape, head.weight.shape[0], owner)
+    if (
+        call.kind is not None
+        and getattr(call.kind, "causal", False)
+        and isinstance(inputs.get("input_ids"), torch.Tensor)
+    ):
+        _check_one_sequence(inputs["input_ids"], labels, owner)
+    return labels
+
+
+def _check_one_sequence(ids: torch.Tensor, labels: torch.Tensor, owner: str) -> None:
+    """Raise ValueError if labels are not those of a causal model: the ids themselves, or -100 where there is no loss.
+
+    A few may differ, where inputs are corrupted on purpose. Checked on the CPU only, as `check_targets` does.
+    """
+    if labels.shape == ids.shape and labels.device.type == "cpu":
+        marked = labels != IGNORED
+        if int((labels[marked] != ids[marked]).sum()) * 2 <= int(marked.sum()):
+            return
+    elif labels.shape == ids.shape:
+        return
+    raise ValueError(
+        f"{owner}: a causal model predicts its own input, but labels {tuple(labels.shape)} are not the input_ids "
+        f"{tuple(ids.shape)} with {IGNORED} at the prompt: encode examples with model.tss.tasks[name].kind, which "
+        "add_task made for the model"
+    )
+
+
+def divides_loss(core: Any) -> bool:
+    """Return whether a backbone divides its own loss by `num_items_in_batch`."""
+    # A forward with **kwargs does not imply it: BART's accepts them, but averages the loss regardless.
+    return getattr(core, "accepts_loss_kwargs", None) is not False and "loss_function" in inspect.getsource(
+        inspect.unwrap(type(core).forward)
+    )
+
+
+def divided(core: Any, output: Any, labels: torch.Tensor | None, items: Any) -> Any:
+    """Return a backbone's output with its mean loss replaced by the sum over labels divided by `items`."""
+    if labels is None:
+        return output
+    own = labels if core.config.is_encoder_decoder else labels[..., 1:]
+    factor = (own != IGNORED).sum() / items
+    if isinstance(output, tuple):
+        return (output[0] * factor, *output[1:])
+    output["loss"] = output["loss"] * factor
+    return output
+
+
+class Part:
+    """A part of a backbone, such as its encoder, that is called for a task; has the part's attributes."""
+
+    def __init__(self, resolve: Callable[[Any], TaskCall], part: nn.Module) -> None:
+        self.__dict__.update(_resolve=resolve, _part=part)
+
+    def __call__(self, *args: Any, task: Any = ACTIVE, **kwargs: Any) -> Any:
+        with calling(self._resolve(task)):
+            return self._part(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.__dict__["_part"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._part, name, value)
 
 
 def part_caller(backbone: Any) -> Callable[..., Any] | None:
@@ -116,7 +182,11 @@ def part_caller(backbone: Any) -> Callable[..., Any] | None:
 
         if core.config.is_encoder_decoder and part is core.get_encoder():
             start = core.config.decoder_start_token_id
-            inputs = {**inputs, "decoder_input_ids": shift_right(inputs["input_ids"], start)}
+            ids = inputs.get("input_ids")
+            if ids is None:  # embeddings: any decoder input will do, as its output is not read
+                first = next(inputs[key] for key in MAIN_INPUTS if isinstance(inputs.get(key), torch.Tensor))
+                ids = torch.full((len(first), 1), start, device=first.device)
+            inputs = {**inputs, "decoder_input_ids": shift_right(ids, start)}
         hook = part.register_forward_hook(catch)
         try:
             backbone(**inputs)

@@ -296,8 +296,14 @@ class TaskTensors:
             self._steps.retire(adapter.renew())
             adapter.start(names[0], fresh=fresh, masked=self.options.soft_mask == "gradient")
         for name in names:
-            own = head if head is not None else self.make_head(name, self.store.record(name).kind)
-            self.learning.put(name, LearningTask(own), self.device())
+            kind = self.store.record(name).kind
+            own = head if head is not None else self.make_head(name, kind)
+            sealed = {self.store.record(other).hash: other for other in self._sealed()}
+            about = {
+                "kind": kind.to_dict(), "adapters": asdict(self.config), "options": asdict(self.options),
+                "sealed": sealed,
+            }  # fmt: skip
+            self.learning.put(name, LearningTask(own, about), self.device())
         self._require_grad(True)
         self._began = self._learned_checksums(*names)
         self._steps.start(names[0])

@@ -178,12 +178,18 @@ def check_choice(owner: str, key: str, value: object, allowed: Sequence[str]) ->
 
 def check_labels(owner: str, labels: Sequence[str]) -> tuple[str, ...]:
     """Return labels as a tuple; raise ValueError unless there is at least one and all are strings and distinct."""
+    if isinstance(labels, set | frozenset):
+        raise ValueError(
+            f"{owner}: labels are a set, whose order differs from process to process, and the order decides which "
+            "output stands for which label: give sorted(labels)"
+        )
     listed = isinstance(labels, Iterable) and not isinstance(labels, str)
+    labels = tuple(labels) if listed else labels
     if not listed or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"{owner}: labels must be a list of strings, not {labels!r}")
     if not labels or len(set(labels)) != len(labels):
         raise ValueError(f"{owner}: labels must be at least one and all different, not {list(labels)!r}")
-    return tuple(labels)
+    return tuple(map(str, labels))
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, multiple: int = PAD_MULTIPLE) -> torch.Tensor:
@@ -233,8 +239,15 @@ def mean_loss(logits: torch.Tensor, labels: torch.Tensor, items: Items = None) -
         items: number of labels to average over, if gradients of several batches are accumulated to one mean.
     """
     flat, targets = logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1).to(logits.device)
-    total = nn.functional.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum")
-    return total / ((targets != IGNORED).sum().clamp(min=1) if items is None else items)
+    total, count = nn.functional.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum"), None
+    if items is None or (targets.device.type == "cpu" and not torch.compiler.is_compiling()):
+        count = (targets != IGNORED).sum()
+        if items is not None and items < count:
+            raise ValueError(
+                f"num_items_in_batch is {float(items):g}, less than the {int(count)} labels of this batch alone: "
+                "create a Trainer after train_task, since it counts labels as the task needs that is active then"
+            )
+    return total / (count.clamp(min=1) if items is None else items)
 
 
 def check_targets(labels: Any, shape: Sequence[int | str], classes: int, owner: str) -> torch.Tensor:

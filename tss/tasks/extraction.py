@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,6 +17,8 @@ from tss.tasks.headed import HeadedKind
 from tss.tasks.heads import HEADS, Call, Features, Head
 
 OUTSIDE = "O"
+TAG = re.compile("[BIES]-.+", re.DOTALL)
+"""Other tags, in BIO or IOBES."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Extraction(HeadedKind):
         object.__setattr__(self, "labels", base.check_labels("Extraction", self.labels))
         if OUTSIDE not in self.labels:
             raise ValueError(f'Extraction: labels must contain "O", not {list(self.labels)!r}')
+        if foreign := [label for label in self.labels if label != OUTSIDE and not TAG.fullmatch(label)]:
+            raise ValueError(
+                f'Extraction: {foreign[0]!r} is neither "O" nor B, I, E or S with a hyphen and a type, and would be '
+                "scored wrongly: rename the tags, in BILOU for example L- to E- and U- to S-"
+            )
         base.check_choice("Extraction", "features", self.features, ("auto", "encoder", "decoder"))
         base.check_choice("Extraction", "head", self.head, HEADS)
 
@@ -58,7 +66,12 @@ class Extraction(HeadedKind):
         index = {label: i for i, label in enumerate(self.labels)}
         rows, starts = align([example["tokens"] for example in examples], tokenizer, source_length)
         for example, row, firsts in zip(examples, rows, starts, strict=True):
-            tags = example.get("ner_tags") or [OUTSIDE] * len(example["tokens"])
+            tags = [OUTSIDE] * len(example["tokens"]) if example.get("ner_tags") is None else example["ner_tags"]
+            if len(tags) != len(example["tokens"]):
+                raise ValueError(
+                    f"{len(tags)} tags for {len(example['tokens'])} words, which begin with {example['tokens'][:5]}: "
+                    "give one tag for each word"
+                )
             if unknown := sorted(set(tags) - set(index)):
                 raise ValueError(f"tag {unknown[0]!r} is not one of {', '.join(self.labels)}")
             row["labels"] = [base.IGNORED] * len(row["input_ids"])
@@ -122,8 +135,7 @@ class Extraction(HeadedKind):
         With `examples`, every row has one tag for each word of its example; without, it ends with the last word that
         was not cut off (`score` then uses "O" for the rest).
         """
-        best = logits.argmax(-1).tolist()
-        marks = (batch["labels"] != base.IGNORED).tolist()
+        best, marks = logits.argmax(-1).tolist(), _marks(batch)
         tags = [
             [self.labels[i] for i, marked in zip(*row, strict=True) if marked] for row in zip(best, marks, strict=True)
         ]
@@ -133,8 +145,7 @@ class Extraction(HeadedKind):
         self, logits: torch.Tensor, batch: base.Batch, examples: Sequence[base.Example] | None = None
     ) -> list[dict[str, Any]]:
         """Return the probability of each word's tag; None for words that were cut off."""
-        best = logits.float().softmax(-1).amax(-1).tolist()
-        marks = (batch["labels"] != base.IGNORED).tolist()
+        best, marks = logits.float().softmax(-1).amax(-1).tolist(), _marks(batch)
         found: list[list[float | None]] = [
             [value for value, marked in zip(*row, strict=True) if marked] for row in zip(best, marks, strict=True)
         ]
@@ -154,6 +165,16 @@ class Extraction(HeadedKind):
     def signature(self) -> str:
         """Return seqeval's version and mode."""
         return metrics.signature()
+
+
+def _marks(batch: base.Batch) -> list[list[bool]]:
+    """Return where a batch has the first tokens of words."""
+    if "labels" not in batch:
+        raise ValueError(
+            "a batch without labels does not say where words begin: encode the examples with this kind, which labels "
+            'first tokens even without "ner_tags"'
+        )
+    return (batch["labels"] != base.IGNORED).tolist()
 
 
 def pad_tags(tags: Sequence[Sequence[str]], lengths: Sequence[int]) -> list[list[str]]:

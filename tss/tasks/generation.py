@@ -29,7 +29,8 @@ class Generation(base.TaskKind):
         no_repeat_ngram_size: n-grams of this size occur at most once in an output; 0 allows repetition.
         prompt: the model's input, containing "{source}" once; "" is the source only, followed by a line break for a
             causal model.
-        causal: whether prompt and answer form one sequence, as for causal models; `add_task` sets it for the model.
+        causal: whether prompt and answer form one sequence, as for causal models. `add_task` sets it for the model:
+            encode examples with the kind that it stores, `model.tss.tasks[name].kind`.
     """
 
     kind: ClassVar[str] = "generation"
@@ -192,11 +193,19 @@ class Generation(base.TaskKind):
         """
         network: Any = model
         self.check_model(network)
+        if self.causal == network.config.is_encoder_decoder:
+            raise ValueError(
+                f"this Generation is for {'causal' if self.causal else 'encoder-decoder'} models, which "
+                f"{type(network).__name__} is not, and encoded its batch for one: use model.tss.tasks[name].kind, "
+                "which add_task made for the model"
+            )
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         if self.causal:
             inputs = prompts_of(batch, tokenizer.pad_token_id or 0)
         taken = inputs["input_ids"].shape[1] if self.causal else 1
-        positions = getattr(network.config, "max_position_embeddings", None)  # None: relative positions, no bound
+        # None: relative positions, no bound; LED's decoder has fewer positions than its encoder
+        own = None if self.causal else getattr(network.config, "max_decoder_position_embeddings", None)
+        positions = own or getattr(network.config, "max_position_embeddings", None)
         most = self.max_new_tokens if positions is None else min(self.max_new_tokens, positions - taken)
         if most < 1:
             raise ValueError(f"a prompt of {taken} tokens fills the model's {positions} positions: shorten the sources")

@@ -91,6 +91,8 @@ def features(model: Any, inputs: Mapping[str, Any], stack: str = "auto", call: C
     check_inputs(model, kwargs)
     run = call or (lambda module, **named: module(**named))
     mask = kwargs.get("attention_mask")
+    if mask is None and isinstance(kwargs.get("input_ids"), torch.Tensor):
+        mask = real_tokens(kwargs["input_ids"], getattr(model.config, "pad_token_id", None))
     if have != "encoder-decoder":
         if have == "decoder":
             kwargs.setdefault("use_cache", False)
@@ -119,6 +121,17 @@ def features(model: Any, inputs: Mapping[str, Any], stack: str = "auto", call: C
     if call is not None:
         return _read_output(call(model.get_decoder(), **kwargs), mask)
     return _read_output(_run_stacks(model, kwargs), mask)
+
+
+def real_tokens(ids: torch.Tensor, pad_id: int | None) -> torch.Tensor | None:
+    """Return the mask (B, L) of ids between the padding at both ends; None without a padding token.
+
+    Padding tokens in between count as text: some models pad with their end token.
+    """
+    if pad_id is None or ids.dim() != 2:
+        return None
+    real = ids != pad_id
+    return (real.cumsum(1) > 0) & (real.flip(1).cumsum(1).flip(1) > 0)
 
 
 def _run_stacks(model: Any, kwargs: dict[str, Any]) -> Any:
