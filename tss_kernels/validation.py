@@ -6,7 +6,6 @@ import operator
 from typing import Any, NoReturn
 
 import torch
-from torch._C import _functorch as _func
 from torch.autograd import forward_ad
 
 # Dtypes that the operations compute with; PyTorch also has narrower floating dtypes, but only for storage.
@@ -182,7 +181,8 @@ def needs_gradient(*tensors: torch.Tensor | None) -> bool:
     if torch.compiler.is_dynamo_compiling():
         # Tangents and levels of tensors cannot be asked for here, so that any of them counts.
         forward = forward_ad._current_level >= 0
-        backward = torch.is_grad_enabled() and _func.get_dynamic_layer_stack_depth() > 0
+        depth = torch._C._functorch.get_dynamic_layer_stack_depth()  # type: ignore[attr-defined]
+        backward = torch.is_grad_enabled() and depth > 0
     else:
         forward = forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in needed)
         backward = gradient and torch._C._are_functorch_transforms_active()

@@ -528,3 +528,10 @@ def test_rows_with_other_columns_are_refused_by_name(handle):
     with pytest.raises(ValueError, match="attention_mask is in some of the examples and not in others"):
         handle.seal_task(rows)
     assert handle.trainable == "topics"
+
+
+def test_a_threshold_that_no_first_score_reaches_is_refused(bart):
+    tss.attach(bart, tss.AdapterConfig(bottleneck=8, threshold=0.2)).tss.detach()
+    with pytest.raises(ValueError, match=r"AdapterConfig: threshold 0\.3 is above all first scores .* at most 0\.25"):
+        tss.attach(bart, tss.AdapterConfig(bottleneck=8, threshold=0.3))
+    assert not any(module._forward_hooks for module in bart.modules())

@@ -8,7 +8,7 @@ import transformers as hf
 
 import tss
 
-from .conftest import ARCHITECTURES, NAMES, REPLIES, TOPICS, learn, make_batch, snapshot
+from .conftest import ARCHITECTURES, NAMES, REPLIES, TOPICS, learn, logits, make_batch, snapshot
 
 
 def rows_of(kind, count=16):
@@ -210,3 +210,18 @@ def test_evaluation_has_a_loss_whatever_other_labels_the_backbone_takes(backbone
     trainer = train(handle.model, TOPICS, tmp_path)
     assert trainer.label_names == ["labels"]
     assert "eval_loss" in trainer.evaluate(rows_of(TOPICS))
+
+
+def test_after_mixed_precision_answers_come_back_bit_for_bit(tmp_path):
+    handle = tss.attach(ARCHITECTURES["bart"][0](), tss.AdapterConfig(bottleneck=4)).tss
+    learn(handle, "old", TOPICS)
+    batch = make_batch(TOPICS)
+    before = logits(handle.model, batch, "old")
+    handle.add_task("new", TOPICS)
+    handle.train_task("new")
+    trainer = train(handle.model, TOPICS, tmp_path, bf16=True)
+    handle.seal_task(trainer.get_train_dataloader())
+    handle.model.eval()
+    assert not torch.equal(logits(handle.model, batch, "old"), before)
+    trainer.accelerator.unwrap_model(handle.model, keep_fp32_wrapper=False)
+    assert torch.equal(logits(handle.model, batch, "old"), before)

@@ -239,15 +239,17 @@ def mean_loss(logits: torch.Tensor, labels: torch.Tensor, items: Items = None) -
         items: number of labels to average over, if gradients of several batches are accumulated to one mean.
     """
     flat, targets = logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1).to(logits.device)
-    total, count = nn.functional.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum"), None
-    if items is None or (targets.device.type == "cpu" and not torch.compiler.is_compiling()):
-        count = (targets != IGNORED).sum()
-        if items is not None and items < count:
+    total = nn.functional.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum")
+    if items is None:
+        return total / (targets != IGNORED).sum().clamp(min=1)
+    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
+        own = int((targets != IGNORED).sum())
+        if items < own:
             raise ValueError(
-                f"num_items_in_batch is {float(items):g}, less than the {int(count)} labels of this batch alone: "
-                "create a Trainer after train_task, since it counts labels as the task needs that is active then"
+                f"num_items_in_batch is {float(items):g}, less than the {own} labels of this batch alone: create a "
+                "Trainer after train_task, since it counts labels as the task needs that is active then"
             )
-    return total / (count.clamp(min=1) if items is None else items)
+    return total / items
 
 
 def check_targets(labels: Any, shape: Sequence[int | str], classes: int, owner: str) -> torch.Tensor:
