@@ -190,9 +190,16 @@ class GatedAdapterLinear(nn.Module):
         stored = prefix + "importance" in state_dict
         if stored and self.importance is None:
             self.importance = torch.zeros_like(self.scores, requires_grad=False)
-        elif not stored and all(prefix + name in state_dict for name in REGISTERED if getattr(self, name) is not None):
+        elif not stored and self._is_whole(state_dict, prefix):
             self.importance = None
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _is_whole(self, state_dict: dict[str, Any], prefix: str) -> bool:
+        """Return whether a state dict has all parameters of this layer, wherever parametrizations moved them."""
+        own = [name for name, parameter in self._parameters.items() if parameter is not None]
+        if hasattr(self, "parametrizations"):
+            own += [f"parametrizations.{name}.original" for name in self.parametrizations]  # type: ignore[union-attr]
+        return all(prefix + name in state_dict for name in own)
 
 
 class GatedAdapter(nn.Module):
@@ -201,8 +208,8 @@ class GatedAdapter(nn.Module):
     activation: "relu", "gelu", "silu" or "tanh". x may have any floating dtype: the frozen weights are cast to it, or
     to autocast's. weight_init is "normal" here, N(0, 0.02^2): beside a residual, small weights leave the hidden state
     of the model nearly unchanged, whereas "signed_constant" would change it by more than half. Other arguments as for
-    GatedAdapterLinear. `run_adapter` describes how the layers run. Warns about a threshold that none of the first
-    scores reaches. Raises ValueError, TypeError.
+    GatedAdapterLinear. `run_adapter` describes how the layers run. Warns about a threshold with which no score gets a
+    gradient. Raises ValueError, TypeError.
     """
 
     def __init__(
@@ -225,7 +232,7 @@ class GatedAdapter(nn.Module):
         }  # fmt: skip
         self.down = GatedAdapterLinear(hidden_size, bottleneck, **options)
         self.up = GatedAdapterLinear(bottleneck, hidden_size, **options)
-        if message := unreached_threshold(threshold, hidden_size, bottleneck):
+        if message := unreached_threshold(threshold, hidden_size, activation):
             warnings.warn(f"GatedAdapter: {message}, or set other scores", stacklevel=2)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -248,14 +255,17 @@ class GatedAdapter(nn.Module):
         return f"activation={self.activation!r}"
 
 
-def unreached_threshold(threshold: float, hidden_size: int, bottleneck: int) -> str | None:
-    """Return what is wrong with an adapter's threshold, if none of the scores that are drawn first reaches it."""
-    highest = 1 / math.sqrt(max(hidden_size, bottleneck, 1))
-    if threshold <= highest:
+def unreached_threshold(threshold: float, hidden_size: int, activation: str) -> str | None:
+    """Return what is wrong with an adapter's threshold, if no score can ever get a gradient.
+
+    That is so where no gate of the first layer is on and the activation has no gradient at 0.
+    """
+    highest = 1 / math.sqrt(max(hidden_size, 1))
+    if activation != "relu" or threshold <= highest:
         return None
     return (
-        f"threshold {threshold} is above all first scores of a layer, which are at most {highest:.3g}: no gate of it "
-        "is on, and no score of the adapter gets a gradient; use a lower threshold"
+        f"threshold {threshold} is above all first scores of the down layer, which are at most {highest:.3g}: none of "
+        "its gates is on, and no score of the adapter gets a gradient; use a lower threshold"
     )
 
 

@@ -193,7 +193,7 @@ def needs_gradient(*tensors: torch.Tensor | None) -> bool:
     if backward:
         raise NotImplementedError(
             "torch.func transforms (grad, vmap, jvp, ...) do not see the gradient of a gated operation: use "
-            "torch.autograd, or, where no gradient is wanted, call it under torch.no_grad() or with packed gates"
+            "torch.autograd, or, where no gradient is wanted, call it under torch.no_grad()"
         )
     return gradient and not torch.compiler.is_exporting()
 

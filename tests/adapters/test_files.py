@@ -715,6 +715,28 @@ def test_loading_in_inference_mode_leaves_tensors_that_can_be_trained(tmp_path):
         loaded.tss.verify()
 
 
+def test_a_configuration_that_is_not_plain_json_is_saved_and_compared(tmp_path):
+    backbone = make_bart()
+    backbone.config.limits = {"low": 0.0, "high": float("inf"), "dtype": torch.float32}
+    model = tss.attach(backbone, tss.AdapterConfig(bottleneck=4))
+    learn(model.tss, "one", TOPICS)
+    model.tss.save(tmp_path)
+    other = make_bart()
+    other.config.limits = {"low": 0.0, "high": float("inf"), "dtype": torch.bfloat16}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tss.load(other, tmp_path).tss.detach()
+    other.config.limits["low"] = 1.0
+    with pytest.warns(UserWarning, match=r"limits\.low 0\.0 there, 1\.0 here"):
+        tss.load(other, tmp_path)
+
+
+def test_what_cannot_be_read_back_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_tensors(tmp_path / "t", TENSORS, {"high": float("inf")})
+    assert not (tmp_path / "t").exists()
+
+
 def test_frozen_weights_do_not_depend_on_the_default_dtype(tmp_path):
     backbone, config = make_bart(), tss.AdapterConfig(bottleneck=4)
     model = tss.attach(make_bart(), config)
@@ -735,7 +757,7 @@ def test_frozen_weights_do_not_depend_on_the_default_dtype(tmp_path):
     [
         ({"activation_function": "relu"}, "activation_function gelu there, relu here"),
         ({"decoder_start_token_id": 5}, "decoder_start_token_id 2 there, 5 here"),
-        ({"use_cache": False, "id2label": {0: "a"}, "dropout": 0.3}, None),
+        ({"eos_token_id": 3, "use_cache": False, "id2label": {0: "a"}, "dropout": 0.3}, None),
     ],
 )
 def test_loading_on_a_backbone_that_computes_otherwise_warns(tmp_path, change, warns):

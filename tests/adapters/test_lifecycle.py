@@ -530,8 +530,17 @@ def test_rows_with_other_columns_are_refused_by_name(handle):
     assert handle.trainable == "topics"
 
 
-def test_a_threshold_that_no_first_score_reaches_is_refused(bart):
-    tss.attach(bart, tss.AdapterConfig(bottleneck=8, threshold=0.2)).tss.detach()
-    with pytest.raises(ValueError, match=r"AdapterConfig: threshold 0\.3 is above all first scores .* at most 0\.25"):
-        tss.attach(bart, tss.AdapterConfig(bottleneck=8, threshold=0.3))
-    assert not any(module._forward_hooks for module in bart.modules())
+@pytest.mark.parametrize(
+    ("activation", "threshold", "warns"), [("relu", 0.3, True), ("relu", 0.2, False), ("tanh", 0.3, False)]
+)
+def test_a_threshold_with_which_nothing_is_learned_warns(bart, activation, threshold, warns):
+    config = AdapterConfig(bottleneck=4, activation=activation, threshold=threshold)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        handle = tss.attach(bart, config).tss
+    said = [str(one.message) for one in caught if "threshold" in str(one.message)]
+    assert len({*said}) == warns, said
+    handle.add_task("topics", TOPICS)
+    handle.train_task("topics")
+    handle.model(**make_batch(TOPICS)).loss.backward()
+    assert any(bool(layer.scores.grad.any()) for layer in handle.layers.values()) != warns

@@ -225,3 +225,70 @@ def test_after_mixed_precision_answers_come_back_bit_for_bit(tmp_path):
     assert not torch.equal(logits(handle.model, batch, "old"), before)
     trainer.accelerator.unwrap_model(handle.model, keep_fp32_wrapper=False)
     assert torch.equal(logits(handle.model, batch, "old"), before)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        hf.BertForSequenceClassification, hf.BertForTokenClassification, hf.BertForMaskedLM,
+        hf.GPT2ForSequenceClassification, hf.LlamaForCausalLM, hf.BartForConditionalGeneration,
+    ],
+)  # fmt: skip
+def test_evaluating_the_original_model_gives_its_own_loss(backbone, tmp_path):
+    config = {"Bert": "bert", "GPT2": "gpt2", "Llam": "llama", "Bart": "bart"}[backbone.__name__[:4]]
+    config = ARCHITECTURES[config][0]().config
+    config.pad_token_id = 1
+    torch.manual_seed(0)
+    alone = backbone(config).eval()
+    kind = TOPICS if "Sequence" in backbone.__name__ else NAMES if "Token" in backbone.__name__ else REPLIES
+    rows = rows_of(kind, 5)
+    if "Token" in backbone.__name__:
+        rows = [{**row, "labels": row["labels"] % 2} for row in rows]
+    arguments = hf.TrainingArguments(
+        output_dir=str(tmp_path), per_device_eval_batch_size=2, use_cpu=True, report_to=[], disable_tqdm=True
+    )
+    expected = hf.Trainer(model=alone, args=arguments).evaluate(rows)["eval_loss"]
+    model = tss.attach(alone, tss.AdapterConfig(bottleneck=4)).eval()
+    model.tss.use(None)
+    # A mean over batches of each one's mean, or over all labels, as the backbone's own loss is counted.
+    found = hf.Trainer(model=model, args=arguments).evaluate(rows)["eval_loss"]
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_rows_of_several_tasks_are_divided_by_the_labels_of_the_whole_step():
+    handle = tss.attach(ARCHITECTURES["bert"][0](), tss.AdapterConfig(bottleneck=4)).tss
+    learn(handle, "one", TOPICS)
+    learn(handle, "two", TOPICS, seed=1)
+    batch = make_batch(TOPICS)
+    mean = handle.model(**batch, task=["one", "two", "two", "one"]).loss
+    part = handle.model(**batch, task=["one", "two", "two", "one"], num_items_in_batch=torch.tensor(8)).loss
+    torch.testing.assert_close(part, mean / 2)
+
+
+def test_a_checkpoint_that_was_cast_or_asks_for_other_beams_is_taken(tmp_path):
+    def attached(kind):
+        model = tss.attach(ARCHITECTURES["bart"][0](), tss.AdapterConfig(bottleneck=4))
+        model.tss.add_task("new", kind)
+        model.tss.train_task("new")
+        return model
+
+    state = attached(REPLIES).state_dict()
+    half = {key: tensor.half() for key, tensor in state.items()}
+    attached(tss.Generation(num_beams=1, max_new_tokens=7)).load_state_dict(half)
+    key = next(key for key in half if key.endswith("about"))
+    with pytest.raises(tss.StateError, match="cannot be read"):
+        attached(REPLIES).load_state_dict({**half, key: torch.zeros(3)})
+
+
+def test_a_model_class_without_source_is_attached_to():
+    namespace = {"BartForConditionalGeneration": hf.BartForConditionalGeneration}
+    exec(
+        "class Mine(BartForConditionalGeneration):\n"
+        "    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):\n"
+        "        return super().forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)",
+        namespace,
+    )
+    model = tss.attach(namespace["Mine"](ARCHITECTURES["bart"][0]().config), tss.AdapterConfig(bottleneck=4)).eval()
+    batch = make_batch(REPLIES)
+    mean = model(**batch, task=None).loss
+    torch.testing.assert_close(model(**batch, task=None, num_items_in_batch=64).loss, mean / 2)

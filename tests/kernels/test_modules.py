@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from torch.nn.functional import gelu, linear, relu, silu
+from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 import tss_kernels
@@ -185,14 +186,36 @@ def test_loading_a_whole_layer_from_before_any_task_removes_importance():
     assert layer.importance is None
 
 
-@pytest.mark.parametrize(("sizes", "threshold", "warns"), [((1024, 64), 0.1, True), ((1024, 64), 0.03, False)])
-def test_an_adapter_that_no_score_of_can_train_warns(sizes, threshold, warns):
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh"])
+@pytest.mark.parametrize(("sizes", "threshold"), [((1024, 64), 0.1), ((1024, 64), 0.03), ((64, 1024), 0.1)])
+def test_an_adapter_none_of_whose_scores_can_train_warns(activation, sizes, threshold):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        adapter = GatedAdapter(*sizes, threshold=threshold)
-    assert [str(one.message).startswith("GatedAdapter: threshold 0.1 is above") for one in caught] == [True] * warns
+        adapter = GatedAdapter(*sizes, activation, threshold=threshold)
     adapter(torch.randn(64, sizes[0])).square().mean().backward()
-    assert bool(adapter.down.scores.grad.any()) != warns
+    trains = adapter.down.scores.grad.any() or adapter.up.scores.grad.any()
+    expected = [] if trains else ["GatedAdapter: threshold 0.1 is above all first scores of the down layer"]
+    assert [str(one.message).split(",")[0] for one in caught] == expected
+
+
+@pytest.mark.parametrize("how", ["pruned", "parametrized"])
+def test_a_whole_state_is_recognized_wherever_the_scores_are(how):
+    def made():
+        layer = GatedAdapterLinear(8, 4)
+        if how == "pruned":
+            prune.identity(layer, "scores")
+        else:
+            parametrize.register_parametrization(layer, "scores", torch.nn.Identity())
+        return layer
+
+    layer = made()
+    layer.importance = torch.rand(4, 8)
+    layer.load_state_dict(made().state_dict())
+    assert layer.importance is None
+    layer.importance = expected = torch.rand(4, 8)
+    state = {name: tensor for name, tensor in made().state_dict().items() if "scores" not in name}
+    layer.load_state_dict(state, strict=False)
+    assert layer.importance is expected
 
 
 def test_deepcopy():

@@ -184,8 +184,15 @@ def test_compiled_code_does_not_lose_a_gradient(how, what):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_an_exported_program_infers_but_does_not_train(strict):
-    net = torch.nn.Sequential(torch.nn.Linear(8, 8), GatedAdapterLinear(8, 4), GatedAdapter(4, 2))
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: (torch.nn.Linear(8, 8), GatedAdapterLinear(8, 4), GatedAdapter(4, 2)),
+        lambda: (GatedAdapter(8, 4, "gelu"), torch.nn.Linear(8, 2)),
+    ],
+)
+def test_an_exported_program_infers_but_does_not_train(strict, layers):
+    net = torch.nn.Sequential(*layers())
     program = torch.export.export(net, (X,), strict=strict).module()
     y = program(X)
     torch.testing.assert_close(y, net(X))

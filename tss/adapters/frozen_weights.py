@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import math
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from types import NoneType
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ VOLATILE = {
     "_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "tokenizer_class",
     "_from_model_config", "_attn_implementation", "attn_implementation", "use_cache", "return_dict",
     "output_attentions", "output_hidden_states", "gradient_checkpointing", "id2label", "label2id", "num_labels",
-    "problem_type", "finetuning_task", "task_specific_params", "initializer_range", "pad_token_id",
+    "problem_type", "finetuning_task", "task_specific_params", "initializer_range", "pad_token_id", "bos_token_id",
+    "eos_token_id",
 }  # fmt: skip
 
 
@@ -95,14 +97,12 @@ class FrozenWeights:
         name = getattr(self.core.config, "_name_or_path", "")
         return self.geometry() | {
             "checksums": self.checksums(), "name": name, "settings": self.settings(),
-            "peft": sorted(set(self.peft().values())),
+            "peft": self.peft(),
         }  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
-        """Return the entries of the backbone's configuration that outputs may depend on, as plain JSON types."""
-        entries = self.core.config.to_dict()
-        found = {key: value for key, value in entries.items() if key not in VOLATILE and "drop" not in key}
-        return json.loads(json.dumps(found, default=str))
+        """Return the entries of the backbone's configuration that outputs may depend on, by path."""
+        return dict(_leaves(self.core.config.to_dict()))
 
     def peft(self) -> dict[str, str]:
         """Return layer of PEFT in the backbone -> its active adapters and their scaling."""
@@ -151,11 +151,11 @@ class FrozenWeights:
                 f"{name} differs from that of this model (in the widest dtype that both have); load it on the weights "
                 "that it was trained on, in the dtype that it was saved in or a narrower one"
             )
-        peft, now = backbone.get("peft", []), sorted(set(self.peft().values()))
-        if peft != now:
+        peft, now = backbone.get("peft", {}), self.peft()
+        if other := [name for name in {**peft, **now} if peft.get(name) != now.get(name)]:
             raise StateError(
-                f"{origin} was saved with other adapters of PEFT in its backbone: {'; '.join(peft) or 'none'} there, "
-                f"{'; '.join(now) or 'none'} here; activate the same"
+                f"{origin} was saved with other adapters of PEFT in its backbone: {other[0]} has "
+                f"{peft.get(other[0], 'none')} there, {now.get(other[0], 'none')} here; activate the same"
             )
         then, settings = backbone.get("settings", {}), self.settings()
         if other := [key for key in then if key in settings and settings[key] != then[key]]:
@@ -171,6 +171,19 @@ class FrozenWeights:
                 f"{origin}: the frozen adapter weights {off[0]} differ from those of this model: one of the two was "
                 "drawn from another seed, or written to"
             )
+
+
+def _leaves(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the path and the value of each entry of a configuration that outputs may depend on, nested ones too."""
+    for key, value in entries.items():
+        if key in VOLATILE or "drop" in str(key):
+            continue
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | str | NoneType) or (isinstance(value, float) and math.isfinite(value)):
+            yield f"{prefix}{key}", value
+        else:
+            yield f"{prefix}{key}", str(value)
 
 
 def _class_name(model: nn.Module) -> str:

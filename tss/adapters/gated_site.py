@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -49,8 +50,8 @@ class GatedSite(SiteAdapter):
     ) -> None:
         super().__init__(index, site, width, config, store)
         self.config = config
-        if message := unreached_threshold(config.threshold, width, config.bottleneck):
-            raise ValueError(f"AdapterConfig: {message}")
+        if message := unreached_threshold(config.threshold, width, config.activation):
+            warnings.warn(f"AdapterConfig: {message}", stacklevel=2)
         # Creating layers draws from torch's global generator, which must not affect other random numbers.
         with torch.random.fork_rng(devices=[]):
             for part, (name, shape) in enumerate(

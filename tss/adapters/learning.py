@@ -15,21 +15,26 @@ from tss.adapters.float32 import Float32Module
 from tss.errors import StateError
 
 PREFIX = "task-"
+BLOCK = 4096
 
 
 class LearningTask(Float32Module):
     """Head being trained, if there is one, and what its training started with, which a checkpoint has to agree with.
 
     Attributes:
-        about: JSON as uint8: the task's kind, the settings of the adapters and of training, and "sealed": the tasks
-            that were sealed by then, hash -> name.
+        content: the task's kind, the settings of the adapters and of training, and "sealed": the tasks that were sealed
+            by then, hash -> name.
+        about: `content` as JSON in uint8, padded so that its size is rarely another: some tools load tensors in place.
     """
 
     about: torch.Tensor
 
-    def __init__(self, head: nn.Module | None, about: Mapping[str, Any]) -> None:
+    def __init__(self, head: nn.Module | None, content: Mapping[str, Any]) -> None:
         super().__init__()
-        self.register_buffer("about", torch.tensor(list(json.dumps(about, sort_keys=True).encode()), dtype=torch.uint8))
+        text = json.dumps(content, sort_keys=True).encode()
+        self.content = json.loads(text)
+        text = text.ljust(-(-len(text) // BLOCK) * BLOCK)
+        self.register_buffer("about", torch.frombuffer(bytearray(text), dtype=torch.uint8))
         self.head = head
 
 
@@ -63,8 +68,18 @@ def module_name(task: str) -> str:
 
 
 def read_about(about: torch.Tensor) -> dict[str, Any]:
-    """Return the content of `LearningTask.about`."""
-    return json.loads(bytes(about.tolist()))
+    """Return the content of `LearningTask.about`, also of one that was cast.
+
+    Raises:
+        StateError: it is not one.
+    """
+    try:
+        return json.loads(bytes(about.to(torch.uint8).tolist()))
+    except ValueError as error:
+        raise StateError(
+            f"this checkpoint's record of its task cannot be read ({error}): it was written to, or made by another "
+            "version of tss"
+        ) from error
 
 
 def tasks_in(keys: Iterable[str]) -> set[str]:

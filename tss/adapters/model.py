@@ -188,8 +188,10 @@ class TssModel(PreTrainedModel):
 
     @property
     def loss_type(self) -> Any:
-        """The backbone's loss type; None for a task with a head, whose labels are not shifted."""
-        return None if self._active_labelled() else getattr(self.core, "loss_type", None)
+        """The backbone's loss type; None where labels are not shifted: for heads, and BART's decoder."""
+        if self._active_labelled() or (self.core.config.is_encoder_decoder and not self._divides_loss):
+            return None
+        return getattr(self.core, "loss_type", None)
 
     @property
     def _keys_to_ignore_on_save(self) -> None:  # type: ignore[override]

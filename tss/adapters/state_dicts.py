@@ -9,6 +9,8 @@ from tss.errors import StateError
 
 BACKBONE, ADAPTERS, LEARNING = "backbone.", "adapters.", "learning."
 """Prefixes of the keys in a `TssModel`'s state dict, by part of the model."""
+DECODING = ("metric", "num_beams", "min_new_tokens", "max_new_tokens", "no_repeat_ngram_size")
+"""Settings of kinds that do not affect training."""
 
 
 def check_state(
@@ -45,20 +47,23 @@ def _check_about(model: Any, task: str, then: dict[str, Any]) -> None:
         task: the task being trained.
         then: what the checkpoint says about it.
     """
-    now = read_about(model.learning.of(task).about)
+    now = model.learning.of(task).content
     for part, of in (("kind", "the task"), ("adapters", "the adapters"), ("options", "training")):
-        if then[part] != now[part]:
-            key = next(key for key in {**then[part], **now[part]} if then[part].get(key) != now[part].get(key))
+        keys = [key for key in {**then[part], **now[part]} if key not in DECODING]
+        if key := next((key for key in keys if then[part].get(key) != now[part].get(key)), None):
             raise StateError(
                 f"this checkpoint of task {task!r} was made with other settings of {of}: {key} {then[part].get(key)!r} "
                 f"there, {now[part].get(key)!r} here; use the same, or open its folder with tss.load"
             )
-    here = {record.hash for record in model.tss.tasks.values()}
+    here = {record.hash: name for name, record in model.tss.tasks.items()}
     if gone := [name for sha, name in then["sealed"].items() if sha not in here]:
+        other = sorted(set(gone) & set(here.values()))
         raise StateError(
             f"this checkpoint was made beside the sealed {'tasks' if len(gone) > 1 else 'task'} "
-            f"{', '.join(map(repr, gone))}, which this model lacks and later checkpoints would lose: open its folder "
-            "with tss.load(backbone, folder) and continue with that model"
+            f"{', '.join(map(repr, gone))}, which this model lacks"
+            + (f" ({', '.join(map(repr, other))} has other gates here)" if other else "")
+            + " and later checkpoints would lose: open its folder with tss.load(backbone, folder) and continue with "
+            "that model"
         )
 
 

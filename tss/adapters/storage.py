@@ -34,7 +34,7 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def _seal(tensors: Mapping[str, torch.Tensor], metadata: Any) -> str:
     """Return the SHA-256 of tensors and metadata."""
-    return sha256(f"{digest(tensors)} {json.dumps(metadata, sort_keys=True)}")
+    return sha256(f"{digest(tensors)} {json.dumps(metadata, sort_keys=True, allow_nan=False)}")
 
 
 def encode_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> bytes:
@@ -43,7 +43,8 @@ def encode_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, A
     All metadata goes into one entry: the format keeps no order among several, and equal content must give equal bytes.
     """
     ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    plain = json.loads(json.dumps(metadata))  # as it is read back: string keys, lists in place of tuples
+    # as it is read back: string keys, lists in place of tuples
+    plain = json.loads(json.dumps(metadata, allow_nan=False))
     document = json.dumps({"sha256": _seal(ready, plain), "metadata": plain}, sort_keys=True)
     return save_bytes(ready, metadata={KEY: document})
 

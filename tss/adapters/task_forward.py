@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.utils.generic import ModelOutput
 
 from tss.adapters.task_call import TaskCall, calling
@@ -28,7 +29,8 @@ class MixedOutput(ModelOutput):
     """Output for a batch whose rows belong to tasks with heads of their own.
 
     Attributes:
-        loss: mean over rows of their tasks' losses, if labels were given.
+        loss: mean over rows of their tasks' losses, if labels were given; with `num_items_in_batch`, the sum over all
+            labels divided by it.
         logits: one tensor per row, in the rows' order; not stacked, because heads differ in width. They may differ in
             the last bits from those of the task alone: products of other row counts are summed in another order.
     """
@@ -59,7 +61,7 @@ def answer(backbone: nn.Module, call: TaskCall, inputs: Inputs) -> Any:
     as_tuple = inputs.pop("return_dict", None) is False
     core = core_of(backbone)
     if call.rows is not None:
-        output = _answer_rows(backbone, core, call, inputs, labels)
+        output = _answer_rows(backbone, core, call, inputs, labels, items)
     else:
         assert call.kind is not None
         output = call.kind.compute(core, call.head_logits, inputs, labels, call=part_caller(backbone), items=items)
@@ -124,21 +126,29 @@ def _check_one_sequence(ids: torch.Tensor, labels: torch.Tensor, owner: str) -> 
 
 def divides_loss(core: Any) -> bool:
     """Return whether a backbone divides its own loss by `num_items_in_batch`."""
-    # A forward with **kwargs does not imply it: BART's accepts them, but averages the loss regardless.
-    return getattr(core, "accepts_loss_kwargs", None) is not False and "loss_function" in inspect.getsource(
-        inspect.unwrap(type(core).forward)
-    )
+    try:
+        # A forward with **kwargs does not imply it: BART's accepts them, but averages the loss regardless.
+        source = inspect.getsource(inspect.unwrap(type(core).forward))
+    except (OSError, TypeError):  # a class that was defined in a shell
+        return False
+    return getattr(core, "accepts_loss_kwargs", None) is not False and "loss_function" in source
 
 
 def divided(core: Any, output: Any, labels: torch.Tensor | None, items: Any) -> Any:
-    """Return a backbone's output with its mean loss replaced by the sum over labels divided by `items`."""
-    if labels is None:
+    """Return a backbone's output with its mean loss replaced by the sum over labels divided by `items`.
+
+    Labels are counted as Trainer counts them for `items`. Losses that are no mean over labels, as of regression, stay.
+    """
+    if labels is None or labels.is_floating_point():
         return output
-    own = labels if core.config.is_encoder_decoder else labels[..., 1:]
-    factor = (own != IGNORED).sum() / items
+    causal = LOSS_MAPPING.get(str(getattr(core, "loss_type", ""))) is ForCausalLMLoss
+    shifted = causal and not core.config.is_encoder_decoder
+    count = ((labels[..., 1:] if shifted else labels) != IGNORED).sum()
+    loss = output[0] if isinstance(output, tuple) else output["loss"]
+    whole = torch.where(count > 0, loss * (count / items).to(loss.device), 0.0)  # the mean of no labels may be NaN
     if isinstance(output, tuple):
-        return (output[0] * factor, *output[1:])
-    output["loss"] = output["loss"] * factor
+        return (whole, *output[1:])
+    output["loss"] = whole
     return output
 
 
@@ -151,6 +161,8 @@ class Part:
     def __call__(self, *args: Any, task: Any = ACTIVE, **kwargs: Any) -> Any:
         with calling(self._resolve(task)):
             return self._part(*args, **kwargs)
+
+    forward = __call__
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -197,7 +209,9 @@ def part_caller(backbone: Any) -> Callable[..., Any] | None:
     return call
 
 
-def _answer_rows(backbone: nn.Module, core: Any, call: TaskCall, inputs: Inputs, labels: Any) -> MixedOutput:
+def _answer_rows(
+    backbone: nn.Module, core: Any, call: TaskCall, inputs: Inputs, labels: Any, items: Any = None
+) -> MixedOutput:
     """Run the backbone once for all rows (per stack that heads read), then the rows of each task through its head."""
     assert call.rows is not None
     if missing := [of_task.names[0] for of_task, _ in call.rows if not of_task.labelled]:
@@ -219,11 +233,11 @@ def _answer_rows(backbone: nn.Module, core: Any, call: TaskCall, inputs: Inputs,
             passed[stack] = kind.features_of(core, inputs, part_caller(backbone))
         hidden, mask = passed[stack][:2]
         own = None if labels is None else _labels_of(labels, rows, of_task.names[0]).to(hidden.device)
-        output = kind.read(core, of_task.head_logits, Features(hidden[rows], mask[rows]), own)
+        output = kind.read(core, of_task.head_logits, Features(hidden[rows], mask[rows]), own, items)
         for i, row in zip(rows, output.logits, strict=True):
             logits[i] = row
         if own is not None:
-            share = output.loss * (len(rows) / count)
+            share = output.loss * (len(rows) / count if items is None else 1)
             total = share if total is None else total + share
     return MixedOutput(loss=total, logits=logits)
 

@@ -246,8 +246,9 @@ def mean_loss(logits: torch.Tensor, labels: torch.Tensor, items: Items = None) -
         own = int((targets != IGNORED).sum())
         if items < own:
             raise ValueError(
-                f"num_items_in_batch is {float(items):g}, less than the {own} labels of this batch alone: create a "
-                "Trainer after train_task, since it counts labels as the task needs that is active then"
+                f"num_items_in_batch is {float(items):g}, less than the {own} labels of this batch alone: it is the "
+                "number of labels, not of rows; create a Trainer after train_task, since it counts labels as the task "
+                "needs that is active then"
             )
     return total / items
 

@@ -17,6 +17,7 @@ from tss_kernels.gated_linear.api import (
     bias_grad,
     check_product,
     composes,
+    gated_product,
     scores_grad_operator,
     weight_grad_operator,
 )
@@ -198,6 +199,10 @@ def adapter_product(x: torch.Tensor, down: GatedMap, up: GatedMap, activation: s
         return y if x.dim() == 2 else y.view(x.shape)
     x, down_weight, up_weight, down_bias, up_bias, backend = check_adapter(x, down, up, activation)
     down_scores, up_scores = None if down[5] else down[1], None if up[5] else up[1]
+    if torch.compiler.is_exporting() and torch.is_grad_enabled():
+        # One operation would take packed gates, which hide from autograd that scores need a gradient.
+        hidden = gated_product(x.to(down_weight.dtype), (down_weight, down[1], down_bias, *down[3:]))
+        return x + gated_product(ACTIVATIONS[activation](hidden), (up_weight, up[1], up_bias, *up[3:])).to(x.dtype)
     differentiated = needs_gradient(x, down_scores, up_scores, down_weight, up_weight, down_bias, up_bias)
     packed = _packed(down, up)
     if differentiated:
