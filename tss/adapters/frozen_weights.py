@@ -20,8 +20,8 @@ from tss.io import sha256
 
 # Entries of a configuration that change no output in evaluation mode, or that users set for their own purposes.
 VOLATILE = {
-    "_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "tokenizer_class",
-    "_from_model_config", "_attn_implementation", "attn_implementation", "use_cache", "return_dict",
+    "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "tokenizer_class",
+    "attn_implementation", "use_cache", "return_dict",
     "output_attentions", "output_hidden_states", "gradient_checkpointing", "id2label", "label2id", "num_labels",
     "problem_type", "finetuning_task", "task_specific_params", "initializer_range", "pad_token_id", "bos_token_id",
     "eos_token_id",
@@ -176,7 +176,7 @@ class FrozenWeights:
 def _leaves(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the path and the value of each entry of a configuration that outputs may depend on, nested ones too."""
     for key, value in entries.items():
-        if key in VOLATILE or "drop" in str(key):
+        if key in VOLATILE or "drop" in str(key) or str(key).startswith("_"):
             continue
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
