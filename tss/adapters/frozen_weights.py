@@ -93,12 +93,10 @@ class FrozenWeights:
             )
 
     def describe(self) -> dict[str, Any]:
-        """Return what is saved about the backbone: its `geometry`, its checksums and its name."""
+        """Return what is saved about the backbone: `geometry`, checksums, name, `settings` and `peft`."""
         name = getattr(self.core.config, "_name_or_path", "")
-        return self.geometry() | {
-            "checksums": self.checksums(), "name": name, "settings": self.settings(),
-            "peft": self.peft(),
-        }  # fmt: skip
+        about = {"checksums": self.checksums(), "name": name, "settings": self.settings(), "peft": self.peft()}
+        return self.geometry() | about
 
     def settings(self) -> dict[str, Any]:
         """Return the entries of the backbone's configuration that outputs may depend on, by path."""

@@ -15,7 +15,7 @@ from tss.adapters.float32 import Float32Module
 from tss.errors import StateError
 
 PREFIX = "task-"
-BLOCK = 4096
+BLOCK = 4096  # bytes by which `LearningTask.about` grows
 
 
 class LearningTask(Float32Module):
