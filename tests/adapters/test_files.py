@@ -407,14 +407,17 @@ def test_whatever_a_sealed_task_relies_on_is_noticed_when_it_was_written_to(find
     with torch.no_grad():
         target = tensor.data if data else tensor
         target.view(-1)[-1:] = 255 - target.view(-1)[-1:]
+    handle.add_task("next", NAMES)
     calls = [handle.verify, lambda: tss.load(handle.model, tmp_path / "others")]
-    for call in calls if data else [*calls, lambda: handle.save(tmp_path)]:
+    of_writes_torch_counts = [lambda: handle.save(tmp_path), lambda: handle.train_task("next")]
+    for call in calls if data else [*calls, *of_writes_torch_counts]:
         with pytest.raises(tss.ForgettingError, match=what):
             call()
-    assert list(handle.tasks) == ["topics", "more"]
+    assert list(handle.tasks) == ["topics", "more", "next"]
+    assert handle.trainable is None
     with torch.no_grad():
         tensor.copy_(kept)
-    for call in [*calls, lambda: handle.save(tmp_path)]:
+    for call in [*calls, *of_writes_torch_counts]:
         call()
     handle.verify()
 

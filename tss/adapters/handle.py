@@ -141,6 +141,8 @@ class TssHandle:
 
         Raises:
             StateError: there is no such task, it is sealed, or another task is being trained.
+            ForgettingError: something has changed that predictions of sealed tasks depend on (see `verify`, which also
+                finds writes through `.data`).
         """
         self.train_tasks([name])
 
@@ -152,6 +154,7 @@ class TssHandle:
         Raises:
             StateError: there is no such task, it is sealed, or other tasks are being trained.
             ValueError: no name, a repeated name, or several tasks on adapters that are not shared.
+            ForgettingError: as in `train_task`.
         """
         if not names or len(set(names)) < len(names):
             raise ValueError(f"expected at least one task name and no name twice, got {names}")
@@ -161,6 +164,8 @@ class TssHandle:
                 'or weights: attach with AdapterConfig(gated=False) and PlainOptions(trained="shared")'
             )
         begins = self.store.record(names[0]).state is State.NEW
+        if begins:  # before hours of training on weights that a save would refuse
+            self._tensors.verify(fresh=False, kept=False)
         self.store.start(*names)
         if begins:
             self._tensors.start(*names, fresh=not self.options.score_copy)
