@@ -234,6 +234,10 @@ def test_presets_are_found_by_name_and_variant():
     assert find_preset(base, variant) == name
     with pytest.raises(ConfigError, match=f"preset '{base}' has no variant 'slow'"):
         find_preset(base, "slow")
+    with pytest.raises(ConfigError, match="did you mean 'comparison'"):
+        find_preset("comparision")
+    with pytest.raises(ConfigError, match="'comparison' is a study.* tss study comparison"):
+        load_config("comparison")
 
 
 @pytest.mark.parametrize("name", preset_names())

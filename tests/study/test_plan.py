@@ -51,7 +51,7 @@ def test_orders_by_name_hold_the_same_tasks(cells):
     assert len({tuple(cell.config.tasks) for cell in cells(orders=6)}) == 6
     with pytest.raises(ConfigError, match="7 asked for, but 3 tasks have only 6"):
         cells(orders=7)
-    with pytest.raises(ConfigError, match=r"not in .*ner/pepole.*name a data folder"):
+    with pytest.raises(ConfigError, match=r"not in .*ner/pepole.*correct the names or the data folder"):
         cells(orders={"there": ["ner/pepole"]})
 
 
@@ -90,6 +90,7 @@ def test_the_section_methods_of_a_preset_lies_below_the_changes_of_a_study(tmp_p
         ({"seeds": 0}, "greater than 0"),
         ({"seeds": 10**6}, "is more than 10,000"),
         ({"order": 2}, "unknown key 'order'; did you mean 'orders'"),
+        ({"changes": {"tasks": ["asc/nothing"]}}, r"asc/nothing.*has: [^;]*; correct the names or the data folder$"),
         ({"base": "nothing"}, "no preset and no file 'nothing'"),
         ({"changes": {"training": {"epochs": 0}}}, "training.epochs: .*greater than or equal to 1, got 0"),
     ],

@@ -11,6 +11,7 @@ import yaml
 
 from tss.errors import ConfigError
 from tss.io import parse_reason
+from tss.presets import study_names
 from tss.run.config_errors import nearest
 
 DEFAULT_VARIANT = "quick"
@@ -58,8 +59,10 @@ def find_preset(name: str, variant: str | None = None) -> str:
     variants = [entry.split(".", 1)[1] for entry in names if entry.startswith(f"{name}.")]
     if variants:
         raise ConfigError(f"preset {name!r} has no variant {variant!r}; it has: {', '.join(variants)}")
-    known = list(dict.fromkeys(entry.split(".", 1)[0] for entry in names))
-    raise ConfigError(f"no preset and no file {name!r}; {nearest(name, known, 'presets', 0.6)}")
+    if name in study_names():
+        raise ConfigError(f"{name!r} is a study, not a preset: tss study {name} runs it, tss presets {name} prints it")
+    known = list(dict.fromkeys((*(entry.split(".", 1)[0] for entry in names), *study_names())))
+    raise ConfigError(f"no preset and no file {name!r}; {nearest(name, known, 'presets and studies', 0.6)}")
 
 
 def apply_override(values: dict[str, Any], text: str) -> dict[str, Any]:

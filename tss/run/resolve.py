@@ -52,6 +52,23 @@ def available_tasks(config: RunConfig) -> list[str]:
     return list(dict.fromkeys((*config.sources, *list_tasks(config.data))))
 
 
+def tasks_to_run(config: RunConfig) -> list[str]:
+    """Return the tasks of a run in their order.
+
+    Raises:
+        ConfigError: the data lacks some, and `missing_tasks` is not "skip", or it lacks all.
+        DataError: there is no such data.
+    """
+    order = sequence(config)
+    if not order.tasks or (order.missing and config.missing_tasks == "error"):
+        named = order.tasks or config.data != "generated"
+        remedy = ("; correct the names or the data folder" if named else "") + (
+            ", or skip what is missing with missing_tasks=skip" if order.tasks else ""
+        )
+        raise ConfigError(missing_message(config, order) + remedy)
+    return order.tasks
+
+
 def missing_message(config: RunConfig, order: Order) -> str:
     """Return a message that names the tasks of a sequence that the data lacks, and what there is instead."""
     known = order.tasks if config.data.startswith("hub:") else available_tasks(config)
@@ -82,14 +99,8 @@ def resolve(config: RunConfig) -> tuple[RunConfig, Runtime]:
             "accelerate launch, or leave this out"
         )
     runtime = Runtime(device, resolve_precision(config.precision, device), processes)
-    order = sequence(config)
-    if not order.tasks or (order.missing and config.missing_tasks == "error"):
-        named = order.tasks or config.data != "generated"
-        remedy = ("; correct the names" if named else "") + (
-            ", or skip what is missing with missing_tasks=skip" if order.tasks else ""
-        )
-        raise ConfigError(missing_message(config, order) + remedy)
-    changes = {"precision": runtime.precision, "tasks": order.tasks, "shuffle": False}
+    tasks = tasks_to_run(config)
+    changes = {"precision": runtime.precision, "tasks": tasks, "shuffle": False}
     return config.model_copy(update=changes), runtime
 
 

@@ -27,7 +27,7 @@ from tss.run.config_files import (
     read_yaml,
     shown,
 )
-from tss.run.resolve import missing_message, sequence
+from tss.run.resolve import tasks_to_run
 from tss.seeding import stream
 
 MAX_CELLS = 10_000
@@ -228,12 +228,13 @@ def _orders(study: StudyConfig, config: RunConfig) -> dict[str, list[str]]:
     """Return name -> order, with the tasks' names in the data."""
     given = study.orders
     if isinstance(given, int):
-        own = _resolved(config)
+        own = tasks_to_run(config)
         if given > (most := math.factorial(min(len(own), 12))):
             raise ConfigError(f"orders: {given} asked for, but {len(own)} tasks have only {most}")
         return {str(number): tasks for number, tasks in enumerate(_shuffles(own, given), start=1)}
     found = {
-        name: _resolved(config.model_copy(update={"tasks": tasks, "shuffle": False})) for name, tasks in given.items()
+        name: tasks_to_run(config.model_copy(update={"tasks": tasks, "shuffle": False}))
+        for name, tasks in given.items()
     }
     sets = {name: frozenset(tasks) for name, tasks in found.items()}
     first = next(iter(found))
@@ -245,13 +246,6 @@ def _orders(study: StudyConfig, config: RunConfig) -> dict[str, list[str]]:
     if same := [(a, b) for a, b in itertools.combinations(found, 2) if found[a] == found[b]]:
         raise ConfigError(f"orders: {' and '.join(same[0])} are the same, and would count twice; leave one out")
     return found
-
-
-def _resolved(config: RunConfig) -> list[str]:
-    order = sequence(config)
-    if not order.tasks or (order.missing and config.missing_tasks == "error"):
-        raise ConfigError(f"{missing_message(config, order)}; name a data folder with --data DIR, or correct the names")
-    return order.tasks
 
 
 def _shuffles(tasks: Sequence[str], count: int) -> list[list[str]]:
