@@ -140,7 +140,7 @@ def naive_importance(model, adapters, batches, of):
     for batch in batches:
         loss = model(**batch).loss
         for name, gradient in zip(alphas, torch.autograd.grad(loss, list(alphas.values())), strict=True):
-            part = gradient.abs() if of == "absolute" else gradient
+            part = {"signed": gradient, "absolute": gradient.abs(), "squared": gradient**2}[of]
             sums[name] = sums.get(name, 0) + part / len(batches)
     return sums
 
@@ -151,12 +151,13 @@ def naive_normal(a, per):
 
 
 @pytest.mark.parametrize("per", ["tensor", "row"])
-@pytest.mark.parametrize("of", ["signed", "absolute"])
+@pytest.mark.parametrize("of", ["signed", "absolute", "squared"])
 def test_importance_is_what_a_naive_recomputation_gives(per, of):
     model = make_bart(dropout=0.3).double()
+    scale = "relative" if of == "squared" else "paper"  # squares are far below the 1e-6
     # Large weights: with small ones the gradients of so small a model drown in the 1e-6 of the formula.
     config = tss.AdapterConfig(bottleneck=4, weight_init="signed_constant")
-    handle = tss.attach(model, config, tss.TssOptions(importance_per=per, importance_of=of)).tss
+    handle = tss.attach(model, config, tss.TssOptions(importance_per=per, importance_of=of, importance_scale=scale)).tss
     expected = {}
     model = handle.model
     for seed, name in enumerate(("one", "two")):
@@ -175,7 +176,7 @@ def test_importance_is_what_a_naive_recomputation_gives(per, of):
         for adapter in handle.adapters.values():
             del adapter.forward
         for key, a in raw.items():
-            new = naive_normal(a, per)
+            new = naive_normal(a / a.square().mean().sqrt() if scale == "relative" else a, per)
             expected[key] = torch.maximum(expected[key], new) if key in expected else new
     rounding = 2.0**-24  # scores' gradients are float32; tanh((a - mean) / std) passes that on, times a few
     for key, importance in expected.items():

@@ -88,6 +88,20 @@ def test_the_rank_makes_as_many_parameters_as_the_adapters_have(tiny_bart):
     assert sorted({name.rsplit(".", 1)[1] for name in lora.adapters}) == ["q_proj", "v_proj"]
 
 
+@pytest.mark.parametrize("bottleneck", [4, 300])
+def test_the_rank_takes_as_many_bytes_as_gates_of_the_same_adapters(bottleneck, tiny_bart):
+    gated = attach(copy.deepcopy(tiny_bart), AdapterConfig(bottleneck=bottleneck)).tss
+    options = PlainOptions(trained="lora", match="bytes")
+    lora = attach(copy.deepcopy(tiny_bart), AdapterConfig(bottleneck=bottleneck, gated=False), options).tss
+    sizes = []
+    for handle in (gated, lora):
+        handle.add_task("drg/first", KINDS["generation"])
+        sizes.append(handle.bytes_per_task("drg/first")["gates"])
+    of_rank_1 = 4 * sum(sum(module.weight.shape) for module in find_targets(tiny_bart, None).values())
+    assert sizes[1] == max(of_rank_1, of_rank_1 * round(sizes[0] / of_rank_1))
+    assert (sizes[1] > of_rank_1) == (bottleneck == 300)
+
+
 def test_targets_and_rank_can_be_chosen(tiny_bart):
     _, handle = start(tiny_bart, "lora", rank=3, targets=r".*encoder\.layers\.\d+\.fc1")
     assert len(handle.adapters) == 2
@@ -98,6 +112,7 @@ def test_targets_and_rank_can_be_chosen(tiny_bart):
     ("options", "message"),
     [
         ({"rank": 0}, "rank must be a whole number of at least 1, or None, got 0"),
+        ({"match": "size"}, "match must be one of parameters, bytes, got 'size'"),
         ({"alpha": -1}, "alpha must be a number above 0, got -1"),
         ({"targets": "("}, r"targets='\(' is not a valid regular expression"),
         ({"targets": "nothing"}, "no module name of BartForConditionalGeneration matches targets='nothing'"),

@@ -57,6 +57,25 @@ def test_the_configured_learning_rates_reach_the_optimizer(learned):
     assert all(group["weight_decay"] == 0 for group in groups)
 
 
+@pytest.mark.parametrize("mask", ["gradient", "none"])
+def test_sgd_moves_scores_by_the_rate_times_the_masked_gradient(mask, tiny_bart):
+    method, handle = start(tiny_bart, "tss", soft_mask=mask)
+    learn(handle, method, "asc/first", make_batches(1))
+    method.begin_task(handle, "asc/second", KINDS["classification"])
+    optimizer = method.make_optimizer(handle, TaskSettings(optimizer="sgd", score_lr=2.0, head_lr=0.5))
+    handle.loss(**make_batches(2)[0]).backward()
+    rates = {"scores": 2.0, "head": 0.5}
+    before = {name: [p.detach().clone() for p in group] for name, group in handle.trainable_parameters().items()}
+    optimizer.step()
+    for name, group in handle.trainable_parameters().items():
+        for parameter, then in zip(group, before[name], strict=True):
+            assert torch.equal(parameter, then - rates[name] * parameter.grad)
+    layer = next(iter(handle.layers.values()))
+    if mask == "gradient":
+        assert layer.importance.max() > 0
+        assert layer.mask_gradient
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_methods_say_what_they_are(name):
     cls = METHODS[name]

@@ -12,9 +12,11 @@ import tss
 from tests.run.conftest import TASKS, examples, tiny_values, write_tiny_data
 from tss.methods import METHODS
 from tss.run.config import load_config
+from tss.run.config_files import merge
 from tss.run.sequence import run_sequence
 
 OPTIONS = {"full": ["training.adapter_lr=1e-3"], "ewc": ["method_options.strength=10"]}
+SGD = {"training": {"optimizer": "sgd", "score_lr": 1.0}}
 
 
 class Stop(Exception):
@@ -43,9 +45,9 @@ def data(tmp_path_factory) -> Path:
     return write_tiny_data(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.parametrize("name", list(METHODS))
-def test_a_run_is_stopped_resumed_to_the_same_bytes_and_predicts(name, data, tiny_backbone, tmp_path):
-    values = tiny_values(tiny_backbone, data) | {"method": name}
+@pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in METHODS), ("tss", SGD)])
+def test_a_run_is_stopped_resumed_to_the_same_bytes_and_predicts(name, changes, data, tiny_backbone, tmp_path):
+    values = merge(tiny_values(tiny_backbone, data) | {"method": name}, changes)
     config = load_config(values, OPTIONS.get(name, []))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     result = run_sequence(config, whole)

@@ -182,6 +182,7 @@ def test_what_an_override_brings_in_is_not_blamed_on_the_file(tmp_path):
         ("method=si", "no method 'si'; there are: tss, one"),
         ("precision=float61", "precision: Input should be 'auto', 'float32' or 'bfloat16', got 'float61'"),
         ("adapters.gated=false", "adapters.gated: method tss needs True, got False"),
+        ("training.optimizer=adam", "training.optimizer: Input should be 'adamw' or 'sgd', got 'adam'"),
         ("qqqq=1", "unknown key 'qqqq'; known keys here: method, method_options, backbone"),
         ("training", "is not of the form key=value"),
     ],
@@ -192,6 +193,20 @@ def test_what_is_wrong_is_said_in_one_line(override, expected):
     message = str(caught.value)
     assert expected in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("place", ["training", "families.sum", "overrides.sum/nyt"])
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ("method=hat", "method hat has no gates"),
+        ("method=ncl", "method ncl has no gates"),
+        ("method_options.soft_mask=update", "with soft_mask=gradient it makes the same steps"),
+    ],
+)
+def test_sgd_is_refused_where_it_would_not_apply_the_method(place, other, expected):
+    with pytest.raises(ConfigError, match=f"{place}.optimizer: sgd .*{expected}"):
+        load_config(None, [f"{place}.optimizer=sgd", other])
 
 
 def test_several_problems_give_several_lines():

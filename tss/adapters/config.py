@@ -13,6 +13,7 @@ ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 WEIGHT_INITS = ("normal", "signed_constant")
 PRESET_NAMES = ("bart", "mbart", "t5", "bert", "roberta", "distilbert", "modernbert", "gpt2", "opt", "llama", "vit")
 SOFT_MASKS = ("gradient", "update", "none")
+IMPORTANCE_OF = ("signed", "absolute", "squared")
 TRAINED = ("shared", "masked", "own", "lora", "backbone")
 SHARED_BY_TASKS = ("shared", "masked", "backbone")
 """Choices of `PlainOptions.trained` with which all tasks rely on the same trained weights."""
@@ -98,7 +99,8 @@ class TssOptions:
         soft_mask: multiply the scores' "gradient" or their "update" (Adam's step) by (1 - importance), or "none".
         score_copy: start a later task from the last trained scores; False draws new scores.
         importance_per: normalize importance per "tensor" or per "row".
-        importance_of: mean over batches of the "signed" gradient or of its "absolute" value.
+        importance_of: mean over batches of the "signed" gradient, of its "absolute" value, or of its square ("squared",
+            the diagonal of the empirical Fisher information of batches).
         importance_scale: "paper" adds 1e-6 to the standard deviation, so that importance vanishes if a task is fitted
             until its gradients are smaller than that; "relative" first divides by their root mean square.
 
@@ -115,7 +117,7 @@ class TssOptions:
     def __post_init__(self) -> None:
         _check("TssOptions", "soft_mask", self.soft_mask, SOFT_MASKS)
         _check("TssOptions", "importance_per", self.importance_per, ("tensor", "row"))
-        _check("TssOptions", "importance_of", self.importance_of, ("signed", "absolute"))
+        _check("TssOptions", "importance_of", self.importance_of, IMPORTANCE_OF)
         _check("TssOptions", "importance_scale", self.importance_scale, ("paper", "relative"))
         if not isinstance(self.score_copy, bool):
             raise ValueError(f"TssOptions: score_copy must be true or false, got {self.score_copy!r}")
@@ -130,7 +132,9 @@ class PlainOptions(TssOptions):
             per task and hidden unit; "own": an adapter for each task; "lora": a LoRA for each task instead of adapters
             (needs peft); "backbone": all parameters of the backbone, without adapters.
         soft_mask: must be "none".
-        rank: rank of "lora"; None: about as many trained parameters as adapters would have.
+        rank: rank of "lora"; None: see `match`.
+        match: without `rank`, a "lora" has as many trained "parameters" as plain adapters would have, or takes as many
+            "bytes" as the gates of gated ones; nearly, and at least rank 1.
         alpha: scale of "lora", whose product is multiplied by alpha / rank; None: 1.
         targets: for "lora", regular expression that matches the full names of linear layers; None: peft's defaults for
             the type of model.
@@ -143,6 +147,7 @@ class PlainOptions(TssOptions):
     soft_mask: str = "none"
     trained: str = "shared"
     rank: int | None = None
+    match: str = "parameters"
     alpha: float | None = None
     targets: str | None = None
     steepness: float = 400.0
@@ -152,7 +157,7 @@ class PlainOptions(TssOptions):
         check_above("PlainOptions", "steepness", self.steepness, 0)
         _check("PlainOptions", "soft_mask", self.soft_mask, ("none",))
         _check("PlainOptions", "trained", self.trained, TRAINED)
-        check_lora("PlainOptions", self.rank, self.alpha, self.targets)
+        check_lora("PlainOptions", self.rank, self.match, self.alpha, self.targets)
 
 
 def check_above(owner: str, key: str, value: object, least: float) -> None:
@@ -161,8 +166,9 @@ def check_above(owner: str, key: str, value: object, least: float) -> None:
         raise ValueError(f"{owner}: {key} must be a number above {least:g}, got {value!r}")
 
 
-def check_lora(owner: str, rank: object, alpha: object, targets: object) -> None:
+def check_lora(owner: str, rank: object, match: Any, alpha: object, targets: object) -> None:
     """Raise ValueError naming the option and its value unless each is None or can be used."""
+    _check(owner, "match", match, ("parameters", "bytes"))
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise ValueError(f"{owner}: rank must be a whole number of at least 1, or None, got {rank!r}")
     if alpha is not None:

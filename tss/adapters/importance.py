@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,18 +15,23 @@ from tss.tasks.base import IGNORED, PAD_MULTIPLE, TaskKind
 from tss_kernels import GatedAdapterLinear, update_importance_
 
 Layers = Mapping[str, GatedAdapterLinear]
+PARTS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "signed": lambda gradient: gradient,
+    "absolute": torch.abs,
+    "squared": torch.square,
+}
 LENGTH = 128  # source and target length for raw examples; for other lengths, pass batches
 
 
 def raw_importance(layers: Layers, losses: Iterable[torch.Tensor], of: str) -> dict[str, torch.Tensor]:
-    """Return a = mean over batches of (dL/ds) * g, or of its absolute value: float64 (out, in) by layer.
+    """Return a = mean over batches of (dL/ds) * g, its absolute value or its square: float64 (out, in) by layer.
 
     In distributed training, the mean is over the batches of all processes, so that all of them seal the same.
 
     Args:
         layers: layers that run on their live scores.
         losses: one differentiable loss per batch.
-        of: "signed" or "absolute".
+        of: "signed", "absolute" or "squared".
 
     Raises:
         ValueError: there is no batch.
@@ -40,7 +45,7 @@ def raw_importance(layers: Layers, losses: Iterable[torch.Tensor], of: str) -> d
             gradients = torch.autograd.grad(loss, [layer.scores for layer in layers.values()], allow_unused=True)
             for name, gradient in zip(layers, gradients, strict=True):
                 if gradient is not None:  # a layer that the task does not use has no importance for it
-                    sums[name] += torch.where(gates[name], gradient.abs() if of == "absolute" else gradient, 0)
+                    sums[name] += torch.where(gates[name], PARTS[of](gradient.double()), 0)
             batches += 1
     batches = _over_ranks(sums, batches)
     if not batches:

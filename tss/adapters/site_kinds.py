@@ -60,7 +60,7 @@ def make_adapters(core: Any, config: AdapterConfig, options: TssOptions, store: 
 
 def _make_loras(core: Any, config: AdapterConfig, options: PlainOptions, store: TaskStore) -> dict[str, SiteAdapter]:
     targets = find_targets(core, options.targets)
-    rank = options.rank or equal_rank(core, config, targets.values())
+    rank = options.rank or equal_rank(core, config, targets.values(), options.match)
     alpha = rank if options.alpha is None else options.alpha
     fallback = next(core.parameters())
     adapters: dict[str, SiteAdapter] = {}
@@ -102,14 +102,25 @@ def find_targets(core: Any, pattern: str | None) -> dict[str, nn.Module]:
     return targets
 
 
-def equal_rank(core: Any, config: AdapterConfig, targets: Iterable[nn.Module]) -> int:
-    """Return the rank, at least 1, whose LoRAs are nearest in number of parameters to the plain adapters of `config`.
+def equal_rank(core: Any, config: AdapterConfig, targets: Iterable[nn.Module], match: str = "parameters") -> int:
+    """Return the rank, at least 1, whose LoRAs are nearest in size to the adapters of `config`.
 
-    An adapter of width w and bottleneck b has 2wb + w + b parameters, a LoRA rank * (in + out).
+    An adapter of width w and bottleneck b has 2wb + w + b parameters, or 2wb gates of 1 bit (each row in whole bytes); a
+    LoRA has rank * (in + out) parameters, of which each takes 4 bytes.
+
+    Args:
+        core: the transformers model.
+        config: settings of the adapters.
+        targets: the linear layers that get a LoRA.
+        match: compare trained "parameters", or the "bytes" of gates.
     """
     widths = [hidden_size(core, name, site) for name, site in find_sites(core, config).items()]
-    wanted = sum(2 * width * config.bottleneck + width + config.bottleneck for width in widths)
-    return max(1, round(wanted / sum(sum(sizes_of(target)) for target in targets)))
+    size = config.bottleneck
+    of_rank_1 = sum(sum(sizes_of(target)) for target in targets)
+    if match == "bytes":
+        gates = sum(size * -(-width // 8) + width * -(-size // 8) for width in widths)
+        return max(1, round(gates / (4 * of_rank_1)))
+    return max(1, round(sum(2 * width * size + width + size for width in widths) / of_rank_1))
 
 
 def sizes_of(target: nn.Module) -> tuple[int, int]:

@@ -33,6 +33,8 @@ class LearningRates(Protocol):
     @property
     def head_lr(self) -> float: ...
     @property
+    def optimizer(self) -> str: ...
+    @property
     def beta1(self) -> float: ...
     @property
     def beta2(self) -> float: ...
@@ -82,6 +84,12 @@ class Method(ABC):
     def make_optimizer(self, handle: TssHandle, rates: LearningRates) -> torch.optim.Optimizer:
         """Create an optimizer over the trainable parameters; the groups' `lr` are the peaks of the schedule."""
         rate = rates.score_lr if self.gated else rates.adapter_lr
+        if rates.optimizer == "sgd":
+            import torch  # imported here, because configurations are checked without torch
+
+            peaks = {"scores": rate, "head": rates.head_lr}
+            groups = handle.trainable_parameters().items()
+            return torch.optim.SGD([{"name": k, "params": params, "lr": peaks[k]} for k, params in groups if params])
         return handle.optimizer(score_lr=rate, head_lr=rates.head_lr, betas=(rates.beta1, rates.beta2), eps=rates.eps)
 
     def begin_step(self, handle: TssHandle, step: int, steps: int) -> None:  # noqa: B027 (most have nothing to do)

@@ -13,8 +13,9 @@ class LoraOptions:
     """Options of one LoRA per task.
 
     Attributes:
-        rank: rank of the matrices; None: the one with which a task trains as many parameters as with plain adapters of
-            the configured bottleneck and placement, or nearly.
+        rank: rank of the matrices; None: see `match`.
+        match: without `rank`, a task trains as many "parameters" as with plain adapters of the configured bottleneck and
+            placement, or its matrices take as many "bytes" as the gates of a TSS task would; nearly, and at least rank 1.
         alpha: the product of the two matrices is scaled by alpha / rank; None: by 1.
         targets: regular expression that must match a linear layer's full name; None: peft's defaults for this type of
             model, for most types the query and value projections.
@@ -24,11 +25,12 @@ class LoraOptions:
     """
 
     rank: int | None = None
+    match: str = "parameters"
     alpha: float | None = None
     targets: str | None = None
 
     def __post_init__(self) -> None:
-        check_lora("LoraOptions", self.rank, self.alpha, self.targets)
+        check_lora("LoraOptions", self.rank, self.match, self.alpha, self.targets)
 
 
 class Lora(Method):
@@ -44,4 +46,6 @@ class Lora(Method):
 
     def layer_options(self) -> PlainOptions:
         options = self.options
-        return PlainOptions(trained="lora", rank=options.rank, alpha=options.alpha, targets=options.targets)
+        return PlainOptions(
+            trained="lora", rank=options.rank, match=options.match, alpha=options.alpha, targets=options.targets
+        )

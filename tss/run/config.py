@@ -41,6 +41,8 @@ class Training(_Section):
     adapter_lr: Rate = 1e-3
     """Learning rate of plain adapters' weights (methods without gates)."""
     head_lr: Rate = 2.75e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """"sgd" has neither momentum nor weight decay and needs far larger rates; only for methods with gates."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     eps: Rate = 1e-6
@@ -183,10 +185,25 @@ class RunConfig(_Section):
         for section in ("families", "overrides"):
             for name, changes in getattr(self, section).items():
                 try:
-                    TaskSettings.model_validate(merge(_base_settings(self), changes))
+                    settings = TaskSettings.model_validate(merge(_base_settings(self), changes))
                 except ValidationError as error:
                     raise ConfigError("\n".join(explain(error, TaskSettings, (section, name)))) from error
+                self._check_optimizer(f"{section}.{name}", settings.optimizer)
+        self._check_optimizer("training", self.training.optimizer)
         return self
+
+    def _check_optimizer(self, place: str, optimizer: str) -> None:
+        if optimizer == "adamw":
+            return
+        if not METHODS[self.method].gated:
+            raise ConfigError(
+                f"{place}.optimizer: {optimizer} trains scores, but method {self.method} has no gates: leave it out"
+            )
+        if self.method_options.get("soft_mask") == "update":
+            raise ConfigError(
+                f"{place}.optimizer: {optimizer} does not apply the mask that method_options.soft_mask=update leaves to "
+                "the optimizer; with soft_mask=gradient it makes the same steps"
+            )
 
     def source_of(self, task: str) -> TaskSource:
         """Return the source of a task's data.
