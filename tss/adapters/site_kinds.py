@@ -105,7 +105,7 @@ def find_targets(core: Any, pattern: str | None) -> dict[str, nn.Module]:
 def equal_rank(core: Any, config: AdapterConfig, targets: Iterable[nn.Module], match: str = "parameters") -> int:
     """Return the rank, at least 1, whose LoRAs are nearest in size to the adapters of `config`.
 
-    An adapter of width w and bottleneck b has 2wb + w + b parameters, or 2wb gates of 1 bit (each row in whole bytes); a
+    An adapter of width w and bottleneck b has 2wb + w + b parameters, or 2wb gates of 1 bit (rows in whole bytes). A
     LoRA has rank * (in + out) parameters, of which each takes 4 bytes.
 
     Args:

@@ -27,16 +27,23 @@ def register(subparsers: Any, parents: list[argparse.ArgumentParser]) -> argpars
 def run(args: argparse.Namespace) -> int:
     """Run the command; return 1 if a task cannot be loaded."""
     from tss.cli.tasks import load_all, print_tasks
+    from tss.run.backbone import resolve_device
     from tss.run.config import settings_for
+    from tss.run.examples import with_settings
+    from tss.run.resolve import with_task_names
 
     config, _ = config_args.configuration(args)
+    config = with_task_names(config)
+    resolve_device(config.device)
     names = config_args.sequence(config).tasks
     tasks, errors = [], []
     for name in names:
-        limits = settings_for(config, name).limits.model_dump()
-        source = config.source_of(name)
+        settings, source = settings_for(config, name), config.source_of(name)
+        limits = settings.limits.model_dump()
         loaded, failed = load_all(source.source, [name], seed=config.seed, limits=limits, fields=source.fields)
         tasks, errors = tasks + loaded, errors + failed
+        for task in loaded:
+            with_settings(task.kind, settings, name)  # raises for a metric or decoding that the kind does not have
     if tasks:
         print_tasks(tasks)
     for error in errors:

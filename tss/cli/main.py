@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.platform == "win32":
         print(f"tss: {WINDOWS}", file=sys.stderr)
         return MISUSED
+    _prepare_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     try:
@@ -61,6 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return _guarded(args)
+
+
+def _prepare_streams() -> None:
+    """Keep a finished command from failing because its last line cannot be printed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # the caller closed it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open until the process ends)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _guarded(args: argparse.Namespace) -> int:
@@ -87,9 +99,20 @@ def _guarded(args: argparse.Namespace) -> int:
         print(f"tss: {_one_line(error)}", file=sys.stderr)
         return FAILED
     except ModuleNotFoundError as error:
+        root = _root(error)
+        if isinstance(root, KeyboardInterrupt):  # during an import that transformers defers
+            print("tss: interrupted", file=sys.stderr)
+            return INTERRUPTED
         if debug:
             raise
-        print(f"tss: the package {error.name} is not installed: pip install 'tss[train]'", file=sys.stderr)
+        if root is error and error.name is not None:
+            print(f"tss: the package {error.name} is not installed: pip install 'tss[train]'", file=sys.stderr)
+        else:  # an installed package that does not work
+            print(
+                f"tss: a package cannot be imported ({type(root).__name__}: {_one_line(root)}); reinstall it, or "
+                "install versions that fit together (--debug shows the traceback)",
+                file=sys.stderr,
+            )
         return FAILED
     except Exception as error:
         if debug:
@@ -97,6 +120,13 @@ def _guarded(args: argparse.Namespace) -> int:
         message = f"{type(error).__name__}: {_one_line(error)}"
         print(f"tss: {message} (unexpected; --debug shows the traceback)", file=sys.stderr)
         return UNEXPECTED
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return the exception that an exception was raised from, in the end."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 def _one_line(error: BaseException) -> str:

@@ -124,11 +124,14 @@ def run(args: argparse.Namespace) -> int:
                 pass
             stream.seek(0)
         write = files.enter_context(output)
-        skipped = answered = 0
+        skipped = answered = cut = 0
         for rows in windows(stream, reader):
-            lines = answer(learned, rows, args.confidence)
+            lines, shortened = answer(learned, rows, args.confidence)
+            cut += shortened
             write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
             answered, skipped = answered + len(lines), skipped + rows.skipped
+    if cut:
+        print(f"tss: {cut} of {answered} inputs were longer than their task reads and were truncated", file=sys.stderr)
     if skipped:
         print(f"tss: {skipped} of {skipped + answered} lines were skipped", file=sys.stderr)
     return SKIPPED if skipped else 0
@@ -172,7 +175,7 @@ def writer(output: Path | None, source: Path | None) -> AbstractContextManager[C
         StateError: the output is the input, or cannot be written.
     """
     if output is None:
-        return contextlib.nullcontext(sys.stdout.write)
+        return contextlib.nullcontext(_to_stdout)
     output = output.resolve()
     if source is not None and output.exists() and source.exists() and os.path.samefile(source, output):
         raise StateError(f"--output {output} is the input, which is never overwritten; name another file")
@@ -182,6 +185,17 @@ def writer(output: Path | None, source: Path | None) -> AbstractContextManager[C
         return _into(lambda: output.open("wb"))
     check_folder(output.parent, "name another --output")
     return _into(lambda: replacing(output))
+
+
+def _to_stdout(text: str) -> None:
+    """Write JSONL, which is UTF-8 whatever the locale's encoding is."""
+    stream: Any = getattr(sys.stdout, "buffer", None)
+    if stream is None:  # replaced by a text stream
+        sys.stdout.write(text)
+    else:
+        sys.stdout.flush()
+        stream.write(text.encode())
+        stream.flush()
 
 
 @contextlib.contextmanager
@@ -242,23 +256,24 @@ def _checked(row: Any, number: int, reader: Reader) -> tuple[str, dict[str, Any]
     return name, example
 
 
-def answer(learned: Learned, rows: Rows, confidence: bool) -> list[dict[str, Any]]:
-    """Return each valid line with its prediction.
+def answer(learned: Learned, rows: Rows, confidence: bool) -> tuple[list[dict[str, Any]], int]:
+    """Return each valid line with its prediction, and the number of inputs that were truncated.
 
     Raises:
         DataError: a line cannot be predicted, and lines may not be skipped; names the line.
     """
     from tss.run.learned import Question
 
-    lines = []
-    found = learned.answer([Question(task, example) for task, example in rows.inputs])
+    lines, cut = [], 0
+    found = learned.answer([Question(task, example, most_tokens=sys.maxsize - 1) for task, example in rows.inputs])
     for number, row, one in zip(rows.numbers, rows.objects, found, strict=True):
         if isinstance(one, Exception):
             rows.refuse(DataError(f"cannot be answered: {one}", rows.reader.where, number))
             continue
         extra = {CONFIDENCE: one.details[CONFIDENCE]} if confidence and CONFIDENCE in one.details else {}
         lines.append({**row, PREDICTED: one.prediction, **extra})
-    return lines
+        cut += bool(one.details.get("truncated"))
+    return lines, cut
 
 
 def open_folder(args: argparse.Namespace, *, cache_bytes: int | None = None) -> Learned:

@@ -28,7 +28,10 @@ def list_folder(root: Path | str) -> list[str]:
     """
     folder = Path(root)
     if not folder.is_dir():
-        raise DataError("no such data folder; expected <family>/<task>/{train,validation,test}.jsonl in it", folder)
+        seen = "" if folder.is_absolute() else f" in {Path.cwd()}"
+        raise DataError(
+            f"no such data folder{seen}; expected <family>/<task>/{{train,validation,test}}.jsonl in it", folder
+        )
     return sorted(file.parent.relative_to(folder).as_posix() for file in folder.glob("*/*/train.jsonl"))
 
 

@@ -14,8 +14,8 @@ class LoraOptions:
 
     Attributes:
         rank: rank of the matrices; None: see `match`.
-        match: without `rank`, a task trains as many "parameters" as with plain adapters of the configured bottleneck and
-            placement, or its matrices take as many "bytes" as the gates of a TSS task would; nearly, and at least rank 1.
+        match: without `rank`, a task trains as many "parameters" as with plain adapters of the configured bottleneck
+            and placement, or its matrices take as many "bytes" as the gates of a TSS task; nearly, and at least rank 1.
         alpha: the product of the two matrices is scaled by alpha / rank; None: by 1.
         targets: regular expression that must match a linear layer's full name; None: peft's defaults for this type of
             model, for most types the query and value projections.

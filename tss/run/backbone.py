@@ -153,6 +153,10 @@ def identity(backbone: Backbone) -> dict[str, str]:
     }
 
 
+MOST_TOKENS = 10**6
+"""Length of inputs for backbones without learned positions; tokenizers without a limit say far more."""
+
+
 def embedded_folder() -> Path:
     """Return the folder of the small pretrained backbone that comes with the package."""
     folder = Path(str(resources.files("tss") / "assets" / "backbone"))
@@ -197,6 +201,14 @@ def check_lengths(model: PreTrainedModel, task: str, *, source_length: int, targ
             f"task {task}: source_length {source_length} and target_length {target_length} share the backbone's "
             f"{positions} positions; lower one of them"
         )
+
+
+def longest_source(backbone: Backbone, target_length: int) -> int:
+    """Return the largest number of input tokens that the backbone reads, beside an answer of `target_length` tokens."""
+    config = backbone.model.config
+    known = (getattr(config, "max_position_embeddings", None), backbone.tokenizer.model_max_length)
+    longest = min([limit for limit in known if limit is not None and 0 < limit < MOST_TOKENS], default=MOST_TOKENS)
+    return max(8, longest if config.is_encoder_decoder else longest - target_length)
 
 
 def _source(name: str) -> str | Path:

@@ -5,10 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from tss.adapters.config import AdapterConfig
 from tss.errors import ConfigError
@@ -26,6 +36,16 @@ Length = Annotated[int, Field(ge=8, le=10**6)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse a boolean where a number is expected: it would count as 0 or 1."""
+        wanted = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (wanted, *get_args(wanted)):
+            said = str(value).lower()
+            raise ValueError(f"expected a number or a name, got {said}, which is also what YAML makes of yes or no")
+        return value
 
 
 class Training(_Section):
@@ -201,8 +221,8 @@ class RunConfig(_Section):
             )
         if self.method_options.get("soft_mask") == "update":
             raise ConfigError(
-                f"{place}.optimizer: {optimizer} does not apply the mask that method_options.soft_mask=update leaves to "
-                "the optimizer; with soft_mask=gradient it makes the same steps"
+                f"{place}.optimizer: {optimizer} does not apply the mask that method_options.soft_mask=update leaves "
+                "to the optimizer; with soft_mask=gradient it makes the same steps"
             )
 
     def source_of(self, task: str) -> TaskSource:

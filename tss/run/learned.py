@@ -12,7 +12,7 @@ from tss.adapters import saving
 from tss.adapters.loading import restore
 from tss.errors import ConfigError, DataError, StateError
 from tss.run.answering import CANNOT, Answer, Row, answer_each
-from tss.run.backbone import Backbone, identity, load_backbone, resolve_device, resolve_precision
+from tss.run.backbone import Backbone, identity, load_backbone, longest_source, resolve_device, resolve_precision
 from tss.run.config import RunConfig, TaskSettings, load_config, settings_for
 from tss.run.examples import encode_split
 from tss.run.folder import RunFolder
@@ -89,7 +89,7 @@ class Learned:
         self.kinds = kinds
 
     def settings_of(self, task: str) -> TaskSettings:
-        """Return the lengths and batch size that a task was trained with."""
+        """Return the lengths and batch size that a task was trained with; defaults and the longest input for a save."""
         return self._settings[task]
 
     def predict(self, rows: Sequence[tuple[str, Example]]) -> list[Any]:
@@ -243,6 +243,9 @@ def open_learned(
         check_same(f"{folder} cannot be used here: the {{}}", state.backbone, identity(base))
     model = restore(base.model, saved, str(folder))
     model.eval()
+    if state is None:  # a save does not say how long the inputs were: read as much as the backbone can
+        longest = longest_source(base, config.training.target_length)
+        config = config.model_copy(update={"training": config.training.model_copy(update={"source_length": longest})})
     model.tss.store.cache.limit = cache_bytes
     return Learned(RunFolder(folder).path, config, base, model, runtime, cache_bytes)
 
@@ -255,6 +258,10 @@ def _sealed(saved: saving.SavedTasks) -> list[dict[str, Any]]:
 def _read(folder: Path | str, *, keep: bool) -> tuple[RunState | None, saving.SavedTasks]:
     """Read a folder: the state of a run (None if it is not a run's) and its tasks."""
     files = RunFolder(folder)
+    if not files.path.is_dir():
+        raise StateError(f"{folder}: no such folder{'' if files.path.is_absolute() else f' in {Path.cwd()}'}")
+    if (files.path / "study.json").is_file():
+        raise StateError(f"{folder} is the folder of a study: name one of its runs, in {files.path / 'runs'}")
     if not files.state.is_file():
         return None, saving.read(files.path, keep=keep)
     while True:

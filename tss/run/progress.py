@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any, TextIO
@@ -79,7 +80,13 @@ class Console:
             self._bar = Progress(*columns, console=RichConsole(file=self._stream), transient=True)
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Show one event."""
+        """Show one event; training goes on if nobody reads any more."""
+        try:
+            self._show(event)
+        except OSError:  # a closed pipe or terminal
+            self._stream, self._bar = open(os.devnull, "w", encoding="utf-8"), None  # noqa: SIM115
+
+    def _show(self, event: dict[str, Any]) -> None:
         self._left.see(event)
         if event["event"] == "step":
             self._show_step(event)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tss.data import Order, TaskData, list_tasks, load_task, resolve_order
+from tss.data import AUTHOR_ORDERS, Order, TaskData, list_tasks, load_task, resolve_order
 from tss.errors import ConfigError
 from tss.run.backbone import resolve_device, resolve_precision
 from tss.run.config import RunConfig, TaskSettings, settings_for
@@ -50,6 +50,28 @@ def available_tasks(config: RunConfig) -> list[str]:
         DataError: there is no such data.
     """
     return list(dict.fromkeys((*config.sources, *list_tasks(config.data))))
+
+
+def with_task_names(config: RunConfig) -> RunConfig:
+    """Return the configuration with `overrides` under the names that the tasks have in the data.
+
+    Raises:
+        ConfigError: a key of `overrides` is no task of the data or of the sequence, or two keys are the same task; or a
+            key of `families` is no family.
+        DataError: there is no such data.
+    """
+    hub = config.data.startswith("hub:")
+    known = list(dict.fromkeys((*(config.tasks if hub else available_tasks(config)), *config.tasks)))
+    families = dict.fromkeys((*AUTHOR_ORDERS, *(task.split("/", 1)[0] for task in known)))
+    if unknown := [name for name in config.families if name not in families]:
+        near = nearest(unknown[0], list(families), "families")
+        raise ConfigError(f"families.{unknown[0]}: no task has this family; {near}")
+    order = resolve_order(list(config.overrides), known)
+    if order.missing:
+        near = nearest(order.missing[0], known, "tasks", cutoff=0.6)
+        raise ConfigError(f"overrides.{order.missing[0]}: the data has no such task; {near}")
+    overrides = dict(zip(order.tasks, config.overrides.values(), strict=True))
+    return config.model_copy(update={"overrides": overrides})
 
 
 def tasks_to_run(config: RunConfig) -> list[str]:
@@ -100,6 +122,7 @@ def resolve(config: RunConfig) -> tuple[RunConfig, Runtime]:
         )
     runtime = Runtime(device, resolve_precision(config.precision, device), processes)
     tasks = tasks_to_run(config)
+    config = with_task_names(config)
     changes = {"precision": runtime.precision, "tasks": tasks, "shuffle": False}
     return config.model_copy(update=changes), runtime
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,18 +114,21 @@ def check_same_config(saved: dict[str, Any], given: dict[str, Any], learned: Ite
     before, after = saved.get("overrides") or {}, given.get("overrides") or {}
     to_come = [task for task in {**before, **after} if task not in past]
     changed = [task for task in to_come if before.pop(task, None) != after.pop(task, None)]
-    old, new = flattened(saved), flattened(given)
-    differing = [
-        f"{key}: {old.get(key, '(absent)')!r} in the run, {new.get(key, '(absent)')!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in FREE_KEYS
-    ]
-    if differing:
+    if differing := differences(flattened(saved), flattened(given), "in the run", "now"):
         raise StateError(
             "cannot resume with another configuration; " + "; ".join(differing) + ". Leave these out, or start in "
             "another folder; settings of tasks that are not yet learned may change, as overrides.TASK.KEY=value"
         )
     return changed
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str, now: str) -> list[str]:
+    """Return a line for each key in which two flattened configurations differ, except `FREE_KEYS`, with both values."""
+    return [
+        f"{key}: {old.get(key, '(absent)')!r} {where}, {new.get(key, '(absent)')!r} {now}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in FREE_KEYS
+    ]
 
 
 def check_same(what: str, saved: dict[str, str], given: dict[str, str]) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from tss.errors import ConfigError, StateError
-from tss.io import from_json, locked, make_directory, to_json, write_text
+from tss.io import PARTIAL, from_json, locked, make_directory, to_json, write_text
 from tss.run.folder import RunFolder
-from tss.run.run_state import FREE_KEYS, flattened
+from tss.run.run_state import differences, flattened
 from tss.study.plan import Cell, cell_from
 
 FORMAT = 1
@@ -44,12 +45,23 @@ class StudyFolder:
         return self.path / "logs" / f"{cell.name}.txt"
 
     def finished(self, cell: Cell) -> bool:
-        """Return whether a cell's run has finished, according to its checked state."""
-        state = RunFolder(self.run(cell)).state
+        """Return whether a cell's run has finished, according to its checked state, with the cell's configuration."""
+        folder = RunFolder(self.run(cell))
         try:
-            return state.is_file() and RunFolder(self.run(cell)).load_state().finished
+            state = folder.load_state() if folder.state.is_file() else None
         except StateError:  # the cell's own process reports the problem
             return False
+        return state is not None and state.finished and not self.foreign(cell, state.config)
+
+    def foreign(self, cell: Cell, config: Mapping[str, Any]) -> list[str]:
+        """Return the differences between the configuration of the run in a cell's folder and the cell's own.
+
+        The run's has the precision that "auto" stands for.
+        """
+        there, own = flattened(dict(config)), flattened(cell.config.resolved())
+        if own["precision"] == "auto":
+            own["precision"] = there.get("precision")
+        return differences(there, own, "in the run", "in the study")
 
     def failure(self, cell: Cell) -> str | None:
         """Return a cell's last error, or None."""
@@ -105,7 +117,8 @@ class StudyFolder:
             StateError: an existing cell differs or is missing from `cells`; or the folder has files not of a study.
         """
         if not self.plan.is_file():
-            if foreign := sorted(path.name for path in self.path.iterdir() if path.name != "lock"):
+            names = sorted(path.name for path in self.path.iterdir() if path.name != "lock")
+            if foreign := [name for name in names if not PARTIAL.fullmatch(name)]:
                 raise StateError(
                     f"{self.path} contains files that are not part of a study ({', '.join(foreign[:MOST])})"
                 )
@@ -117,11 +130,7 @@ class StudyFolder:
             lines.append(f"{len(dropped)} of its runs are no longer in it, {dropped[0]} for example")
         for name in there.keys() & given.keys():
             old, new = flattened(there[name].config.resolved()), flattened(given[name].config.resolved())
-            lines += [
-                f"{name}: {key}: {old.get(key, '(absent)')!r} there, {new.get(key, '(absent)')!r} now"
-                for key in sorted(old.keys() | new.keys())
-                if old.get(key) != new.get(key) and key not in FREE_KEYS
-            ]
+            lines += [f"{name}: {line}" for line in differences(old, new, "there", "now")]
         if lines:
             more = [f"and {len(lines) - MOST} more differences"] if len(lines) > MOST else []
             raise StateError(

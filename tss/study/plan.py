@@ -27,10 +27,12 @@ from tss.run.config_files import (
     read_yaml,
     shown,
 )
-from tss.run.resolve import tasks_to_run
+from tss.run.resolve import tasks_to_run, with_task_names
 from tss.seeding import stream
 
 MAX_CELLS = 10_000
+PER_STUDY = ("seed", "tasks", "shuffle", "label")
+"""Keys of a run that the study sets in every cell."""
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Tasks = Annotated[list[str], Field(min_length=1)]
 
@@ -56,11 +58,22 @@ class StudyConfig(BaseModel):
     def _methods(cls, value: object) -> object:
         """Convert a list of names, and names without changes, to mappings."""
         if isinstance(value, list):
+            if odd := [name for name in value if not isinstance(name, str)]:
+                raise ValueError(f"a list holds names of methods, got {odd[0]!r}; with changes: NAME: {{KEY: VALUE}}")
             value = {name: {} for name in value}
         if isinstance(value, Mapping):
             value = {name: {} if changes is None else changes for name, changes in value.items()}
             if not value:
                 raise ValueError("at least one method is needed")
+        return value
+
+    @field_validator("seeds", "orders", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        if isinstance(value, bool):
+            raise ValueError(f"expected a number or names, got {value}, which is also what YAML makes of yes or no")
+        if isinstance(value, int) and value > MAX_CELLS:
+            raise ValueError(f"{value} is more than {MAX_CELLS:,}")
         return value
 
     @field_validator("seeds", "orders")
@@ -130,6 +143,8 @@ def load_study(
     if isinstance(base := values.get("base"), str) and base.endswith((".yaml", ".yml")):
         values["base"] = str(path.parent / base)  # relative to the folder of the study's file
     own = values.get("changes") or {}
+    if not isinstance(own, dict):
+        raise ConfigError(f"{origin}: changes: expected keys of a run's configuration with their values, got {own!r}")
     changes = apply_overrides(own, overrides)
     if data is not None:
         changes["data"] = data if data == "generated" or data.startswith("hub:") else str(Path(data).absolute())
@@ -151,9 +166,11 @@ def cells_of(study: StudyConfig) -> list[Cell]:
         DataError: the data does not exist.
     """
     base, _ = read_source(study.base, None)
-    configs = {row: _row(study, base, row) for row in study.methods}
+    configs = {row: with_task_names(_row(study, base, row)) for row in study.methods}
     first = next(iter(configs.values()))
     seeds = study.seeds if isinstance(study.seeds, list) else [first.seed + i for i in range(study.seeds)]
+    if max(seeds) >= 2**63:
+        raise ConfigError(f"seeds: {max(seeds)} is more than {2**63 - 1}, the largest seed; use smaller ones")
     orders = _orders(study, first)
     if len(configs) * len(orders) * len(seeds) > MAX_CELLS:
         raise ConfigError(f"a study of {len(configs)} x {len(orders)} x {len(seeds)} runs is more than {MAX_CELLS:,}")
@@ -216,8 +233,13 @@ def _row(study: StudyConfig, base: Sequence[Layer], row: str) -> RunConfig:
 def _config(study: StudyConfig, base: Sequence[Layer], row: str) -> RunConfig:
     """Return the configuration of a row, with the base's task order and seed."""
     changes = study.methods[row]
+    if fixed := [key for key in PER_STUDY if key in changes]:
+        raise ConfigError(
+            f"{fixed[0]} is the same in all rows, which are compared by order and seed: set it under changes, orders "
+            "or seeds"
+        )
     method = changes.get("method", row)
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(f"no method {method!r}: name one by its key method; {', '.join(METHODS)}")
     changes = {**changes, "method": method}
     values = combine(base, {**study.changes, **changes})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TextIO
@@ -30,7 +31,13 @@ class Console:
             self._status.start()
 
     def __call__(self, event: Event) -> None:
-        """Show one event."""
+        """Show one event; the study goes on if nobody reads any more."""
+        try:
+            self._show(event)
+        except OSError:  # a closed pipe or terminal
+            self._stream, self._status = open(os.devnull, "w", encoding="utf-8"), None  # noqa: SIM115
+
+    def _show(self, event: Event) -> None:
         if (line := describe(event)) is not None:
             self._line(line)
         now = time.monotonic()
