@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 
 import pytest
 
+from tss.cli.main import main
 from tss.errors import DataError
 
 
@@ -200,6 +203,66 @@ def test_debug_shows_the_traceback(tss, monkeypatch):
     monkeypatch.setenv("TSS_DEBUG", "1")
     with pytest.raises(DataError):
         tss("tasks", "--data", "/no/such/folder")
+
+
+def test_a_package_that_is_broken_is_not_called_missing(tss, monkeypatch):
+    def fail(*_, **__):
+        try:
+            raise RuntimeError("built for another torch")
+        except RuntimeError as error:
+            raise ModuleNotFoundError("could not import module") from error
+
+    def missing(*_, **__):
+        raise ModuleNotFoundError("no module named scipy", name="scipy")
+
+    def interrupt(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ModuleNotFoundError("could not import module") from error
+
+    seen = []
+    for effect in (fail, missing, interrupt):
+        monkeypatch.setattr("tss.data.list_tasks", effect)
+        seen.append(tss("tasks"))
+    assert [done.code for done in seen] == [1, 1, 130]
+    assert "a package cannot be imported (RuntimeError: built for another torch)" in seen[0].err
+    assert seen[1].err == "tss: the package scipy is not installed: pip install 'tss[train]'\n"
+    assert seen[2].err == "tss: interrupted\n"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_an_output_that_was_closed_is_no_failure(name, monkeypatch):
+    monkeypatch.setattr(sys, name, None)
+    assert main(["--version"]) == 0
+    assert main(["presets", "nothing"]) == 1
+
+
+def test_an_output_without_a_character_is_no_failure(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["presets"]) == 0
+    print("\u2013", flush=True)
+    assert written.getvalue().endswith(b"\\u2013\n")
+
+
+def test_a_folder_that_has_no_tasks_says_what_it_is(tss, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tss("predict", "nowhere", "--task", "asc/a").err == f"tss: nowhere: no such folder in {tmp_path}\n"
+    (tmp_path / "study.json").touch()
+    assert "is the folder of a study: name one of its runs" in tss("predict", tmp_path, "--task", "asc/a").err
+
+
+def test_check_refuses_what_run_refuses(tss, tiny_options):
+    for words, message in (
+        (["training.metric=bogus"], "metric='bogus' is not one of"),
+        (["device=gpu"], "device: no device 'gpu'"),
+        (["overrides={asc/phone: {epochs: 2}}"], "did you mean 'asc/phones'"),
+    ):
+        done = tss("check", "--no-steps", *tiny_options, *words)
+        assert done.code == 1
+        assert message in done.err
+        assert "are valid" not in done.out
 
 
 def test_a_fault_in_tss_is_one_line_too(tss, monkeypatch):

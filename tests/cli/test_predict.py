@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tss.cli import predict
+from tss.cli.main import main
 from tss.cli.predict import SKIPPED
 from tss.data import jsonl
 from tss.run import answering
@@ -134,6 +135,23 @@ def test_any_field_may_name_the_task(tss, finished_run, tmp_path):
     for field in ("text", "tokens", "prediction"):
         done = ask(tss, finished_run, tmp_path, line, more=["--task-field", field])
         assert (done.code, f"--task-field {field} is a field" in done.err) == (1, True)
+
+
+def test_inputs_that_are_not_read_to_the_end_are_counted(tss, finished_run, tmp_path):
+    long = json.dumps({"text": "the phone is good " * 200}).encode()
+    done = ask(tss, finished_run, tmp_path, GOOD, long, GOOD)
+    assert done.code == 0
+    assert len(done.out.splitlines()) == 3
+    assert done.err == "tss: 1 of 3 inputs were longer than their task reads and were truncated\n"
+    assert ask(tss, finished_run, tmp_path, GOOD).err == ""
+
+
+def test_standard_output_is_utf_8_in_any_locale(finished_run, tmp_path, monkeypatch):
+    (tmp_path / "in.jsonl").write_text('{"text": "caf\u00e9 \U0001f600"}\n', encoding="utf-8")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert main(["predict", str(finished_run), "--task", "asc/phones", "--input", str(tmp_path / "in.jsonl")]) == 0
+    assert json.loads(written.getvalue().decode())["text"] == "caf\u00e9 \U0001f600"
 
 
 def test_confidence_is_told_where_it_is_asked_for(tss, finished_run, tmp_path):

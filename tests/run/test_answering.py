@@ -8,6 +8,7 @@ import random
 import types
 
 import pytest
+import torch
 
 import tss
 from scripts.load.random_tasks import add_random_tasks, save_random_tasks
@@ -64,6 +65,27 @@ def batches(monkeypatch):
 
     monkeypatch.setattr(answering, "answer_batch", recorded)
     return seen
+
+
+def test_a_save_reads_inputs_as_long_as_the_backbone_can(tmp_path, tiny_backbone):
+    """A save does not say how long inputs were in training: more than the default of runs is read, and counted."""
+    folder = save_random_tasks(tmp_path / "small", {"asc/a": KINDS["asc/a"]}, str(tiny_backbone))
+    assert open_learned(folder, backbone=str(tiny_backbone)).settings_of("asc/a").source_length == 64
+    folder = save_random_tasks(tmp_path / "saved", {"asc/a": KINDS["asc/a"]}, "embedded")
+    opened = open_learned(folder, backbone="embedded")
+    positions = opened.backbone.model.config.max_position_embeddings
+    assert opened.settings_of("asc/a").source_length == positions
+    tokenizer = opened.backbone.tokenizer
+    texts = [" ".join(["good"] * 150 + [word] * 10) for word in ("bad", "poor")]
+    most = [len(tokenizer(text)["input_ids"]) for text in texts]
+    assert 128 < max(most) <= positions
+    found = opened.answer([Question("asc/a", {"text": text}, most_tokens=10**6) for text in texts])
+    model = opened.model.eval()
+    for one, text in zip(found, texts, strict=True):
+        assert "truncated" not in one.details
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt"), task="asc/a").logits
+        assert one.details["confidence"] == pytest.approx(logits.softmax(-1).max().item(), abs=1e-5)
 
 
 def test_rows_of_many_tasks_are_answered_as_each_task_alone(learned, batches):

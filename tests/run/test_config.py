@@ -8,6 +8,7 @@ import yaml
 from tss.errors import ConfigError
 from tss.run.config import dump_config, load_config, settings_for
 from tss.run.config_files import find_preset, merge, preset_names
+from tss.run.resolve import with_task_names
 
 
 def test_defaults_round_trip_through_yaml():
@@ -209,6 +210,31 @@ def test_sgd_is_refused_where_it_would_not_apply_the_method(place, other, expect
         load_config(None, [f"{place}.optimizer=sgd", other])
 
 
+def test_changes_for_a_task_by_its_short_name_apply_to_it(tmp_path):
+    (tmp_path / "asc" / "hl5_CanonG3").mkdir(parents=True)
+    (tmp_path / "asc" / "hl5_CanonG3" / "train.jsonl").touch()
+    named = {"data": str(tmp_path), "tasks": ["asc/CanonG3"]}
+    config = with_task_names(load_config({**named, "overrides": {"asc/CanonG3": {"epochs": 3}}}))
+    assert settings_for(config, "asc/hl5_CanonG3").epochs == 3
+    for changes, message in (
+        (
+            {"overrides": {"asc/CanonG4": {"epochs": 3}}},
+            "overrides.asc/CanonG4: the data has no such task; did you mean",
+        ),
+        ({"families": {"acs": {"epochs": 3}}}, "families.acs: no task has this family; did you mean 'asc'"),
+        ({"overrides": {key: {"epochs": 3} for key in ("asc/CanonG3", "asc/hl5_CanonG3")}}, "asked for twice"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            with_task_names(load_config({**named, **changes}))
+    assert with_task_names(load_config({**named, "families": {"sum": {"epochs": 3}}}))
+
+
+@pytest.mark.parametrize("key", ["training.epochs", "seed", "training.score_lr", "families.asc.epochs", "limits.train"])
+def test_a_boolean_is_no_number(key):
+    with pytest.raises(ConfigError, match=rf"{key}: expected a number or a name, got true"):
+        load_config(None, [f"{key}=yes"])
+
+
 def test_several_problems_give_several_lines():
     with pytest.raises(ConfigError) as caught:
         load_config(None, ["sede=1", "training.epochs=0", "adapters.botleneck=1"])
@@ -251,7 +277,7 @@ def test_presets_are_found_by_name_and_variant():
         find_preset(base, "slow")
     with pytest.raises(ConfigError, match="did you mean 'comparison'"):
         find_preset("comparision")
-    with pytest.raises(ConfigError, match="'comparison' is a study.* tss study comparison"):
+    with pytest.raises(ConfigError, match=r"'comparison' is a study.* tss study comparison"):
         load_config("comparison")
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from tss.run.progress import Console, TimeLeft, format_seconds
 from tss.run.sequence import run_sequence
+from tss.study.execute import Event, Progress
+from tss.study.progress import Console as StudyConsole
 
 from .conftest import events
 
@@ -52,6 +54,21 @@ def test_a_pipe_gets_plain_lines(tiny_config, tmp_path):
     assert sum("of the steps, loss" in line for line in lines) == 10
     assert "  verified: 2 sealed tasks unchanged, bit for bit" in lines
     assert "  drg/trips: bleu" in text
+
+
+@pytest.mark.parametrize("console", [Console, StudyConsole])
+def test_a_reader_that_leaves_does_not_stop_the_training(console):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    shown = console(Gone(), every=0)
+    for _ in range(2):
+        if console is Console:
+            shown({"event": "warning", "text": "a line"})
+        else:
+            shown(Event(None, None, Progress({}, finished=0, capacity=1)))
+    shown.close()
 
 
 def test_the_share_of_flipped_gates_is_of_the_adapters_that_the_task_uses(tiny_config, tmp_path):

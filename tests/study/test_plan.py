@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from tests.run.conftest import TASKS
+from tests.study.conftest import pretend
 from tss.cli.presets import description
 from tss.errors import ConfigError, StateError
 from tss.presets import study_names
-from tss.run.config import load_config, settings_for
+from tss.run.config import RunConfig, load_config, settings_for
 from tss.study.folder import StudyFolder
 from tss.study.plan import cell_from, cells_of, load_study
 
@@ -88,7 +91,17 @@ def test_the_section_methods_of_a_preset_lies_below_the_changes_of_a_study(tmp_p
         ),
         ({"seeds": [1, 1]}, r"each once, got \[1, 1\]"),
         ({"seeds": 0}, "greater than 0"),
-        ({"seeds": 10**6}, "is more than 10,000"),
+        ({"seeds": 3 * 10**12}, "is more than 10,000"),
+        ({"seeds": True}, "expected a number or names, got True"),
+        ({"orders": True}, "expected a number or names, got True"),
+        ({"changes": {"seed": 2**63 - 1}, "seeds": 3}, "the largest seed"),
+        ({"changes": "tasks"}, "changes: expected keys of a run's configuration .*got 'tasks'"),
+        ({"methods": ["tss", {"ewc": {}}]}, "a list holds names of methods, got {'ewc': {}}"),
+        ({"methods": {"a": {"method": ["tss"]}}}, r"no method \['tss'\]: name one by its key method"),
+        ({"methods": {"tss": {"seed": 77}}}, "methods.tss: seed is the same in all rows"),
+        ({"methods": {"tss": {"tasks": ["asc/phones"]}}}, "methods.tss: tasks is the same in all rows"),
+        ({"methods": {"tss": {"label": "hello"}}}, "methods.tss: label is the same in all rows"),
+        ({"changes": {"overrides": {"asc/phone": {"epochs": 1}}}}, "no such task; did you mean 'asc/phones'"),
         ({"order": 2}, "unknown key 'order'; did you mean 'orders'"),
         ({"changes": {"tasks": ["asc/nothing"]}}, r"asc/nothing.*has: [^;]*; correct the names or the data folder$"),
         ({"base": "nothing"}, "no preset and no file 'nothing'"),
@@ -98,6 +111,29 @@ def test_the_section_methods_of_a_preset_lies_below_the_changes_of_a_study(tmp_p
 def test_what_no_study_can_be_is_refused_at_once(cells, keys, message):
     with pytest.raises(ConfigError, match=message):
         cells(**keys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "finished"), [({}, True), ({"log_seconds": 9}, True), ({"limits": {"train": 3}}, False)]
+)
+def test_a_run_with_other_settings_in_a_cells_folder_is_not_the_cells(cells, tmp_path, changes, finished):
+    folder, (cell, _) = StudyFolder(tmp_path / "out"), cells()
+    config = RunConfig.model_validate({**cell.config.resolved(), **changes, "precision": "float32"})
+    pretend(folder, dataclasses.replace(cell, config=config), [[50.0] * len(config.tasks)] * len(config.tasks))
+    assert folder.finished(cell) == finished
+    assert len(folder.foreign(cell, config.resolved())) == (not finished)
+
+
+def test_a_study_killed_while_it_wrote_its_plan_starts_again(cells, tmp_path):
+    folder = StudyFolder(tmp_path / "out")
+    folder.path.mkdir()
+    (folder.path / f"study.json.{'a' * 32}.partial").touch()
+    folder.fix(cells())
+    assert folder.cells() == cells()
+    (folder.path / "notes.txt").touch()
+    folder.plan.unlink()
+    with pytest.raises(StateError, match=r"not part of a study \(notes.txt"):
+        folder.fix(cells())
 
 
 def test_a_study_is_fixed_in_its_folder_and_may_only_grow(cells, tmp_path):

@@ -60,17 +60,18 @@ def with_task_names(config: RunConfig) -> RunConfig:
             key of `families` is no family.
         DataError: there is no such data.
     """
-    hub = config.data.startswith("hub:")
-    known = list(dict.fromkeys((*(config.tasks if hub else available_tasks(config)), *config.tasks)))
+    there = config.tasks if config.data.startswith("hub:") else available_tasks(config)
+    known = list(dict.fromkeys((*there, *config.tasks)))
     families = dict.fromkeys((*AUTHOR_ORDERS, *(task.split("/", 1)[0] for task in known)))
     if unknown := [name for name in config.families if name not in families]:
         near = nearest(unknown[0], list(families), "families")
         raise ConfigError(f"families.{unknown[0]}: no task has this family; {near}")
-    order = resolve_order(list(config.overrides), known)
-    if order.missing:
-        near = nearest(order.missing[0], known, "tasks", cutoff=0.6)
-        raise ConfigError(f"overrides.{order.missing[0]}: the data has no such task; {near}")
-    overrides = dict(zip(order.tasks, config.overrides.values(), strict=True))
+    order = resolve_order(list(config.overrides), there)
+    if unknown := [name for name in order.missing if name not in config.tasks]:  # those of the sequence are skipped
+        near = nearest(unknown[0], known, "tasks", cutoff=0.6)
+        raise ConfigError(f"overrides.{unknown[0]}: the data has no such task; {near}")
+    found = [name for name in config.overrides if name not in order.missing]
+    overrides = {task: config.overrides[name] for task, name in zip(order.tasks, found, strict=True)}
     return config.model_copy(update={"overrides": overrides})
 
 
