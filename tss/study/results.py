@@ -14,6 +14,7 @@ from tss.methods import METHODS
 from tss.metrics import continual
 from tss.report.reading import read_run
 from tss.report.run import Run
+from tss.run.config import RunConfig
 from tss.study.folder import StudyFolder
 
 BASELINES = ("one", "lora", "ncl")
@@ -76,6 +77,7 @@ class Study:
     Attributes:
         rows: the methods with their settings, in the study's order.
         methods: row -> method.
+        configs: row -> configuration of its first run.
         planned: row -> number of runs in the plan.
         runs: row -> place -> run.
         unfinished: names of cells that have not finished.
@@ -85,6 +87,7 @@ class Study:
 
     rows: list[str]
     methods: dict[str, str]
+    configs: dict[str, RunConfig]
     planned: dict[str, int]
     runs: dict[str, dict[Place, Run]] = field(default_factory=dict)
     unfinished: list[str] = field(default_factory=list)
@@ -102,6 +105,12 @@ class Study:
         tasks = [task for runs in self.runs.values() for run in runs.values() for task in run.tasks]
         return list(dict.fromkeys(task.split("/", 1)[0] for task in tasks))
 
+    def one_place(self) -> tuple[Place, list[Run]]:
+        """Return the first order and seed with a finished run of every row, or of the most rows, and these runs."""
+        rows = [self.runs[row] for row in self.rows if row in self.runs]
+        having = {place: [runs[place] for runs in rows if place in runs] for runs in rows for place in runs}
+        return max(having.items(), key=lambda item: len(item[1]))  # the first of those with the most
+
 
 def read_study(folder: Path | str) -> Study:
     """Read the plan and the finished runs of a study.
@@ -112,8 +121,10 @@ def read_study(folder: Path | str) -> Study:
     files = StudyFolder(folder)
     cells = files.cells()
     rows = list(dict.fromkeys(cell.row for cell in cells))
-    methods = {cell.row: cell.config.method for cell in cells}
-    study = Study(rows, methods, {row: sum(cell.row == row for cell in cells) for row in rows})
+    configs = {cell.row: cell.config for cell in reversed(cells)}
+    methods = {row: configs[row].method for row in rows}
+    planned = {row: sum(cell.row == row for cell in cells) for row in rows}
+    study = Study(rows, methods, {row: configs[row] for row in rows}, planned)
     for cell in cells:
         if files.finished(cell):
             run = read_run(files.run(cell))
