@@ -143,6 +143,7 @@ def _events(tasks, kinds, sizes, matrix, done, count, method, rng):
             {
                 "density": {x: float(rng.uniform(0.45, 0.55)) for x in LAYERS},
                 "flipped": {x: float(rng.uniform(0.01, 0.2)) for x in LAYERS},
+                "moved": {x: float(rng.uniform(0.01, 0.05)) for x in LAYERS},
                 "importance_mean": {x: float(1 - 0.9 ** (i + 1)) for x in LAYERS},
             }
             if method == "tss"

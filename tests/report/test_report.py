@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from tss.errors import StateError
-from tss.report import build, curves
+from tss.report import build, curves, markdown
 from tss.report.build import summarise
+from tss.report.html import prose
 from tss.report.names import distinct_parts, duration, number, shorten, size
 from tss.report.overlap import gate_overlap
-from tss.report.reading import read_run
-from tss.report.tables import seeds_table
+from tss.report.reading import note_other_data, read_run
+from tss.report.tables import Table, seeds_table, text
 from tss.run.folder import RunFolder
 
 VOID = {"meta", "link", "br", "path", "use", "rect"}
@@ -165,8 +166,9 @@ def test_runs_side_by_side_show_what_each_forgot(make_run, tmp_path):
     text = structure(page).text
     lost = summarise(read_run(naive))["forgetting"]
     assert lost > 1
-    assert f"Forgetting · ncl{number(lost)}" in text
-    assert f"Forgetting · tss{number(0.0)}" in text
+    for folder, value in ((ours, 0.0), (naive, lost)):
+        average = summarise(read_run(folder))["average"]
+        assert f"{folder.name}{number(average)}forgetting {number(value)}" in text
     rows = read_csv(tmp_path / "out" / "tables" / "metrics.csv")
     column = rows[0].index("Forgetting (FR)")
     assert [float(row[column]) for row in rows[1:]] == [0.0, lost]
@@ -207,6 +209,40 @@ def test_runs_alone_give_transfer(make_run, tmp_path):
     assert gained == pytest.approx(matrix_of(folder)[1][1] - 40.0, rel=1e-12)
     with pytest.raises(StateError, match="the comparison needs a run of one task"):
         build(folder, tmp_path, one=[folder])
+
+
+def test_runs_of_other_settings_are_no_seeds_of_one(make_run):
+    runs = [read_run(make_run(f"seed{seed}", 3, seed=seed)) for seed in (1, 2)]
+    summaries = [{"average": 1.0}, {"average": 2.0}]
+    assert seeds_table(runs, summaries, "seeds") is not None
+    for changes in ({"training": {"epochs": 9}}, {"limits": {"train": 3}}, {"adapters": {"bottleneck": 7}}):
+        runs[1].config = {**runs[0].config, **changes}
+        assert seeds_table(runs, summaries, "seeds") is None
+    runs[1].config = {**runs[0].config, "seed": 99, "log_seconds": 3, "label": "other"}
+    assert seeds_table(runs, summaries, "seeds") is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({}, True), ({"limits": {"train": 3}}, False), ({"seed": 5}, False), ({"families": {"asc": {"epochs": 3}}}, True),
+     ({"families": {"asc": {"limits": {"train": 3}}}}, False)],
+)  # fmt: skip
+def test_runs_on_other_data_are_told_apart(make_run, changes, told):
+    runs = [read_run(make_run(f"seed{seed}", 1, seed=seed)) for seed in (1, 2)]
+    for run in runs:
+        run.damage.clear()
+        run.digests = dict.fromkeys(run.tasks, run.folder.name)
+    runs[1].config = {**runs[0].config, **changes}
+    runs[1].digests = dict.fromkeys(runs[1].tasks, "of other files")
+    note_other_data(runs)
+    assert [len(run.damage) for run in runs] == [0, told]
+    if told:
+        assert f"had other data than in {runs[0].folder}" in runs[1].damage[0]
+
+
+def test_markdown_has_no_html_and_no_broken_row():
+    shown = markdown.table(Table("t", {"name": text}, [["a|b <script>\n"]]))
+    assert shown.splitlines()[2] == "| a\\|b &lt;script>  |"
 
 
 def test_seeds_of_one_setting_give_mean_and_deviation(make_run):
@@ -289,9 +325,46 @@ def test_layers_that_a_task_does_not_run_are_blank_and_blame_nothing(make_run, t
     text = structure(report.path).text
     assert "Blank: layers that the task does not run" in text
     assert "6 of 12 matrices, which no task ran, are left out" in text
-    rows = (report.path.parent / "tables" / "flipped.csv").read_text().splitlines()[1:]
-    assert len(rows) == 6
-    assert all("encoder" in row for row in rows)
+    for name in ("flipped", "free", "moved"):
+        rows = (report.path.parent / "tables" / f"{name}.csv").read_text().splitlines()[1:]
+        assert len(rows) == 6
+        assert all("encoder" in row for row in rows)
+
+
+def test_what_the_soft_mask_leaves_and_how_far_scores_moved_are_drawn_by_layer(make_run, tmp_path):
+    folder = make_run("mine", 3)
+    build(folder, tmp_path / "out")
+    ends = read_run(folder).by_task("task_end")
+    for name, value in (
+        ("free", lambda end, x: 1 - end["importance_mean"][x]),
+        ("moved", lambda end, x: end["moved"][x]),
+    ):
+        head, *rows = read_csv(tmp_path / "out" / "tables" / f"{name}.csv")
+        assert head == ["layer", *ends]
+        for layer, *shown in rows:
+            assert [float(cell) for cell in shown] == [value(end, layer) for end in ends.values()]
+    drawn = (tmp_path / "out" / "plots" / "free.svg").read_text()
+    assert {"90.0", "81.0", "72.9"} <= set(re.findall(r">(\d+\.\d)<", drawn))
+    drawn, layer = (tmp_path / "out" / "plots" / "moved.svg").read_text(), rows[0][0]
+    assert f">{ends[head[1]]['moved'][layer]:.3f}<" in drawn
+    change_events(folder, lambda event: {key: value for key, value in event.items() if key != "moved"})
+    build(folder, tmp_path / "before")  # as runs of earlier versions are
+    assert not (tmp_path / "before" / "plots" / "moved.svg").exists()
+
+
+def test_each_of_many_runs_has_a_card(make_run, tmp_path):
+    folders = [make_run(f"run{i}", 2, method="ncl", forget=float(i), seed=i) for i in range(8)]
+    text = structure(build(folders, tmp_path / "out").path).text.split("Runs side by side")[0]
+    for folder in folders:
+        summary = summarise(read_run(folder))
+        assert f"{folder.name}{number(summary['average'])}forgetting {number(summary['forgetting'])}" in text
+
+
+def test_words_between_backticks_are_code_and_nothing_else_is():
+    assert prose("p", "of `one` or <b>`a<b`</b>", "caption") == (
+        '<p class="caption">of <code>one</code> or &lt;b&gt;<code>a&lt;b</code>&lt;/b&gt;</p>'
+    )
+    assert prose("p", "a ` alone") == "<p>a ` alone</p>"
 
 
 def change_events(folder, change):
@@ -333,7 +406,7 @@ def test_what_was_computed_where_and_each_average_stand_at_the_top(make_run, tmp
     assert "bfloat16, cpu (cpu AVX2), 2 threads, seed 0" in top
     assert "bfloat16, cpu (cpu AVX2), 2 threads, seed 7" in top
     for folder in (ours, naive):
-        assert f"Average · {folder.name}{number(summarise(read_run(folder))['average'])}" in top
+        assert f"{folder.name}{number(summarise(read_run(folder))['average'])}" in top
     assert "tss: 6.00 KiB of gates, 1 bit each" in top or "tss: 6.0 KiB of gates, 1 bit each" in top
 
 

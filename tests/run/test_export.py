@@ -72,6 +72,22 @@ def test_tensorboard_gets_every_point(folder, tmp_path, monkeypatch):
     assert writer.closed
 
 
+def test_tensorboard_reads_what_was_exported(folder, tmp_path, capsys):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert main(["report", str(folder), "--out", str(tmp_path / "out"), "--tensorboard", str(tmp_path / "logs")]) == 0
+    run = read_run(folder)
+    written = tmp_path / "logs" / run.label
+    assert capsys.readouterr().out.splitlines()[-1] == str(written)
+    read = events.EventAccumulator(str(written), size_guidance={events.SCALARS: 0}).Reload()
+    expected: dict[str, list[tuple[int, float]]] = {}
+    for step, values in scalars(run):
+        for name, value in values.items():
+            expected.setdefault(name, []).append((step, pytest.approx(value)))
+    assert set(read.Tags()["scalars"]) == set(expected)
+    for name, points in expected.items():
+        assert [(point.step, point.value) for point in read.Scalars(name)] == points
+
+
 def test_wandb_gets_configuration_curves_and_summary(folder, monkeypatch, capsys, tmp_path):
     made = []
     module = types.ModuleType("wandb")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from safetensors.torch import load_file
 
 from tss.run.progress import Console, TimeLeft, format_seconds
 from tss.run.sequence import run_sequence
@@ -92,3 +93,19 @@ def test_the_share_of_flipped_gates_is_of_the_adapters_that_the_task_uses(tiny_c
 )
 def test_seconds_are_readable(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_the_movement_of_scores_is_that_from_the_start_of_the_task_to_what_it_kept(tiny_config, tmp_path):
+    def ran(*tasks: str):
+        folder = tmp_path / str(len(tasks))
+        run_sequence(tiny_config(f"tasks=[{', '.join(tasks)}]", "training.epochs=1"), folder)
+        (path,) = folder.glob("adapters/shared-*.safetensors")
+        tensors = {key.partition("scores.")[2]: x for key, x in load_file(path).items() if "scores." in key}
+        return tensors, events(folder, "task_end")
+
+    before, _ = ran("asc/phones")
+    after, (first, second) = ran("asc/phones", "drg/trips")
+    assert second["moved"] == {x: pytest.approx((after[x] - before[x]).abs().mean().item()) for x in before}
+    for end in (first, second):  # the first task starts from scores that were drawn for it
+        assert all((value == 0) == (layer in end["unused"]) for layer, value in end["moved"].items())
+        assert 0 < max(end["moved"].values()) < 1

@@ -14,6 +14,7 @@ from tss.presets import study_names
 from tss.run.config import RunConfig, load_config, settings_for
 from tss.study.folder import StudyFolder
 from tss.study.plan import cell_from, cells_of, load_study
+from tss.study.results import read_study
 
 
 def test_cells_are_methods_by_orders_by_seeds_and_differ_in_nothing_else(cells):
@@ -119,9 +120,13 @@ def test_what_no_study_can_be_is_refused_at_once(cells, keys, message):
 def test_a_run_with_other_settings_in_a_cells_folder_is_not_the_cells(cells, tmp_path, changes, finished):
     folder, (cell, _) = StudyFolder(tmp_path / "out"), cells()
     config = RunConfig.model_validate({**cell.config.resolved(), **changes, "precision": "float32"})
+    folder.path.mkdir()
+    folder.fix(cells())
     pretend(folder, dataclasses.replace(cell, config=config), [[50.0] * len(config.tasks)] * len(config.tasks))
     assert folder.finished(cell) == finished
-    assert len(folder.foreign(cell, config.resolved())) == (not finished)
+    assert len(folder.foreign(cell)) == (not finished)
+    assert len(read_study(folder.path).runs) == finished
+    assert any("is not a run of this study" in line for line in read_study(folder.path).damage) != finished
 
 
 def test_a_study_killed_while_it_wrote_its_plan_starts_again(cells, tmp_path):

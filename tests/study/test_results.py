@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,10 +16,14 @@ from tests.run.conftest import TASKS
 from tests.study.conftest import pretend
 from tss.errors import StateError
 from tss.report.names import number
+from tss.report.style import drawing
+from tss.run.folder import RunFolder
+from tss.study.facts import facts_of, settings_table
+from tss.study.figures import Point, binary_axis, bytes_picture, spaced
 from tss.study.folder import StudyFolder
 from tss.study.report import build
-from tss.study.results import OVERALL, Difference, cost_of, paired, read_study, spread, summaries
-from tss.study.tables import differences, shown_difference, shown_spread
+from tss.study.results import OVERALL, Difference, Spread, cost_of, paired, read_study, spread, summaries
+from tss.study.tables import differences, families_table, shown_difference, shown_spread, validated, validation_table
 
 ROWS = ["tss", "one", "ncl", "mtl"]
 FINAL = {"tss": (60, 64, 68), "one": (58, 61, 67), "ncl": (40, 50, 30)}
@@ -135,6 +142,133 @@ def test_the_report_holds_the_numbers_what_is_missing_and_why(study, tmp_path):
     assert len(tables["tasks"]) == 10 * len(TASKS)
     assert {r["method"]: float(r["seconds"]) for r in tables["efficiency"]} == dict.fromkeys(ROWS, 30.0)
     assert report.damage == []
+
+
+def test_the_report_shows_one_run_of_each_method_from_a_place_that_all_have(study, tmp_path):
+    read = read_study(study.path)
+    place, runs = read.one_place()
+    assert (place, [run.label for run in runs]) == (("1", 0), ROWS)
+    del read.runs["ncl"]["1", 0]
+    assert read.one_place()[0] == ("1", 1)  # the first that still has all
+    del read.runs["ncl"]["1", 1]
+    assert [run.label for run in read.one_place()[1]] == ["tss", "one", "mtl"]
+    page, text = build(study.path, tmp_path).path.read_text(), (tmp_path / "report.md").read_text()
+    for document in (page, text):
+        assert "One run per method: order 1, seed 0, the first order and seed with a finished run of every" in document
+        assert "popup scores choose a sub-network" in document
+        assert "named entity recognition" in document
+    assert [re.findall(rf">({value}\.0)<", (tmp_path / f"plots/matrix-{i}.svg").read_text())[0] for i, value in
+            enumerate((60, 58, 50, 70), start=1)] == ["60.0", "58.0", "50.0", "70.0"]  # fmt: skip
+    assert "with <code>one</code> in the same order" in page
+    assert "`" not in page
+    top = page.split("<nav>")[0]
+    for row, shown in (("tss", "64.0 ± 4.0"), ("mtl", "70.0 ± 0.0")):
+        assert f'<span class="what">{row}</span><b class="">{shown}</b>' in top
+    assert '<span class="under bad">forgetting 10.0</span>' in top
+
+
+def test_a_study_with_runs_missing_everywhere_names_what_its_examples_leave_out(tmp_path, cells):
+    folder, made = StudyFolder(tmp_path / "out"), cells(methods=ROWS, seeds=[0])
+    with folder.lock():
+        folder.fix(made)
+    for cell in made[:2]:
+        pretend(folder, cell, matrix(cell.row, 0), end=END)
+    text = build(folder.path).path.with_suffix(".md").read_text()
+    assert "seed 0, the first with a finished run of the most methods; not of ncl, mtl." in text
+
+
+def test_the_facts_state_soft_mask_budget_and_settings(tmp_path, cells):
+    methods = {
+        "tss": {},
+        "unmasked": {"method": "tss", "method_options": {"soft_mask": "none"}},
+        "ncl": {"training": {"adapter_lr": 0.5, "score_lr": 0.25}, "families": {"ner": {"epochs": 7}}},
+    }
+    changes = {"training": {"epochs": 3, "batch_size": 4, "grad_accumulation": 2}, "limits": {"train": 6}}
+    folder, made = StudyFolder(tmp_path / "out"), cells(methods=methods, changes=changes)
+    with folder.lock():
+        folder.fix(made)
+    for cell in made:
+        pretend(folder, cell, matrix("tss", 0), begin={"train": 5}, end=END)
+    study = read_study(folder.path)
+    facts = dict(facts_of(study))
+    assert facts["training budget"] == "differs by method: epochs"
+    assert facts["epochs"] == "tss, unmasked: 3 · ncl: 3 (ner: 7)"
+    assert (facts["batch size"], facts["training examples"], facts["early stopping"]) == ("8", "5 per task", "no")
+    assert facts["soft mask"].startswith("tss: gradient: (1 − I) scales the gradient before the optimizer sees it")
+    assert facts["soft mask"].endswith("unmasked: none: no soft mask (ablation)")
+    settings = {row[0]: row[1:] for row in settings_table(study).rows}
+    assert settings["unmasked"][0] == "tss"
+    assert "soft_mask = none" in settings["unmasked"][1]
+    assert "training.adapter_lr = 0.5" in settings["ncl"][2]
+    assert "score_lr" not in settings["ncl"][2]  # which a method without gates does not use
+    assert "families.ner.epochs = 7" in settings["ncl"][2]
+    del study.configs["ncl"]
+    assert dict(facts_of(study))["training budget"] == "equal for all methods"
+
+
+def test_validation_is_compared_with_the_test_where_the_main_metric_chose_the_epoch(study):
+    read = read_study(study.path)
+    for seed in (0, 1):
+        run = read.runs["tss"]["1", seed]
+        for event in run.of("task_end"):
+            event["best_epoch"] = 1
+        for task, metric, value in zip(run.tasks, ("f1", "f1", "loss"), (62.0, 70.0, 0.5), strict=True):
+            run.events.append({"event": "epoch", "task": task, "epoch": 1, "metric": metric, "validation": value})
+        read.runs["tss"]["1", seed] = dataclasses.replace(run)
+    assert validated(read.runs["tss"]["1", 0]) == [(62.0, 60.0), (70.0, 60.0)]
+    (row, *others) = validation_table(read).rows
+    assert row[:2] == ["tss", 4]
+    assert [value.mean for value in row[2:]] == [66, 62, 4]
+    assert all(other[1] is None for other in others)
+    assert validation_table(read_study(study.path)) is None
+
+
+def test_labels_of_the_figure_stand_in_the_order_of_their_points_and_ticks_are_few():
+    assert spaced([1.0, 1.0, 9.0], 2.0) == [0.0, 2.0, 9.0]
+    places = spaced([3.0, 3.1, 3.2, 8.0, 8.0], 1.0)
+    assert all(b - a >= 1.0 - 1e-9 for a, b in itertools.pairwise(places))
+    for kept in ([1024.0], [900.0, 5e9], [3e6, 3.1e6]):
+        low, high, ticks = binary_axis(kept)
+        assert low < min(kept) <= max(kept) < high
+        assert 2 <= len(ticks) <= 7
+    close = [Point(name, i, 1e6, Spread(3, score, 1.0)) for i, (name, score) in enumerate([("a", 50.0), ("b", 50.2)])]
+    with drawing():
+        drawn = bytes_picture(close).svg
+    heights = {name: float(y) for y, name in re.findall(r' y="([\d.]+)"[^>]*>([ab])  ?50\.\d<', drawn)}
+    assert heights["a"] - heights["b"] >= 10  # the higher score above, a line apart
+    assert bytes_picture([]) is None
+
+
+def test_families_with_the_names_of_columns_have_columns_of_their_own(cells, tmp_path, monkeypatch):
+    folder, (cell, other) = StudyFolder(tmp_path / "out"), cells()
+    names = ["method/a", "all tasks/b", "asc/c"]
+    made = [dataclasses.replace(one, config=one.config.model_copy(update={"tasks": names})) for one in (cell, other)]
+    with folder.lock():
+        folder.fix(made)
+    for one in made:
+        pretend(folder, one, [[10.0, None, None], [10.0, 20.0, None], [10.0, 20.0, 60.0]])
+    read = read_study(folder.path)
+    (row, _) = families_table(read, summaries(read)).rows
+    assert list(families_table(read, summaries(read)).columns) == [
+        "method", "method (family)", "all tasks (family)", "asc", OVERALL,
+    ]  # fmt: skip
+    assert [value.mean for value in row[1:]] == [10, 20, 60, 30]
+    build(folder.path, tmp_path / "report")
+
+
+def test_runs_on_other_data_are_damage(study):
+    runs = [run for row in read_study(study.path).runs.values() for run in row.values()]
+    assert read_study(study.path).damage == []
+    state = RunFolder(runs[0].folder).load_state()
+    state.digests = dict.fromkeys(runs[0].tasks, "one")
+    state.save(RunFolder(runs[0].folder).state)
+    other = RunFolder(read_study(study.path).runs["one"]["1", 0].folder)
+    state = other.load_state()
+    state.digests = dict.fromkeys(runs[0].tasks, "two")
+    state.save(other.state)
+    damage = read_study(study.path).damage
+    assert len(damage) == len(runs[0].tasks)
+    assert all("had other data than in" in line for line in damage)
 
 
 def test_an_edited_result_is_damage(study):

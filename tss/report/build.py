@@ -11,7 +11,7 @@ from tss.errors import StateError
 from tss.io import check_folder
 from tss.metrics import continual
 from tss.report import header, html, sections
-from tss.report.reading import read_run
+from tss.report.reading import note_other_data, read_run
 from tss.report.run import Run
 from tss.report.style import Picture, drawing
 from tss.report.tables import Table
@@ -57,6 +57,7 @@ def build(
     if target.is_dir():
         raise StateError(f"{target} is a folder where the report would be written; name another one, or a file")
     read = [read_run(folder) for folder in folders]
+    note_other_data(read)
     _tell_apart(read)
     alone = _alone([read_run(folder) for folder in one])
     summaries = [summarise(run, alone) for run in read]

@@ -10,8 +10,6 @@ from tss.report import html
 from tss.report.names import duration, number, size
 from tss.report.run import Run
 
-MOST_CARDS = 6
-"""Maximum number of runs whose average and forgetting are headline numbers."""
 Summary = dict[str, Any]
 
 
@@ -34,14 +32,14 @@ def header(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
         lead += f" · {duration(first.seconds)}"
     parts = [html.element("h1", title(runs)), html.element("p", lead, "lead")]
     parts += [
-        html.element("p", f"{run.label}: {note}" if len(runs) > 1 else note, "note")
+        html.prose("p", f"{run.label}: {note}" if len(runs) > 1 else note, "note")
         for run in runs
         for note in [*(f"Damaged: {line}" for line in run.damage), *run.notes]
     ]
-    parts.append('<div class="cards">' + "".join(_cards(runs, summaries)) + "</div>")
+    parts.append(html.cards(_cards(runs, summaries)))
     pairs = [
         ("Method", _of_runs(runs, lambda run: run.method)),
-        ("Soft mask", first.soft_mask),
+        ("Soft mask", soft_masks(runs)),
         ("Backbone", _of_runs(runs, lambda run: str(run.config.get("backbone", "–")))),
         ("Computed", _of_runs(runs, _computed)),
         ("Kept per task", _of_runs(runs, _kept)),
@@ -55,6 +53,12 @@ def header(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
         )
     parts.append(html.facts(pairs))
     return "\n".join(parts)
+
+
+def soft_masks(runs: Sequence[Run]) -> str:
+    """Return where the runs applied the soft mask; runs of other methods than `tss` are left out if there are both."""
+    users = [run for run in runs if run.method == "tss"]
+    return _of_runs(users or runs, lambda run: run.soft_mask)
 
 
 def _of_runs(runs: Sequence[Run], value: Callable[[Run], str]) -> str:
@@ -88,29 +92,41 @@ def _kept(run: Run) -> str:
 
 
 def _cards(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[str]:
-    first, summary = runs[0], summaries[0]
-    who = f" · {first.label}" if len(runs) > 1 else ""
-    shown = list(zip(runs, summaries, strict=True))[:MOST_CARDS]
-    cards = [
-        html.card(
-            f"Average · {run.label}" if len(runs) > 1 else "Average",
-            number(values.get("average")),
-            "mean score of all tasks after the last one",
-        )
-        for run, values in shown
-    ]
-    cards.append(
-        html.card(f"Learning{who}", number(summary.get("learning")), "mean score just after learning each task")
-    )
-    for run, values in shown:
-        lost = values.get("forgetting")
-        css = "" if lost is None else "good" if round(lost, 2) <= 0 else "bad"
-        name = f"Forgetting · {run.label}" if len(runs) > 1 else "Forgetting"
-        cards.append(html.card(name, number(lost), "points lost since learning, mean over earlier tasks", css))
-    if summary.get("transfer") is not None:
-        cards.append(
-            html.card(
-                f"Transfer{who}", number(summary["transfer"], signed=True), "points above each task learned alone"
+    """Return the headline numbers of one run, or a card for each of several."""
+    if len(runs) > 1:
+        return [
+            run_card(
+                run.label, number(values.get("average")), values.get("forgetting"), "mean score after the last task"
             )
-        )
+            for run, values in zip(runs, summaries, strict=True)
+        ]
+    (summary,) = summaries
+    lost = summary.get("forgetting")
+    cards = [
+        html.card("Average", number(summary.get("average")), "mean score of all tasks after the last one"),
+        html.card("Learning", number(summary.get("learning")), "mean score just after learning each task"),
+        html.card("Forgetting", number(lost), "points lost since learning, mean over earlier tasks", _judged(lost)),
+    ]
+    if summary.get("transfer") is not None:
+        value = number(summary["transfer"], signed=True)
+        cards.append(html.card("Transfer", value, "points above each task learned alone"))
     return cards
+
+
+def run_card(name: str, average: str, lost: float | None, how: str, digits: int = 2) -> str:
+    """Return the headline numbers of one of several runs or methods.
+
+    Args:
+        name: name of the run or method.
+        average: its mean score over tasks.
+        lost: its forgetting, if it was measured.
+        how: what kind of mean the score is.
+        digits: decimals of the forgetting.
+    """
+    under = "" if lost is None else f"forgetting {number(lost, digits)}"
+    return html.card(name, average, how, _judged(lost, digits), under)
+
+
+def _judged(lost: float | None, digits: int = 2) -> str:
+    """Return the class of a forgetting's colour."""
+    return "" if lost is None else "good" if round(lost, digits) <= 0 else "bad"

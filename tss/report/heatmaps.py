@@ -41,7 +41,7 @@ def matrix_picture(run: Run, name: str) -> Picture:
 
 
 def layers_picture(
-    per_task: dict[str, dict[str, float]], name: str, *, what: str, scale: float, caption: str
+    per_task: dict[str, dict[str, float]], name: str, *, what: str, scale: float, caption: str, digits: int = 1
 ) -> Picture | None:
     """Draw a value of every adapter layer (rows) for every task (columns); None if nothing was recorded."""
     layers = list(dict.fromkeys(layer for values in per_task.values() for layer in values))
@@ -62,8 +62,10 @@ def layers_picture(
         bar=what,
         wide=0.62,
         tall=0.2,
+        digits=digits,
     )
-    return picture(figure, name, caption, hover_texts(grid, layers, list(per_task), f"{{}}, {{}}: {{}} ({what})"))
+    texts = hover_texts(grid, layers, list(per_task), f"{{}}, {{}}: {{}} ({what})", digits + 1)
+    return picture(figure, name, caption, texts)
 
 
 def overlap_picture(overlap: Overlap, name: str) -> Picture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
@@ -29,6 +30,20 @@ def element(tag: str, content: str, css: str = "") -> str:
     return f"{start}{escape(content)}</{tag}>"
 
 
+def prose(tag: str, content: str, css: str = "", name: str = "") -> str:
+    """Return an element that contains plain text, in which words between backticks are code.
+
+    Args:
+        tag: name of the element.
+        content: its text.
+        css: its class, if any.
+        name: its id, if any.
+    """
+    about = "".join(f' {key}="{value}"' for key, value in (("class", css), ("id", name)) if value)
+    inner = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(content))
+    return f"<{tag}{about}>{inner}</{tag}>"
+
+
 def section(title: str, parts: Sequence[str]) -> str:
     """Return a section with a heading and an id from `anchor`; an empty string if all its parts are empty."""
     filled = [part for part in parts if part]
@@ -47,10 +62,25 @@ def navigation(titles: Sequence[str]) -> str:
     return "<nav>" + " ".join(f'<a href="#{anchor(t)}">{escape(t)}</a>' for t in titles) + "</nav>"
 
 
-def card(what: str, value: str, how: str, css: str = "") -> str:
-    """Return one headline number."""
-    inner = f'<span class="what">{escape(what)}</span><b>{escape(value)}</b><span class="how">{escape(how)}</span>'
-    return f'<div class="card {css}">{inner}</div>'
+def card(what: str, value: str, how: str, css: str = "", under: str = "") -> str:
+    """Return one headline number.
+
+    Args:
+        what: its name.
+        value: the number.
+        how: how it was computed.
+        css: "good", "bad" or "", the colour of `under`, or of the number without it.
+        under: a second, smaller number, with its name.
+    """
+    first, second = ("", css) if under else (css, "")
+    parts = [f'<span class="what">{escape(what)}</span>', f'<b class="{first}">{escape(value)}</b>']
+    parts += [f'<span class="under {second}">{escape(under)}</span>'] if under else []
+    return f'<div class="card">{"".join(parts)}<span class="how">{escape(how)}</span></div>'
+
+
+def cards(made: Sequence[str]) -> str:
+    """Return headline numbers, as many in a row as fit."""
+    return f'<div class="cards">{"".join(made)}</div>'
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
@@ -64,7 +94,7 @@ def figure(picture: Picture | None, least: int = 0) -> str:
         return ""
     style = f"width:{picture.width}px;max-width:max(100%,{min(least, picture.width)}px)"
     svg = picture.inline().replace("<svg", f'<svg style="{style}"', 1)
-    caption = f'<figcaption id="{picture.name}-caption">{escape(picture.caption)}</figcaption>'
+    caption = prose("figcaption", picture.caption, name=f"{picture.name}-caption")
     return f'<figure><div class="scroll">{svg}</div>{caption}</figure>'
 
 
@@ -84,7 +114,7 @@ def table(data: Table | None, colours: bool = False) -> str:
         rows.append(
             "<tr>" + "".join(f"<td{side}>{cell}</td>" for side, cell in zip(sides, cells, strict=True)) + "</tr>"
         )
-    caption = element("p", data.caption, "caption") if data.caption else ""
+    caption = prose("p", data.caption, "caption") if data.caption else ""
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n'
         + "\n".join(rows)

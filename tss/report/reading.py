@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tss.errors import ConfigError, StateError
-from tss.io import from_json, sha256
+from tss.io import from_json, sha256, to_json
 from tss.report.run import Matrix, Run
 from tss.run.config_files import read_yaml
 from tss.run.events import check_events
@@ -51,6 +52,7 @@ def read_run(folder: Path | str) -> Run:
         kinds=_mapping(begin.get("kinds")) or _mapping(matrix_file.get("kinds")),
         own_summary=_mapping(matrix_file.get("summary")),
         config=config,
+        digests=state.digests if state is not None else {},
         env=_read_json(folder / "env.json", notes, damage),
         events=events,
         notes=notes,
@@ -70,6 +72,28 @@ def read_run(folder: Path | str) -> Run:
     if not run.complete:
         notes.append(f"The run has not ended: {run.learned} of {len(tasks)} tasks are learned and measured.")
     return run
+
+
+def note_other_data(runs: Sequence[Run]) -> None:
+    """Add to the damage of each run the tasks for which an earlier run with the same seed and limits had other data."""
+    seen: dict[str, tuple[str, Run]] = {}
+    for run in runs:
+        for task, digest in run.digests.items():
+            first, other = seen.setdefault(_drawn_by(run, task), (digest, run))
+            if digest != first:
+                run.damage.append(
+                    f"task {task} had other data than in {other.folder}, so that their scores cannot be compared; run "
+                    "both on the same data."
+                )
+
+
+def _drawn_by(run: Run, task: str) -> str:
+    """Return what a task's examples depend on besides the data's content."""
+    config, family = run.config, task.split("/", 1)[0]
+    own = [_mapping(_mapping(config.get(key)).get(name)) for key, name in (("families", family), ("overrides", task))]
+    limits = [_mapping(config.get("limits")), *(_mapping(changes.get("limits")) for changes in own)]
+    merged = {key: value for one in limits for key, value in one.items()}
+    return to_json([task, config.get("seed"), config.get("data"), config.get("sources"), merged])
 
 
 def _read_state(files: RunFolder, damage: list[str]) -> RunState | None:

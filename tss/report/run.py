@@ -25,6 +25,7 @@ class Run:
     `examples[task]` contains the first predictions on its test split after the last task, each with its reference;
     `series` is the common label of runs that are labelled by their methods;
     `notes` describe what is missing, `damage` what is not as the run wrote it;
+    `digests[task]` is the digest of its data;
     `signatures[kind]` describes how this installation computes the scores of a kind of task.
     """
 
@@ -38,6 +39,7 @@ class Run:
     matrix: Matrix = field(default_factory=list)
     own_summary: dict[str, float | None] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     gates: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
 import yaml
 
@@ -13,12 +13,9 @@ from tss.report import bars, curves, heatmaps, html, tables
 from tss.report.header import Summary
 from tss.report.names import FAMILIES
 from tss.report.overlap import gate_overlap
+from tss.report.part import Part
 from tss.report.run import Run
-from tss.report.style import Picture
-from tss.report.tables import Table
 
-HALF_PAGE = 520
-"""Maximum width of each of two figures side by side, in CSS pixels."""
 MEANINGS = [
     ("average", "mean over tasks of their scores after the last one was learned"),
     ("learning", "mean over tasks of their scores just after each was learned"),
@@ -29,6 +26,16 @@ GATE_CAPTIONS = {
     "half.",
     "flipped": "Share of gates that a task changed from where it started. Near zero means that the scores hardly "
     "moved: raise the score learning rate or train longer.",
+    "free": "Mean of 1 − importance in each adapter matrix after each task: the share of a gradient or step that the "
+    "soft mask leaves to the next task, as a mean over the matrix's gates. At 0 % nothing could change.",
+    "moved": "How far the scores of each adapter matrix moved while a task was trained: the mean over its gates of the "
+    "absolute change from the task's first step to the state that was kept.",
+}
+GATE_UNITS = {
+    "density": "gates open, %",
+    "flipped": "gates flipped, %",
+    "free": "1 − importance, %",
+    "moved": "mean change of scores",
 }
 NOT_RUN = (
     " Blank: layers that the task does not run, such as a decoder's adapters where the head reads the encoder; their "
@@ -36,52 +43,17 @@ NOT_RUN = (
 )
 
 
-@dataclass
-class Part:
-    """One section: its title, its HTML parts in order, and the pictures and tables written next to the page."""
-
-    title: str
-    parts: list[str] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-
-    def draw(self, picture: Picture | None, least: int = 0) -> None:
-        """Add a figure, if there is one."""
-        if picture is not None:
-            self.pictures.append(picture)
-            self.parts.append(html.figure(picture, least))
-
-    def draw_beside(self, pictures: Sequence[Picture | None], least: int = 0) -> None:
-        """Add figures, side by side if all are narrow and the page is wide, otherwise below each other."""
-        there = [picture for picture in pictures if picture is not None]
-        narrow = all(picture.width <= HALF_PAGE for picture in there)
-        self.pictures += there
-        figures = "".join(html.figure(picture, least) for picture in there)
-        self.parts.append(f'<div class="pair">{figures}</div>' if narrow else figures)
-
-    def tabulate(self, table: Table | None, *, show: bool = True, colours: bool = False) -> None:
-        """Add a table, if there is one; with `show=False` it is only written as CSV."""
-        if table is not None and table.rows:
-            self.tables.append(table)
-            if show:
-                self.parts.append(html.table(table, colours))
-
-    def say(self, tag: str, content: str, css: str = "") -> None:
-        """Add a line of text."""
-        self.parts.append(html.element(tag, content, css))
-
-
 def assemble(runs: Sequence[Run], summaries: Sequence[Summary], alone: dict[str, float]) -> list[Part]:
     """Return all sections that have content."""
     parts = [
         _comparison(runs, summaries, alone),
-        _matrices(runs),
-        _examples(runs),
-        _learning(runs),
+        matrices(runs),
+        examples(runs),
+        learning_curves(runs),
         _gates(runs),
         _cost(runs),
         _settings(runs),
-        _names(runs),
+        names(runs),
     ]
     return [part for part in parts if part.parts]
 
@@ -93,7 +65,7 @@ def _comparison(runs: Sequence[Run], summaries: Sequence[Summary], alone: dict[s
     if alone:
         missing = [t for t in runs[0].tasks[1 : runs[0].learned] if t not in alone]
         if missing:
-            part.say("p", f"Transfer needs every task learned alone; missing: {', '.join(missing)}.", "caption")
+            part.say(f"Transfer needs every task learned alone; missing: {', '.join(missing)}.", "caption")
     if len(runs) > 1:
         part.draw(bars.forgetting_picture(runs, "forgetting"), least=720)
     if any(run.learned for run in runs):
@@ -101,34 +73,35 @@ def _comparison(runs: Sequence[Run], summaries: Sequence[Summary], alone: dict[s
     return part
 
 
-def _matrices(runs: Sequence[Run]) -> Part:
+def matrices(runs: Sequence[Run]) -> Part:
+    """Return the section of each run's matrix and of how its tasks were learned."""
     part = Part("Matrix")
     for index, run in enumerate(runs):
         if not run.tasks:
             continue
         if len(runs) > 1:
-            part.say("h3", run.label if run.label == run.method else f"{run.label} ({run.method})")
+            part.head(run.label if run.label == run.method else f"{run.label} ({run.method})")
         name = _named("matrix", runs, index)
         if run.learned:
             part.draw(heatmaps.matrix_picture(run, name), least=560 if len(run.tasks) <= 12 else 960)
         else:
-            part.say("p", "Nothing is measured yet.")
+            part.say("Nothing is measured yet.")
         part.tabulate(tables.matrix_table(run, name), show=False)
         part.tabulate(tables.tasks_table(run, _named("tasks", runs, index)))
     return part
 
 
-def _examples(runs: Sequence[Run]) -> Part:
+def examples(runs: Sequence[Run]) -> Part:
+    """Return the section of each run's first predictions, next to the correct answers."""
     part = Part("Example predictions")
     for index, run in enumerate(runs):
         table = tables.examples_table(run, _named("examples", runs, index))
         if table.rows:
-            part.tables.append(table)
-            part.parts.append(html.opened(f"{run.label}: {len(table.rows)} answers", html.table(table)))
+            part.fold(f"{run.label}: {len(table.rows)} answers", table)
     return part
 
 
-def _names(runs: Sequence[Run]) -> Part:
+def names(runs: Sequence[Run]) -> Part:
     """Return the section that explains the short names of methods, families and metrics."""
     part = Part("What the names mean")
     methods = [name for name in dict.fromkeys(run.method for run in runs) if name in METHODS]
@@ -137,7 +110,7 @@ def _names(runs: Sequence[Run]) -> Part:
     ]
     pairs = [(name, _about(METHODS[name])) for name in methods] + [(name, FAMILIES[name]) for name in families]
     if pairs:
-        part.parts.append(html.facts([*pairs, *MEANINGS]))
+        part.list_facts([*pairs, *MEANINGS])
     return part
 
 
@@ -147,13 +120,14 @@ def _about(method: type[Method]) -> str:
     return line.partition(": ")[2] or line
 
 
-def _learning(runs: Sequence[Run]) -> Part:
+def learning_curves(runs: Sequence[Run]) -> Part:
+    """Return the section of validation by epoch, and of each run's training loss."""
     part = Part("Learning curves")
     part.draw(curves.learning_picture(runs, "learning"), least=700)
     for index, run in enumerate(runs):
         picture = curves.loss_picture(run, _named("loss", runs, index))
         if picture is not None and len(runs) > 1:
-            part.say("h3", run.label)
+            part.head(run.label)
         part.draw(picture, least=640)
     return part
 
@@ -165,15 +139,17 @@ def _gates(runs: Sequence[Run]) -> Part:
         if not run.gates and not any(end.get("density") for end in ends.values()):
             continue
         if len(runs) > 1:
-            part.say("h3", run.label)
+            part.head(run.label)
         pictures = []
         for key, caption in GATE_CAPTIONS.items():
-            values = {task: tables.of_layers_run(end, key) for task, end in ends.items()}
+            values = {task: _of_layers(end, key) for task, end in ends.items()}
             if any(end.get("unused") for end in ends.values()):
                 caption += NOT_RUN
-            name = _named(key, runs, index)
-            what = "gates open, %" if key == "density" else "gates flipped, %"
-            pictures.append(heatmaps.layers_picture(values, name, what=what, scale=100, caption=caption))
+            name, what = _named(key, runs, index), GATE_UNITS[key]
+            scale, digits = (100, 1) if what.endswith("%") else (1, 3)
+            pictures.append(
+                heatmaps.layers_picture(values, name, what=what, scale=scale, digits=digits, caption=caption)
+            )
             part.tabulate(tables.layers_table(values, name), show=False)
         part.draw_beside(pictures, least=560)
         pictures, overlap = [curves.capacity_picture(run, _named("capacity", runs, index))], gate_overlap(run.gates)
@@ -185,6 +161,13 @@ def _gates(runs: Sequence[Run]) -> Part:
     return part
 
 
+def _of_layers(end: dict[str, Any], key: str) -> dict[str, float]:
+    """Return layer -> a value of `GATE_CAPTIONS`, for the layers that the task runs."""
+    if key == "free":
+        return {layer: 1 - value for layer, value in tables.of_layers_run(end, "importance_mean").items()}
+    return tables.of_layers_run(end, key)
+
+
 def _cost(runs: Sequence[Run]) -> Part:
     part = Part("Time, memory and bytes kept")
     for index, run in enumerate(runs):
@@ -192,7 +175,7 @@ def _cost(runs: Sequence[Run]) -> Part:
         if table is None:
             continue
         if len(runs) > 1:
-            part.say("h3", run.label)
+            part.head(run.label)
         part.tabulate(table)
         part.draw(bars.bytes_picture(run, _named("bytes", runs, index)), least=560)
     return part
@@ -202,10 +185,8 @@ def _settings(runs: Sequence[Run]) -> Part:
     part = Part("Configuration and environment")
     for run in runs:
         if len(runs) > 1:
-            part.say("h3", run.label)
-        part.parts.append(
-            html.facts([("Run folder", str(run.folder)), ("Soft mask", run.soft_mask), *_signatures(run)])
-        )
+            part.head(run.label)
+        part.list_facts([("Run folder", str(run.folder)), ("Soft mask", run.soft_mask), *_signatures(run)])
         if run.config:
             part.parts.append(
                 html.folded("Configuration", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))

@@ -13,6 +13,7 @@ from tss.report.bars import drop
 from tss.report.names import duration, number, size
 from tss.report.overlap import Overlap
 from tss.report.run import Run
+from tss.run.run_state import FREE_KEYS, flattened
 
 Format = Callable[[Any], str]
 MOST_LETTERS = 240
@@ -112,17 +113,18 @@ def metrics_table(runs: Sequence[Run], summaries: Sequence[dict[str, float | Non
     return Table(name, columns, rows, caption)
 
 
+def _settings(run: Run) -> list[str]:
+    """Return all entries of a run's configuration but its seeds, its order, its name and what changes no result."""
+    free = ("seed", "adapters.seed", "tasks", "shuffle", "label", *FREE_KEYS)
+    return [f"{key}={value}" for key, value in flattened(run.config).items() if key not in free]
+
+
 def seeds_table(runs: Sequence[Run], summaries: Sequence[dict[str, float | None]], name: str) -> Table | None:
     """Return mean and standard deviation over runs that differ only in seed or task order; None without such runs."""
     groups: dict[tuple[str, ...], list[dict[str, float | None]]] = {}
     for run, summary in zip(runs, summaries, strict=True):
         if run.complete:
-            what = (
-                run.method,
-                str(run.config.get("method_options")),
-                str(run.config.get("backbone")),
-                *sorted(run.tasks),
-            )
+            what = (run.method, *_settings(run), *sorted(run.tasks))
             groups.setdefault(what, []).append(summary)
     groups = {key: members for key, members in groups.items() if len(members) > 1}
     if not groups:

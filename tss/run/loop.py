@@ -49,6 +49,8 @@ class Job:
     log: EventLog
     first_gates: dict[str, torch.Tensor] = field(default_factory=dict)
     """Packed gates that the task starts from, by layer; empty if adapters have no gates."""
+    first_scores: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Scores that the task starts from, likewise."""
     last_good: str = "its beginning"
     """Where a resume would continue, in words for messages."""
     step_seconds: list[float] = field(default_factory=list)

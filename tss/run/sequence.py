@@ -23,6 +23,7 @@ from tss.run.examples import MOST_PREFIX_BYTES, cache_prefix, collate, encode_sp
 from tss.run.folder import RunFolder
 from tss.run.invariants import logits_hash, verify
 from tss.run.joint import Together, learn_together
+from tss.run.layers import importance_mean, moved, scores
 from tss.run.loop import Job, chosen_by, learn, of_used, steps_per_epoch
 from tss.run.prepare import Run, open_run
 from tss.run.processes import ALONE, joined, own_folder
@@ -35,11 +36,17 @@ from tss.tasks.base import IGNORED
 
 @dataclass(frozen=True)
 class Sealed:
-    """Task sealed in memory, with its fraction of gates on and flipped by layer, and the seconds that sealing took."""
+    """Task sealed in memory, and the seconds that sealing took.
+
+    Attributes:
+        density, flipped, moved: by layer, the fractions of gates that are on and that changed since training started,
+            and the mean absolute change of the scores.
+    """
 
     task: SealedTask
     density: dict[str, float]
     flipped: dict[str, float]
+    moved: dict[str, float]
     seconds: float
 
 
@@ -124,7 +131,7 @@ def learn_tasks(run: Run, indices: range) -> tuple[list[Job], TaskProgress]:
     run.runtime.reset_peak()
     run.method.begin_tasks(run.handle, {job.name: job.kind for job in jobs})
     for job in jobs:
-        job.first_gates = run.handle.packed()
+        job.first_gates, job.first_scores = run.handle.packed(), scores(run.handle)
         kept = (job.kind, job.tokenizer, run.runtime, run.handle, job.settings.eval_batch_size)
         most = MOST_PREFIX_BYTES // len(jobs)
         job.train = cache_prefix(job.train, *kept, most)
@@ -221,11 +228,12 @@ def seal_task(run: Run, job: Job) -> Sealed:
     """Seal the task in memory; it does not count as finished yet."""
     started = time.perf_counter()
     density, flipped = run.handle.density(), run.handle.flipped(job.first_gates)
+    change = moved(run.handle, job.first_scores)
     with run.runtime.autocast():
         run.method.end_task(run.handle, job.name, importance_batches(job))
     probe = logits_hash(run.handle, job.name, run.probe(run.tasks[job.index]), run.runtime)
     task = SealedTask(job.name, run.handle.fingerprint(job.name), probe)
-    return Sealed(task, density, flipped, time.perf_counter() - started)
+    return Sealed(task, density, flipped, change, time.perf_counter() - started)
 
 
 def keep_tasks(run: Run, jobs: Sequence[Job], progress: TaskProgress, sealed: Sequence[Sealed]) -> None:
@@ -259,8 +267,9 @@ def tell_end(run: Run, job: Job, progress: TaskProgress, sealed: Sealed, seconds
         layers=list(run.handle.layers),
         density=sealed.density,
         flipped=sealed.flipped,
+        moved=sealed.moved,
         unused=progress.unused,
-        importance_mean=importance_mean(run),
+        importance_mean=importance_mean(run.handle),
     )
     best, by = progress.best_value or 0.0, chosen_by(job.kind, job.settings)
     flipped = of_used(sealed.flipped, progress.unused)
@@ -274,12 +283,6 @@ def importance_batches(job: Job) -> Iterator[Batch]:
     rows = batches(job.train.lengths(), size, seed=job.seed, task=job.name, epoch=0)
     for one in processes.batches(rows):
         yield collate(job.train, one, job.kind, job.tokenizer, job.runtime)
-
-
-def importance_mean(run: Run) -> dict[str, float]:
-    """Return the mean accumulated importance of each gated layer that has any."""
-    importances = {name: getattr(layer, "importance", None) for name, layer in run.handle.layers.items()}
-    return {name: value.mean().item() for name, value in importances.items() if value is not None}
 
 
 def verify_tasks(run: Run, sealed: Sequence[Sealed]) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from tss.errors import ConfigError, StateError
 from tss.io import PARTIAL, from_json, locked, make_directory, to_json, write_text
 from tss.run.folder import RunFolder
-from tss.run.run_state import differences, flattened
+from tss.run.run_state import RunState, differences, flattened
 from tss.study.plan import Cell, cell_from
 
 FORMAT = 1
@@ -46,22 +45,26 @@ class StudyFolder:
 
     def finished(self, cell: Cell) -> bool:
         """Return whether a cell's run has finished, according to its checked state, with the cell's configuration."""
-        folder = RunFolder(self.run(cell))
-        try:
-            state = folder.load_state() if folder.state.is_file() else None
-        except StateError:  # the cell's own process reports the problem
-            return False
-        return state is not None and state.finished and not self.foreign(cell, state.config)
+        state = self._state(cell)
+        return state is not None and state.finished and not self.foreign(cell)
 
-    def foreign(self, cell: Cell, config: Mapping[str, Any]) -> list[str]:
-        """Return the differences between the configuration of the run in a cell's folder and the cell's own.
-
-        The run's has the precision that "auto" stands for.
-        """
-        there, own = flattened(dict(config)), flattened(cell.config.resolved())
-        if own["precision"] == "auto":
+    def foreign(self, cell: Cell) -> list[str]:
+        """Return the differences between a cell's configuration and that of the run in its folder, if there is one."""
+        state = self._state(cell)
+        if state is None:
+            return []
+        there, own = flattened(state.config), flattened(cell.config.resolved())
+        if own["precision"] == "auto":  # the run's is the precision that this stands for
             own["precision"] = there.get("precision")
         return differences(there, own, "in the run", "in the study")
+
+    def _state(self, cell: Cell) -> RunState | None:
+        """Return the checked state of a cell's run; None if it is missing or damaged, which its process reports."""
+        folder = RunFolder(self.run(cell))
+        try:
+            return folder.load_state() if folder.state.is_file() else None
+        except StateError:
+            return None
 
     def failure(self, cell: Cell) -> str | None:
         """Return a cell's last error, or None."""

@@ -1,25 +1,25 @@
-"""Report of a study: Markdown, one HTML page, CSV tables and a figure, all generated from its runs only."""
+"""Report of a study: Markdown, one HTML page, CSV tables and figures, all generated from its runs only."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from tss.errors import StateError
 from tss.io import write_text
-from tss.report import html
-from tss.report.heatmaps import FULL_WIDTH
-from tss.report.names import size
-from tss.report.style import Picture, drawing, new_figure, picture, run_colour
+from tss.report import header, html, markdown, sections
+from tss.report.part import Part
+from tss.report.style import drawing
 from tss.report.tables import Table
 from tss.study import tables
-from tss.study.results import Study, cells_in, cost_of, read_study, spread, summaries
-from tss.study.tables import Summaries, markdown, mean_of
+from tss.study.facts import facts_of, notes_of, settings_table
+from tss.study.figures import Point, bytes_picture
+from tss.study.results import Place, Study, cost_of, read_study, spread, summaries
+from tss.study.tables import Summaries, mean_of, shown_spread
 
 FOOTER = (
-    "<footer>Written by tss. The same tables as Markdown are in <code>report.md</code>, plain numbers in "
-    "<code>tables/</code>, the figure in <code>plots/</code>.</footer>"
+    "<footer>Written by tss. The same tables and figures as Markdown are in <code>report.md</code>, plain numbers in "
+    "<code>tables/</code>, the figures in <code>plots/</code>.</footer>"
 )
 
 
@@ -48,93 +48,74 @@ def build(folder: Path | str, output: Path | str | None = None) -> StudyReport:
         error = next((f": {name} failed: {text}" for name, text in study.failed.items()), "")
         raise StateError(f"{folder}: no run of the study has finished, so there is nothing to report yet{error}")
     found = summaries(study)
-    scores = tables.scores_table(study, found)
-    sections: list[tuple[str, list[Table | None], Picture | None]] = []
     with drawing():
-        sections.append(("Scores", [scores, tables.families_table(study, found)], None))
-        sections.append(("Paired differences", [tables.paired_table(study, found)], None))
-        sections.append(("Time, memory and bytes", [tables.efficiency_table(study)], bytes_picture(study, found)))
+        parts = assemble(study, found)
     facts, notes = facts_of(study), notes_of(study)
     title = f"Study of {len(study.rows)} methods"
-    body = [html.element("h1", title), html.facts(facts), *(html.element("p", note, "note") for note in notes)]
-    text = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts), "", *(f"> {note}\n" for note in notes)]
-    for heading, made, drawn in sections:
-        there = [table for table in made if table is not None]
-        body.append(html.section(heading, [*map(html.table, there), html.figure(drawn, least=640)]))
-        text += [f"## {heading}", "", *(f"{markdown(table)}\n" for table in there)]
-        if drawn is not None:
-            text += [f"![{drawn.caption}](plots/{drawn.name}.svg)", ""]
+    body = [html.element("h1", title), html.cards(cards(study, found)), html.facts(facts)]
+    body += [*(html.prose("p", note, "note") for note in notes), html.navigation([part.title for part in parts])]
+    text = [f"# {title}", markdown.facts(facts), *(f"> {note}" for note in notes)]
+    for part in parts:
+        body.append(html.section(part.title, part.parts))
+        text += [f"## {part.title}", *part.text] if part.text else []
+        for drawn in part.pictures:
             write_text(target / "plots" / f"{drawn.name}.svg", drawn.svg)
     for table in tables.raw_tables(study, found):
         write_text(target / "tables" / f"{table.name}.csv", table.csv())
-    write_text(target / "report.md", "\n".join(text))
+    write_text(target / "report.md", "\n\n".join(text) + "\n")
     write_text(target / "report.html", html.page(title, [*body, FOOTER]))
-    return StudyReport(target / "report.html", markdown(Table("", scores.columns, scores.rows)), study.damage)
+    scores = tables.scores_table(study, found)
+    return StudyReport(target / "report.html", markdown.table(Table("", scores.columns, scores.rows)), study.damage)
 
 
-def facts_of(study: Study) -> list[tuple[str, str]]:
-    """Return the facts about how the numbers were produced."""
-    cells = cells_in(study)
-    first = cells[0][2]
-    orders = {order: " ".join(run.tasks) for _, (order, _), run in cells}
-    seeds = sorted({seed for _, (_, seed), _ in cells})
-    kinds = {
-        key: sorted({str(run.env.get(key)) for _, _, run in cells})
-        for key in ("precision", "device", "threads", "torch")
-    }
-    return [
-        ("runs", f"{len(cells)} of {sum(study.planned.values())} finished"),
-        ("backbone", str(first.config.get("backbone"))),
-        ("tasks", f"{len(first.tasks)}, in {len(orders)} order{'s' * (len(orders) != 1)}"),
-        *((f"order {name}", tasks) for name, tasks in orders.items()),
-        ("seeds", ", ".join(map(str, seeds))),
-        *((key, " or ".join(values)) for key, values in kinds.items()),
-    ]
+def assemble(study: Study, found: Summaries) -> list[Part]:
+    """Return all sections that have content: over all runs, then of one run per method."""
+    scores, paired, validation = Part("Scores"), Part("Paired differences"), Part("Validation against test")
+    costs, settings = Part("Time, memory and bytes"), Part("Settings")
+    scores.tabulate(tables.scores_table(study, found), colours=True)
+    scores.tabulate(tables.families_table(study, found))
+    paired.tabulate(tables.paired_table(study, found))
+    validation.tabulate(tables.validation_table(study))
+    costs.tabulate(tables.efficiency_table(study))
+    costs.draw(bytes_picture(points(study, found)), least=640)
+    settings.tabulate(settings_table(study))
+    place, runs = study.one_place()
+    single = [sections.matrices(runs), sections.learning_curves(runs), sections.examples(runs)]
+    for part in single:
+        part.open_with(_about_one_place(study, place, [run.label for run in runs]))
+    every = [run for of_row in study.runs.values() for run in of_row.values()]
+    parts = [scores, paired, validation, costs, settings, *single, sections.names(every)]
+    return [part for part in parts if part.parts]
 
 
-def notes_of(study: Study) -> list[str]:
-    """Return notes on failed, unfinished and damaged runs."""
-    notes = [f"{name} failed: {error}" for name, error in study.failed.items()]
-    if rest := [name for name in study.unfinished if name not in study.failed]:
-        notes.append(f"{len(rest)} runs have not finished and are in none of the tables: {', '.join(rest)}.")
-    return [*notes, *study.damage]
+def cards(study: Study, found: Summaries) -> list[str]:
+    """Return a card for each method: its score at the end and its forgetting, means over its runs."""
+    made = []
+    for row in study.rows:
+        values = list(found.get(row, {}).values())
+        average = spread(value["average"] for value in values)
+        lost = spread(value["forgetting"] for value in values)
+        count = f"{len(values)} run{'s' * (len(values) != 1)}"
+        shown = shown_spread(average)
+        made.append(header.run_card(row, shown, lost.mean if lost else None, f"mean score at the end, {count}", 1))
+    return made
 
 
-def bytes_picture(study: Study, found: Summaries) -> Picture | None:
-    """Plot the final score against all bytes kept at the end, one point per method that has both; None without any."""
-    points = []
+def points(study: Study, found: Summaries) -> list[Point]:
+    """Return the methods that have both a final score and bytes kept for prediction."""
+    there = []
     for index, row in enumerate(study.rows):
         score = spread(values["average"] for values in found.get(row, {}).values())
         kept = mean_of([cost_of(run) for run in study.runs.get(row, {}).values()], "total_bytes")
         if score is not None and kept:
-            points.append((row, index, kept / 1024, score))
-    if not points:
-        return None
-    figure = new_figure(FULL_WIDTH, 3.8)
-    axes = figure.add_subplot()
-    for _, index, kept, score in points:
-        axes.errorbar(
-            [kept],
-            [score.mean],
-            yerr=[score.deviation or 0.0],
-            fmt="o",
-            color=run_colour(index),
-            capsize=3,
-            markersize=6,
-        )
-    for place, (row, _, kept, score) in enumerate(points):
-        # place labels of points that are close together below each other
-        above = sum(abs(math.log(kept / k)) < 0.1 and abs(score.mean - s.mean) < 2 for _, _, k, s in points[:place])
-        axes.annotate(row, (kept, score.mean), (7, 4 - 10 * above), textcoords="offset points", fontsize=8)
-    axes.set_xscale("log")
-    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis(lambda kib, _: size(1024 * kib))
-    axes.tick_params(axis="x", which="minor", labelsize=7)
-    axes.set_xlabel("kept to answer all tasks")
-    axes.set_ylabel("score at the end")
-    axes.margins(x=0.15, y=0.12)
-    caption = (
-        "Mean score at the end and its standard deviation over orders and seeds, against all bytes that "
-        "prediction needs: gates or weights and heads of all tasks, and weights that they share. Upper left is better."
-    )
-    return picture(figure, "bytes", caption)
+            there.append(Point(row, index, kept, score))
+    return there
+
+
+def _about_one_place(study: Study, place: Place, shown: list[str]) -> str:
+    """Return which of the runs a section shows."""
+    order, seed = place
+    which = f"One run per method: order {order}, seed {seed}, "
+    if missing := [row for row in study.rows if row not in shown]:
+        return f"{which}the first with a finished run of the most methods; not of {', '.join(missing)}."
+    return f"{which}the first order and seed with a finished run of every method. It is an example, not a mean."

@@ -12,8 +12,9 @@ from typing import Any
 from tss.io import from_json
 from tss.methods import METHODS
 from tss.metrics import continual
-from tss.report.reading import read_run
+from tss.report.reading import note_other_data, read_run
 from tss.report.run import Run
+from tss.run.config import RunConfig
 from tss.study.folder import StudyFolder
 
 BASELINES = ("one", "lora", "ncl")
@@ -76,6 +77,7 @@ class Study:
     Attributes:
         rows: the methods with their settings, in the study's order.
         methods: row -> method.
+        configs: row -> configuration of its first run.
         planned: row -> number of runs in the plan.
         runs: row -> place -> run.
         unfinished: names of cells that have not finished.
@@ -85,6 +87,7 @@ class Study:
 
     rows: list[str]
     methods: dict[str, str]
+    configs: dict[str, RunConfig]
     planned: dict[str, int]
     runs: dict[str, dict[Place, Run]] = field(default_factory=dict)
     unfinished: list[str] = field(default_factory=list)
@@ -100,7 +103,19 @@ class Study:
     def families(self) -> list[str]:
         """Return the families of all tasks, in the order of the first run."""
         tasks = [task for runs in self.runs.values() for run in runs.values() for task in run.tasks]
-        return list(dict.fromkeys(task.split("/", 1)[0] for task in tasks))
+        return list(dict.fromkeys(map(family_of, tasks)))
+
+    def one_place(self) -> tuple[Place, list[Run]]:
+        """Return the first order and seed with a finished run of every row, or of the most rows, and these runs."""
+        rows = [self.runs[row] for row in self.rows if row in self.runs]
+        having = {place: [runs[place] for runs in rows if place in runs] for runs in rows for place in runs}
+        return max(having.items(), key=lambda item: len(item[1]))  # the first of those with the most
+
+
+def family_of(task: str) -> str:
+    """Return the family of a task, distinct from the names of other columns of the tables."""
+    name = task.split("/", 1)[0]
+    return f"{name} (family)" if name in ("method", OVERALL) else name
 
 
 def read_study(folder: Path | str) -> Study:
@@ -112,17 +127,23 @@ def read_study(folder: Path | str) -> Study:
     files = StudyFolder(folder)
     cells = files.cells()
     rows = list(dict.fromkeys(cell.row for cell in cells))
-    methods = {cell.row: cell.config.method for cell in cells}
-    study = Study(rows, methods, {row: sum(cell.row == row for cell in cells) for row in rows})
+    configs = {cell.row: cell.config for cell in reversed(cells)}
+    methods = {row: configs[row].method for row in rows}
+    planned = {row: sum(cell.row == row for cell in cells) for row in rows}
+    study = Study(rows, methods, {row: configs[row] for row in rows}, planned)
     for cell in cells:
         if files.finished(cell):
             run = read_run(files.run(cell))
             study.runs.setdefault(cell.row, {})[cell.order, cell.seed] = run
-            study.damage += [f"{run.folder}: {line}" for line in run.damage]
         else:
             study.unfinished.append(cell.name)
+            if foreign := files.foreign(cell):
+                study.damage.append(f"{files.run(cell)} is not a run of this study ({foreign[0]}); move it away.")
             if (error := files.failure(cell)) is not None:
                 study.failed[cell.name] = error
+    finished = [run for runs in study.runs.values() for run in runs.values()]
+    note_other_data(finished)
+    study.damage += [f"{run.folder}: {line}" for run in finished for line in run.damage]
     return study
 
 
@@ -135,7 +156,7 @@ def summaries(study: Study) -> dict[str, dict[Place, dict[str, Any]]]:
     for row, runs in study.runs.items():
         for place, run in runs.items():
             one, mtl = _reference(study, "one", place, run), _reference(study, "mtl", place, run)
-            families = [task.split("/", 1)[0] for task in run.tasks]
+            families = [family_of(task) for task in run.tasks]
             values = continual.summary(
                 run.square(), None if row == study.row_of("one") else one, mtl=None if run.joint else mtl,
                 families=families,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tss.report.names import duration, number, size
+from tss.report.run import Run
 from tss.report.tables import Table, count, text
 from tss.study.results import (
     BASELINES,
@@ -96,6 +98,44 @@ def families_table(study: Study, found: Summaries) -> Table:
     return Table("families", {"method": text, **dict.fromkeys(over, shown_spread)}, rows, caption)
 
 
+def validation_table(study: Study) -> Table | None:
+    """Return a table with one row per method: validation against test scores of just learned tasks; None without any.
+
+    Only tasks whose best epoch was chosen by the main metric have a validation score that a test score compares with.
+    """
+    rows: list[list[Any]] = []
+    for row in study.rows:
+        pairs = [validated(run) for run in study.runs.get(row, {}).values()]
+        means = [[_mean_at(of_run, side) for of_run in pairs if of_run] for side in (0, 1)]
+        gaps = [validation - test for validation, test in zip(*means, strict=True)]
+        rows.append([row, sum(map(len, pairs)) or None, spread(means[0]), spread(means[1]), spread(gaps)])
+    if not any(row[1] for row in rows):
+        return None
+    caption = (
+        "Main metric on the validation split after the best epoch, which that split chose, and on the test split just "
+        "after learning (for joint training, at the end): mean over tasks, then mean ± standard deviation (n − 1) over "
+        "runs. Tasks whose epoch was chosen by the loss, such as generation by default, are left out. A validation "
+        "score far above the test score means that the choice of the epoch fits the validation examples."
+    )
+    columns = dict.fromkeys(["validation", "test", "difference"], shown_spread)
+    return Table("validation", {"method": text, "tasks of all runs": count, **columns}, rows, caption)
+
+
+def validated(run: Run) -> list[tuple[float, float]]:
+    """Return (validation, test) of each task of a run whose best epoch was chosen by its main metric."""
+    pairs = []
+    for place, task in enumerate(run.tasks):
+        kept = run.kept_epoch(task)
+        test = run.matrix[-1][place] if run.joint else run.own(place)
+        if kept.get("metric") == run.main.get(task) and kept.get("validation") is not None and test is not None:
+            pairs.append((float(kept["validation"]), test))
+    return pairs
+
+
+def _mean_at(pairs: Sequence[tuple[float, float]], side: int) -> float:
+    return statistics.fmean(pair[side] for pair in pairs)
+
+
 def differences(study: Study, found: Summaries, over: str) -> dict[str, dict[str, Difference | None]]:
     """Return row -> baseline -> the paired difference of final scores, over all tasks or a family."""
     values = {
@@ -181,12 +221,3 @@ def raw_tables(study: Study, found: Summaries) -> list[Table]:
     costs = efficiency_table(study)
     plain = Table("efficiency", dict.fromkeys(["method", *COSTS], text), costs.rows)
     return [scores, pairs, plain, runs, tasks]
-
-
-def markdown(table: Table) -> str:
-    """Return the table and its caption as Markdown."""
-    sides = ["---" if form is text else "---:" for form in table.columns.values()]
-    lines = [list(table.columns), sides]
-    lines += [[form(cell) for form, cell in zip(table.columns.values(), row, strict=True)] for row in table.rows]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{body}\n\n{table.caption}" if table.caption else body
