@@ -62,9 +62,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Create a directory and its missing parents, and flush their entries to the disk."""
+    """Create a directory and its missing parents, and flush their entries to the disk.
+
+    Raises:
+        StateError: a file or a dangling link has its name, or the name of a parent.
+    """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StateError(f"{error.filename} is not a folder, and one is needed there; name another folder") from error
     for folder in reversed(missing):
         sync_directory(folder.parent)
 

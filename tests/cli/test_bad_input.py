@@ -253,6 +253,15 @@ def test_a_folder_that_has_no_tasks_says_what_it_is(tss, tmp_path, monkeypatch):
     assert "is the folder of a study: name one of its runs" in tss("predict", tmp_path, "--task", "asc/a").err
 
 
+@pytest.mark.parametrize("command", ["run", "study"])
+def test_an_output_that_is_a_link_to_nothing_is_named(tss, tiny_options, tmp_path, command):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    words = tiny_options if command == "run" else ["demo"]
+    done = tss(command, *words, "--out", tmp_path / "link")
+    assert done.code == 1
+    assert f"{tmp_path / 'link'} is not a folder, and one is needed there; name another folder" in done.err
+
+
 def test_check_refuses_what_run_refuses(tss, tiny_options):
     for words, message in (
         (["training.metric=bogus"], "metric='bogus' is not one of"),

@@ -12,7 +12,7 @@ from tests.imports import check_no_circle, files_in, imported
 PACKAGE = Path(tss.__file__).parent
 BELOW = {
     "data": {"tasks"},
-    "run": {"adapters", "data", "methods", "metrics", "tasks"},
+    "run": {"adapters", "data", "methods", "metrics", "presets", "tasks"},
     "serve": {"data", "run", "tasks", "adapters"},
     "report": {"adapters", "methods", "metrics", "run", "tasks"},
     "study": {"methods", "metrics", "presets", "report", "run"},
