@@ -30,6 +30,7 @@ from tss.run.processes import ALONE, joined, own_folder
 from tss.run.results import RunResult, matrix_content
 from tss.run.run_state import SealedTask
 from tss.run.runtime import disk_errors, memory_errors
+from tss.run.switching import time_to_switch
 from tss.run.zero_shot import metrics_now
 from tss.tasks.base import IGNORED
 
@@ -365,7 +366,9 @@ def finish(run: Run) -> RunResult:
     """Log the end of the run, once, and return the results."""
     content = matrix_content(run.config, run.tasks, run.state)
     if not run.state.finished:
-        run.log.emit("run_end", seconds=round(run.state.seconds, 3), summary=content["summary"])
+        names, seconds = [task.name for task in run.tasks], round(run.state.seconds, 3)
+        switch = time_to_switch(run.handle, names, run.runtime.device) if len(names) > 1 else None
+        run.log.emit("run_end", seconds=seconds, switch_seconds=switch, summary=content["summary"])
         run.state.finished = True
         run.save_state()
     return RunResult(
