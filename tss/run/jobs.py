@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tss.run.backbone import set_checkpointing
 from tss.run.examples import MOST_PREFIX_BYTES, cache_prefix, encode_split
 from tss.run.loop import Job
 from tss.run.prepare import Run
@@ -14,6 +15,7 @@ def begin_tasks(run: Run, indices: Sequence[int]) -> list[Job]:
     jobs = [make_job(run, index) for index in indices]
     run.runtime.reset_peak()
     run.method.begin_tasks(run.handle, {job.name: job.kind for job in jobs})
+    set_checkpointing(run.handle, any(job.settings.gradient_checkpointing for job in jobs))
     for job in jobs:
         job.first_gates = run.handle.packed()
         kept = (job.kind, job.tokenizer, run.runtime, run.handle, job.settings.eval_batch_size)
