@@ -23,9 +23,10 @@ def _draw(setting: Setting, seed: int) -> Inputs:
 
 def _raw(t: Inputs) -> dict[str, torch.Tensor]:
     from tss.adapters import importance
+    from tss.adapters.checkpointing import evaluation_mode
 
     handle = t["model"].tss
-    with handle.using(TASK), importance.evaluation_mode(t["model"]):
+    with handle.using(TASK), evaluation_mode(t["model"]):
         return importance.raw_importance(handle.layers, (handle.loss(**batch) for batch in t["batches"]), "signed")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tss.adapters import AdapterConfig, attach
-from tss.adapters.importance import evaluation_mode
+from tss.adapters.checkpointing import evaluation_mode
 from tss.methods import METHODS
 from tss.run.config import TaskSettings
 from tss.tasks import Classification, Extraction, Generation

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.methods.conftest import KINDS, learn, logits, make_batches, start, train
-from tss.adapters.importance import evaluation_mode
+from tss.adapters.checkpointing import evaluation_mode
 from tss.methods.base import adapter_weights
 from tss.methods.ewc import diagonal_fisher
 

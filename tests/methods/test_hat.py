@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.methods.conftest import KINDS, RATES, learn, logits, make_batches, start, train
-from tss.adapters.importance import evaluation_mode
+from tss.adapters.checkpointing import evaluation_mode
 from tss.methods.hat import masked_sites
 from tss.tasks.base import without_labels
 

@@ -67,7 +67,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def story(folder: Path) -> list[dict[str, object]]:
     """The diary without what depends on the clock."""
-    timed = ("time", "seconds", "step_seconds", "peak_bytes")
+    timed = ("time", "seconds", "step_seconds", "switch_seconds", "peak_bytes")
     lines = (folder / "events.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in lines]
 

@@ -56,6 +56,7 @@ def pretend(folder: StudyFolder, cell: Cell, matrix: list[list[float | None]], *
     for row, after in zip(rows, tasks, strict=True):
         for task, cells in row.items():
             lines.append({"event": "evaluated", "task": task, "after": after, "main": "f1", "value": cells["f1"]})
+    lines.append({"event": "run_end", **events.get("run_end", {})})
     text = "".join(to_json(line) + "\n" for line in lines)
     run.path.mkdir(parents=True)
     run.events.write_text(text)

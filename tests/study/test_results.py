@@ -28,6 +28,7 @@ from tss.study.tables import differences, families_table, shown_difference, show
 ROWS = ["tss", "one", "ncl", "mtl"]
 FINAL = {"tss": (60, 64, 68), "one": (58, 61, 67), "ncl": (40, 50, 30)}
 """Score at the end of every task, by seed."""
+RUN_END = {"switch_seconds": 2.5e-5}
 END = {"seconds": 10.0, "peak_bytes": 500, "bytes": {"gates": 100, "head": 20, "total": 120}}
 
 
@@ -49,7 +50,7 @@ def study(tmp_path, cells):
     for cell in made:
         if cell.name not in ("ncl-1-2", "mtl-1-2"):
             trained = {"adapters": 1000, "head": 50}
-            pretend(folder, cell, matrix(cell.row, cell.seed), begin={"trained": trained}, end=END)
+            pretend(folder, cell, matrix(cell.row, cell.seed), begin={"trained": trained}, end=END, run_end=RUN_END)
     folder.note(next(cell for cell in made if cell.name == "ncl-1-2"), "the loss is nan")
     return folder
 
@@ -112,7 +113,7 @@ def test_costs_are_sums_over_tasks_and_means_per_task(study):
     (shared / "frozen-0123456789ab.safetensors").write_bytes(b"x" * 1000)  # follows from the seed
     cost = cost_of(run)
     assert (cost.seconds, cost.peak_bytes, cost.adapters, cost.head) == (30.0, 500, 1000, 50)
-    assert (cost.gate_bytes, cost.head_bytes) == (100, 20)
+    assert (cost.gate_bytes, cost.head_bytes, cost.switch_seconds) == (100, 20, 2.5e-5)
     assert (cost.shared_bytes, cost.learning_bytes, cost.total_bytes) == (0, 28 + 40, 3 * 120)
     run.method = "ewc"  # whose tasks answer by the weights that they share
     cost = cost_of(run)
@@ -128,6 +129,7 @@ def test_the_report_holds_the_numbers_what_is_missing_and_why(study, tmp_path):
         assert "ncl-1-2 failed: the loss is nan" in document
         assert "1 runs have not finished and are in none of the tables: mtl-1-2" in document
         assert "10 of 12 finished" in document
+        assert "25.0 µs" in document
     assert "| ncl | 2/3 |" in text
     assert "<svg" in page
     assert "plots/bytes.svg" in text

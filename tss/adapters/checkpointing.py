@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tss.adapters.task_call import calling, current_call
 
@@ -46,6 +48,49 @@ def checkpoint_with_call(checkpoint: Callable[..., Any], run: Callable[..., Any]
             first = tensors[0]
             args = (*args[:first], args[first].detach().requires_grad_(), *args[first + 1 :])
     return checkpoint(run_as_now, *args, **kwargs)
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Set evaluation mode (no dropout) within a `with` block; restores the mode of every module.
+
+    Layers with gradient checkpointing keep it: transformers' own is only for training mode, so that a pass with
+    gradients in evaluation mode would need more memory than a training step.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
+    functions = [getattr(layer, FUNCTION) for layer in layers]
+    with _evaluating(model):
+        for layer, function in zip(layers, functions, strict=True):
+            layer.training = True  # of the layer itself, not of the modules in it: this enables its checkpointing
+            setattr(layer, FUNCTION, partial(_checkpoint_in_evaluation, layer, function))
+        try:
+            yield
+        finally:
+            for layer, function in zip(layers, functions, strict=True):
+                setattr(layer, FUNCTION, function)
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _checkpoint_in_evaluation(
+    layer: torch.nn.Module, checkpoint: Callable[..., Any], run: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Checkpoint a layer that runs in evaluation mode, also when repeated after the `with` block has ended."""
+
+    def run_in_evaluation(*inputs: Any, **named: Any) -> Any:
+        with _evaluating(layer):
+            return run(*inputs, **named)
+
+    return checkpoint(run_in_evaluation, *args, **kwargs)
 
 
 def _remembers(function: Any) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tss.adapters import hub, importance, optimizers, saving, table, task_forward
-from tss.adapters.checkpointing import forget_calls
+from tss.adapters.checkpointing import evaluation_mode, forget_calls
 from tss.adapters.config import AdapterConfig, TssOptions
 from tss.adapters.frozen_prefix import FrozenPrefix, find_prefix, reuse_states
 from tss.adapters.learning import TasksLearned, check_whole
@@ -559,5 +559,5 @@ class TssHandle:
                     loss = self.loss(**batch)
                 yield loss
 
-        with self.using(name), importance.evaluation_mode(self.model):
+        with self.using(name), evaluation_mode(self.model):
             return importance.raw_importance(self.layers, losses(), self.options.importance_of)

@@ -102,18 +102,6 @@ def plain_gradients(layers: Layers) -> Iterator[None]:
             layer.mask_gradient = masked[name]
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Set evaluation mode (no dropout) within a `with` block; restores the mode of every module."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-
-
 # Main input -> dimensions that it has in a single example; a batch has more.
 DIMENSIONS = {"input_ids": 1, "pixel_values": 3, "inputs_embeds": 2}
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
+from tss.adapters.checkpointing import evaluation_mode
 from tss.adapters.frozen_prefix import reuse_states
-from tss.adapters.importance import evaluation_mode
 from tss.adapters.task_call import TaskCall, calling
 from tss.adapters.task_forward import part_caller
 from tss.methods.base import Batch

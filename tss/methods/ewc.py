@@ -98,7 +98,7 @@ def diagonal_fisher(handle: TssHandle, batches: Iterable[Batch]) -> dict[str, to
     """
     import torch  # imported here, because configurations are checked without torch
 
-    from tss.adapters.importance import evaluation_mode
+    from tss.adapters.checkpointing import evaluation_mode
 
     weights = adapter_weights(handle)
     sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}

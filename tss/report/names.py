@@ -44,6 +44,13 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def short_duration(seconds: float | None) -> str:
+    """Format a time below a second: `12.3 µs`, `4.5 ms`."""
+    if seconds is None:
+        return "–"
+    return f"{seconds * 1e6:.1f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
+
+
 def size(count: float | None) -> str:
     """Format bytes in binary units: `393 KiB`."""
     if count is None:

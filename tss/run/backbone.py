@@ -136,6 +136,14 @@ def attach_adapters(config: RunConfig, backbone: Backbone, method: Method) -> Ts
         raise ConfigError(f"adapters.bottleneck: not enough memory for adapters of width {width} ({detail})") from error
 
 
+def set_checkpointing(handle: TssHandle, on: bool) -> None:
+    """Enable or disable gradient checkpointing in the backbone."""
+    if on:  # the other form, with reentrant passes, rounds differently
+        handle.model.activation_checkpointing_enable({"use_reentrant": False})
+    elif handle.model.is_activation_checkpointing:
+        handle.model.activation_checkpointing_disable()
+
+
 def identity(backbone: Backbone) -> dict[str, str]:
     """Return digests of what predictions depend on besides weights: the tokenizer and the model's own configuration."""
     tokenizer: Any = backbone.tokenizer
@@ -209,6 +217,15 @@ def longest_source(backbone: Backbone, target_length: int) -> int:
     known = (getattr(config, "max_position_embeddings", None), backbone.tokenizer.model_max_length)
     longest = min([limit for limit in known if limit is not None and 0 < limit < MOST_TOKENS], default=MOST_TOKENS)
     return max(8, longest if config.is_encoder_decoder else longest - target_length)
+
+
+def check_checkpointing(model: PreTrainedModel, task: str) -> None:
+    """Raise ConfigError if the model does not support gradient checkpointing."""
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"task {task}: gradient_checkpointing: {type(model).__name__} does not support it; leave it out, and use a "
+            "smaller batch_size with grad_accumulation to save memory"
+        )
 
 
 def _source(name: str) -> str | Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tss.data import TaskData
 from tss.errors import ConfigError, StateError
 from tss.methods import METHODS, Method
-from tss.run.backbone import Backbone, attach_adapters, check_lengths, identity, load_backbone
+from tss.run.backbone import Backbone, attach_adapters, check_checkpointing, check_lengths, identity, load_backbone
 from tss.run.checkpoint import Checkpoint
 from tss.run.config import RunConfig, TaskSettings, dump_config
 from tss.run.events import EventLog, Listener
@@ -138,6 +138,8 @@ def checked_backbone(
     )
     for task in tasks:
         source_length, target_length = settings[task.name].source_length, settings[task.name].target_length
+        if settings[task.name].gradient_checkpointing:
+            check_checkpointing(backbone.model, task.name)
         target = target_length if task.kind.kind == "generation" else 0
         try:
             task.kind.check_model(backbone.model)

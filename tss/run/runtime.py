@@ -122,7 +122,8 @@ def memory_errors(task: str, batch_size: int) -> Iterator[None]:
             raise
         raise TssError(
             f"task {task}: out of memory with batches of {batch_size} ({detail}); "
-            "use a smaller batch_size with grad_accumulation, shorter source_length, or precision=bfloat16; "
+            "use gradient_checkpointing=true, a smaller batch_size with grad_accumulation, shorter source_length, or "
+            "precision=bfloat16; "
             "finished tasks are kept"
         ) from error
 

@@ -19,17 +19,19 @@ from tss.run.checkpoint import TaskProgress
 from tss.run.config import RunConfig
 from tss.run.evaluate import Evaluation, evaluate
 from tss.run.events import Listener
-from tss.run.examples import MOST_PREFIX_BYTES, cache_prefix, collate, encode_split
+from tss.run.examples import collate
 from tss.run.folder import RunFolder
 from tss.run.invariants import logits_hash, verify
+from tss.run.jobs import begin_tasks
 from tss.run.joint import Together, learn_together
-from tss.run.layers import importance_mean, moved, scores
+from tss.run.layers import importance_mean, moved
 from tss.run.loop import Job, chosen_by, learn, of_used, steps_per_epoch
 from tss.run.prepare import Run, open_run
 from tss.run.processes import ALONE, joined, own_folder
 from tss.run.results import RunResult, matrix_content
 from tss.run.run_state import SealedTask
 from tss.run.runtime import disk_errors, memory_errors
+from tss.run.switching import time_to_switch
 from tss.run.zero_shot import metrics_now
 from tss.tasks.base import IGNORED
 
@@ -79,15 +81,23 @@ def run_sequence(
         begin(run)
         for indices in turns(run):
             if indices[0] == len(run.state.sealed):
-                names = [run.tasks[index].name for index in indices]
-                largest = max(run.settings[name].batch_size for name in names)
-                with memory_errors(" + ".join(names), largest):
-                    jobs, done = learn_tasks(run, indices)
-                    sealed = [seal_task(run, job) for job in jobs]
-                    verify_tasks(run, sealed)  # before they count as finished: what fails here can be repeated
-                    keep_tasks(run, jobs, done, sealed)
+                finish_tasks(run, indices)
             evaluate_tasks(run, indices[-1])
         return finish(run)
+
+
+def finish_tasks(run: Run, indices: range) -> None:
+    """Train one task, or several together, seal and verify them, and save them.
+
+    Their encoded data and cached states are local, so that they are freed before the next task needs the memory.
+    """
+    names = [run.tasks[index].name for index in indices]
+    largest = max(run.settings[name].batch_size for name in names)
+    with memory_errors(" + ".join(names), largest):
+        jobs, done = learn_tasks(run, indices)
+        sealed = [seal_task(run, job) for job in jobs]
+        verify_tasks(run, sealed)  # before they count as finished: what fails here can be repeated
+        keep_tasks(run, jobs, done, sealed)
 
 
 def turns(run: Run) -> list[range]:
@@ -127,15 +137,7 @@ def begin(run: Run) -> None:
 
 def learn_tasks(run: Run, indices: range) -> tuple[list[Job], TaskProgress]:
     """Train one task, or several together, from the start or from a checkpoint, and restore the best state."""
-    jobs = [make_job(run, index) for index in indices]
-    run.runtime.reset_peak()
-    run.method.begin_tasks(run.handle, {job.name: job.kind for job in jobs})
-    for job in jobs:
-        job.first_gates, job.first_scores = run.handle.packed(), scores(run.handle)
-        kept = (job.kind, job.tokenizer, run.runtime, run.handle, job.settings.eval_batch_size)
-        most = MOST_PREFIX_BYTES // len(jobs)
-        job.train = cache_prefix(job.train, *kept, most)
-        job.validation = cache_prefix(job.validation, *kept, most)
+    jobs = begin_tasks(run, indices)
     place, run.place = run.place, None
     if place is None:
         if run.config.zero_shot and indices[0] > 0:
@@ -159,26 +161,6 @@ def learn_tasks(run: Run, indices: range) -> tuple[list[Job], TaskProgress]:
                 job.last_good = _words(run, progress)
 
     return jobs, learn_together(together, save, place) if together else learn(jobs[0], save, place)
-
-
-def make_job(run: Run, index: int) -> Job:
-    """Create the job of a task, with its data encoded."""
-    task = run.tasks[index]
-    settings, tokenizer = run.settings[task.name], run.backbone.tokenizer
-    return Job(
-        name=task.name,
-        index=index,
-        kind=task.kind,
-        settings=settings,
-        train=encode_split(task.train, task.kind, tokenizer, settings),
-        validation=encode_split(task.validation, task.kind, tokenizer, settings),
-        handle=run.handle,
-        method=run.method,
-        tokenizer=tokenizer,
-        runtime=run.runtime,
-        seed=run.config.seed,
-        log=run.log,
-    )
 
 
 def tell_begin(run: Run, job: Job) -> None:
@@ -387,7 +369,9 @@ def finish(run: Run) -> RunResult:
     """Log the end of the run, once, and return the results."""
     content = matrix_content(run.config, run.tasks, run.state)
     if not run.state.finished:
-        run.log.emit("run_end", seconds=round(run.state.seconds, 3), summary=content["summary"])
+        names, seconds = [task.name for task in run.tasks], round(run.state.seconds, 3)
+        switch = time_to_switch(run.handle, names, run.runtime.device) if len(names) > 1 else None
+        run.log.emit("run_end", seconds=seconds, switch_seconds=switch, summary=content["summary"])
         run.state.finished = True
         run.save_state()
     return RunResult(

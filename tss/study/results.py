@@ -57,6 +57,7 @@ class Cost:
         shared_bytes: bytes kept once that prediction needs: the weights that all tasks share.
         learning_bytes: bytes kept once that only further training may need: last scores, importance, a method's state.
         total_bytes: all bytes that prediction needs after the last task.
+        switch_seconds: median time to switch tasks; None for runs of one task.
     """
 
     seconds: float | None
@@ -68,6 +69,7 @@ class Cost:
     shared_bytes: float
     learning_bytes: float
     total_bytes: float | None
+    switch_seconds: float | None
 
 
 @dataclass
@@ -236,6 +238,7 @@ def cost_of(run: Run) -> Cost:
         shared_bytes=shared,
         learning_bytes=sum(once.values()) - shared,
         total_bytes=sum(own) + shared if own else None,
+        switch_seconds=next(iter(_numbers(run.of("run_end"), "switch_seconds")), None),
     )
 
 

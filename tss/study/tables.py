@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tss.report.names import duration, number, size
+from tss.report.names import duration, number, short_duration, size
 from tss.report.run import Run
 from tss.report.tables import Table, count, text
 from tss.study.results import (
@@ -44,6 +44,7 @@ COSTS = {
     "shared_bytes": "kept once",
     "total_bytes": "total for prediction",
     "learning_bytes": "only for training",
+    "switch_seconds": "switch of tasks",
 }
 
 
@@ -172,7 +173,7 @@ def paired_table(study: Study, found: Summaries) -> Table | None:
 def efficiency_table(study: Study) -> Table:
     """Return a table with one row per method: its costs, mean over its runs."""
     costs = {row: [cost_of(run) for run in study.runs.get(row, {}).values()] for row in study.rows}
-    formats: list[Callable[[Any], str]] = [duration, size, count, count, size, size, size, size, size]
+    formats: list[Callable[[Any], str]] = [duration, size, count, count, *[size] * 5, short_duration]
     columns = {"method": text, **dict(zip(COSTS.values(), formats, strict=True))}
     rows = [[row, *(mean_of(found, key) for key in COSTS)] for row, found in costs.items()]
     caption = (
@@ -181,7 +182,8 @@ def efficiency_table(study: Study) -> Table:
         "during learning, including backbone and libraries. Trained parameters, also in the head: of one task. Kept "
         "per task: mean over tasks; some tasks have no head. Kept once: weights that all tasks share. Total for "
         "prediction: these and what is kept for every task. Only for training: what is kept for later tasks, such as "
-        "last scores and importance, or a method's own state. The time to switch tasks is not measured here."
+        "last scores and importance, or a method's own state. Switch of tasks: median time from selecting another task "
+        "to having the gates or weights and the head that a call runs, without the call."
     )
     return Table("efficiency", columns, rows, caption)
 
