@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import queue
 import subprocess
@@ -138,7 +139,7 @@ class RayTasks:
 
     def __init__(self, root: Path, address: str, workers: int | None, threads: int) -> None:
         try:
-            import ray  # pyright: ignore[reportMissingImports]
+            ray: Any = importlib.import_module("ray")  # its own annotations do not allow a mapping of options
         except ImportError as error:
             raise ConfigError("--ray needs the package ray: pip install 'tss[ray]'") from error
         self._ray, self._root, self._threads = ray, root.absolute(), threads
