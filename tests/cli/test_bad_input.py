@@ -99,9 +99,14 @@ def test_tasks_that_are_not_generated_say_so_soon(tss, words):
     done = tss(*words)
     line = only_line(done)
     assert "tasks of the sequence are not generated ones" in line
-    assert line.endswith("name the data folder that has them, with --data DIR")
-    assert len(line) < 250
+    assert "name the data folder that has them, with --data DIR; `tss data get --to DIR` creates" in line
+    assert len(line) < 300
     assert done.out == ""
+
+
+def test_tasks_of_the_paper_say_that_they_can_be_created(tss):
+    line = only_line(tss("check", "mixed.paper"))
+    assert line.endswith("with --data DIR; `tss data get --to DIR` creates them")
 
 
 def test_a_folder_without_tasks_is_said_to_have_none(tss, tmp_path):

@@ -61,6 +61,7 @@ def test_paper_hyper_parameters(task, expected):
     assert (s.head_lr, s.beta1, s.beta2, s.eps, s.warmup_ratio) == (2.75e-3, 0.9, 0.999, 1e-6, 0.5)
     assert (config.seed, config.adapters.bottleneck, config.backbone) == (2021, 64, "bart-large")
     assert config.method_options["soft_mask"] == "gradient"
+    assert (config.reevaluate, s.gradient_checkpointing) == ("last", True)
     assert tuple(s.generation.model_dump().values()) == (4, 30, 200, 3)
 
 

@@ -117,3 +117,12 @@ def test_what_trains_weights_refuses_adapters_with_gates(trained, tiny_bart):
 def test_full_fine_tuning_needs_float32(tiny_bart):
     with pytest.raises(ValueError, match=r"needs it in float32, but .* is torch.bfloat16"):
         start(tiny_bart.bfloat16(), "full")
+
+
+def test_full_fine_tuning_trains_every_parameter_that_the_task_reads(tiny_bart):
+    method, handle = start(tiny_bart, "full")
+    before = {name: parameter.detach().clone() for name, parameter in tiny_bart.named_parameters()}
+    learn(handle, method, "drg/one", make_batches(1, "generation"), "generation")
+    moved = {name for name, parameter in tiny_bart.named_parameters() if not parameter.equal(before[name])}
+    unread = {name for name in before if name.endswith("k_proj.bias")}  # softmax ignores what all its inputs share
+    assert before.keys() - unread <= moved

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.programs import Program
+from tss.errors import ConfigError
 from tss.run.config import load_config
 from tss.run.processes import Processes
 from tss.run.sequence import run_sequence
@@ -30,11 +31,15 @@ if not values.get("shard_backbone"):  # caches of DTensor, which are PyTorch's, 
 """
 
 
-def start(values, folder, *, count, resume=False):
-    """The exit codes of `count` processes of one run."""
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+        return found.getsockname()[1]
+
+
+def start(values, folder, *, count, resume=False):
+    """The exit codes of `count` processes of one run."""
+    port = free_port()
     arguments = [sys.executable, "-c", RUN, json.dumps([values, str(folder), resume])]
     place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     programs = [
@@ -104,6 +109,21 @@ def test_a_method_with_a_state_and_a_penalty(values, tmp_path):
     close(shared, results(tmp_path / "one")[1])
 
 
+def test_gradients_are_weighted_by_labels_that_the_processes_have_unequally_many_of(plain_backbone, tmp_path):
+    """Equally long sources, so that batches mix short and long targets, and no other process has as many labels."""
+    target, folder = "Bob likes the battery and the screen and the camera", tmp_path / "data" / "drg" / "uneven"
+    folder.mkdir(parents=True)
+    for split, count in (("train", 6), ("validation", 2), ("test", 2)):
+        words = [("sells", "visits", "likes")[i % 3] for i in range(count)]
+        rows = [{"source": f"Alice {w} Paris", "target": w if i % 2 else target} for i, w in enumerate(words)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = tiny_values(plain_backbone, tmp_path / "data") | {"method": "ncl", "tasks": ["drg/uneven"]}
+    values["training"] = values["training"] | {"batch_size": 2, "epochs": 1, "warmup_ratio": 0.0, "adapter_lr": 1e-2}
+    run_sequence(load_config(values), tmp_path / "one")
+    _, shared, _ = finished(values, tmp_path / "two")
+    close(shared, results(tmp_path / "one")[1])
+
+
 def test_a_run_of_one_process_goes_on_in_two(values, alone, tmp_path):
     folder = tmp_path / "run"
 
@@ -118,6 +138,33 @@ def test_a_run_of_one_process_goes_on_in_two(values, alone, tmp_path):
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     (told,) = [event for event in events if event["event"] == "environment"]
     assert "processes" in told["changed"]
+
+
+def test_accelerate_launch_starts_the_processes(values, tmp_path):
+    values = {**values, "tasks": values["tasks"][:1], "limits": {"train": 4, "validation": 2, "test": 2}}
+    (tmp_path / "run.py").write_text(RUN)
+    words = ["--multi_gpu", "--num_processes", 2, "--main_process_port", free_port(), tmp_path / "run.py"]
+    arguments = json.dumps([values, str(tmp_path / "run"), False])
+    program = Program(
+        sys.executable, "-m", "accelerate.commands.launch", *words, arguments,
+        environment={"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    try:
+        ended = program.finish()
+    finally:
+        program.stop()
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads((tmp_path / "run" / "env.json").read_text())["processes"] == 2
+
+
+def test_accelerate_that_started_one_process_instead_of_several_is_an_error(values, tmp_path, monkeypatch):
+    """As `accelerate launch --num_processes 2` does on CPUs."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ConfigError, match="give it --multi_gpu, also on CPUs"):
+        run_sequence(load_config(values), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_rows_and_shares_of_a_batch():

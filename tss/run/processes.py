@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as distributed
 
+from tss.errors import ConfigError
+
 Item = TypeVar("Item")
 
 
@@ -110,7 +112,15 @@ def joined(device: str) -> Iterator[Processes]:
 
     Args:
         device: device in the run's configuration; on GPUs, each process uses the one of its local rank.
+
+    Raises:
+        ConfigError: accelerate was asked for several processes, but has started one.
     """
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            "accelerate launch has started one process here, although several were asked for: give it --multi_gpu, "
+            "also on CPUs, and not --cpu; or use torchrun --nproc-per-node"
+        )
     if expected() == 1 or distributed.is_initialized():
         yield current()
         return

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from tss.data import AUTHOR_ORDERS, Order, TaskData, list_tasks, load_task, resolve_order
+from tss.data.catalog import catalog
 from tss.errors import ConfigError
 from tss.run.backbone import resolve_device, resolve_precision
 from tss.run.config import RunConfig, TaskSettings, settings_for
@@ -100,7 +101,12 @@ def missing_message(config: RunConfig, order: Order) -> str:
     many = f"{len(order.missing)} of {len(order.missing) + len(order.tasks)} tasks of the sequence"
     if config.data == "generated" and not order.tasks and len(near) < len(order.missing):
         some = _some(order.missing[:3], len(order.missing))
-        return f"data: {many} are not generated ones ({some}): name the data folder that has them, with --data DIR"
+        offered = sum(name in catalog() for name in order.missing)
+        of_them = "them" if offered == len(order.missing) else f"{offered} of them"
+        hint = f"; `tss data get --to DIR` creates {of_them}" if offered else ""
+        return (
+            f"data: {many} are not generated ones ({some}): name the data folder that has them, with --data DIR{hint}"
+        )
     hints = [f"{name} ({near[name]})" if name in near else name for name in order.missing[:NAMES_SHOWN]]
     there = _some(known[:NAMES_SHOWN], len(known)) if known else "no task (<family>/<task>/train.jsonl)"
     return f"tasks: {many} are not in {config.data}: {_some(hints, len(order.missing))}. It has: {there}"
