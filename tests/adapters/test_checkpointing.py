@@ -9,6 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import tss
+from tss.adapters.checkpointing import evaluation_mode
 from tss.adapters.task_call import calling
 
 from .conftest import ARCHITECTURES, REPLIES, TOPICS, learn, make_bart, make_batch
@@ -104,6 +105,38 @@ def test_two_forward_passes_of_different_tasks_before_one_backward(bart):
         found.append([p.grad.clone() for p in handle.trainable_parameters()["scores"]])
         handle.use("topics")
     assert_same(found[1], found[0], {"use_reentrant": True})
+
+
+def evaluated(model, batch):
+    """The loss without gradients, and score gradients of a backward pass after evaluation mode has ended."""
+    model.train()
+    model.zero_grad()
+    with model.tss.using("topics"), evaluation_mode(model):
+        with torch.no_grad():
+            without = model.tss.loss(**batch)
+        loss = model.tss.loss(**batch)
+    loss.backward()
+    assert without.equal(loss.detach())
+    return [p.grad.clone() for p in model.tss.trainable_parameters()["scores"]]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("form", FORMS)
+def test_evaluation_mode_keeps_checkpointing_and_has_no_dropout(learning, form, monkeypatch):
+    model, _ = learning
+    expected = evaluated(model, make_batch(TOPICS))
+    made = []
+
+    def counted(run, *args, **kwargs):
+        made.append(run)
+        return checkpoint(run, *args, **kwargs)
+
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", counted)
+    model.gradient_checkpointing_enable(form)
+    assert_same(evaluated(model, make_batch(TOPICS)), expected, form)
+    assert made
+    assert not any("forward" in vars(module) for module in model.modules())
+    model.gradient_checkpointing_disable()
 
 
 def test_own_checkpointing_without_a_task_in_the_backward_pass_is_refused(bart):

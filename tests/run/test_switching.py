@@ -17,14 +17,14 @@ def test_every_task_is_selected_in_turn_and_nothing_else_changes(name, tiny_bart
     method, handle = start(tiny_bart, name)
     for seed in (1, 2):
         learn(handle, method, f"asc/{seed}", make_batches(seed))
-    handle.use("asc/2")
+    handle.use("asc/1")
     selected, use = [], handle.use
     monkeypatch.setattr(handle, "use", lambda task: (selected.append(task), use(task)))
     before = torch.get_rng_state()
     assert 0 < time_to_switch(handle, ["asc/1", "asc/2"], torch.device("cpu")) < 1
     assert selected == ROUNDS * ["asc/1", "asc/2"]
     assert torch.get_rng_state().equal(before)
-    assert handle.active == "asc/2"
+    assert handle.active == "asc/1"
 
 
 def test_a_run_of_several_tasks_logs_it_and_a_run_of_one_does_not(tiny_config, tmp_path):

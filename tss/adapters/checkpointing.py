@@ -57,17 +57,19 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     Layers with gradient checkpointing keep it: transformers' own is only for training mode, so that a pass with
     gradients in evaluation mode would need more memory than a training step.
     """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
-    functions = [getattr(layer, FUNCTION) for layer in layers]
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing and not _replaced(module)
+    ]
     with _evaluating(model):
-        for layer, function in zip(layers, functions, strict=True):
-            layer.training = True  # of the layer itself, not of the modules in it: this enables its checkpointing
-            setattr(layer, FUNCTION, partial(_checkpoint_in_evaluation, layer, function))
+        for layer in layers:
+            layer.forward = partial(_forward_in_evaluation, layer)
         try:
             yield
         finally:
-            for layer, function in zip(layers, functions, strict=True):
-                setattr(layer, FUNCTION, function)
+            for layer in layers:
+                vars(layer).pop("forward", None)
 
 
 @contextmanager
@@ -81,16 +83,20 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _checkpoint_in_evaluation(
-    layer: torch.nn.Module, checkpoint: Callable[..., Any], run: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    """Checkpoint a layer that runs in evaluation mode, also when repeated after the `with` block has ended."""
+def _forward_in_evaluation(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run a layer with gradient checkpointing in evaluation mode, also when it is repeated after the mode has ended."""
 
-    def run_in_evaluation(*inputs: Any, **named: Any) -> Any:
+    def run(*inputs: Any) -> Any:
         with _evaluating(layer):
-            return run(*inputs, **named)
+            return type(layer).forward(layer, *inputs, **kwargs)
 
-    return checkpoint(run_in_evaluation, *args, **kwargs)
+    if not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:  # a cache must not be written twice
+        return run(*args)
+    return getattr(layer, FUNCTION)(run, *args)
+
+
+def _replaced(layer: torch.nn.Module) -> bool:
+    return "forward" in vars(layer)
 
 
 def _remembers(function: Any) -> bool:
