@@ -226,6 +226,9 @@ def test_changes_for_a_task_by_its_short_name_apply_to_it(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             with_task_names(load_config({**named, **changes}))
+    skipped = {"tasks": ["asc/CanonG3", "asc/ipod"], "missing_tasks": "skip"}
+    for name in ("asc/ipod", "asc/ding9_ipod"):  # of a task that is skipped, by both of its names
+        assert with_task_names(load_config({**named, **skipped, "overrides": {name: {"epochs": 3}}}))
     assert with_task_names(load_config({**named, "families": {"sum": {"epochs": 3}}}))
 
 

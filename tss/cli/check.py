@@ -33,9 +33,10 @@ def run(args: argparse.Namespace) -> int:
     from tss.run.resolve import with_task_names
 
     config, _ = config_args.configuration(args)
-    config = with_task_names(config)
-    resolve_device(config.device)
     names = config_args.sequence(config).tasks
+    if names:  # otherwise what is missing is reported below
+        config = with_task_names(config)
+    resolve_device(config.device)
     tasks, errors = [], []
     for name in names:
         settings, source = settings_for(config, name), config.source_of(name)

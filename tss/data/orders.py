@@ -111,7 +111,7 @@ def resolve_order(names: Sequence[str], available: Sequence[str], seed: int | No
     tasks: dict[str, str] = {}
     missing = []
     for name in names:
-        task = next((candidate for candidate in _candidates(name) if candidate in available), None)
+        task = next((candidate for candidate in candidates(name) if candidate in available), None)
         if task is None:
             missing.append(name)
         elif task in tasks:
@@ -125,7 +125,7 @@ def resolve_order(names: Sequence[str], available: Sequence[str], seed: int | No
     return Order(order, missing)
 
 
-def _candidates(name: str) -> list[str]:
+def candidates(name: str) -> list[str]:
     """Return the full names that a name may refer to, in order of preference."""
     family, slash, short = name.partition("/")
     if slash:
@@ -133,4 +133,4 @@ def _candidates(name: str) -> list[str]:
     families = [family for family, table in ALIASES.items() if name in table]
     if len(families) > 1:
         raise ConfigError(f"{name!r} is a task of {' and of '.join(families)}; write {families[0]}/{name}, for example")
-    return [full for family in families for full in _candidates(f"{family}/{name}")]
+    return [full for family in families for full in candidates(f"{family}/{name}")]

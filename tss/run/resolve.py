@@ -9,6 +9,7 @@ import torch
 
 from tss.data import AUTHOR_ORDERS, Order, TaskData, list_tasks, load_task, resolve_order
 from tss.data.catalog import catalog
+from tss.data.orders import candidates
 from tss.errors import ConfigError
 from tss.run.backbone import resolve_device, resolve_precision
 from tss.run.config import RunConfig, TaskSettings, settings_for
@@ -68,7 +69,8 @@ def with_task_names(config: RunConfig) -> RunConfig:
         near = nearest(unknown[0], list(families), "families")
         raise ConfigError(f"families.{unknown[0]}: no task has this family; {near}")
     order = resolve_order(list(config.overrides), there)
-    if unknown := [name for name in order.missing if name not in config.tasks]:  # those of the sequence are skipped
+    asked = {full for task in config.tasks for full in (task, *candidates(task))}  # also those that are skipped
+    if unknown := [name for name in order.missing if asked.isdisjoint((name, *candidates(name)))]:
         near = nearest(unknown[0], known, "tasks", cutoff=0.6)
         raise ConfigError(f"overrides.{unknown[0]}: the data has no such task; {near}")
     found = [name for name in config.overrides if name not in order.missing]

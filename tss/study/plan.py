@@ -166,12 +166,13 @@ def cells_of(study: StudyConfig) -> list[Cell]:
         DataError: the data does not exist.
     """
     base, _ = read_source(study.base, None)
-    configs = {row: with_task_names(_row(study, base, row)) for row in study.methods}
+    configs = {row: _row(study, base, row) for row in study.methods}
     first = next(iter(configs.values()))
     seeds = study.seeds if isinstance(study.seeds, list) else [first.seed + i for i in range(study.seeds)]
     if max(seeds) >= 2**63:
         raise ConfigError(f"seeds: {max(seeds)} is more than {2**63 - 1}, the largest seed; use smaller ones")
     orders = _orders(study, first)
+    configs = {row: with_task_names(config) for row, config in configs.items()}
     if len(configs) * len(orders) * len(seeds) > MAX_CELLS:
         raise ConfigError(f"a study of {len(configs)} x {len(orders)} x {len(seeds)} runs is more than {MAX_CELLS:,}")
     cells = [
