@@ -10,7 +10,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from tss.errors import StateError
 
@@ -59,6 +59,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8 with `write_bytes`."""
     write_bytes(path, text.encode())
+
+
+def nowhere() -> TextIO:
+    """Return a stream that keeps nothing, for output that nobody reads any more."""
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def make_directory(path: Path) -> None:

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from tss.data import TaskData
 from tss.methods.base import Batch
 from tss.run.checkpoint import TaskProgress
@@ -22,7 +20,7 @@ from tss.run.folder import RunFolder
 from tss.run.jobs import begin_tasks
 from tss.run.loop import Job, backward, keep_best, steps_per_epoch, validate
 from tss.run.prepare import Run, open_run
-from tss.run.runtime import Runtime
+from tss.run.runtime import wait
 
 SLOW_STEP = 20.0
 """Seconds; a first step that takes longer is used as the measurement: another one would only make the user wait."""
@@ -203,7 +201,7 @@ def _seal(run: Run, job: Job) -> tuple[float, bool]:
     started = time.perf_counter()
     with run.runtime.autocast():
         run.method.end_task(run.handle, job.name, longest())
-    _wait(run.runtime)
+    wait(run.runtime.device)
     return time.perf_counter() - started, read > 0
 
 
@@ -224,7 +222,7 @@ def _time_steps(job: Job, most: int = 3) -> float:
         backward(job, longest, 0, len(times))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        _wait(job.runtime)
+        wait(job.runtime.device)
         times.append(time.perf_counter() - started)
     return statistics.mean(times[1:] or times)
 
@@ -237,10 +235,5 @@ def _time_test(run: Run, task: TaskData) -> float:
     started = time.perf_counter()
     with run.handle.using(task.name):  # scores too: the libraries that they need take memory
         evaluate(run.handle.model, task.kind, longest, run.backbone.tokenizer, batch_size=size, runtime=run.runtime)
-    _wait(run.runtime)
+    wait(run.runtime.device)
     return (time.perf_counter() - started) / len(rows)
-
-
-def _wait(runtime: Runtime) -> None:
-    if runtime.device.type == "cuda":
-        torch.cuda.synchronize(runtime.device)

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from tss.cli import check, data, env, predict, presets, report, run, serve, study, tasks
 from tss.errors import TssError
-from tss.io import WINDOWS
+from tss.io import WINDOWS, nowhere
 
 COMMANDS = (run, check, study, report, predict, serve, tasks, data, presets, env)
 FAILED, MISUSED, UNEXPECTED, INTERRUPTED = 1, 2, 70, 130
@@ -70,7 +70,7 @@ def _prepare_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # the caller closed it
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open until the process ends)
+            setattr(sys, name, nowhere())
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 

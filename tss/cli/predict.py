@@ -282,7 +282,11 @@ def open_folder(args: argparse.Namespace, *, cache_bytes: int | None = None) -> 
     Raises:
         StateError, ConfigError: the tasks cannot be opened.
     """
+    from tss.study.folder import is_study
+
     folder = args.folder
+    if is_study(folder):
+        raise StateError(f"{folder} is the folder of a study: name one of its runs, in {Path(folder) / 'runs'}")
     try:
         from tss.run.learned import open_learned
 

@@ -30,6 +30,9 @@ NAMED = ("embedded", "embedded-random", "bart-large", "bart-large-random")
 BART_TOKENIZER = "TSS_BART_TOKENIZER"
 """Environment variable with the folder of BART's tokenizer for `bart-large-random`."""
 
+MOST_TOKENS = 10**6
+"""Length of inputs for backbones without learned positions; tokenizers without a limit say far more."""
+
 VOLATILE = (
     "_name_or_path",
     "transformers_version",
@@ -159,10 +162,6 @@ def identity(backbone: Backbone) -> dict[str, str]:
         "tokenizer": sha256(json.dumps([type(tokenizer).__name__, words, special], sort_keys=True)),
         "backbone's configuration": sha256(json.dumps(told, sort_keys=True, default=str)),
     }
-
-
-MOST_TOKENS = 10**6
-"""Length of inputs for backbones without learned positions; tokenizers without a limit say far more."""
 
 
 def embedded_folder() -> Path:

@@ -260,8 +260,6 @@ def _read(folder: Path | str, *, keep: bool) -> tuple[RunState | None, saving.Sa
     files = RunFolder(folder)
     if not files.path.is_dir():
         raise StateError(f"{folder}: no such folder{'' if files.path.is_absolute() else f' in {Path.cwd()}'}")
-    if (files.path / "study.json").is_file():
-        raise StateError(f"{folder} is the folder of a study: name one of its runs, in {files.path / 'runs'}")
     if not files.state.is_file():
         return None, saving.read(files.path, keep=keep)
     while True:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
+
+from tss.io import nowhere
 
 
 class TimeLeft:
@@ -84,7 +85,7 @@ class Console:
         try:
             self._show(event)
         except OSError:  # a closed pipe or terminal
-            self._stream, self._bar = open(os.devnull, "w", encoding="utf-8"), None  # noqa: SIM115
+            self._stream, self._bar = nowhere(), None
 
     def _show(self, event: dict[str, Any]) -> None:
         self._left.see(event)

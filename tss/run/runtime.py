@@ -31,6 +31,12 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "calculation overflow
 """Parts of the messages of plain RuntimeErrors that PyTorch raises for sizes beyond any memory."""
 
 
+def wait(device: torch.device) -> None:
+    """Wait until a device has finished what was started on it, before its time is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Device, precision of matrix products ("float32" or "bfloat16"), and the processes that run together."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tss.adapters.task_choice import ACTIVE
+from tss.run.runtime import wait
 
 if TYPE_CHECKING:
     from tss.adapters import TssHandle
@@ -33,15 +34,10 @@ def time_to_switch(handle: TssHandle, tasks: Sequence[str], device: torch.device
     with handle.using(tasks[0]):
         for _ in range(ROUNDS):
             for task in tasks:
-                _wait(device)
+                wait(device)
                 started = time.perf_counter()
                 handle.use(task)
                 handle.resolve(ACTIVE)
-                _wait(device)
+                wait(device)
                 seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

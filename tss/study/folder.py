@@ -46,17 +46,12 @@ class StudyFolder:
     def finished(self, cell: Cell) -> bool:
         """Return whether a cell's run has finished, according to its checked state, with the cell's configuration."""
         state = self._state(cell)
-        return state is not None and state.finished and not self.foreign(cell)
+        return state is not None and state.finished and not _foreign(cell, state)
 
     def foreign(self, cell: Cell) -> list[str]:
         """Return the differences between a cell's configuration and that of the run in its folder, if there is one."""
         state = self._state(cell)
-        if state is None:
-            return []
-        there, own = flattened(state.config), flattened(cell.config.resolved())
-        if own["precision"] == "auto":  # the run's is the precision that this stands for
-            own["precision"] = there.get("precision")
-        return differences(there, own, "in the run", "in the study")
+        return [] if state is None else _foreign(cell, state)
 
     def _state(self, cell: Cell) -> RunState | None:
         """Return the checked state of a cell's run; None if it is missing or damaged, which its process reports."""
@@ -149,6 +144,13 @@ class StudyFolder:
     def _write(self, cells: Sequence[Cell]) -> None:
         content = {"format": FORMAT, "cells": [cell.plain() for cell in cells]}
         write_text(self.plan, to_json(content, indent=1) + "\n")
+
+
+def _foreign(cell: Cell, state: RunState) -> list[str]:
+    there, own = flattened(state.config), flattened(cell.config.resolved())
+    if own["precision"] == "auto":  # the run's is the precision that this stands for
+        own["precision"] = there.get("precision")
+    return differences(there, own, "in the run", "in the study")
 
 
 def is_study(folder: Path | str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import TextIO
@@ -10,6 +9,7 @@ from typing import TextIO
 from rich.console import Console as RichConsole
 from rich.status import Status
 
+from tss.io import nowhere
 from tss.run.progress import format_seconds
 from tss.study.execute import Event, Progress
 
@@ -35,7 +35,7 @@ class Console:
         try:
             self._show(event)
         except OSError:  # a closed pipe or terminal
-            self._stream, self._status = open(os.devnull, "w", encoding="utf-8"), None  # noqa: SIM115
+            self._stream, self._status = nowhere(), None
 
     def _show(self, event: Event) -> None:
         if (line := describe(event)) is not None:
